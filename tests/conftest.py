@@ -1,0 +1,63 @@
+"""What every test may ask for: a tokenizer, two sibling model folders, a data file; and a quiet, seeded, offline process."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """The same random numbers and one thread in every test, whatever ran before it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with its ChatML template, a fresh one for each test."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama's folder, shared by the session: copy it before changing it."""
+    return save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path_factory.mktemp("models") / "target")
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sibling of the model in ``target_folder``, shared by the session: copy it before changing it."""
+    source = sibling_of(tiny_model("llama"), seed=1)
+    return save_model(source, tiny_tokenizer(), tmp_path_factory.mktemp("models") / "source")
+
+
+@pytest.fixture
+def ability_file(tmp_path: Path) -> Path:
+    """24 rows of prompt and answer, from a few bytes to a few hundred, of one and several bytes a letter."""
+    words = ("one", "два", "三", "four,", "पाँच")
+    rows = [
+        {
+            "prompt": f"Say {words[i % 5]} {i} times",
+            "answer": " ".join(words[j % 5] for j in range(1 + 7 * i % 23)),
+        }
+        for i in range(24)
+    ]
+    return write_jsonl(tmp_path / "ability.jsonl", rows)
