@@ -109,7 +109,7 @@ def tiny_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(_byte_pairs()),
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=[START],
+        extra_special_tokens=[START],
         model_max_length=512,
     )
     tokenizer.chat_template = template
