@@ -1,4 +1,4 @@
-"""What every test may ask for: a tokenizer, two sibling model folders, a data file; and a quiet, seeded, offline process."""
+"""What every test may ask for: a tokenizer, two sibling model folders, a data file; in a seeded, offline process."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def test_models_repeat_by_seed() -> None:
 
 def test_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     assert len(tokenizer) == VOCABULARY
-    assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]) == [PAD_ID, START_ID, END_ID]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.convert_tokens_to_ids(specials) == [PAD_ID, START_ID, END_ID]
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (PAD_ID, END_ID)
     text = "The answer is नौ, 九!"
     assert tokenizer.decode(tokenizer(text).input_ids) == text

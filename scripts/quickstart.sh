@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# ACT from one small model to another on this machine, without GPU or hub: bash scripts/quickstart.sh [settings]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/environment.sh .venv constraints.txt
+.venv/bin/python -m act_lightning fit --config configs/quickstart.yaml "$@"
