@@ -2,14 +2,16 @@
 
 A channel is one output dimension of one module that owns parameters (paper §3.1, https://arxiv.org/abs/2601.09398).
 
-=============== ======================= ==================================
-module          channel ``i`` is        parameters that move with it
-=============== ======================= ==================================
-``nn.Linear``   output feature ``i``    ``weight[i, :]``, ``bias[i]``
-norm            feature ``i``           ``weight[i]``, ``bias[i]``
+================ ======================= =============================
+module           channel ``i`` is        parameters that move with it
+================ ======================= =============================
+``nn.Linear``    output feature ``i``    ``weight[i, :]``, ``bias[i]``
+norm             feature ``i``           ``weight[i]``, ``bias[i]``
 ``nn.Embedding`` embedding feature ``i`` ``weight[:, i]``
-``Conv1D``      output feature ``i``    ``weight[:, i]``, ``bias[i]``
-=============== ======================= ==================================
+``Conv1D``       output feature ``i``    ``weight[:, i]``, ``bias[i]``
+================ ======================= =============================
+
+A language model's head is a ``Linear`` whose channels are the entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from torch import Tensor, nn
 from act_lightning.errors import ActError, Fault
 
 _MOST_NAMES = 5
+_WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the 8-bit floats are quantized weights
+_PACKED_DTYPES = (torch.int32, torch.uint8, torch.int8)
+_WRAPPED = ("base_layer", "original_module")  # the child under which PEFT's wrappers keep the layer they adapt
 
 
 @dataclass(frozen=True)
@@ -184,9 +189,9 @@ def inventory(model: nn.Module) -> ChannelInventory:
     16
     """
     aliases = _aliases(model)
-    modules, unowned = [], list(_adapter_parameters(model))
+    modules, unowned = [], [*_adapter_parameters(model), *_packed_weights(model)]
     for name, module in model.named_modules():
-        direct = {leaf: parameter for leaf, parameter in module.named_parameters(recurse=False)}
+        direct = dict(module.named_parameters(recurse=False))
         if not direct:
             continue
         channels = _channels_of(name, module, direct, aliases)
@@ -195,7 +200,7 @@ def inventory(model: nn.Module) -> ChannelInventory:
         else:
             modules.append(channels)
     if unowned:
-        raise ActError(_unowned_fault(unowned))
+        raise ActError(_unowned_fault(type(model).__name__, list(dict.fromkeys(unowned))))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     return ChannelInventory(tuple(modules), shapes, aliases)
 
@@ -211,7 +216,7 @@ def _channels_of(
 ) -> ModuleChannels | None:
     """The channels of one module, or ``None`` where no channel owns its parameters."""
     dim = _channel_dim(module, direct)
-    if dim is None or not all(parameter.is_floating_point() for parameter in direct.values()):
+    if dim is None or not all(parameter.dtype in _WEIGHT_DTYPES for parameter in direct.values()):
         return None
     owned = tuple(
         OwnedParameter(aliases[_join(name, leaf)], dim if parameter.ndim == 2 else 0)
@@ -234,18 +239,25 @@ def _channel_dim(module: nn.Module, direct: Mapping[str, nn.Parameter]) -> int |
 
 
 def _adapter_parameters(model: nn.Module) -> Iterator[str]:
-    """Parameters of adapters, which wrap a layer that they name ``base_layer`` (as PEFT's do)."""
+    """Parameters that a wrapper adds to the layer inside it; those in Linear modules would pass for the model's own."""
     for name, module in model.named_modules():
-        if hasattr(module, "base_layer"):
-            yield from (_join(name, leaf) for leaf, _ in module.named_parameters())
+        if any(child in _WRAPPED for child, _ in module.named_children()):
+            added = (leaf for leaf, _ in module.named_parameters() if leaf.split(".")[0] not in _WRAPPED)
+            yield from (_join(name, leaf) for leaf in added)
 
 
-def _unowned_fault(names: list[str]) -> Fault:
-    shown = ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+def _packed_weights(model: nn.Module) -> Iterator[str]:
+    """Quantized matrices kept as integer buffers (GPTQ, AWQ, BitNet), whose modules have no parameters at all."""
+    return (name for name, buffer in model.named_buffers() if buffer.ndim == 2 and buffer.dtype in _PACKED_DTYPES)
+
+
+def _unowned_fault(model: str, names: list[str]) -> Fault:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    shown = ", ".join(names[:_MOST_NAMES])
     return Fault(
         "model",
-        shown,
-        "every parameter must be a floating-point weight or bias of a Linear, Conv1D, Embedding or norm module",
+        model,
+        f"must keep every weight in a floating-point Linear, Conv1D, Embedding or norm module, unlike {shown}{more}",
         "Merge adapters into the weights, load the model without quantization, or choose a dense decoder.",
     )
 

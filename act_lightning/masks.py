@@ -1,7 +1,7 @@
 """From scores to masks: how many channels, which ones, and how masks of several abilities join and overlap.
 
 A mask is a bool tensor ``[channels]`` in the order of :class:`~act_lightning.channels.ChannelInventory`
-(paper §4.2, https://arxiv.org/abs/2601.09398).
+(paper §4.1 and §4.2, https://arxiv.org/abs/2601.09398).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, Fault, refuse
 
 
-def share_of(count: int, ratio: float | str) -> int:
+def share_of(count: int, ratio: float | Fraction) -> int:
     """The whole part of ``count · ratio``, with the ratio taken as the decimal that is written.
 
     >>> share_of(1750528, 0.01), share_of(100, 0.29)
@@ -27,7 +27,7 @@ def share_of(count: int, ratio: float | str) -> int:
     return int(count * Fraction(str(ratio)))
 
 
-def ratio_faults(ratio: float, setting: str = "transfer.ratio") -> list[Fault]:
+def ratio_faults(ratio: float | Fraction, setting: str = "transfer.ratio") -> list[Fault]:
     """What is wrong with a ratio: it must be a finite number in (0, 1]."""
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
         return [Fault(setting, ratio, "must lie in (0, 1]", "Write the share to select, such as 0.01 for one percent.")]
@@ -48,18 +48,19 @@ def candidates(inventory: ChannelInventory, exclude: Iterable[str]) -> Tensor:
         ActError: If a pattern matches no module, or nothing is left.
     """
     names = [module.name for module in inventory.modules]
-    allowed = torch.ones(inventory.total, dtype=torch.bool)
-    for pattern in exclude:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            rule = f"must match at least one of the {len(names)} modules that own channels"
-            raise ActError(Fault("transfer.exclude", pattern, rule, f"Module names look like {names[-1]!r}."))
-        for module, span in inventory.spans():
-            if module.name in matched:
-                allowed[span] = False
+    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in exclude}
+    refuse(_unmatched_fault(pattern, names) for pattern, found in matched.items() if not found)
+    excluded = {name for found in matched.values() for name in found}
+    allowed = torch.cat([torch.full((module.count,), module.name not in excluded) for module in inventory.modules])
     if not allowed.any():
-        raise ActError(Fault("transfer.exclude", list(exclude), "must leave some channels", "Remove a pattern."))
+        raise ActError(Fault("transfer.exclude", list(matched), "must leave some channels", "Remove a pattern."))
     return allowed
+
+
+def _unmatched_fault(pattern: str, names: Sequence[str]) -> Fault:
+    rule = f"must match at least one of the {len(names)} modules that own channels"
+    remedy = f"Full names look like {names[len(names) // 2]!r} and {names[-1]!r}; * stands for any characters."
+    return Fault("transfer.exclude", pattern, rule, remedy)
 
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def rank(scores: Tensor, allowed: Tensor) -> Tensor:
     return numbers[torch.sort(scores[numbers], descending=True, stable=True).indices]
 
 
-def top(scores: Tensor, ratio: float, allowed: Tensor) -> Tensor:
+def top(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Tensor:
     """The mask of the ⌊n·p⌋ highest scores among the ``n`` allowed channels; ties go to the lower number.
 
     Args:
@@ -104,7 +105,7 @@ def _top_positions(values: Tensor, k: int) -> Tensor:
     return torch.cat([above, tied[: k - above.numel()]])
 
 
-def top_per_module(scores: Tensor, ratio: float, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
+def top_per_module(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
     """Like :func:`top`, with the same share taken within every module; small modules may give none."""
     mask = torch.zeros_like(allowed)
     for _, span in inventory.spans():
@@ -112,7 +113,7 @@ def top_per_module(scores: Tensor, ratio: float, allowed: Tensor, inventory: Cha
     return mask
 
 
-def top_by_parameters(scores: Tensor, ratio: float, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
+def top_by_parameters(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
     """The longest head of the ranking whose distinct parameters are at most ⌊N·p⌋ of the N allowed ones.
 
     An element that a row and a column of a tied matrix both select counts once.

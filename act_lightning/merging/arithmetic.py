@@ -16,7 +16,7 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> Tensor:
     """Σ_m λ_m (θ_abl(m) − θ_trg) · 1(M(m)), summed in float32 in the order of the sources.
 
     Each product is rounded before it is added, so that the sum does not depend on the machine's fused operations.
-    With masks this is the transfer of ACT (paper §4.3, https://arxiv.org/abs/2601.09398); without, task arithmetic.
+    With masks this is the transfer of ACT (paper §4.2, https://arxiv.org/abs/2601.09398); without, task arithmetic.
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
@@ -29,7 +29,7 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> Tensor:
     >>> task_arithmetic([one, TaskVector(torch.tensor([1.0, 1.0]), weight=0.25)]).tolist()
     [0.75, 0.25]
     """
-    return reduce(add, [vector.restricted() * vector.weight for vector in vectors])
+    return reduce(add, (vector.restricted() * vector.weight for vector in vectors))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,8 +55,8 @@ class MergingMethod(ABC):
             vector and a relative weight for each source (methods that vote or average).
     """
 
-    elementwise: bool = False
-    weighs_each: bool = False
+    elementwise: ClassVar[bool] = False
+    weighs_each: ClassVar[bool] = False
 
     @abstractmethod
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
@@ -79,6 +80,6 @@ def apply_change(target: Tensor, change: Tensor, selected: Tensor) -> Tensor:
         selected: Bool, broadcastable to ``target``.
 
     Returns:
-        A tensor of the target's shape and dtype (METHOD: paper §4.3).
+        A tensor of the target's shape and dtype (paper §4.2, equation 5).
     """
     return torch.where(selected, (target.float() + change).to(target.dtype), target)
