@@ -1,0 +1,155 @@
+"""Files and folders that appear complete or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import glob
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from act_lightning.errors import ActError, Fault
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8) to ``path``; a reader sees the old file or the whole new one.
+
+    Raises:
+        ActError: The file system refuses: read-only, full, a file where a folder should be.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with storing(path), _replacing_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``tensors`` as one safetensors file, complete or not at all.
+
+    Raises:
+        ActError: The file system refuses.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with storing(path), _replacing_file(path) as temporary:
+        save_file(contiguous, temporary, dict(metadata or {}))
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside ``path``; move it to ``path`` when the block ends well, else remove it.
+
+    An existing folder stands until the new one is complete, and is then moved away and deleted. Temporary folders
+    of earlier, killed runs are removed first.
+
+    Raises:
+        ActError: The file system refuses.
+    """
+    path = path.resolve()
+    temporary = _beside(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
+        temporary.mkdir()
+    try:
+        yield temporary
+        with storing(path):
+            for file in (*temporary.rglob("*"), temporary):
+                _sync(file)
+            _swap(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed runs left beside the file or folder ``name``, or beside any in ``folder``."""
+    pattern = "*" if name is None else glob.escape(name)
+    for leftover in list(folder.glob(f".{pattern}.tmp-*")):
+        _remove(leftover)
+
+
+def check_writable(folder: Path, setting: str) -> list[Fault]:
+    """The fault, if any, that keeps files from being written under ``folder``, which may not exist yet.
+
+    Nothing is left behind: the trial file has no name.
+    """
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return []
+    except OSError as error:
+        return [_refused(setting, folder, error)]
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Say which path could not be written, and why, when the file system refuses within the block.
+
+    Raises:
+        ActError: In place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ActError(_refused("output", path, error)) from error
+
+
+def _refused(setting: str, path: Path, error: OSError) -> Fault:
+    rule = f"must be writable ({error.strerror or error})"
+    return Fault(setting, str(path), rule, "Free some space, permit writing there, or choose another folder.")
+
+
+@contextmanager
+def _replacing_file(path: Path) -> Iterator[Path]:
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    temporary = _beside(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _swap(new: Path, place: Path) -> None:
+    """Rename ``new`` to ``place``; between the two renames there is nothing at ``place``, never half of something."""
+    old = _beside(place)
+    with suppress(FileNotFoundError):
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        with suppress(FileNotFoundError):
+            old.rename(place)
+        raise
+    _sync(place.parent)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, so that a rename never outruns its content in a power failure."""
+    if path.is_dir() and os.name != "posix":  # only POSIX opens folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,108 @@
+"""Files appear whole, and nothing of a failure stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from act_lightning.checkpoints import check_writable, remove_leftovers, replacing_folder, save_tensors, write_file
+from act_lightning.errors import ActError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_file_replaces_and_makes_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b.json"
+    write_file(path, "é")
+    write_file(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert names(path.parent) == ["b.json"]
+
+
+def test_save_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    values = torch.arange(6.0).view(2, 3)
+    save_tensors(path, {"a": values.T, "b": torch.nn.Parameter(values)}, {"act": "{}"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"act": "{}"}
+        assert torch.equal(file.get_tensor("a"), values.T)
+        assert torch.equal(file.get_tensor("b"), values)
+    assert names(tmp_path) == [path.name]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_file(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ActError, match=r"file'.*must be writable \(No space left on device\)"):
+        write_file(path, "new")
+    with pytest.raises(ActError, match="No space left"):
+        save_tensors(path, {"a": torch.ones(2)})
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_replacing_folder(tmp_path: Path) -> None:
+    place = tmp_path / "parent" / "out"
+    for content in ("first", "second"):
+        with replacing_folder(place) as folder:
+            (folder / content).write_text(content)
+            assert folder.parent == place.parent
+    assert names(place) == ["second"]
+    with pytest.raises(IsADirectoryError), replacing_folder(place) as folder:
+        folder.write_text("half")
+    assert names(place) == ["second"]
+    assert names(place.parent) == ["out"]
+
+
+def test_failed_renaming_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "out"
+    place.mkdir()
+    (place / "old").touch()
+    rename = Path.rename
+
+    def once(self: Path, target: Path) -> Path:
+        if list(self.glob("new")):
+            raise OSError(1, "Operation not permitted")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(ActError, match="Operation not permitted"), replacing_folder(place) as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["out"]
+    assert names(place) == ["old"]
+
+
+def test_leftovers_are_removed_by_name(tmp_path: Path) -> None:
+    for name in (".a[1].tmp-1-ff", ".b.tmp-2-ff"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    (tmp_path / ".a[1]").touch()
+    with replacing_folder(tmp_path / "a[1]"):
+        assert ".a[1].tmp-1-ff" not in names(tmp_path)
+    assert names(tmp_path) == [".a[1]", ".b.tmp-2-ff", "a[1]"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".a[1]", "a[1]"]
+    remove_leftovers(tmp_path / "absent")
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    assert check_writable(tmp_path / "deep" / "out", "trainer.default_root_dir") == []
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    (fault,) = check_writable(tmp_path / "file" / "out", "trainer.default_root_dir")
+    assert str(fault).startswith("trainer.default_root_dir = ")
+    assert check_writable(Path("/proc/out"), "output")
+    with pytest.raises(ActError, match="must be writable"), replacing_folder(tmp_path / "file" / "out"):
+        pass
+    assert names(tmp_path) == ["file"]
