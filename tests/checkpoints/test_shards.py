@@ -1,0 +1,104 @@
+"""Folders whose files are missing, cut short or of another format, and headers against the safetensors library."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from act_lightning.checkpoints import is_weightless, require_weights
+from act_lightning.checkpoints.header import read_header
+from act_lightning.checkpoints.shards import INDEX, read_headers
+from act_lightning.errors import ActError
+from tests.tiny import save_model, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return save_model(tiny_model(), tiny_tokenizer(), tmp_path / "sharded", "20KB")
+
+
+def test_header_says_what_the_library_says(tmp_path: Path) -> None:
+    tensors = {"ä": torch.ones(3, 2), "b": torch.ones(5, dtype=torch.bfloat16), "c": torch.tensor(True)}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, {"format": "pt"})
+    header = read_header(path)
+    assert header.encode() == path.read_bytes()[: header.data_start]
+    with safe_open(path, "pt") as file:
+        assert set(header.entries) == set(file.keys())
+        for key, entry in header.entries.items():
+            assert (entry.dtype, entry.shape) == (tensors[key].dtype, tuple(tensors[key].shape))
+
+
+def test_cast_header_is_one_the_library_accepts(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(3), "mask": torch.ones(3, dtype=torch.int32), "b": torch.ones(2, 2)}, path)
+    header = read_header(path).cast({"a", "b"}, torch.float16)
+    path.write_bytes(header.encode() + bytes(header.data_size))
+    with safe_open(path, "pt") as file:
+        assert {key: file.get_tensor(key).dtype for key in file.keys()} == {
+            "a": torch.float16,
+            "b": torch.float16,
+            "mask": torch.int32,
+        }
+
+
+def test_all_shards_are_read(sharded: Path) -> None:
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    found = {key: file for file, header in read_headers(sharded).items() for key in header.entries}
+    assert found == index
+
+
+def test_every_broken_file_is_named(sharded: Path) -> None:
+    first, second, third, *_ = sorted(sharded.glob("*.safetensors"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-1])
+    third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ActError) as caught:
+        require_weights(sharded, "model.target")
+    assert [fault.value for fault in caught.value.faults] == [first.name, second.name, third.name]
+    assert "truncated" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678", (2).to_bytes(8, "little") + b"[]", (9).to_bytes(8, "little")])
+def test_files_that_are_no_safetensors(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ActError, match="must be a readable safetensors file"):
+        require_weights(tmp_path, "model.target")
+
+
+def test_shapes_that_do_not_fill_their_bytes(tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ActError, match="a has 8 bytes for shape"):
+        require_weights(tmp_path, "model.target")
+
+
+@pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}'])
+def test_broken_index(index: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(ActError, match="must be a JSON index"):
+        require_weights(tmp_path, "model.target")
+
+
+def test_index_of_other_shards(sharded: Path) -> None:
+    first, second, *_ = sorted(sharded.glob("*.safetensors"))
+    shutil.copyfile(second, first)
+    with pytest.raises(ActError, match="must find every tensor in the file it names"):
+        require_weights(sharded, "model.target")
+
+
+def test_other_formats_are_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert is_weightless(tmp_path)
+    with pytest.raises(ActError, match=r"profile\.sources = .*must hold weights"):
+        require_weights(tmp_path, "profile.sources")
+    (tmp_path / "pytorch_model.bin").touch()
+    assert not is_weightless(tmp_path)
+    with pytest.raises(ActError, match=r"only pytorch_model\.bin\. Convert them to safetensors"):
+        require_weights(tmp_path, "model.target")
