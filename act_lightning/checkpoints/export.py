@@ -1,0 +1,177 @@
+"""A Hugging Face folder in the target's own layout: same shards, keys, config and tokenizer, other values."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from act_lightning.checkpoints.atomic import replacing_folder, storing, write_file
+from act_lightning.checkpoints.finite import check_finite
+from act_lightning.checkpoints.header import Header
+from act_lightning.checkpoints.locate import CONFIG
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.shards import INDEX
+from act_lightning.errors import ActError, Fault, refuse
+
+CARRIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges*.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""The target's files that an export keeps, byte for byte. Its card and its records of other runs are not among them."""
+_NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
+_CONFIG_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)')
+
+
+def export_model(
+    out: Path,
+    target: Path,
+    get: Callable[[str], Tensor],
+    dtype: torch.dtype | None = None,
+    extra_files: Mapping[str, str | bytes] = _NO_FILES,
+) -> None:
+    """Write a model to ``out`` as ``target`` is written, one tensor in memory at a time; complete or not at all.
+
+    Key names, shards, index and metadata are the target's; so are config, generation config, tokenizer and chat
+    template, byte for byte, except that another ``dtype`` is named in the config. What the target stores beside its
+    parameters (attention masks, rotary frequencies) is copied.
+
+    Args:
+        out: The folder to be; an earlier export there is replaced when the new one is complete.
+        target: The folder of the model whose layout is kept.
+        get: Gives the values of a parameter by its name in the model, in its shape and any floating dtype, on any
+            device. It is called once for every stored parameter, in the order of the target's files.
+        dtype: The dtype of all parameters on disk; by default each has the target's.
+        extra_files: Further files by name, such as a card.
+
+    Raises:
+        ActError: As :func:`output_faults`; too little space; a value that is NaN or infinite; the target is incomplete.
+        ValueError: ``get`` gives another shape.
+    """
+    refuse(output_faults(out, target, "output"))
+    with CheckpointReader(target) as reader:
+        planned = _plan(reader, dtype)
+        _require_space(out, sum(header.data_size for header in planned.values()))
+        with replacing_folder(out) as folder, _progress(out, planned) as bar:
+            for file, header in planned.items():
+                _write_shard(folder / file, header, reader, get, bar)
+            _write_texts(folder, target, dtype, extra_files)
+            _write_index(folder, target, reader.headers, planned)
+
+
+def output_faults(out: Path, target: Path, setting: str) -> list[Fault]:
+    """What speaks against an export of ``target`` to ``out``: a file, the target itself, or a folder of other things.
+
+    Only an empty folder, or one that holds a model (an earlier export), is ever replaced.
+    """
+    remedy = "Name a folder that does not exist, or that holds an earlier export."
+    place, origin = out.resolve(), target.resolve()
+    if place == origin or place in origin.parents:
+        return [Fault(setting, str(out), "must not be or hold the target, which would be replaced", remedy)]
+    if out.exists() and not out.is_dir():
+        return [Fault(setting, str(out), "must be a folder, and is a file", remedy)]
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
+        return [Fault(setting, str(out), "must be empty or hold a model, and holds other files", remedy)]
+    return []
+
+
+def _plan(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, Header]:
+    """The header of each file to be written."""
+    if dtype is None:
+        return reader.headers
+    return {file: header.cast(reader.keymap.names.keys(), dtype) for file, header in reader.headers.items()}
+
+
+def _require_space(out: Path, size: int) -> None:
+    place = next(path for path in out.resolve().parents if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        rule = f"must have room for {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left"
+        raise ActError(Fault("output", str(out), rule, "Free some space or choose another folder."))
+
+
+def _progress(out: Path, planned: Mapping[str, Header]) -> tqdm[None]:
+    total = sum(header.data_size for header in planned.values())
+    return tqdm(total=total, desc=f"Writing {out.name}", unit="B", unit_scale=True, leave=False, disable=None)
+
+
+def _write_shard(
+    path: Path, header: Header, reader: CheckpointReader, get: Callable[[str], Tensor], bar: tqdm[None]
+) -> None:
+    with storing(path):
+        file = path.open("wb", buffering=0)
+    with file:
+        _write(file, header.encode())
+        for key in header.entries:
+            data = _stored_bytes(key, header, reader, get)
+            _write(file, data.numpy().data)
+            bar.update(len(data))
+
+
+def _stored_bytes(key: str, header: Header, reader: CheckpointReader, get: Callable[[str], Tensor]) -> Tensor:
+    """The bytes of one tensor as it will lie on disk: ``[bytes]`` uint8."""
+    name, entry = reader.keymap.names.get(key), header.entries[key]
+    if name is None:
+        return reader.raw(key)
+    values = get(name).detach()
+    if tuple(values.shape) != entry.shape:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}, and the target stores {entry.shape}")
+    values = values.to("cpu", entry.dtype).contiguous()
+    check_finite(values, "output", name)
+    return values.view(-1).view(torch.uint8)
+
+
+def _write(file: FileIO, data: bytes | memoryview) -> None:
+    """Write all of ``data``; one call to an unbuffered file takes 2 GiB at most."""
+    rest = memoryview(data)
+    with storing(Path(str(file.name))):
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def _write_texts(folder: Path, target: Path, dtype: torch.dtype | None, extra_files: Mapping[str, str | bytes]) -> None:
+    for path in _carried(target):
+        data = path.read_bytes()
+        if dtype is not None and path.name == CONFIG:
+            data = _CONFIG_DTYPE.sub(rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"', data)
+        write_file(folder / path.relative_to(target), data)
+    for name, content in extra_files.items():
+        write_file(folder / name, content)
+
+
+def _carried(target: Path) -> Iterator[Path]:
+    for pattern in CARRIED:
+        yield from (path for path in sorted(target.glob(pattern)) if path.is_file() and path.suffix != ".py")
+
+
+def _write_index(folder: Path, target: Path, before: Mapping[str, Header], after: Mapping[str, Header]) -> None:
+    """The target's index, with another total size where the dtype has changed."""
+    if len(before) == 1 and not (target / INDEX).is_file():
+        return
+    data = (target / INDEX).read_bytes()
+    if before != after:
+        index = json.loads(data)
+        index.setdefault("metadata", {})["total_size"] = sum(header.data_size for header in after.values())
+        data = json.dumps(index, indent=2).encode() + b"\n"
+    write_file(folder / INDEX, data)
