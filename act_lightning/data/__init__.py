@@ -1,0 +1,54 @@
+"""Abilities and evaluation sets: rows, templates, answer labels, batches, and the LightningDataModule."""
+
+from act_lightning.data.abilities import TokenizedAbility, fingerprint, tokenize_ability
+from act_lightning.data.batches import Batch, collate, deal, token_budget_batches, unbatch
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.data.labels import IGNORED, Encoder, Sample, answer_mask, encode, has_answers
+from act_lightning.data.micro_batches import (
+    MicroBatch,
+    MicroBatchLoader,
+    MicroBatchSampler,
+    TrainingLoader,
+    deal_evenly,
+)
+from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.rows import read_rows
+from act_lightning.data.settings import AbilityData, EvaluationData
+from act_lightning.data.shapes import Conversation, Message
+from act_lightning.data.templates import ChatTemplate, Rendered, Template, TextTemplate, make_template
+
+__all__ = [
+    "IGNORED",
+    "AbilityData",
+    "AbilityDataModule",
+    "Batch",
+    "ChatTemplate",
+    "Conversation",
+    "Encoder",
+    "EvaluationData",
+    "Message",
+    "MicroBatch",
+    "MicroBatchLoader",
+    "MicroBatchSampler",
+    "Prompt",
+    "Rendered",
+    "Sample",
+    "Template",
+    "TextTemplate",
+    "TokenizedAbility",
+    "TrainingLoader",
+    "answer_mask",
+    "collate",
+    "collate_prompts",
+    "deal",
+    "deal_evenly",
+    "encode",
+    "fingerprint",
+    "has_answers",
+    "make_template",
+    "read_prompts",
+    "read_rows",
+    "token_budget_batches",
+    "tokenize_ability",
+    "unbatch",
+]

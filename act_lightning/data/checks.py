@@ -1,0 +1,89 @@
+"""What is wrong with the data section of a config, as far as no data need be read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from act_lightning.data.rows import row_faults
+from act_lightning.data.settings import AbilityData, EvaluationData
+from act_lightning.data.templates import template_faults
+from act_lightning.errors import Fault
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def ability_faults(abilities: Mapping[str, AbilityData]) -> list[Fault]:
+    """Faults of ``data.abilities``.
+
+    Args:
+        abilities: Settings by name.
+    """
+    if not abilities:
+        remedy = "Add one, such as {math-en: {path: math-en.jsonl}}."
+        return [Fault("data.abilities", {}, "must hold an ability", remedy)]
+    return [fault for name, one in abilities.items() for fault in _set_faults("data.abilities", name, one)]
+
+
+def evaluation_faults(evaluations: Mapping[str, EvaluationData]) -> list[Fault]:
+    """Faults of ``data.evaluations``.
+
+    Args:
+        evaluations: Settings by name.
+    """
+    faults = []
+    for name, one in evaluations.items():
+        faults += _set_faults("data.evaluations", name, one)
+        faults += positive_faults(one.max_new_tokens, f"data.evaluations.{name}.max_new_tokens")
+    return faults
+
+
+def validation_faults(validation: Sequence[str] | float, known: Collection[str]) -> list[Fault]:
+    """Faults of ``data.validation``: unknown names, or a share outside (0, 1).
+
+    Args:
+        validation: Names of abilities, or a share of each one that is trained on.
+        known: Names of the abilities there are.
+    """
+    if not isinstance(validation, (int, float)):
+        return list_faults(validation, known, "data.validation")
+    if 0 < validation < 1:
+        return []
+    return [Fault("data.validation", validation, "must lie in (0, 1)", "Write a share such as 0.1, or [] for none.")]
+
+
+def list_faults(names: Sequence[str], known: Collection[str], setting: str) -> list[Fault]:
+    """Names that no ability has, or that stand twice.
+
+    Args:
+        names: A list of abilities.
+        known: Names of the abilities there are.
+        setting: Where the list was given.
+    """
+    remedy = "Name each ability once, as it is called in data.abilities."
+    rule = f"must be one of data.abilities: {', '.join(known)}"
+    faults = [Fault(setting, name, rule, remedy) for name in dict.fromkeys(names) if name not in known]
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    return faults + [Fault(setting, name, "must not be named twice", remedy) for name in twice]
+
+
+def positive_faults(value: int, setting: str) -> list[Fault]:
+    """The fault of a number below 1.
+
+    Args:
+        value: What was given.
+        setting: Where it was given.
+    """
+    return [] if value >= 1 else [Fault(setting, value, "must be at least 1", "Write 1 or more.")]
+
+
+def _set_faults(section: str, name: str, settings: AbilityData) -> list[Fault]:
+    where = f"{section}.{name}"
+    faults = row_faults(settings, where)
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        rule = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
+        faults.append(Fault(section, name, rule, "Rename it: files are named after it."))
+    if settings.template is not None:
+        faults += template_faults(settings.template, f"{where}.template")
+    return faults

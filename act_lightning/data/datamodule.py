@@ -1,0 +1,236 @@
+"""The LightningDataModule: abilities to train, validate and profile on, and evaluation sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import lightning as L
+from transformers import PreTrainedTokenizerBase
+
+from act_lightning.checkpoints import load_tokenizer, locate
+from act_lightning.data.abilities import TokenizedAbility, tokenize_ability
+from act_lightning.data.batches import Batch, token_budget_batches
+from act_lightning.data.checks import (
+    ability_faults,
+    evaluation_faults,
+    list_faults,
+    positive_faults,
+    validation_faults,
+)
+from act_lightning.data.micro_batches import (
+    MicroBatch,
+    MicroBatchLoader,
+    MicroBatchSampler,
+    TrainingLoader,
+    collate_chosen,
+    deal_evenly,
+)
+from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.settings import AbilityData, EvaluationData
+from act_lightning.data.sources import kind_of, load_from_hub
+from act_lightning.data.templates import template_faults
+from act_lightning.errors import ActError, Fault, refuse
+
+Settings = TypeVar("Settings", bound=AbilityData)
+Read = TypeVar("Read")
+
+
+class AbilityDataModule(L.LightningDataModule):
+    """Abilities as labeled token ids, and evaluation sets as prompts.
+
+    Args:
+        abilities: Data sets by name; ``null`` removes a name that an earlier config gave.
+        train: Abilities to train on; by default all.
+        validation: Abilities to validate on, or one share held out of each that is trained on: its last rows, one at
+            least, which are then neither trained nor profiled on.
+        evaluations: Evaluation sets by name; ``null`` removes a name that an earlier config gave.
+        batch_size: Samples in a micro-batch of training.
+        shuffle: Whether training shuffles its samples in every epoch.
+        template: ``chat`` (the target's own), text that contains ``{prompt}``, or a chat template in a ``.jinja`` file.
+        max_length: Longer sequences are cut at the end.
+        target: Folder or hub id of the model whose tokenizer is used.
+        revision: Revision of that hub id.
+    """
+
+    def __init__(
+        self,
+        abilities: dict[str, AbilityData | None],
+        train: list[str] | None = None,
+        validation: list[str] | float = [],  # noqa: B006  # a default that a printed config shows; never changed
+        evaluations: dict[str, EvaluationData | None] = {},  # noqa: B006
+        batch_size: int = 1,
+        shuffle: bool = True,
+        template: str = "chat",
+        max_length: int = 2048,
+        target: str = "",
+        revision: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.abilities = _present(abilities)
+        self.train = list(self.abilities) if train is None else train
+        self.validation = validation
+        self.evaluations = _present(evaluations)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.template = template
+        self.max_length = max_length
+        self.target = target
+        self.revision = revision
+
+    def faults(self) -> list[Fault]:
+        """Everything that is wrong with the settings, as far as no data need be read."""
+        faults = ability_faults(self.abilities) + evaluation_faults(self.evaluations)
+        faults += list_faults(self.train, self.abilities, "data.train")
+        if self.abilities and not self.train:
+            faults.append(Fault("data.train", [], "must name an ability", "Write null to train on all of them."))
+        faults += validation_faults(self.validation, self.abilities)
+        faults += positive_faults(self.batch_size, "data.batch_size")
+        faults += positive_faults(self.max_length, "data.max_length")
+        return faults + template_faults(self.template, "data.template")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's tokenizer, the only part of the target that is read here."""
+        if not self.target:
+            remedy = "Give the target's folder or hub id."
+            raise ActError(Fault("data.target", self.target, "must name the model whose tokenizer is used", remedy))
+        return load_tokenizer(locate(self.target, self.revision, weights=False))
+
+    def prepare_data(self) -> None:
+        """Fetch tokenizer and hub data sets, on one process of each node.
+
+        Raises:
+            ActError: If settings are wrong, or something is not to be had.
+        """
+        refuse(self.faults())
+        _ = self.tokenizer
+        for section, sets in (("data.abilities", self.abilities), ("data.evaluations", self.evaluations)):
+            for name, settings in sets.items():
+                if kind_of(settings.path) == "hub":
+                    load_from_hub(settings, f"{section}.{name}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs, once.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test``, ``predict``, or ``None`` for all.
+
+        Raises:
+            ActError: With all faults of the settings, or else with those of all data sets.
+        """
+        refuse(self.faults())
+        if stage in (None, "fit", "validate"):
+            _ = self.tokenized
+        if stage in (None, "fit", "test", "predict"):
+            _ = self.prompts
+
+    @cached_property
+    def tokenized(self) -> dict[str, TokenizedAbility]:
+        """Every ability by name, without what is held out for validation."""
+        return {name: part for name, (part, _) in self._parts.items()}
+
+    @cached_property
+    def held_out(self) -> dict[str, TokenizedAbility]:
+        """The validation sets by name."""
+        if isinstance(self.validation, list):
+            return {name: self.tokenized[name] for name in self.validation}
+        return {name: held for name, (_, held) in self._parts.items() if held is not None}
+
+    @cached_property
+    def prompts(self) -> dict[str, list[Prompt]]:
+        """Every evaluation set by name."""
+
+        def read(name: str, settings: EvaluationData) -> list[Prompt]:
+            return read_prompts(name, settings, self.tokenizer, self.template)
+
+        return _read_all(self.evaluations, read)
+
+    @cached_property
+    def _parts(self) -> dict[str, tuple[TokenizedAbility, TokenizedAbility | None]]:
+        def read(name: str, settings: AbilityData) -> tuple[TokenizedAbility, TokenizedAbility | None]:
+            ability = tokenize_ability(name, settings, self.tokenizer, self.template, self.max_length)
+            if isinstance(self.validation, list) or name not in self.train:
+                return ability, None
+            return ability.hold_out(self.validation)
+
+        return _read_all(self.abilities, read)
+
+    @property
+    def validation_names(self) -> list[str]:
+        """Names of the validation sets, in the order of their loaders."""
+        return self.validation if isinstance(self.validation, list) else list(self.train)
+
+    @property
+    def evaluation_names(self) -> list[str]:
+        """Names of the evaluation sets, in the order of their loaders."""
+        return list(self.evaluations)
+
+    def train_dataloader(self) -> TrainingLoader:
+        """This process's micro-batches of the samples of all abilities in ``train``."""
+        samples = [sample for name in self.train for sample in self.tokenized[name].samples]
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        sampler = MicroBatchSampler(len(samples), self.batch_size, self.shuffle, seed, *self._share)
+        return TrainingLoader(samples, sampler, self._pad_id)
+
+    def val_dataloader(self) -> list[MicroBatchLoader[Batch]]:
+        """One loader for each validation set, in batches of as many tokens as a micro-batch of training may have."""
+        loaders = []
+        for name in self.validation_names:
+            samples = self.held_out[name].samples
+            chosen = self._dealt([len(sample.input_ids) for sample in samples])
+            loaders.append(MicroBatchLoader(chosen, partial(collate_chosen, samples, self._pad_id)))
+        return loaders
+
+    def test_dataloader(self) -> list[MicroBatchLoader[dict[str, Any]]]:
+        """One loader for each evaluation set, in batches bounded by their tokens after generation.
+
+        Raises:
+            ActError: If there is no evaluation set.
+        """
+        if not self.evaluations:
+            remedy = "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."
+            raise ActError(Fault("data.evaluations", {}, "must hold a set to test or predict on", remedy))
+        loaders = []
+        for name, prompts in self.prompts.items():
+            room = self.evaluations[name].max_new_tokens
+            chosen = self._dealt([len(prompt.input_ids) + room for prompt in prompts])
+            loaders.append(MicroBatchLoader(chosen, partial(collate_prompts, prompts, self._pad_id)))
+        return loaders
+
+    def predict_dataloader(self) -> list[MicroBatchLoader[dict[str, Any]]]:
+        """The same loaders as for testing."""
+        return self.test_dataloader()
+
+    def _dealt(self, lengths: Sequence[int]) -> list[MicroBatch]:
+        return deal_evenly(token_budget_batches(lengths, self.batch_size * self.max_length), *self._share)
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """Rank and number of the processes that share the data."""
+        share = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
+        return share["rank"], share["num_replicas"]
+
+    @property
+    def _pad_id(self) -> int:
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(token for token in ids if token is not None)
+
+
+def _present(sets: Mapping[str, Settings | None]) -> dict[str, Settings]:
+    return {name: settings for name, settings in sets.items() if settings is not None}
+
+
+def _read_all(sets: Mapping[str, Settings], read: Callable[[str, Settings], Read]) -> dict[str, Read]:
+    """Read every data set, and raise the faults of all of them together."""
+    found: dict[str, Read] = {}
+    faults: list[Fault] = []
+    for name, settings in sets.items():
+        try:
+            found[name] = read(name, settings)
+        except ActError as error:
+            faults += error.faults
+    refuse(dict.fromkeys(faults))
+    return found

@@ -1,0 +1,91 @@
+"""Evaluation sets: what the model reads, and the reference that its output is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from act_lightning.data.micro_batches import MicroBatch
+from act_lightning.data.rows import read_rows
+from act_lightning.data.settings import EvaluationData
+from act_lightning.data.shapes import Conversation
+from act_lightning.data.templates import Template, make_template
+from act_lightning.data.tokens import OffsetTokenizer
+from act_lightning.errors import ActError, Fault
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One item of an evaluation set.
+
+    Attributes:
+        input_ids: int64 ``[tokens]``, up to where the model goes on.
+        text: The text they were made from.
+        reference: The answer that is wanted.
+    """
+
+    input_ids: Tensor
+    text: str
+    reference: str
+
+
+def read_prompts(
+    name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> list[Prompt]:
+    """The items of an evaluation set, in the order of its rows.
+
+    Args:
+        name: Name of the set.
+        settings: Where its rows come from; the last turn of each holds the reference.
+        tokenizer: The target's tokenizer.
+        default_template: Template where the set has none of its own.
+
+    Raises:
+        ActError: If its rows cannot be read or rendered, or one of them has no reference.
+    """
+    where = f"data.evaluations.{name}"
+    setting = "data.template" if settings.template is None else f"{where}.template"
+    template = make_template(settings.template or default_template, tokenizer, setting)
+    tokenize = OffsetTokenizer(tokenizer)
+    return [_prompt(conversation, template, tokenize, where) for conversation in read_rows(settings, where)]
+
+
+def _prompt(conversation: Conversation, template: Template, tokenize: OffsetTokenizer, where: str) -> Prompt:
+    last = conversation[-1]
+    if last["role"] != "assistant" or not last["content"].strip():
+        remedy = "Give every row an answer, or leave the row out with filter."
+        raise ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
+    rendered = template.render_prompt(conversation)
+    tokens = tokenize(rendered.text, rendered.add_special_tokens)
+    end = len(rendered.text)
+    ids = [token for token, start in zip(tokens.ids, tokens.starts, strict=True) if start < end]
+    return Prompt(torch.tensor(ids), rendered.text, last["content"])
+
+
+def collate_prompts(prompts: Sequence[Prompt], pad_id: int, chosen: MicroBatch) -> dict[str, Any]:
+    """One batch for generation, padded on the left.
+
+    Args:
+        prompts: What the indices in ``chosen`` point at.
+        pad_id: Token id that fills up ``input_ids``.
+        chosen: The batch; if it does not count, it only keeps this process in step with the others.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 ``[rows, length]``; ``prompts`` and ``references``, lists of text,
+        which are empty if the batch does not count.
+    """
+    rows = [prompts[row].input_ids for row in chosen.rows]
+    masks = [torch.ones_like(row) for row in rows]
+    wanted = [prompts[row] for row in chosen.rows if chosen.counts]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left"),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
+        "prompts": [prompt.text for prompt in wanted],
+        "references": [prompt.reference for prompt in wanted],
+    }

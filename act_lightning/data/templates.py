@@ -1,0 +1,197 @@
+"""How a conversation becomes text, and where in this text its answers stand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from act_lightning.data.shapes import Conversation
+from act_lightning.errors import ActError, Fault, refuse
+
+CHAT = "chat"
+PROMPT = "{prompt}"
+_PROBE = "ANSWERSTANDSHERE"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: The whole text.
+        answers: First character of each answer, and the one after its last.
+        add_special_tokens: Whether the tokenizer adds its own special tokens to the text.
+        close_with_eos: Whether the end-of-sequence token closes the text.
+    """
+
+    text: str
+    answers: list[tuple[int, int]]
+    add_special_tokens: bool
+    close_with_eos: bool
+
+
+class Template(ABC):
+    """A way to write a conversation as text."""
+
+    @abstractmethod
+    def render(self, messages: Conversation) -> Rendered:
+        """The conversation up to its last answer, for training and profiling.
+
+        Args:
+            messages: Turns with ``role`` and ``content``, an assistant's among them.
+
+        Raises:
+            ActError: If the template cannot tell this conversation.
+        """
+
+    @abstractmethod
+    def render_prompt(self, messages: Conversation) -> Rendered:
+        """What a model reads before it writes the last answer; ``answers`` is empty.
+
+        Args:
+            messages: Turns with ``role`` and ``content``, an assistant's among them.
+
+        Raises:
+            ActError: If the template cannot tell this conversation.
+        """
+
+
+def template_faults(template: str, setting: str) -> list[Fault]:
+    """What is wrong with a template's name, as far as no tokenizer is needed.
+
+    Args:
+        template: ``chat``, a path that ends in ``.jinja``, or text that contains ``{prompt}``.
+        setting: Where it was given, such as ``data.template``.
+    """
+    if template == CHAT or PROMPT in template:
+        return []
+    if template.endswith(".jinja"):
+        remedy = "Check the path of the chat template."
+        return [] if Path(template).is_file() else [Fault(setting, template, "must be an existing file", remedy)]
+    rule = f"must be {CHAT}, a file that ends in .jinja, or text that contains {PROMPT}"
+    return [Fault(setting, template, rule, f'Write chat, or a text such as "Question: {PROMPT}\\nAnswer: ".')]
+
+
+def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> Template:
+    """The template that a setting names.
+
+    Args:
+        template: ``chat`` (the tokenizer's own), a path that ends in ``.jinja``, or text that contains ``{prompt}``.
+        tokenizer: The target's tokenizer.
+        setting: Where it was given, for messages.
+
+    Raises:
+        ActError: If there is no such template, or the tokenizer lacks what it takes.
+    """
+    refuse(template_faults(template, setting))
+    if PROMPT in template:
+        return TextTemplate(template, setting)
+    if template != CHAT:
+        return ChatTemplate(tokenizer, setting, Path(template).read_text(encoding="utf-8"))
+    if not tokenizer.chat_template:
+        rule = "needs a tokenizer with a chat template, and the target's has none"
+        remedy = f"Name a .jinja file, or write a text that contains {PROMPT}."
+        raise ActError(Fault(setting, template, rule, remedy))
+    return ChatTemplate(tokenizer, setting)
+
+
+class TextTemplate(Template):
+    r"""Text with the prompt in its place, then the answer: one question, one answer.
+
+    >>> TextTemplate("Q: {prompt}\nA: ").render([{"role": "user", "content": "1 + 1?"},
+    ...                                          {"role": "assistant", "content": "2"}])
+    Rendered(text='Q: 1 + 1?\nA: 2', answers=[(13, 14)], add_special_tokens=True, close_with_eos=True)
+
+    Args:
+        text: Text that contains ``{prompt}``; other braces stay as they are.
+        setting: Where it was given, for messages.
+    """
+
+    def __init__(self, text: str, setting: str = "data.template") -> None:
+        self.text = text
+        self.setting = setting
+
+    def render(self, messages: Conversation) -> Rendered:
+        """The prompt in its place, followed by the answer."""
+        prompt = self.render_prompt(messages).text
+        answer = messages[1]["content"]
+        return Rendered(prompt + answer, [(len(prompt), len(prompt) + len(answer))], True, True)
+
+    def render_prompt(self, messages: Conversation) -> Rendered:
+        """The prompt in its place."""
+        roles = [message["role"] for message in messages]
+        if roles != ["user", "assistant"]:
+            rule = f"can tell one user turn and one assistant turn, but a conversation has {', '.join(roles)}"
+            raise ActError(Fault(self.setting, self.text, rule, "Use a chat template for conversations."))
+        return Rendered(self.text.replace(PROMPT, messages[0]["content"]), [], True, False)
+
+
+class ChatTemplate(Template):
+    """A Jinja chat template: every assistant turn is an answer.
+
+    An answer starts where its content starts, at or after the end of the generation prompt: what a template writes
+    between the two, such as a space or an empty block of thoughts, is no part of it.
+
+    Args:
+        tokenizer: The tokenizer that renders, and whose own template is used unless ``source`` is given.
+        setting: Where the template was given, for messages.
+        source: A Jinja template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, setting: str, source: str | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.setting = setting
+        self.source = source
+
+    def render(self, messages: Conversation) -> Rendered:
+        """The text up to what follows the last assistant turn, with the span of each one's content."""
+        asked = self._answer_turns(messages)
+        turns = messages[: asked[-1] + 1]
+        text = self._text(turns)
+        prompts = [self._text(turns[:turn], generation=True) for turn in asked]
+        if not all(text.startswith(prompt) for prompt in prompts):
+            rule = "must be one whose earlier turns the chat template leaves unchanged when an answer follows"
+            raise ActError(Fault(self.setting, messages, rule, "Use rows of one turn, or another template."))
+        ends = [len(prompt) for prompt in prompts]
+        limits = [*ends[1:], len(text)]
+        spans = [self._span(turns, *where, text) for where in zip(asked, ends, limits, strict=True)]
+        return Rendered(text, spans, add_special_tokens=False, close_with_eos=False)
+
+    def render_prompt(self, messages: Conversation) -> Rendered:
+        """The generation prompt before the last assistant turn."""
+        turns = messages[: self._answer_turns(messages)[-1]]
+        return Rendered(self._text(turns, generation=True), [], add_special_tokens=False, close_with_eos=False)
+
+    def _answer_turns(self, messages: Conversation) -> list[int]:
+        if messages[0]["role"] == "assistant":
+            rule = "must begin with a user's or a system's turn"
+            raise ActError(Fault(self.setting, messages, rule, "Mend the row, or leave it out with filter."))
+        return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+
+    def _span(self, turns: Conversation, turn: int, earliest: int, limit: int, text: str) -> tuple[int, int]:
+        content = turns[turn]["content"]
+        probe = [*turns[:turn], {**turns[turn], "content": _PROBE}, *turns[turn + 1 :]]
+        expected = self._text(probe).find(_PROBE, earliest)
+        variants = (content, content.rstrip(), content.lstrip(), content.strip())
+        for variant in variants:
+            if expected >= 0 and text.startswith(variant, expected):
+                return expected, expected + len(variant)
+        for variant in variants:
+            if (start := text.find(variant, earliest, limit)) >= 0:
+                return start, start + len(variant)
+        rule = "must write an assistant's content as it is, which this chat template does not"
+        raise ActError(Fault(self.setting, content, rule, "Mend the row, or use another template."))
+
+    def _text(self, messages: Conversation, generation: bool = False) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.source, tokenize=False, add_generation_prompt=generation
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            rule = f"must be a conversation that the chat template can render ({error})"
+            raise ActError(Fault(self.setting, messages, rule, "Mend the row, or use another template.")) from error
+        return str(text)
