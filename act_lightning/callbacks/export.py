@@ -1,0 +1,106 @@
+"""Export when fitting ends: a Hugging Face folder with the weights, a card and the record of the transfer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from act_lightning.callbacks.language_model import is_transferred, require_language_model
+from act_lightning.callbacks.placement import local_rows
+from act_lightning.checkpoints import export_model, locate, model_card, output_faults, resolve_dtype
+from act_lightning.errors import refuse
+
+
+class HuggingFaceExport(L.Callback):
+    """Write ``<default_root_dir>/model``, a folder that ``from_pretrained`` loads, when fitting ends.
+
+    Config, generation config and tokenizer are the target's, byte for byte; shards and key names are laid out as the
+    target's. The folder appears when it is complete.
+
+    Args:
+        target: Folder or hub id whose layout is kept; by default the attribute ``target`` of the LightningModule.
+        revision: Revision of the hub id.
+        dtype: Precision of the weights; ``auto``: as the target is stored.
+        recipe: The run's config as YAML, for the card.
+    """
+
+    def __init__(
+        self, target: str | None = None, revision: str | None = None, dtype: str = "auto", recipe: str = ""
+    ) -> None:
+        self.target = target
+        self.revision = revision
+        self.dtype = dtype
+        self.recipe = recipe
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a place that cannot be written before any work is done."""
+        if stage == "fit":
+            refuse(output_faults(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export, on the first process."""
+        if trainer.is_global_zero:
+            self.export(_place(trainer), pl_module, _transfer_of(trainer, pl_module))
+        trainer.strategy.barrier("exported")
+
+    def export(self, out: Path, pl_module: L.LightningModule, transfer: dict[str, Any]) -> None:
+        """Write the model to ``out``.
+
+        Args:
+            out: The folder to be.
+            pl_module: Holds the model.
+            transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
+
+        Raises:
+            ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
+        """
+        model = require_language_model(pl_module)
+        folder = self._folder(pl_module)
+        export_model(
+            out,
+            folder,
+            lambda name: local_rows(model.get_parameter(name)).values,
+            chosen_dtype(self.dtype, folder),
+            described_files(self._name(pl_module), self.recipe, transfer),
+        )
+        rank_zero_info(f"model written to {out}")
+
+    def _name(self, pl_module: L.LightningModule) -> str:
+        return str(self.target or getattr(pl_module, "target", "") or require_language_model(pl_module).name_or_path)
+
+    def _folder(self, pl_module: L.LightningModule) -> Path:
+        revision = self.revision or (None if self.target else getattr(pl_module, "revision", None))
+        return locate(self._name(pl_module), revision, "HuggingFaceExport.target")
+
+
+def chosen_dtype(name: str, folder: Path) -> torch.dtype | None:
+    """The dtype called ``name``, or ``None`` for ``auto``: each tensor as it is stored."""
+    return None if name == "auto" else resolve_dtype(name, folder, "model.export_dtype")
+
+
+def described_files(target: str, recipe: str, transfer: dict[str, Any]) -> dict[str, str | bytes]:
+    """The card and, after a transfer, its record: files that an exported folder carries beside the model."""
+    sources = [source["model"] for source in transfer.get("sources", {}).values()]
+    files: dict[str, str | bytes] = {"README.md": model_card(target, sources, recipe, transfer)}
+    if transfer:
+        files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
+    return files
+
+
+def _place(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "model"
+
+
+def _transfer_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    """The run's ``transfer.json``, which a run that resumed finds on disk; empty for plain fine-tuning."""
+    beside = trainer.callbacks  # type: ignore[attr-defined]
+    restored = any(getattr(callback, "transferred", False) for callback in beside)
+    if not restored and not is_transferred(require_language_model(pl_module)):
+        return {}
+    found: dict[str, Any] = json.loads((Path(trainer.default_root_dir) / "transfer.json").read_text())
+    return found

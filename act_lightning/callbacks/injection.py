@@ -1,0 +1,154 @@
+"""Masked task-vector injection when fitting starts: the selected rows of the sources move into the model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks.language_model import (
+    find_language_model,
+    is_transferred,
+    mark_transferred,
+    require_language_model,
+)
+from act_lightning.callbacks.placement import local_rows, strategy_faults
+from act_lightning.callbacks.preparation import PreparedTransfer, prepare
+from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
+from act_lightning.callbacks.resuming import resumes
+from act_lightning.channels import inventory
+from act_lightning.checkpoints import write_file
+from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.merging import MergingMethod
+from act_lightning.transfer import TransferSettings
+from act_lightning.transfer.settings import Scope, Share
+
+
+class MaskedTaskVectorInjection(L.Callback):
+    """Move the selected channels of the profiler's sources into the model, once, when fitting starts.
+
+    θ_i = θ_trg,i + Σ_m λ_m (θ_abl(m),i − θ_trg,i) · 1(i ∈ M(m))   (paper §4.3, https://arxiv.org/abs/2601.09398)
+
+    Only selected rows are read from the sources. What moved is written to ``<default_root_dir>/transfer.json``.
+    Neither a fit that resumes nor a second fit of the same model injects again.
+
+    Args:
+        ratio: p, the share that one ability's mask selects, in (0, 1].
+        share: What ``ratio`` is a share of: ``channels`` or ``parameters``.
+        scale: λ, the strength of the transfer.
+        selection: How channels are ranked: ``activation``, ``random`` or ``all``.
+        scope: ``global``: rank all channels together; ``module``: the same share in every module.
+        exclude: fnmatch patterns on full module names; excluded channels are not counted.
+        method: Name of a merging method, or one with settings of its own.
+        scores: Folder of saved scores, so that nothing is profiled.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 0.01,
+        share: Share = "channels",
+        scale: float = 0.4,
+        selection: str = "activation",
+        scope: Scope = "global",
+        exclude: Sequence[str] = (),
+        method: str | MergingMethod = "task_arithmetic",
+        scores: str | None = None,
+    ) -> None:
+        self.settings = TransferSettings(ratio, share, scale, selection, scope, tuple(exclude), method)
+        self.scores = scores
+        self.transferred = False
+
+    @property
+    def needs_profiling(self) -> bool:
+        """Whether scores are needed and not given."""
+        return self.settings.needs_scores and self.scores is None
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the settings, without looking at a model."""
+        found = self.settings.faults()
+        if self.scores is not None and not Path(self.scores).is_dir():
+            found.append(Fault("transfer.scores", self.scores, "must be a folder of scores", "Run `profile` first."))
+        return found
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any work is done."""
+        if stage == "fit" and _sources_of(trainer) is not None:
+            refuse(self.faults() + strategy_faults(trainer))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Inject into a fit that starts from the beginning."""
+        profiler = _sources_of(trainer)
+        if profiler is None or self.transferred or resumes(trainer):
+            return
+        if not is_transferred(find_language_model(pl_module)):
+            self.inject(trainer, require_language_model(pl_module), profiler)
+
+    def inject(
+        self, trainer: L.Trainer, model: PreTrainedModel, profiler: ActivationDifferenceProfiler
+    ) -> PreparedTransfer:
+        """Select channels and change their parameters in place, on every process alike.
+
+        Returns:
+            What was transferred.
+
+        Raises:
+            ActError: If scores are missing or foreign, a mask selects nothing, or a value is NaN; in the last case
+                the model is partly changed and must not be used.
+        """
+        scores = Path(self.scores) if self.scores else Path(trainer.default_root_dir) / "scores"
+        prepared = prepare(
+            profiler.sources or [], inventory(model), self.settings, scores, run_seed(), profiler.target_digests
+        )
+        with prepared.injection() as injection:
+            for name in injection.names:
+                part = local_rows(model.get_parameter(name))
+                injection.apply_(name, part.values, part.first_row)
+        mark_transferred(model)
+        self.transferred = True
+        if trainer.is_global_zero:
+            write_file(Path(trainer.default_root_dir) / "transfer.json", json.dumps(prepared.report, indent=2) + "\n")
+        rank_zero_info(describe(prepared.report))
+        return prepared
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether abilities were injected, for checkpoints."""
+        return {"transferred": self.transferred}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember that abilities were injected before the checkpoint was written."""
+        self.transferred = bool(state_dict["transferred"])
+
+
+def run_seed() -> int:
+    """The seed that Lightning's ``seed_everything`` set, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A line for each source of a transfer report."""
+    return "\n".join(
+        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
+        f" {source['parameter_share']:.2%} of parameters"
+        for name, source in report["sources"].items()
+    )
+
+
+def _sources_of(trainer: L.Trainer) -> ActivationDifferenceProfiler | None:
+    """The profiler that names the sources, or ``None`` for plain fine-tuning.
+
+    Raises:
+        ActError: If the trainer has no profiler.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ActivationDifferenceProfiler):
+            return callback if callback.sources is not None else None
+    rule = "must stand beside an ActivationDifferenceProfiler, which names the sources"
+    raise ActError(
+        Fault("callbacks", "MaskedTaskVectorInjection", rule, "Add the profiler to the Trainer's callbacks.")
+    )

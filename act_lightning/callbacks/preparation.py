@@ -1,0 +1,106 @@
+"""From sources and saved scores to masks: everything a transfer needs before it writes to a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from act_lightning.callbacks.sources import AbilitySource
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import identify, locate
+from act_lightning.errors import ActError, Fault
+from act_lightning.merging import MergingMethod, merging_method
+from act_lightning.scores import read_record, read_scores, score_path
+from act_lightning.transfer import MaskedInjection, SelectedSource, TransferSettings, select, transfer_report
+
+
+@dataclass(frozen=True)
+class PreparedTransfer:
+    """The sources with their masks, and what ``transfer.json`` will say.
+
+    Attributes:
+        inventory: The channels of the target.
+        sources: The sources with their masks, in order.
+        method: How task vectors are merged.
+        seed: Seed of random draws.
+        report: The contents of ``transfer.json``.
+    """
+
+    inventory: ChannelInventory
+    sources: list[SelectedSource]
+    method: MergingMethod
+    seed: int
+    report: dict[str, Any]
+
+    def injection(self) -> MaskedInjection:
+        """The injection into parameters; use it as a context manager."""
+        return MaskedInjection(self.inventory, self.sources, self.method, self.seed)
+
+
+def prepare(
+    sources: Sequence[AbilitySource],
+    inventory: ChannelInventory,
+    settings: TransferSettings,
+    folder_of_scores: Path,
+    seed: int,
+    target_digests: Sequence[str],
+) -> PreparedTransfer:
+    """Read scores and select channels.
+
+    Args:
+        sources: The ability models.
+        inventory: The channels of the target.
+        settings: How channels are selected and merged.
+        folder_of_scores: ``<scores>/<source>/<ability>.safetensors``.
+        seed: Seed of random selections and of methods that draw.
+        target_digests: Digests under which the target's weights are known.
+
+    Raises:
+        ActError: If scores are missing or belong to other weights, or a mask selects nothing.
+    """
+    selected, hashes = [], {"target": target_digests[0]}
+    for source in sources:
+        folder = locate(source.model, source.revision, "profile.sources.model")
+        hashes[source.label] = identify(folder).digest
+        digests = {"target": target_digests, "source": [hashes[source.label]]}
+        found = {
+            name: _scores_of(source, name, inventory, settings, folder_of_scores, digests) for name in source.abilities
+        }
+        ratio = settings.ratio if source.ratio is None else source.ratio
+        values = {name: scores for name, (scores, _) in found.items()}
+        masks = select(inventory, values, ratio, settings, (seed, source.label))
+        tokens = {name: tokens for name, (_, tokens) in found.items()}
+        scale = settings.scale if source.scale is None else source.scale
+        selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens))
+    method = merging_method(settings.method)
+    name = settings.method if isinstance(settings.method, str) else repr(settings.method)
+    report = transfer_report(inventory, selected, selection=settings.selection, method=name, seed=seed, hashes=hashes)
+    return PreparedTransfer(inventory, selected, method, seed, report)
+
+
+def _scores_of(
+    source: AbilitySource,
+    ability: str,
+    inventory: ChannelInventory,
+    settings: TransferSettings,
+    root: Path,
+    digests: Mapping[str, Sequence[str]],
+) -> tuple[Tensor | None, int]:
+    """Scores, where the selection needs them, and the number of answer tokens they were measured on."""
+    if not settings.needs_scores:
+        return None, 0
+    path = score_path(root, source.label, ability)
+    if not path.is_file():
+        rule = f"must hold {path.relative_to(root)}"
+        raise ActError(Fault("transfer.scores", str(root), rule, "Run `profile`, or name the folder that holds it."))
+    record = read_record(path)
+    for role, known in digests.items():
+        if record.identities.get(role, {}).get("digest") not in known:
+            measured = record.models.get(role)
+            rule = f"must have been measured on the {role} of this run, but was on other weights ({measured})"
+            raise ActError(Fault("transfer.scores", str(path), rule, "Profile again, or name those models."))
+    return read_scores(path, inventory), record.tokens

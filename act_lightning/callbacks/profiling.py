@@ -1,0 +1,153 @@
+"""Activation-difference profiling before fit: which channels differ most on an ability's answer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from tqdm.auto import tqdm
+
+from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
+from act_lightning.callbacks.language_model import find_language_model, is_transferred
+from act_lightning.callbacks.measurement import Measurement, groups, measurements
+from act_lightning.callbacks.resuming import resumes
+from act_lightning.callbacks.sibling_checks import refuse_strangers
+from act_lightning.callbacks.sources import AbilitySource, source_faults
+from act_lightning.callbacks.target import Target, find_target
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import check_writable, load_model
+from act_lightning.data import collate, deal, token_budget_batches
+from act_lightning.errors import Fault, refuse
+from act_lightning.scores import write_scores
+
+
+class ActivationDifferenceProfiler(L.Callback):
+    """Measure Δa of every channel between the target and each source, before the training model has weights.
+
+    Δa_i = (1/|T|) Σ_{t∈T} |a_i,t(abl) − a_i,t(trg)| over all answer tokens T (paper §3.1,
+    https://arxiv.org/abs/2601.09398). Scores are written to ``<default_root_dir>/scores`` and used again while both
+    models, the data and the precision are the same. Every process takes a share of the samples.
+
+    Args:
+        sources: The ability models; ``None`` means plain fine-tuning, in which case nothing is done.
+        tokens_per_batch: Bound on rows × length of a padded batch.
+        target: Folder or hub id of the target, for a LightningModule that builds its model in ``configure_model``.
+        revision: Revision of that hub id.
+    """
+
+    def __init__(
+        self,
+        sources: list[AbilitySource] | None = None,
+        tokens_per_batch: int = 8192,
+        target: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.sources = sources
+        self.tokens_per_batch = tokens_per_batch
+        self.target = target
+        self.revision = revision
+        self.target_digests: list[str] = []
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the settings, without looking at files."""
+        found = source_faults(self.sources)
+        if self.tokens_per_batch < 1:
+            rule = "must be at least 1"
+            found.append(Fault("profile.tokens_per_batch", self.tokens_per_batch, rule, "Try 8192."))
+        return found
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Profile before a fit that starts from the beginning and needs scores."""
+        if stage != "fit" or self.sources is None:
+            return
+        if resumes(trainer) or is_transferred(find_language_model(pl_module)):
+            return
+        refuse(self.faults())
+        self.target_digests = find_target(pl_module, self.target, self.revision).digests()
+        beside = trainer.callbacks  # type: ignore[attr-defined]
+        transfers = [callback for callback in beside if hasattr(callback, "needs_profiling")]
+        if all(callback.needs_profiling for callback in transfers):
+            self.profile(trainer, pl_module, getattr(trainer, "datamodule", None))
+
+    def profile(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+    ) -> None:
+        """Measure whatever saved scores do not answer, and write it.
+
+        Raises:
+            ActError: If a setting, a model, its tokenizer or an ability does not fit; before work begins.
+        """
+        if self.sources is None:
+            return
+        refuse(self.faults())
+        root = Path(trainer.default_root_dir) / "scores"
+        refuse(check_writable(root, "trainer.default_root_dir"))
+        target = find_target(pl_module, self.target, self.revision)
+        wanted = measurements(self.sources, target, datamodule, root)
+        refuse_strangers(target, wanted)
+        due = [one for one in wanted if _is_due(one)]
+        trainer.strategy.barrier("profiling starts")
+        for group in groups(due):
+            with isolate_rng():
+                self._measure(group, target, trainer)
+
+    def _measure(self, group: Sequence[Measurement], target: Target, trainer: L.Trainer) -> None:
+        """Load the target and the sources of a group once, and measure all its abilities."""
+        device, channels = trainer.strategy.root_device, target.inventory()
+        with target.ready(device) as model:
+            folders = {one.folder for one in group}
+            sources = {folder: load_model(folder, target.dtype, device) for folder in folders}
+            for together in _by_samples(group):
+                models = [sources[one.folder] for one in together]
+                self._measure_ability(together, model, models, channels, trainer)
+
+    def _measure_ability(
+        self,
+        together: Sequence[Measurement],
+        target: nn.Module,
+        sources: Sequence[nn.Module],
+        channels: ChannelInventory,
+        trainer: L.Trainer,
+    ) -> None:
+        device = trainer.strategy.root_device
+        metrics = [MeanAbsoluteDifference(channels).to(_accumulating(device)) for _ in together]
+        names = [module.name for module in channels.modules]
+        samples = together[0].samples.samples
+        batches = token_budget_batches([len(sample.input_ids) for sample in samples], self.tokens_per_batch)
+        title = f"profiling {', '.join(one.label for one in together)}"
+        total = sum(len(sample.input_ids) for sample in samples)
+        with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
+            for numbers in deal(batches, trainer.global_rank, trainer.world_size):
+                batch = collate([samples[number] for number in numbers], 0)
+                on_device = {name: values.to(device) for name, values in batch.items()}
+                compare_on_batch(target, sources, on_device, metrics, names)
+                bar.update(int(batch["attention_mask"].sum()) * trainer.world_size)
+        for one, metric in zip(together, metrics, strict=True):
+            scores = metric.compute()
+            if trainer.is_global_zero:
+                write_scores(one.path, channels, scores, one.record)
+        trainer.strategy.barrier("scores written")
+
+
+def _is_due(one: Measurement) -> bool:
+    reason = one.reason_to_measure()
+    rank_zero_info(f"{one.label}: " + (f"measuring, {reason}" if reason else f"scores used again ({one.path})"))
+    return reason is not None
+
+
+def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Measurements on the same samples together: the target runs once for all of them."""
+    found: dict[int, list[Measurement]] = {}
+    for one in group:
+        found.setdefault(id(one.samples), []).append(one)
+    return list(found.values())
+
+
+def _accumulating(device: torch.device) -> torch.device:
+    """Where float64 sums are kept: on the device, except on one without float64."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,89 @@
+"""An ability model: the sibling that an ability is taken from, and the abilities it is asked for."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from act_lightning.errors import Fault
+from act_lightning.masks import ratio_faults
+from act_lightning.transfer import scale_faults
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass
+class AbilitySource:
+    """A source θ_abl and its abilities (paper §4.1, https://arxiv.org/abs/2601.09398).
+
+    Attributes:
+        model: Folder or hub id, or ``lab:generalist``; a sibling of the target.
+        abilities: Names of abilities of the data module; or, in a loop of your own, an iterable of batches by ability
+            name: dicts of ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, where labels
+            that are not −100 mark answer tokens. Every process must see all of them: they are shared out here.
+        scale: λ of this source; by default that of the transfer.
+        ratio: p of this source; by default that of the transfer.
+        name: Name of its folder of scores; by default the last part of ``model``.
+        revision: Commit, branch or tag of a hub id.
+    """
+
+    model: str
+    abilities: list[str] | dict[str, Any]
+    scale: float | None = None
+    ratio: float | None = None
+    name: str | None = None
+    revision: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The name that files and reports use.
+
+        >>> AbilitySource("Qwen/Qwen2.5-7B-Instruct", ["science-ar"]).label
+        'Qwen2.5-7B-Instruct'
+        """
+        return self.name or re.split(r"[/:\\]", self.model.rstrip("/\\"))[-1]
+
+    @property
+    def loaders(self) -> dict[str, Iterable[dict[str, Any]]]:
+        """Batches by ability, where this source brings its own."""
+        return self.abilities if isinstance(self.abilities, dict) else {}
+
+    def faults(self, setting: str) -> list[Fault]:
+        """What is wrong with this source, without looking at its files."""
+        found = []
+        if not self.abilities:
+            found.append(Fault(f"{setting}.abilities", self.abilities, "must name an ability", "Name one or more."))
+        if self.scale is not None:
+            found += scale_faults(self.scale, f"{setting}.scale")
+        if self.ratio is not None:
+            found += ratio_faults(self.ratio, f"{setting}.ratio")
+        names = [("name", self.label)] + [("abilities", ability) for ability in self.abilities]
+        return found + [fault for key, name in names for fault in name_faults(name, f"{setting}.{key}")]
+
+
+def name_faults(name: str, setting: str) -> list[Fault]:
+    """What is wrong with a name that becomes part of a path."""
+    if _NAME.fullmatch(name) and name not in (".", ".."):
+        return []
+    return [Fault(setting, name, "must match [A-Za-z0-9._-]+ and be neither . nor ..", "Give a name of such letters.")]
+
+
+def source_faults(sources: Sequence[AbilitySource] | None, setting: str = "profile.sources") -> list[Fault]:
+    """What is wrong with a list of sources: an empty list, two of one name, or a fault of one of them."""
+    if sources is None:
+        return []
+    if not sources:
+        return [Fault(setting, [], "must not be empty", "Name a source, or leave it out (null) for plain fine-tuning.")]
+    found = [fault for i, source in enumerate(sources) for fault in source.faults(f"{setting}[{i}]")]
+    for name, times in Counter(source.label for source in sources).items():
+        if times > 1:
+            found.append(Fault(setting, name, "must not name two sources alike", "Give each a name of its own."))
+    for i, source in enumerate(sources):
+        for ability, times in Counter(source.abilities).items():
+            if times > 1 and not source.loaders:
+                rule = "must not name an ability twice"
+                found.append(Fault(f"{setting}[{i}].abilities", ability, rule, "Name it once."))
+    return found

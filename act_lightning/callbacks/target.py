@@ -1,0 +1,105 @@
+"""The target of a transfer before training: weights already in memory, or a checkpoint that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks.language_model import find_language_model, has_weights
+from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints import Identity, identify, identify_module, load_model, locate, meta_model, resolve_dtype
+from act_lightning.errors import ActError, Fault
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the target's original weights are.
+
+    Attributes:
+        name: How the user named it.
+        folder: Its checkpoint, if there is one.
+        model: The model in memory, if it is there; else the checkpoint is loaded.
+        dtype: Precision in which the pair is compared.
+    """
+
+    name: str
+    folder: Path | None
+    model: PreTrainedModel | None
+    dtype: torch.dtype
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model in memory, or one without weights."""
+        if self.model is not None:
+            return self.model
+        assert self.folder is not None
+        return meta_model(self.folder)
+
+    def inventory(self) -> ChannelInventory:
+        """The target's channels."""
+        return inventory(self.skeleton())
+
+    def identity(self) -> Identity:
+        """The identity of the weights that are compared."""
+        if self.model is not None:
+            return identify_module(self.model)
+        assert self.folder is not None
+        return identify(self.folder)
+
+    def digests(self) -> list[str]:
+        """Digests under which these weights are known: in memory, and as the checkpoint that the user names."""
+        in_folder = [identify(self.folder).digest] if self.folder is not None else []
+        return [self.identity().digest, *in_folder]
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[nn.Module]:
+        """The target on ``device`` in evaluation mode; a model of the user's is left as it was found."""
+        if self.model is None:
+            assert self.folder is not None
+            yield load_model(self.folder, self.dtype, device)
+        else:
+            with _evaluating(self.model, device):
+                yield self.model
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    home = next(model.parameters()).device
+    try:
+        model.train(False)
+        nn.Module.to(model, device)
+        yield
+    finally:
+        nn.Module.to(model, home)
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def find_target(module: nn.Module, target: str | None, revision: str | None) -> Target:
+    """The target of ``module``: its weights if it has them, else the checkpoint named by ``target``.
+
+    Args:
+        module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it has
+            attributes ``target``, ``revision`` and ``weights_dtype`` (as ours), these name its checkpoint.
+        target: Folder or hub id given to the profiler.
+        revision: Revision of the hub id.
+
+    Raises:
+        ActError: If there are neither weights nor a name.
+    """
+    name = target or getattr(module, "target", None)
+    folder = locate(name, revision or getattr(module, "revision", None)) if name else None
+    model = find_language_model(module)
+    if model is not None and has_weights(model):
+        return Target(name or model.name_or_path or type(model).__name__, folder, model, model.dtype)
+    if folder is None:
+        rule = "must hold one causal language model of transformers before fit, or the profiler must name one"
+        remedy = "Give ActivationDifferenceProfiler(target=...) the folder or hub id that configure_model loads."
+        raise ActError(Fault("LightningModule", type(module).__name__, rule, remedy))
+    return Target(str(name), folder, None, resolve_dtype(getattr(module, "weights_dtype", "auto"), folder))

@@ -1,0 +1,198 @@
+"""The LightningModule that wraps the merged model: full-parameter fine-tuning on answers, evaluation, prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
+
+from act_lightning.checkpoints import load_model, locate, require_weights
+from act_lightning.data import AbilityDataModule
+from act_lightning.errors import Fault
+from act_lightning.evaluation import ExactMatch, generate_answers
+from act_lightning.loss import answer_loss
+from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SUM_SCALE = 2.0**-12  # keeps a window's summed gradient near 1, for float16; a power of two, so exact
+
+
+class AbilityTransferModule(L.LightningModule):
+    """A causal language model and its fine-tuning (paper §4.4, https://arxiv.org/abs/2601.09398).
+
+    The gradient of an update is the mean over all answer tokens of its accumulation window, on all processes, however
+    they are split into micro-batches: every micro-batch adds a sum, and the whole is divided once before the step.
+
+    Args:
+        target: The model to be improved: a folder, a hub id, ``lab:generalist`` or ``lab:specialist``.
+        revision: Commit, branch or tag of a hub id.
+        dtype: Precision of profiling and merging; ``auto``: as the target is stored. Training weights follow
+            ``trainer.precision``.
+        export_dtype: Precision of exported weights; ``auto``: as the target is stored.
+        learning_rate: Learning rate of an optimizer that brings none.
+        optimizer: ``adam``, ``adamw``, or ``{class_path, init_args}`` of any optimizer of torch or bitsandbytes.
+        lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default.
+        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+
+    Attributes:
+        model: The model, from ``configure_model`` on.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        revision: str | None = None,
+        dtype: str = "auto",
+        export_dtype: str = "auto",
+        learning_rate: float = 2.0e-5,
+        optimizer: str | dict[str, Any] = "adam",
+        lr_scheduler: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.target = target
+        self.revision = revision
+        self.weights_dtype = dtype
+        self.export_dtype = export_dtype
+        self.learning_rate = learning_rate
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.gradient_checkpointing = gradient_checkpointing
+        self.model: PreTrainedModel | None = None
+        self._window_tokens = 0
+        self._window_loss = 0.0
+        self._losses: list[MeanMetric] = []
+        self._matches: list[ExactMatch] = []
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the settings, without looking at files."""
+        found = optimizer_faults(self.optimizer, self.lr_scheduler, self.learning_rate)
+        for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
+            if value not in _DTYPES:
+                found.append(Fault(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
+        return found
+
+    def configure_model(self) -> None:
+        """Load the target, once, in the precision of training."""
+        if self.model is not None:
+            return
+        folder = locate(self.target, self.revision)
+        require_weights(folder, "model.target")
+        self.model = load_model(folder, training_dtype(self.trainer.precision)).train()
+        if self.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The model, which must have been loaded."""
+        if self.model is None:
+            raise RuntimeError("the model is loaded in configure_model, which a Trainer calls")
+        return self.model
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """All parameters, one optimizer, and the schedule if one is set."""
+        optimizer = make_optimizer(self.optimizer, self.parameters(), self.learning_rate)
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = make_scheduler(self.lr_scheduler, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
+        loss, tokens = answer_loss(self.language_model, batch)
+        self._window_tokens += tokens
+        self._window_loss += float(loss.detach())
+        undo = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning and DDP divide by these
+        return loss * (undo * _SUM_SCALE)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the summed gradient by the number of answer tokens in the window, on all processes."""
+        sums = torch.tensor([self._window_tokens, self._window_loss], dtype=torch.float64)
+        tokens, loss = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
+        self._window_tokens, self._window_loss = 0, 0.0
+        if tokens:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
+            self.log("train_loss", loss / tokens, prog_bar=True)
+            self.log("answer_tokens", tokens)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a mean for every validation set."""
+        self._losses = [MeanMetric().to(self.device) for _ in self._names("validation_names")]
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to its set's mean loss per answer token."""
+        loss, tokens = answer_loss(self.language_model, batch)
+        if tokens:
+            self._losses[dataloader_idx].update(loss / tokens, tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val_loss/<ability>`` for every set, and their mean as ``val_loss``."""
+        means = [metric.compute() for metric in self._losses]
+        for name, value in zip(self._names("validation_names"), means, strict=True):
+            self.log(f"val_loss/{name}", value)
+        self.log("val_loss", torch.stack(means).mean(), prog_bar=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting for every evaluation set."""
+        self._matches = [ExactMatch().to(self.device) for _ in self._names("evaluation_names")]
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Generate greedily and compare with the references."""
+        self._matches[dataloader_idx].update(self._generate(batch, dataloader_idx), batch["references"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``exact_match/<set>`` for every set, and the means of those to keep and to recover."""
+        by_role: dict[str, list[Tensor]] = {}
+        for name, metric in zip(self._names("evaluation_names"), self._matches, strict=True):
+            value = metric.compute()
+            self.log(f"exact_match/{name}", value)
+            by_role.setdefault(self._data.evaluations[name].role, []).append(value)
+        for role, values in by_role.items():
+            self.log(role, torch.stack(values).mean())
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
+        """Prompt, greedy prediction and reference of every row."""
+        rows = zip(batch["prompts"], self._generate(batch, dataloader_idx), batch["references"], strict=True)
+        return [{"prompt": prompt, "prediction": text, "reference": wanted} for prompt, text, wanted in rows]
+
+    def _generate(self, batch: Mapping[str, Any], dataloader_idx: int) -> list[str]:
+        data = self._data
+        limit = data.evaluations[data.evaluation_names[dataloader_idx]].max_new_tokens
+        return generate_answers(self.language_model, data.tokenizer, batch, limit)
+
+    @property
+    def _data(self) -> AbilityDataModule:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, AbilityDataModule):
+            raise TypeError("evaluation by generation takes its sets from an AbilityDataModule")
+        return data
+
+    def _names(self, kind: str) -> list[str]:
+        """Names of the data module's validation or evaluation sets; of other loaders, their numbers."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, AbilityDataModule):
+            return list(getattr(data, kind))
+        loaders = self.trainer.num_val_batches if kind == "validation_names" else self.trainer.num_test_batches
+        return [str(number) for number in range(len(loaders))]
+
+
+def training_dtype(precision: str) -> torch.dtype:
+    """The dtype of training weights under a precision of Lightning's: full weights, unless it is a "true" half.
+
+    >>> training_dtype("bf16-mixed"), training_dtype("bf16-true")
+    (torch.float32, torch.bfloat16)
+    """
+    return {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
+        precision, torch.float32
+    )
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,108 @@
+"""Optimizers and schedules by name or class path, checked before a model is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from act_lightning.errors import ActError, Fault
+
+_NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_KEYS = {"class_path", "init_args"}
+_Base = TypeVar("_Base")
+
+
+def make_optimizer(setting: str | Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+    """The optimizer of that name, or of ``{class_path, init_args}``.
+
+    Args:
+        setting: ``adam``, ``adamw``, or the class path of any optimizer of torch or bitsandbytes with its arguments.
+        parameters: The parameters to train.
+        lr: Learning rate; an ``lr`` in ``init_args`` wins.
+
+    Raises:
+        ActError: If there is no such class, or it does not take the arguments.
+    """
+    cls, arguments = _optimizer_call(setting, lr)
+    return cls(parameters, **arguments)
+
+
+def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer) -> LRScheduler:
+    """The schedule of ``{class_path, init_args}``, to be stepped once an update.
+
+    Raises:
+        ActError: If there is no such class, or it does not take the arguments.
+    """
+    cls = _import(setting, LRScheduler, "model.lr_scheduler")
+    return cls(optimizer, **_arguments(cls, setting, "model.lr_scheduler"))
+
+
+def optimizer_faults(
+    optimizer: str | Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, lr: float
+) -> list[Fault]:
+    """What is wrong with the optimizer and schedule of a run, without a model."""
+    found = []
+    if not 0 < lr < float("inf"):
+        found.append(Fault("model.learning_rate", lr, "must be a positive number", "The paper uses 2.0e-5."))
+    try:
+        _optimizer_call(optimizer, lr)
+    except ActError as error:
+        found += error.faults
+    try:
+        if lr_scheduler is not None:
+            cls = _import(lr_scheduler, LRScheduler, "model.lr_scheduler")
+            _arguments(cls, lr_scheduler, "model.lr_scheduler")
+    except ActError as error:
+        found += error.faults
+    return found
+
+
+def _optimizer_call(setting: str | Mapping[str, Any], lr: float) -> tuple[type[Optimizer], dict[str, Any]]:
+    if isinstance(setting, str):
+        if setting not in _NAMED:
+            rule = f"must be {' or '.join(_NAMED)}, or {{class_path, init_args}}"
+            raise ActError(Fault("model.optimizer", setting, rule, "Choose one of these."))
+        return _NAMED[setting], {"lr": lr}
+    cls = _import(setting, Optimizer, "model.optimizer")
+    arguments = _arguments(cls, setting, "model.optimizer")
+    if "lr" in inspect.signature(cls).parameters:
+        arguments = {"lr": lr, **arguments}
+    return cls, arguments
+
+
+def _import(setting: Mapping[str, Any], base: type[_Base], name: str) -> type[_Base]:
+    """The class that ``setting`` names, which must derive from ``base``."""
+    path = setting.get("class_path")
+    if not isinstance(path, str) or "." not in path or set(setting) - _KEYS:
+        rule = "must hold class_path (a dotted name) and, if wanted, init_args"
+        raise ActError(Fault(name, dict(setting), rule, "Write {class_path: torch.optim.AdamW, init_args: {…}}."))
+    module, _, leaf = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), leaf)
+    except (ImportError, AttributeError) as error:
+        raise ActError(Fault(f"{name}.class_path", path, f"must be importable ({error})", "Correct it.")) from error
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise ActError(Fault(f"{name}.class_path", path, f"must be a {base.__name__}", "Name another class."))
+    if issubclass(found, ReduceLROnPlateau):
+        rule = "must be a schedule of the number of updates alone"
+        raise ActError(Fault(f"{name}.class_path", path, rule, "Try torch.optim.lr_scheduler.CosineAnnealingLR."))
+    return found
+
+
+def _arguments(cls: type, setting: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The ``init_args`` of ``setting``, which must fit the class."""
+    arguments = dict(setting.get("init_args") or {})
+    try:
+        inspect.signature(cls).bind(None, **arguments)
+    except TypeError as error:
+        raise ActError(
+            Fault(f"{name}.init_args", arguments, f"must fit {cls.__name__} ({error})", "Correct it.")
+        ) from error
+    return arguments

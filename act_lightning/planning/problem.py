@@ -1,0 +1,31 @@
+"""A problem of a plan: an error that would stop the run, a warning, or a note."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from act_lightning.errors import Fault
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong or worth knowing.
+
+    Attributes:
+        level: ``error`` stops the run, ``warning`` deserves a thought, ``note`` is for information.
+        setting: Where it stands in the config.
+        message: What it is.
+        remedy: What to do about it.
+    """
+
+    level: Literal["error", "warning", "note"]
+    setting: str
+    message: str
+    remedy: str
+
+
+def from_fault(fault: Fault) -> Problem:
+    """A fault as an error of a plan."""
+    message = str(fault).removesuffix(f" {fault.remedy}")
+    return Problem("error", fault.setting, message, fault.remedy)

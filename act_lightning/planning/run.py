@@ -1,0 +1,40 @@
+"""The sections of a run, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.data import AbilityDataModule
+from act_lightning.module import AbilityTransferModule
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a config says.
+
+    Attributes:
+        model: Section ``model``.
+        data: Section ``data``.
+        profiler: Section ``profile``.
+        transfer: Section ``transfer``.
+        trainer: Section ``trainer``, as it was given.
+    """
+
+    model: AbilityTransferModule
+    data: AbilityDataModule
+    profiler: ActivationDifferenceProfiler
+    transfer: MaskedTaskVectorInjection
+    trainer: Mapping[str, Any]
+
+    @property
+    def sources(self) -> list[AbilitySource]:
+        """The ability models; none for plain fine-tuning."""
+        return self.profiler.sources or []
+
+    @property
+    def root(self) -> str:
+        """Where the run writes."""
+        return str(self.trainer.get("default_root_dir") or ".")

@@ -1,0 +1,142 @@
+"""Saved scores: one safetensors file per source and ability, with the record of what they were measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import save_tensors
+from act_lightning.errors import ActError, Fault
+
+FORMAT = 1
+_REMEDY = "Delete the file, so that the next run measures again."
+_FINGERPRINT = ("format", "target", "source", "data", "dtype", "positions")
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """What scores were measured on; stands as JSON under the metadata key ``act``.
+
+    Attributes:
+        tokens: Answer tokens.
+        samples: Rows used.
+        dropped: Rows without answer tokens.
+        models: How target and source were named.
+        identities: Digest (and hub commit) of target and source.
+        data: SHA-256 over all token ids and labels: rows, template, tokenizer and lengths show in it.
+        dtype: Precision of weights and activations.
+        versions: Versions of packages; for the record, not part of the fingerprint.
+        positions: Which positions were compared.
+        format: Version of the way scores are computed; those of another version are measured again.
+    """
+
+    tokens: int
+    samples: int
+    dropped: int
+    models: Mapping[str, str]
+    identities: Mapping[str, Mapping[str, Any]]
+    data: str
+    dtype: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    positions: str = "answer"
+    format: int = FORMAT
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for scores to be used again."""
+        values = {**asdict(self), "target": self._digest("target"), "source": self._digest("source")}
+        return {name: values[name] for name in _FINGERPRINT}
+
+    def _digest(self, role: str) -> str | None:
+        return self.identities.get(role, {}).get("digest")
+
+    def changes(self, wanted: ScoreRecord) -> list[str]:
+        """How this record differs from the wanted one, one phrase each; empty when the scores can be used again."""
+        mine, other = self.fingerprint(), wanted.fingerprint()
+        return [
+            f"{name} was {_short(mine[name])}, is {_short(other[name])}" for name in mine if mine[name] != other[name]
+        ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 16 else text[:12] + "…"
+
+
+def score_path(root: Path, source: str, ability: str) -> Path:
+    """Where the scores of an ability of a source stand.
+
+    >>> score_path(Path("scores"), "Qwen2.5-7B-Instruct", "science-ar").as_posix()
+    'scores/Qwen2.5-7B-Instruct/science-ar.safetensors'
+    """
+    return root / source / f"{ability}.safetensors"
+
+
+def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record: ScoreRecord) -> None:
+    """Write scores beside their place and rename them into it.
+
+    Args:
+        path: See :func:`score_path`.
+        inventory: The channels of the target.
+        scores: float32 ``[channels]``.
+        record: What they were measured on.
+
+    Raises:
+        ActError: If a score is NaN or infinite; nothing is written then.
+    """
+    _check_finite(path, inventory, scores)
+    tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
+    save_tensors(path, tensors, {"act": json.dumps(asdict(record), sort_keys=True)})
+
+
+def read_record(path: Path) -> ScoreRecord:
+    """The record of saved scores, without reading the scores.
+
+    Raises:
+        ActError: If the file cannot be read or holds no scores of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = json.loads((file.metadata() or {})["act"])
+        known = {item.name for item in fields(ScoreRecord)}
+        return ScoreRecord(**{name: value for name, value in values.items() if name in known})
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ActError(Fault("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
+
+
+def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
+    """Saved scores in the order of the model's channels, whatever the order in the file.
+
+    Returns:
+        float32 ``[channels]``.
+
+    Raises:
+        ActError: If the file is unreadable, belongs to other modules, or holds NaN or infinity.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise ActError(Fault("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
+    expected = {module.name: (module.count,) for module in inventory.modules}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
+        rule = "must hold one tensor for each module of the target, one value a channel"
+        raise ActError(Fault("scores", str(path), rule, "Use the scores of this target, or measure again."))
+    scores = inventory.join(tensors).to(torch.float32)
+    _check_finite(path, inventory, scores)
+    return scores
+
+
+def _check_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> None:
+    for name, part in inventory.split(scores).items():
+        if not torch.isfinite(part).all():
+            rule = f"scores of module {name!r} for ability {path.stem!r} must be finite"
+            remedy = "Look for NaN in the weights of both models, or compare them in float32."
+            raise ActError(Fault("scores", str(path), rule, remedy))

@@ -1,0 +1,98 @@
+"""``transfer.json``: what moved, from where, how much, and the hashes to check it by."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.transfer.selection import SelectedSource
+
+
+def transfer_report(
+    inventory: ChannelInventory,
+    sources: Sequence[SelectedSource],
+    *,
+    selection: str,
+    method: str,
+    seed: int,
+    hashes: Mapping[str, str],
+) -> dict[str, Any]:
+    """The contents of ``transfer.json``.
+
+    Args:
+        inventory: The channels of the target.
+        sources: The sources with their masks.
+        selection: How channels were ranked.
+        method: How task vectors were merged.
+        seed: Seed of random draws.
+        hashes: Digest of the target and of every source, by name.
+
+    Returns:
+        Plain dicts, lists, strings and numbers.
+    """
+    masks = {f"mask {source.name}": mask_digest(source.mask) for source in sources}
+    return {
+        "channels": inventory.total,
+        "sources": {source.name: _source_report(inventory, source) for source in sources},
+        "selection": selection,
+        "method": method,
+        "seed": seed,
+        "hashes": {**hashes, **masks},
+    }
+
+
+def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
+    mask = source.mask
+    chosen, parameters = int(mask.sum()), inventory.count_elements(mask)
+    return {
+        "model": source.model,
+        "abilities": {
+            ability: {"selected": int(part.sum()), "tokens": source.tokens[ability]}
+            for ability, part in source.masks.items()
+        },
+        "union": chosen,
+        "union_share": chosen / inventory.total,
+        "parameters": parameters,
+        "parameter_share": parameters / inventory.parameters,
+        "scale": source.scale,
+        "ratio": float(source.ratio),
+        "by_module_type": _count(inventory, mask, module_type),
+        "by_layer": _count(inventory, mask, layer_of),
+    }
+
+
+def mask_digest(mask: Tensor) -> str:
+    """SHA-256 of a mask (bool ``[channels]``), one byte a channel."""
+    return hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest()
+
+
+def module_type(name: str) -> str:
+    """The last part of a module's name.
+
+    >>> module_type("model.layers.3.self_attn.q_proj")
+    'q_proj'
+    """
+    return name.rsplit(".", 1)[-1]
+
+
+def layer_of(name: str) -> str:
+    """The first number in a module's name, or "none" for modules outside the layers.
+
+    >>> layer_of("model.layers.3.self_attn.q_proj"), layer_of("lm_head")
+    ('3', 'none')
+    """
+    found = re.search(r"\.(\d+)\.", name)
+    return found.group(1) if found else "none"
+
+
+def _count(inventory: ChannelInventory, mask: Tensor, group: Callable[[str], str]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for module, span in inventory.spans():
+        counts[group(module.name)] += int(mask[span].sum())
+    return dict(counts)

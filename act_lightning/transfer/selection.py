@@ -1,0 +1,102 @@
+"""Which channels of a source move: from saved scores and settings to one mask per ability, and their union."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.errors import ActError, Fault
+from act_lightning.masks import candidates, random_scores, top, top_by_parameters, top_per_module, union
+from act_lightning.transfer.settings import TransferSettings
+
+
+@dataclass(frozen=True)
+class SelectedSource:
+    """A source with the channels that move from it.
+
+    Attributes:
+        name: The source's name.
+        model: How the user named its model.
+        folder: Its checkpoint.
+        scale: λ of this source.
+        ratio: p of this source.
+        masks: Bool ``[channels]`` per ability.
+        tokens: Answer tokens that each ability's scores were measured on; 0 where no scores were needed.
+    """
+
+    name: str
+    model: str
+    folder: Path
+    scale: float
+    ratio: float | Fraction
+    masks: Mapping[str, Tensor]
+    tokens: Mapping[str, int]
+
+    @property
+    def mask(self) -> Tensor:
+        """M(m), the channels that any ability selects, bool ``[channels]``."""
+        return union(list(self.masks.values()))
+
+
+def select(
+    inventory: ChannelInventory,
+    scores: Mapping[str, Tensor | None],
+    ratio: float | Fraction,
+    settings: TransferSettings,
+    key: tuple[object, ...],
+) -> dict[str, Tensor]:
+    """One mask per ability.
+
+    Args:
+        inventory: The channels of the target.
+        scores: float32 ``[channels]`` per ability; ``None`` where the selection needs none.
+        ratio: p of this source.
+        settings: How to select.
+        key: What random selections are drawn from, such as (seed, source).
+
+    Returns:
+        Bool ``[channels]`` per ability.
+
+    Raises:
+        ActError: If a mask selects nothing.
+    """
+    allowed = candidates(inventory, settings.exclude)
+    masks = {}
+    for ability, values in scores.items():
+        mask = _select_one(inventory, values, ratio, settings, allowed, (*key, ability))
+        if not mask.any():
+            rule = f"must select at least one of {int(allowed.sum()):,} channels for {ability!r}"
+            raise ActError(Fault("transfer.ratio", ratio, rule, "Choose a larger ratio."))
+        masks[ability] = mask
+    return masks
+
+
+def _select_one(
+    inventory: ChannelInventory,
+    scores: Tensor | None,
+    ratio: float | Fraction,
+    settings: TransferSettings,
+    allowed: Tensor,
+    key: tuple[object, ...],
+) -> Tensor:
+    if settings.selection == "all":
+        return allowed
+    values = random_scores(inventory.total, *key) if settings.selection == "random" else scores
+    if values is None:
+        raise TypeError(f"selection {settings.selection!r} needs scores")
+    if settings.share == "parameters":
+        return top_by_parameters(values, ratio, allowed, inventory)
+    if settings.scope == "module":
+        return top_per_module(values, ratio, allowed, inventory)
+    return top(values, ratio, allowed)
+
+
+def joined(sources: list[SelectedSource], total: int) -> Tensor:
+    """The channels that move from any source, bool ``[total]``."""
+    return union([source.mask for source in sources]) if sources else torch.zeros(total, dtype=torch.bool)

@@ -1,0 +1,75 @@
+"""The settings of a transfer, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from act_lightning.errors import ActError, Fault
+from act_lightning.masks import ratio_faults
+from act_lightning.merging import MergingMethod, merging_method
+
+Share = Literal["channels", "parameters"]
+Scope = Literal["global", "module"]
+SELECTIONS = ("activation", "random", "all")
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How channels are chosen and moved (paper §4, https://arxiv.org/abs/2601.09398).
+
+    Attributes:
+        ratio: p, the share that one ability's mask selects, in (0, 1].
+        share: What ``ratio`` is a share of: channels, as in the paper, or parameters, for comparisons at equal cost.
+        scale: λ, the strength of the transfer.
+        selection: How channels are ranked: ``activation`` (the paper), ``random`` or ``all``.
+        scope: Whether channels are ranked across the whole model, as in the paper, or within every module.
+        exclude: fnmatch patterns on full module names; excluded channels are neither selected nor counted.
+        method: Name of a merging method, or one with settings of its own.
+    """
+
+    ratio: float | Fraction = 0.01
+    share: Share = "channels"
+    scale: float = 0.4
+    selection: str = "activation"
+    scope: Scope = "global"
+    exclude: Sequence[str] = ()
+    method: str | MergingMethod = "task_arithmetic"
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether this selection ranks channels by saved scores."""
+        return self.selection == "activation"
+
+    def faults(self, prefix: str = "transfer") -> list[Fault]:
+        """What is wrong with these settings, without looking at a model."""
+        found = ratio_faults(self.ratio, f"{prefix}.ratio") + scale_faults(self.scale, f"{prefix}.scale")
+        for name, value, allowed in (
+            ("share", self.share, get_args(Share)),
+            ("selection", self.selection, SELECTIONS),
+            ("scope", self.scope, get_args(Scope)),
+        ):
+            if value not in allowed:
+                rule = f"must be one of {', '.join(allowed)}"
+                found.append(Fault(f"{prefix}.{name}", value, rule, "Choose one of these; others are not built yet."))
+        if self.share == "parameters" and self.scope == "module":
+            rule = "cannot be combined with scope: module"
+            found.append(Fault(f"{prefix}.share", self.share, rule, "Use share: channels, or scope: global."))
+        return found + self._method_faults()
+
+    def _method_faults(self) -> list[Fault]:
+        try:
+            merging_method(self.method)
+        except ActError as error:
+            return list(error.faults)
+        return []
+
+
+def scale_faults(scale: float, setting: str) -> list[Fault]:
+    """What is wrong with a scaling factor: it must be a finite number."""
+    if isinstance(scale, bool) or not math.isfinite(scale):
+        return [Fault(setting, scale, "must be a finite number", "Write a number such as 0.4.")]
+    return []

@@ -1,0 +1,85 @@
+"""``profile`` and ``merge``: verbs that need a Trainer's processes and devices, but no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from act_lightning.callbacks.export import chosen_dtype, described_files
+from act_lightning.callbacks.injection import describe, run_seed
+from act_lightning.callbacks.preparation import PreparedTransfer, prepare
+from act_lightning.callbacks.target import find_target
+from act_lightning.checkpoints import merge_checkpoint, output_faults, write_file
+from act_lightning.errors import refuse
+from act_lightning.planning import Run
+
+
+def profile(trainer: L.Trainer, run: Run) -> None:
+    """Measure the scores of every ability of every source that saved scores do not answer."""
+
+    def measure() -> None:
+        trainer.strategy.setup_environment()
+        run.data.trainer = trainer
+        if trainer.local_rank == 0:
+            run.data.prepare_data()
+        trainer.strategy.barrier("data prepared")
+        run.data.setup("fit")
+        run.profiler.profile(trainer, run.model, run.data)
+
+    _on_all_processes(trainer, measure)
+
+
+def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
+    """Profile where scores are missing, transfer, and export to ``<default_root_dir>/merged``."""
+    root = Path(trainer.default_root_dir)
+    target = find_target(run.model, None, None)
+    assert target.folder is not None
+    refuse(output_faults(root / "merged", target.folder, "trainer.default_root_dir"))
+    if run.transfer.needs_profiling:
+        profile(trainer, run)
+    if not trainer.is_global_zero:
+        return
+    scores = Path(run.transfer.scores) if run.transfer.scores else root / "scores"
+    sources, settings = run.profiler.sources or [], run.transfer.settings
+    prepared = prepare(sources, target.inventory(), settings, scores, run_seed(), target.digests())
+    export_merged(root / "merged", target.folder, prepared, recipe, run.model.export_dtype)
+    write_file(root / "transfer.json", json.dumps(prepared.report, indent=2) + "\n")
+    rank_zero_info(f"{describe(prepared.report)}\nmerged model written to {root / 'merged'}")
+
+
+def export_merged(out: Path, target: Path, prepared: PreparedTransfer, recipe: str, dtype: str) -> None:
+    """Write the merged model, streaming: a tensor at a time is read, changed where selected, and written.
+
+    Args:
+        out: The folder to be.
+        target: The target's checkpoint.
+        prepared: The sources with their masks.
+        recipe: The run's config as YAML, for the card.
+        dtype: Precision of the written weights; ``auto``: as the target is stored.
+
+    Raises:
+        ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
+    """
+    with prepared.injection() as injection:
+
+        def change(name: str, values: Tensor) -> Tensor:
+            merged = values.float()  # rounded once, to the dtype that is written
+            injection.apply_(prepared.inventory.aliases[name], merged)
+            return merged
+
+        files = described_files(str(target), recipe, prepared.report)
+        merge_checkpoint(out, target, change, injection.names, chosen_dtype(dtype, target), files)
+
+
+def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:
+    """Run ``work`` as the Trainer runs its own loops: on every process that the strategy launches."""
+    launcher = trainer.strategy.launcher
+    if launcher is None:
+        work()
+    else:
+        launcher.launch(work, trainer=trainer)
