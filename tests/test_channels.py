@@ -119,11 +119,12 @@ def test_golden_count_of_qwen() -> None:
 
 
 class Adapted(nn.Module):
-    """Keeps the layer it adapts as PEFT's LoRA does."""
+    """Keeps the layer it adapts as PEFT's DoRA does."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.magnitude = nn.Parameter(torch.ones(32))
         self.lora_A = nn.ModuleDict({"default": nn.Linear(32, 4, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Linear(4, 32, bias=False)})
 
@@ -171,11 +172,12 @@ def put_packed(model: Any) -> None:
     model.model.layers[0].mlp.up_proj = Packed()
 
 
+ADAPTER = ["magnitude", "lora_A.default.weight", "lora_B.default.weight"]
 UNOWNED = [
     (put_parameter, ["model.layers.1.mlp.gain"]),
     (put_eight_bits, ["model.layers.0.mlp.up_proj.weight"]),
     (put_eight_bit_floats, ["model.layers.0.mlp.up_proj.weight"]),
-    (put_adapter, [f"model.layers.1.self_attn.o_proj.lora_{part}.default.weight" for part in "AB"]),
+    (put_adapter, [f"model.layers.1.self_attn.o_proj.{part}" for part in ADAPTER]),
     (put_saved_copy, ["lm_head.modules_to_save.default.weight", "lm_head.modules_to_save.default.bias"]),
     (put_packed, ["model.layers.0.mlp.up_proj.qweight"]),
 ]
