@@ -57,7 +57,7 @@ def meta_model(folder: Path) -> PreTrainedModel:
     config = load_config(folder)
     try:
         with _quiet(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ActError(_unloadable(folder, "must be the config of a causal language model", error)) from error
     return model
@@ -166,13 +166,13 @@ def _quiet() -> Iterator[None]:
     """Hold back transformers' progress bars and loading report; what is wrong in the latter is an error of ours."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:
         hf_logging.set_verbosity(verbosity)
         if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            hf_logging.enable_progress_bar()
 
 
 def _unloadable(folder: Path, rule: str, error: Exception) -> Fault:

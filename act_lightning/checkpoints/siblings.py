@@ -146,7 +146,7 @@ def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 
 def _vocabulary(model: PreTrainedModel) -> set[str]:
     """The names of the parameters that have a row for each token."""
-    modules: tuple[nn.Module | None, ...] = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    modules: tuple[nn.Module | None, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
     rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows}
 
