@@ -1,0 +1,144 @@
+"""Did it recover the ability, and what did it cost? The transfer beside what it must be measured against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+from act_lightning.callbacks.language_model import require_language_model
+from act_lightning.callbacks.preparation import PreparedTransfer
+from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
+from act_lightning.callbacks.target import named_folder
+from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
+from act_lightning.checkpoints import load_model, write_file
+from act_lightning.data import AbilityDataModule
+from act_lightning.errors import ActError, Fault
+from act_lightning.evaluation import ExactMatch, Row, as_csv, as_table, generate_answers
+from act_lightning.transfer.selection import joined
+
+_CONTROLS = {"task arithmetic": task_arithmetic, "random channels": random_channels}
+_Callback = TypeVar("_Callback", bound=L.Callback)
+
+
+class TransferComparison(L.Callback):
+    """Evaluate target, sources, transfer and fine-tuned result, beside task arithmetic and random channels.
+
+    The controls move all channels, and random channels of as many parameters as the transfer moved, from the same
+    sources at the same λ. Every model answers the evaluation sets of the data module greedily; an answer counts when
+    it equals the reference. The table is printed when fitting ends and written to
+    ``<default_root_dir>/evaluations/comparison.json`` and ``.csv``.
+
+    Attributes:
+        rows: What was evaluated so far.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a run without evaluation sets before any work is done."""
+        if stage == "fit":
+            _data(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the transfer before fine-tuning, and everything that it is compared with."""
+        if self.rows:
+            return  # restored from a checkpoint
+        injection = _find(trainer, MaskedTaskVectorInjection)
+        profiler = _find(trainer, ActivationDifferenceProfiler)
+        target = named_folder(pl_module, profiler.target if profiler else None, None)
+        model = require_language_model(pl_module)
+        with isolate_rng():
+            if target is not None:
+                self._evaluate_checkpoint("target", target, model, trainer)
+            if injection is not None and injection.prepared is not None:
+                self._evaluate_sources(injection.prepared, model, trainer)
+                if target is not None and profiler is not None:
+                    self._evaluate_controls(profiler, injection, target, model, trainer)
+                self._evaluate("transfer", model, _share(injection.prepared), trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Evaluate the result, print the table and write it."""
+        share = next((row.share for row in self.rows if row.model == "transfer"), None)
+        name = "fine-tuning" if share is None else "transfer + fine-tuning"
+        self._evaluate(name, require_language_model(pl_module), share, trainer)
+        if trainer.is_global_zero:
+            roles = {name: one.role for name, one in _data(trainer).evaluations.items()}
+            folder = Path(trainer.default_root_dir) / "evaluations"
+            write_file(folder / "comparison.json", json.dumps([asdict(row) for row in self.rows], indent=2) + "\n")
+            write_file(folder / "comparison.csv", as_csv(self.rows, roles))
+            Console().print(as_table(self.rows, roles))
+
+    def _evaluate_sources(self, done: PreparedTransfer, like: PreTrainedModel, trainer: L.Trainer) -> None:
+        for source in done.sources:
+            self._evaluate_checkpoint(f"source {source.name}", source.folder, like, trainer)
+
+    def _evaluate_controls(
+        self,
+        profiler: ActivationDifferenceProfiler,
+        injection: MaskedTaskVectorInjection,
+        target: Path,
+        like: PreTrainedModel,
+        trainer: L.Trainer,
+    ) -> None:
+        assert injection.prepared is not None
+        for name, make in _CONTROLS.items():
+            control = make(profiler.sources or [], injection.prepared, injection.settings)
+            model = merged_model(target, control, like.dtype, like.device)
+            self._evaluate(name, model, _share(control), trainer)
+
+    def _evaluate_checkpoint(self, name: str, folder: Path, like: PreTrainedModel, trainer: L.Trainer) -> None:
+        self._evaluate(name, load_model(folder, like.dtype, like.device), None, trainer)
+
+    def _evaluate(self, name: str, model: PreTrainedModel, share: float | None, trainer: L.Trainer) -> None:
+        data = _data(trainer)
+        correct: dict[str, int] = {}
+        sets = zip(data.evaluation_names, data.test_dataloader(), strict=True)
+        bar = tqdm(sets, f"evaluating {name}", len(data.evaluations), disable=not trainer.is_global_zero, leave=False)
+        for evaluation, loader in bar:
+            matches = ExactMatch().to(model.device)
+            for batch in loader:
+                inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+                limit = data.evaluations[evaluation].max_new_tokens
+                answers = generate_answers(model, data.tokenizer, inputs, limit)
+                matches.update(answers[: len(batch["references"])], batch["references"])
+            correct[evaluation] = round(float(matches.compute()) * len(data.prompts[evaluation]))
+        total = {evaluation: len(prompts) for evaluation, prompts in data.prompts.items()}
+        self.rows.append(Row(name, share, correct, total))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was evaluated so far, for checkpoints."""
+        return {"rows": [asdict(row) for row in self.rows]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue the table of the run that is resumed."""
+        self.rows = [Row(**row) for row in state_dict["rows"]]
+
+
+def _share(prepared: PreparedTransfer) -> float:
+    """Share of the target's parameters that a transfer from all its sources changes."""
+    inventory = prepared.inventory
+    return inventory.count_elements(joined(prepared.sources, inventory.total)) / inventory.parameters
+
+
+def _data(trainer: L.Trainer) -> AbilityDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, AbilityDataModule) and data.evaluations:
+        return data
+    rule = "must hold evaluation sets for TransferComparison"
+    raise ActError(Fault("data.evaluations", {}, rule, "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."))
+
+
+def _find(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
