@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -21,11 +22,12 @@ from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.target import named_folder
 from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
 from act_lightning.checkpoints import load_model, write_file
-from act_lightning.data import AbilityDataModule
+from act_lightning.data import AbilityDataModule, Sample, collate, deal, token_budget_batches
 from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation import ExactMatch, Row, as_csv, as_table, generate_answers
+from act_lightning.evaluation import Row, as_csv, as_table, greedy_matches
 from act_lightning.transfer.selection import joined
 
+_TOKENS_PER_BATCH = 2048
 _CONTROLS = {"task arithmetic": task_arithmetic, "random channels": random_channels}
 _Callback = TypeVar("_Callback", bound=L.Callback)
 
@@ -34,9 +36,9 @@ class TransferComparison(L.Callback):
     """Evaluate target, sources, transfer and fine-tuned result, beside task arithmetic and random channels.
 
     The controls move all channels, and random channels of as many parameters as the transfer moved, from the same
-    sources at the same λ. Every model answers the evaluation sets of the data module greedily; an answer counts when
-    it equals the reference. The table is printed when fitting ends and written to
-    ``<default_root_dir>/evaluations/comparison.json`` and ``.csv``.
+    sources at the same λ. An item of the data module's evaluation sets counts when greedy decoding would give its
+    reference and end the turn, which one teacher-forced pass decides. The table is printed when fitting ends and
+    written to ``<default_root_dir>/evaluations/comparison.json`` and ``.csv``.
 
     Attributes:
         rows: What was evaluated so far.
@@ -101,19 +103,10 @@ class TransferComparison(L.Callback):
         self._evaluate(name, load_model(folder, like.dtype, like.device), None, trainer)
 
     def _evaluate(self, name: str, model: PreTrainedModel, share: float | None, trainer: L.Trainer) -> None:
-        data = _data(trainer)
-        correct: dict[str, int] = {}
-        sets = zip(data.evaluation_names, data.test_dataloader(), strict=True)
-        bar = tqdm(sets, f"evaluating {name}", len(data.evaluations), disable=not trainer.is_global_zero, leave=False)
-        for evaluation, loader in bar:
-            matches = ExactMatch().to(model.device)
-            for batch in loader:
-                inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-                limit = data.evaluations[evaluation].max_new_tokens
-                answers = generate_answers(model, data.tokenizer, inputs, limit)
-                matches.update(answers[: len(batch["references"])], batch["references"])
-            correct[evaluation] = round(float(matches.compute()) * len(data.prompts[evaluation]))
-        total = {evaluation: len(prompts) for evaluation, prompts in data.prompts.items()}
+        sets = _data(trainer).references
+        total = {evaluation: len(samples) for evaluation, samples in sets.items()}
+        with tqdm(desc=f"evaluating {name}", total=sum(total.values()), disable=not trainer.is_global_zero) as bar:
+            correct = {evaluation: _count_matches(model, samples, trainer, bar) for evaluation, samples in sets.items()}
         self.rows.append(Row(name, share, correct, total))
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,6 +116,16 @@ class TransferComparison(L.Callback):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue the table of the run that is resumed."""
         self.rows = [Row(**row) for row in state_dict["rows"]]
+
+
+def _count_matches(model: PreTrainedModel, samples: Sequence[Sample], trainer: L.Trainer, bar: tqdm[Any]) -> int:
+    """How many of ``samples`` the model would answer to the letter, counted by all processes together."""
+    batches = token_budget_batches([len(sample.input_ids) for sample in samples], _TOKENS_PER_BATCH)
+    matches = torch.zeros((), dtype=torch.int64, device=model.device)
+    for rows in deal(batches, trainer.global_rank, trainer.world_size):
+        matches += greedy_matches(model, collate([samples[row] for row in rows], 0)).sum()
+        bar.update(len(rows) * trainer.world_size)
+    return int(trainer.strategy.reduce(matches, reduce_op="sum"))
 
 
 def _share(prepared: PreparedTransfer) -> float:

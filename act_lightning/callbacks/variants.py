@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ def random_channels(
     """Random channels of the same sources at the same λ, as many parameters from each as the transfer moved."""
     allowed = done.inventory.count_elements(candidates(done.inventory, settings.exclude))
     budgets = {source.name: done.inventory.count_elements(source.mask) for source in done.sources}
-    drawn = [replace(source, ratio=Fraction(budgets[source.label], allowed)) for source in sources]
+    drawn = [replace(source, ratio=budgets[source.label] / allowed) for source in sources]
     return _control(drawn, done, replace(settings, selection="random", share="parameters", scope="global"))
 
 

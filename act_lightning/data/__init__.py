@@ -12,6 +12,7 @@ from act_lightning.data.micro_batches import (
     deal_evenly,
 )
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.references import last_answer, read_references
 from act_lightning.data.rows import read_rows
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.shapes import Conversation, Message
@@ -45,8 +46,10 @@ __all__ = [
     "encode",
     "fingerprint",
     "has_answers",
+    "last_answer",
     "make_template",
     "read_prompts",
+    "read_references",
     "read_rows",
     "token_budget_batches",
     "tokenize_ability",

@@ -11,6 +11,8 @@ from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.templates import template_faults
 from act_lightning.errors import Fault
 
+EVALUATING = ("test", "predict")
+"""Stages that read evaluation sets and no ability."""
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -26,17 +28,37 @@ def ability_faults(abilities: Mapping[str, AbilityData]) -> list[Fault]:
     return [fault for name, one in abilities.items() for fault in _set_faults("data.abilities", name, one)]
 
 
-def evaluation_faults(evaluations: Mapping[str, EvaluationData]) -> list[Fault]:
+def evaluation_faults(evaluations: Mapping[str, EvaluationData], needed_to: str | None = None) -> list[Fault]:
     """Faults of ``data.evaluations``.
 
     Args:
         evaluations: Settings by name.
+        needed_to: What cannot be done without any: ``test`` or ``predict``.
     """
     faults = []
+    if needed_to and not evaluations:
+        remedy = "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."
+        faults.append(Fault("data.evaluations", {}, f"must hold a set to {needed_to} on", remedy))
     for name, one in evaluations.items():
         faults += _set_faults("data.evaluations", name, one)
         faults += positive_faults(one.max_new_tokens, f"data.evaluations.{name}.max_new_tokens")
     return faults
+
+
+def training_faults(
+    train: Sequence[str], validation: Sequence[str] | float, abilities: Mapping[str, AbilityData]
+) -> list[Fault]:
+    """Faults of ``data.abilities``, ``data.train`` and ``data.validation``.
+
+    Args:
+        train: Names of abilities.
+        validation: Names of abilities, or a share of each one that is trained on.
+        abilities: Settings by name.
+    """
+    faults = ability_faults(abilities) + list_faults(train, abilities, "data.train")
+    if abilities and not train:
+        faults.append(Fault("data.train", [], "must name an ability", "Write null to train on all of them."))
+    return faults + validation_faults(validation, abilities)
 
 
 def validation_faults(validation: Sequence[str] | float, known: Collection[str]) -> list[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -13,13 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from act_lightning.checkpoints import load_tokenizer, locate
 from act_lightning.data.abilities import TokenizedAbility, tokenize_ability
 from act_lightning.data.batches import Batch, token_budget_batches
-from act_lightning.data.checks import (
-    ability_faults,
-    evaluation_faults,
-    list_faults,
-    positive_faults,
-    validation_faults,
-)
+from act_lightning.data.checks import EVALUATING, evaluation_faults, positive_faults, training_faults
+from act_lightning.data.labels import Sample
 from act_lightning.data.micro_batches import (
     MicroBatch,
     MicroBatchLoader,
@@ -29,6 +25,7 @@ from act_lightning.data.micro_batches import (
     deal_evenly,
 )
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.references import read_references
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.sources import kind_of, load_from_hub
 from act_lightning.data.templates import template_faults
@@ -57,9 +54,9 @@ class AbilityDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        abilities: dict[str, AbilityData | None],
+        abilities: dict[str, AbilityData | None] = {},  # noqa: B006  # a default that a printed config shows
         train: list[str] | None = None,
-        validation: list[str] | float = [],  # noqa: B006  # a default that a printed config shows; never changed
+        validation: list[str] | float = [],  # noqa: B006
         evaluations: dict[str, EvaluationData | None] = {},  # noqa: B006
         batch_size: int = 1,
         shuffle: bool = True,
@@ -80,13 +77,16 @@ class AbilityDataModule(L.LightningDataModule):
         self.target = target
         self.revision = revision
 
-    def faults(self) -> list[Fault]:
-        """Everything that is wrong with the settings, as far as no data need be read."""
-        faults = ability_faults(self.abilities) + evaluation_faults(self.evaluations)
-        faults += list_faults(self.train, self.abilities, "data.train")
-        if self.abilities and not self.train:
-            faults.append(Fault("data.train", [], "must name an ability", "Write null to train on all of them."))
-        faults += validation_faults(self.validation, self.abilities)
+    def faults(self, stage: str | None = None) -> list[Fault]:
+        """Everything that is wrong with the settings, as far as no data need be read.
+
+        Args:
+            stage: ``test`` or ``predict``, which need no abilities but an evaluation set, or any other.
+        """
+        if stage in EVALUATING:
+            faults = evaluation_faults(self.evaluations, needed_to=stage)
+        else:
+            faults = training_faults(self.train, self.validation, self.abilities) + evaluation_faults(self.evaluations)
         faults += positive_faults(self.batch_size, "data.batch_size")
         faults += positive_faults(self.max_length, "data.max_length")
         return faults + template_faults(self.template, "data.template")
@@ -105,9 +105,11 @@ class AbilityDataModule(L.LightningDataModule):
         Raises:
             ActError: If settings are wrong, or something is not to be had.
         """
-        refuse(self.faults())
+        stage = self.trainer.state.fn if self.trainer else None
+        refuse(self.faults(stage))
         _ = self.tokenizer
-        for section, sets in (("data.abilities", self.abilities), ("data.evaluations", self.evaluations)):
+        abilities = {} if stage in EVALUATING else self.abilities
+        for section, sets in (("data.abilities", abilities), ("data.evaluations", self.evaluations)):
             for name, settings in sets.items():
                 if kind_of(settings.path) == "hub":
                     load_from_hub(settings, f"{section}.{name}")
@@ -121,7 +123,10 @@ class AbilityDataModule(L.LightningDataModule):
         Raises:
             ActError: With all faults of the settings, or else with those of all data sets.
         """
-        refuse(self.faults())
+        refuse(self.faults(stage))
+        if stage == "validate" and not self.validation_names:
+            remedy = "Name abilities, or a share of each to hold out."
+            raise ActError(Fault("data.validation", [], "must name something to validate on", remedy))
         if stage in (None, "fit", "validate"):
             _ = self.tokenized
         if stage in (None, "fit", "test", "predict"):
@@ -145,6 +150,15 @@ class AbilityDataModule(L.LightningDataModule):
 
         def read(name: str, settings: EvaluationData) -> list[Prompt]:
             return read_prompts(name, settings, self.tokenizer, self.template)
+
+        return _read_all(self.evaluations, read)
+
+    @cached_property
+    def references(self) -> dict[str, list[Sample]]:
+        """Every evaluation set by name, with its references as labels."""
+
+        def read(name: str, settings: EvaluationData) -> list[Sample]:
+            return read_references(name, settings, self.tokenizer, self.template)
 
         return _read_all(self.evaluations, read)
 
@@ -182,6 +196,8 @@ class AbilityDataModule(L.LightningDataModule):
             samples = self.held_out[name].samples
             chosen = self._dealt([len(sample.input_ids) for sample in samples])
             loaders.append(MicroBatchLoader(chosen, partial(collate_chosen, samples, self._pad_id)))
+        if not loaders:  # Lightning doubts that this was the intention; it is
+            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return loaders
 
     def test_dataloader(self) -> list[MicroBatchLoader[dict[str, Any]]]:
@@ -232,5 +248,5 @@ def _read_all(sets: Mapping[str, Settings], read: Callable[[str, Settings], Read
             found[name] = read(name, settings)
         except ActError as error:
             faults += error.faults
-    refuse(dict.fromkeys(faults))
+    refuse(faults)
     return found

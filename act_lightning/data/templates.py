@@ -176,7 +176,7 @@ class ChatTemplate(Template):
         content = turns[turn]["content"]
         probe = [*turns[:turn], {**turns[turn], "content": _PROBE}, *turns[turn + 1 :]]
         expected = self._text(probe).find(_PROBE, earliest)
-        variants = (content, content.rstrip(), content.lstrip(), content.strip())
+        variants = (content, content.strip(), content.rstrip())
         for variant in variants:
             if expected >= 0 and text.startswith(variant, expected):
                 return expected, expected + len(variant)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from act_lightning.evaluation.intervals import wilson
 from rich.table import Table
+
+from act_lightning.evaluation.intervals import wilson
 
 ROLES = ("keep", "recover")
 

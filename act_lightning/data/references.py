@@ -1,0 +1,58 @@
+"""Evaluation items with their references as labels, to be scored by one teacher-forced pass."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from act_lightning.data.labels import IGNORED, Encoder, Sample
+from act_lightning.data.rows import read_rows
+from act_lightning.data.settings import EvaluationData
+from act_lightning.data.templates import make_template
+from act_lightning.errors import ActError, Fault
+
+
+def read_references(
+    name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> list[Sample]:
+    """The items of an evaluation set, in the order of its rows; only the last answer of each is labeled.
+
+    Args:
+        name: Name of the set.
+        settings: Where its rows come from.
+        tokenizer: The target's tokenizer.
+        default_template: Template where the set has none of its own.
+
+    Raises:
+        ActError: If its rows cannot be read or rendered, or one of them has no reference.
+    """
+    where = f"data.evaluations.{name}"
+    setting = "data.template" if settings.template is None else f"{where}.template"
+    encode = Encoder(make_template(settings.template or default_template, tokenizer, setting), tokenizer, sys.maxsize)
+    found = []
+    for conversation in read_rows(settings, where):
+        sample = encode(conversation)
+        if sample is None:
+            remedy = "Give every row an answer, or leave the row out with filter."
+            raise ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
+        found.append(replace(sample, labels=last_answer(sample.labels)))
+    return found
+
+
+def last_answer(labels: Tensor) -> Tensor:
+    """``labels`` with all answers ignored but the last.
+
+    Args:
+        labels: int64 ``[tokens]``, at least one of them not ignored.
+
+    >>> last_answer(torch.tensor([-100, 5, -100, 7, 8])).tolist()
+    [-100, -100, -100, 7, 8]
+    """
+    answered = (labels != IGNORED).nonzero().squeeze(1)
+    ignored = (labels[: answered[-1]] == IGNORED).nonzero().squeeze(1)
+    start = int(ignored[-1]) + 1 if len(ignored) else 0
+    return torch.cat([torch.full((start,), IGNORED), labels[start:]])
