@@ -1,0 +1,136 @@
+"""Which tokens count, one by one, against a golden table and a byte-by-byte restatement."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from act_lightning.data import IGNORED, Sample, TextTemplate, encode, make_template
+from act_lightning.errors import ActError
+from tests.reference.labels import label
+from tests.tiny import CHATML, END, END_ID, PAD, PAD_ID, START, START_ID, tiny_tokenizer
+
+
+def exchange(prompt: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast, max_length: int = 512) -> Sample:
+    sample = encode(messages, make_template("chat", tokenizer, "data.template"), tokenizer, max_length)
+    assert sample is not None
+    return sample
+
+
+def table(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
+    pieces = tokenizer.convert_ids_to_tokens(sample.input_ids.tolist())
+    assert all(a in (b, IGNORED) for a, b in zip(sample.labels.tolist(), sample.input_ids.tolist(), strict=True))
+    return list(zip(pieces, (sample.labels != IGNORED).tolist(), strict=True))
+
+
+def answers(sample: Sample, tokenizer: PreTrainedTokenizerFast) -> str:
+    return tokenizer.decode(sample.labels[sample.labels != IGNORED])
+
+
+def test_golden_table(tokenizer: PreTrainedTokenizerFast) -> None:
+    ignored = [START, "user", "Ċ", "1", "?", END, "Ċ", START, "as", "sis", "tan", "t", "Ċ"]
+    counted = ["The", "Ġanswer", "Ġis", "Ġ", "à", "¥", "§", "!", END]  # a Devanagari digit: three tokens, one character
+    expected = [(piece, False) for piece in ignored] + [(piece, True) for piece in counted]
+    assert table(chat(exchange("1?", "The answer is १!"), tokenizer), tokenizer) == expected
+
+
+def test_every_turn_of_an_assistant_counts_and_the_rest_after_the_last_is_dropped(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    messages = [{"role": "system", "content": "Be."}, *exchange("1?", "one"), *exchange("2?", "two")]
+    sample = chat([*messages, {"role": "user", "content": "3?"}], tokenizer)
+    assert answers(sample, tokenizer) == f"one{END}two{END}"
+    assert sample.input_ids[-1] == END_ID  # neither the newline after it nor the third question
+    assert sample.text.endswith(f"two{END}\n")
+
+
+words = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from([" the answer", "\n\n", "नौ 九"])
+spoken = words.filter(str.strip)
+
+
+@given(turns=st.lists(st.tuples(words, spoken), min_size=1, max_size=3), max_length=st.integers(1, 80))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_equals_the_reference(turns: list[tuple[str, str]], max_length: int) -> None:
+    tokenizer = tiny_tokenizer()
+    messages = [message for prompt, answer in turns for message in exchange(prompt, answer)]
+    ids, labels = label(messages, tokenizer, max_length)
+    sample = encode(messages, make_template("chat", tokenizer, "data.template"), tokenizer, max_length)
+    if set(labels) == {IGNORED}:
+        assert sample is None
+    else:
+        assert sample is not None
+        assert (sample.input_ids.tolist(), sample.labels.tolist()) == (ids, labels)
+        assert sample.cut == (len(label(messages, tokenizer, 10**6)[0]) > max_length)
+
+
+@pytest.mark.parametrize("trim", [False, True], ids=["offsets with spaces", "offsets without, as GPT-NeoX has them"])
+def test_token_that_straddles_the_start_is_no_answer_token(tokenizer: PreTrainedTokenizerFast, trim: bool) -> None:
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim)
+    sample = encode(exchange("1", "three"), TextTemplate("The answer:  {prompt} is "), tokenizer, 99)
+    assert sample is not None
+    assert table(sample, tokenizer)[-4:] == [("Ġis", False), ("Ġthr", False), ("ee", True), (END, True)]
+
+
+def adding(tokenizer: PreTrainedTokenizerFast, pattern: str) -> PreTrainedTokenizerFast:
+    specials = [(PAD, PAD_ID), (START, START_ID), (END, END_ID)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=pattern, special_tokens=specials)
+    return tokenizer
+
+
+@pytest.mark.parametrize("added", ["", f" {END}"], ids=["bare", "tokenizer adds the end itself"])
+def test_text_template_closes_with_one_end(tokenizer: PreTrainedTokenizerFast, added: str) -> None:
+    sample = encode(exchange("", "b"), TextTemplate("{prompt}"), adding(tokenizer, f"{START} $A{added}"), 99)
+    assert sample is not None
+    assert table(sample, tokenizer) == [(START, False), ("b", True), (END, True)]
+
+
+def test_answer_that_spells_the_end_itself_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    sample = encode(exchange("a", f"b{END}"), TextTemplate("{prompt}"), tokenizer, 99)
+    assert sample is not None
+    assert answers(sample, tokenizer) == f"b{END}"
+
+
+def test_chat_adds_no_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = chat(exchange("a", "b"), tokenizer).input_ids.tolist()
+    assert chat(exchange("a", "b"), adding(tokenizer, f"{PAD} $A {PAD}")).input_ids.tolist() == plain
+
+
+def test_without_special_tokens_an_answer_ends_with_its_text() -> None:
+    plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    tokenizer = tiny_tokenizer(plain + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    sample = chat(exchange("1?", "x1") + exchange("2?", "x2"), tokenizer)
+    assert answers(sample, tokenizer) == "x1x2"
+    assert tokenizer.decode(sample.input_ids).endswith("assistant: x2")
+
+
+def test_what_stands_between_answer_and_its_end_counts() -> None:
+    tokenizer = tiny_tokenizer(CHATML.replace("'<|im_end|>\n'", "' .<|im_end|>\n'"))
+    assert answers(chat(exchange("1?", "one"), tokenizer), tokenizer) == f"one .{END}"
+
+
+def test_cut_at_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = chat(exchange("1?", "one two"), tokenizer)
+    cut = chat(exchange("1?", "one two"), tokenizer, max_length=15)
+    assert (whole.cut, cut.cut) == (False, True)
+    assert cut.input_ids.tolist() == whole.input_ids.tolist()[:15]
+    assert encode(exchange("1?", "one"), make_template("chat", tokenizer, "t"), tokenizer, 13) is None
+
+
+@pytest.mark.parametrize("messages", [exchange("a", " \n"), exchange("a", "b")[:1]], ids=["empty", "missing"])
+def test_no_answer_no_sample(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> None:
+    assert encode(messages, make_template("chat", tokenizer, "t"), tokenizer, 99) is None
+
+
+def test_tokenizer_without_end_or_offsets_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ActError, match=r"must be a fast tokenizer.*tokenizer\.json"):
+        encode(exchange("a", "b"), TextTemplate("{prompt}"), ByT5Tokenizer(), 99)
+    tokenizer.eos_token = None
+    with pytest.raises(ActError, match="end-of-sequence token, and the target's tokenizer has none"):
+        encode(exchange("a", "b"), TextTemplate("{prompt}"), tokenizer, 99)

@@ -1,0 +1,185 @@
+"""Rows of every shape and source as conversations, and a message for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from act_lightning.data import AbilityData, Conversation, read_rows
+from act_lightning.errors import ActError
+from tests.tiny import write_jsonl
+
+SAID = [{"role": "user", "content": "1?"}, {"role": "assistant", "content": "one"}]
+NUMBERS = [{"prompt": str(i), "answer": f"a{i}", "kind": "odd" if i % 2 else "even", "big": i > 5} for i in range(9)]
+
+
+def read(path: Path | str, **settings: Any) -> list[Conversation]:
+    return read_rows(AbilityData(str(path), **settings), "data.abilities.x")
+
+
+def prompts(conversations: list[Conversation]) -> list[str]:
+    return [conversation[0]["content"] for conversation in conversations]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "1?", "answer": "one", "note": 3},
+        {"prompt": "1?", "completion": "one"},
+        {"prompt": "1?", "response": "one"},
+        {"messages": SAID},
+        {"instruction": "1?", "input": "", "output": "one"},
+        {"instruction": "1?", "input": None, "output": "one"},
+        {"conversations": [{"from": "human", "value": "1?"}, {"from": "gpt", "value": "one"}]},
+    ],
+    ids=lambda row: "+".join(row),
+)
+def test_shapes(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert read(write_jsonl(tmp_path / "x.jsonl", [row])) == [SAID]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet") == [SAID]
+
+
+def test_alpaca_input_follows_the_instruction(tmp_path: Path) -> None:
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    assert prompts(read(write_jsonl(tmp_path / "x.jsonl", [row]))) == ["Add.\n\n1, 2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"query": "1?", "response": "one"}, {"prompt": "query"}),
+        ({"query": "1?", "prompt": "?", "answer": "1", "response": "one"}, {"prompt": "query", "answer": "response"}),
+        ({"prompt": "1?", "answer": "1", "response": "one"}, {"prompt": "prompt", "answer": "response"}),
+        ({"prompt": "?", "answer": "1", "talk": SAID}, {"messages": "talk"}),
+        ({"input": "1?", "output": "one", "instruction": "?"}, {"prompt": "input", "answer": "output"}),
+    ],
+)
+def test_columns_decide(tmp_path: Path, row: dict[str, Any], columns: dict[str, str]) -> None:
+    assert read(write_jsonl(tmp_path / "x.jsonl", [row]), columns=columns) == [SAID]
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("kind == odd", "1357"),
+        (" kind!=odd ", "02468"),
+        ("big == true", "678"),
+        ("answer == a4", "4"),
+        (None, "012345678"),
+    ],
+)
+def test_filter(tmp_path: Path, condition: str | None, kept: str) -> None:
+    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
+    assert prompts(read(file, filter=condition)) == list(kept)
+
+
+def test_filter_then_shuffle_then_limit(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
+    expected = list("02468")
+    random.Random(3).shuffle(expected)
+    assert expected != sorted(expected)
+    assert prompts(read(file, filter="kind == even", shuffle_seed=3, limit=2)) == expected[:2]
+    assert prompts(read(file, filter="kind == even", limit=2)) == ["0", "2"]
+
+
+def test_limit_reads_no_further(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
+    file.write_text(file.read_text() + "broken")
+    assert len(read(file, limit=9)) == 9
+
+
+def test_byte_order_mark_blank_lines_and_line_separators(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"prompt": "1?", "answer": "a\xe2\x80\xa8b"}\r\n\n')
+    assert read(file)[0][1]["content"] == "a\u2028b"
+
+
+GOOD = json.dumps(NUMBERS[0])
+
+
+@pytest.mark.parametrize(
+    ("second", "setting", "message"),
+    [
+        ('{"prompt": "x', "x.jsonl:3", "is not JSON in UTF-8"),
+        (b"\xff", "x.jsonl:3", "is not JSON in UTF-8"),
+        ("[1]", "x.jsonl:3", "must be an object"),
+        ('{"prompt": "x"}', "x.jsonl:3, columns", "must have one of the shapes prompt+answer | "),
+        ('{"prompt": "x", "answer": "y", "response": "z"}', "x.jsonl:3, columns", "but has 2 of them"),
+        ('{"prompt": "x", "answer": 3}', "x.jsonl:3, answer", "must be text"),
+        ('{"messages": []}', "x.jsonl:3, messages", "must be a list of one or more objects"),
+        ('{"messages": [{"role": "user"}]}', "x.jsonl:3, messages[0], content", "is missing"),
+        ('{"messages": [{"role": "user", "content": []}]}', "x.jsonl:3, messages[0], content", "must be text"),
+        (
+            '{"conversations": [{"from": "x", "value": ""}]}',
+            "conversations[0], from",
+            "must be one of human, user, gpt",
+        ),
+    ],
+)
+def test_broken_rows(tmp_path: Path, second: str | bytes, setting: str, message: str) -> None:
+    line = second.encode() if isinstance(second, str) else second
+    (tmp_path / "x.jsonl").write_bytes(GOOD.encode() + b"\n\n" + line + b"\n")
+    with pytest.raises(ActError) as caught:
+        read(tmp_path / "x.jsonl")
+    assert caught.value.faults[0].setting.endswith(setting)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting", "message"),
+    [
+        ({"path": "missing.jsonl"}, "path", "must be an existing file"),
+        ({"path": "some/data/x.csv"}, "path", "must name a data set of a known kind"),
+        ({"path": "."}, "path", "must name a data set of a known kind"),
+        ({"path": "nobody/nothing"}, "path", "cannot be loaded"),
+        ({"split": "train"}, "split", "has no meaning for"),
+        ({"columns": {"question": "prompt"}}, "columns", "must be one of answer, completion, conversations"),
+        ({"columns": {"prompt": "big", "answer": "big"}}, "columns", "must name each column once"),
+        ({"columns": {"prompt": "query"}}, "x.jsonl:1, columns", "The row has prompt, answer, kind, big"),
+        ({"filter": "kind is odd"}, "filter", "must read column == value"),
+        ({"filter": "sort == odd"}, "x.jsonl:1, filter", "must be a column of every row"),
+        ({"filter": "kind == neither"}, "filter", "leaves no row"),
+        ({"limit": 0}, "limit", "must be at least 1"),
+    ],
+)
+def test_wrong_settings(tmp_path: Path, settings: dict[str, Any], setting: str, message: str) -> None:
+    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
+    with pytest.raises(ActError) as caught:
+        read(**({"path": file} | settings))
+    assert caught.value.faults[0].setting.endswith(setting)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+def test_empty_and_unreadable_files(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": []}), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text("\n \n")
+    with pytest.raises(ActError, match="holds no rows"):
+        read(file)
+    file.write_bytes(b"PAR1 of which nothing follows")
+    with pytest.raises(ActError, match=r"cannot be read|is not JSON"):
+        read(file)
+
+
+def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load(path: str, name: str | None, **rest: Any) -> datasets.Dataset | datasets.DatasetDict:
+        asked.append((path, name, rest))
+        table = datasets.Dataset.from_list(NUMBERS)
+        return table if rest["split"] else datasets.DatasetDict(train=table, test=table)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert prompts(read("owner/set", name="en", split="test", revision="abc", limit=2)) == ["0", "1"]
+    assert asked == [("owner/set", "en", {"split": "test", "revision": "abc"})]
+    with pytest.raises(ActError, match=r"split = None: must name one split. Choose one of train, test."):
+        read("owner/set")
