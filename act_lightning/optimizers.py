@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from act_lightning.errors import ActError, Fault
 _NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 _KEYS = {"class_path", "init_args"}
 _Base = TypeVar("_Base")
+_Made = TypeVar("_Made")
 
 
 def make_optimizer(setting: str | Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
@@ -31,7 +32,7 @@ def make_optimizer(setting: str | Mapping[str, Any], parameters: Iterable[nn.Par
         ActError: If there is no such class, or it does not take the arguments.
     """
     cls, arguments = _optimizer_call(setting, lr)
-    return cls(parameters, **arguments)
+    return _call(cls, parameters, arguments, "model.optimizer")
 
 
 def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer) -> LRScheduler:
@@ -41,27 +42,32 @@ def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer) -> LRSchedu
         ActError: If there is no such class, or it does not take the arguments.
     """
     cls = _import(setting, LRScheduler, "model.lr_scheduler")
-    return cls(optimizer, **_arguments(cls, setting, "model.lr_scheduler"))
+    return _call(cls, optimizer, _arguments(setting, "model.lr_scheduler"), "model.lr_scheduler")
 
 
 def optimizer_faults(
     optimizer: str | Mapping[str, Any], lr_scheduler: Mapping[str, Any] | None, lr: float
 ) -> list[Fault]:
-    """What is wrong with the optimizer and schedule of a run, without a model."""
+    """What is wrong with the optimizer and schedule of a run, found by making them for a matrix of four zeros."""
     found = []
     if not 0 < lr < float("inf"):
         found.append(Fault("model.learning_rate", lr, "must be a positive number", "The paper uses 2.0e-5."))
+        lr = 1.0
+    trial: Optimizer = torch.optim.SGD([_trial_matrix()], lr)
     try:
-        _optimizer_call(optimizer, lr)
+        trial = make_optimizer(optimizer, [_trial_matrix()], lr)
     except ActError as error:
         found += error.faults
     try:
         if lr_scheduler is not None:
-            cls = _import(lr_scheduler, LRScheduler, "model.lr_scheduler")
-            _arguments(cls, lr_scheduler, "model.lr_scheduler")
+            make_scheduler(lr_scheduler, trial)
     except ActError as error:
         found += error.faults
     return found
+
+
+def _trial_matrix() -> nn.Parameter:
+    return nn.Parameter(torch.zeros(2, 2))
 
 
 def _optimizer_call(setting: str | Mapping[str, Any], lr: float) -> tuple[type[Optimizer], dict[str, Any]]:
@@ -71,7 +77,7 @@ def _optimizer_call(setting: str | Mapping[str, Any], lr: float) -> tuple[type[O
             raise ActError(Fault("model.optimizer", setting, rule, "Choose one of these."))
         return _NAMED[setting], {"lr": lr}
     cls = _import(setting, Optimizer, "model.optimizer")
-    arguments = _arguments(cls, setting, "model.optimizer")
+    arguments = _arguments(setting, "model.optimizer")
     if "lr" in inspect.signature(cls).parameters:
         arguments = {"lr": lr, **arguments}
     return cls, arguments
@@ -96,13 +102,18 @@ def _import(setting: Mapping[str, Any], base: type[_Base], name: str) -> type[_B
     return found
 
 
-def _arguments(cls: type, setting: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The ``init_args`` of ``setting``, which must fit the class."""
-    arguments = dict(setting.get("init_args") or {})
+def _arguments(setting: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The ``init_args`` of ``setting``."""
+    arguments = setting.get("init_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise ActError(Fault(f"{name}.init_args", arguments, "must be a mapping", "Write {name: value, …}."))
+    return dict(arguments)
+
+
+def _call(cls: Callable[..., _Made], subject: object, arguments: dict[str, Any], name: str) -> _Made:
+    """Make the optimizer or schedule, whose class says what it takes only by refusing the rest."""
     try:
-        inspect.signature(cls).bind(None, **arguments)
-    except TypeError as error:
-        raise ActError(
-            Fault(f"{name}.init_args", arguments, f"must fit {cls.__name__} ({error})", "Correct it.")
-        ) from error
-    return arguments
+        return cls(subject, **arguments)
+    except Exception as error:  # whatever a class of someone else's may raise
+        rule = f"must suit {getattr(cls, '__name__', cls)} ({error})"
+        raise ActError(Fault(f"{name}.init_args", arguments, rule, "Correct them.")) from error
