@@ -14,7 +14,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import identify, locate
 from act_lightning.errors import ActError, Fault
 from act_lightning.merging import MergingMethod, merging_method
-from act_lightning.scores import read_record, read_scores, score_path
+from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
 from act_lightning.transfer import MaskedInjection, SelectedSource, TransferSettings, select, transfer_report
 
 
@@ -94,6 +94,21 @@ def _scores_of(
     if not settings.needs_scores:
         return None, 0
     path = score_path(root, source.label, ability)
+    record = saved_record(path, root, digests)
+    return read_scores(path, inventory), record.tokens
+
+
+def saved_record(path: Path, root: Path, digests: Mapping[str, Sequence[str]]) -> ScoreRecord:
+    """The record of saved scores that were measured on the models of this run.
+
+    Args:
+        path: The file.
+        root: The folder of all scores, for messages.
+        digests: Digests under which ``target`` and ``source`` are known.
+
+    Raises:
+        ActError: If there is no such file, or it was measured on other weights.
+    """
     if not path.is_file():
         rule = f"must hold {path.relative_to(root)}"
         raise ActError(Fault("transfer.scores", str(root), rule, "Run `profile`, or name the folder that holds it."))
@@ -103,4 +118,4 @@ def _scores_of(
             measured = record.models.get(role)
             rule = f"must have been measured on the {role} of this run, but was on other weights ({measured})"
             raise ActError(Fault("transfer.scores", str(path), rule, "Profile again, or name those models."))
-    return read_scores(path, inventory), record.tokens
+    return record

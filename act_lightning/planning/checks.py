@@ -1,31 +1,88 @@
-"""Faults of meaning that one section of a config cannot see alone."""
+"""Faults of a run that one section of its config cannot see alone, looked for before any work."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from act_lightning.checkpoints import check_writable
+from act_lightning.checkpoints import check_writable, output_faults
 from act_lightning.errors import Fault
+from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
+from act_lightning.planning.saved_scores import score_faults
+from act_lightning.planning.selection import selection_faults
 
 _NEED_SOURCES = ("profile", "merge")
-_EVALUATING = ("test", "predict")
+_EVALUATING = ("validate", "test", "predict")
+_LARGEST_SEED = 2**32 - 1
+_PARTS = {"fit": ("scores", "logs", "checkpoints"), "merge": ("scores",), "profile": ("scores",)}
+_EXPORTS = {"fit": "model", "merge": "merged"}
 
 
 def run_faults(run: Run, verb: str) -> list[Fault]:
+    """Everything that is wrong with a run, as far as settings, configs and headers tell.
+
+    Args:
+        run: The run.
+        verb: What is to be done: ``fit``, ``profile``, ``merge`` and so on.
+    """
+    found = setting_faults(run, verb)
+    compares = verb not in _EVALUATING and not run.resumes
+    models = look(run, compare=compares, weights=True)
+    found += models.faults
+    if compares:
+        found += transfer_faults(run, models)
+    return distinct(found + output_place_faults(run, models, verb))
+
+
+def transfer_faults(run: Run, models: Models) -> list[Fault]:
+    """What is wrong with the selection and with saved scores, now that the models are known."""
+    return selection_faults(run, models.channels) + score_faults(run, models)
+
+
+def distinct(faults: list[Fault]) -> list[Fault]:
+    """Each fault once; their values need not be hashable."""
+    return [fault for number, fault in enumerate(faults) if fault not in faults[:number]]
+
+
+def setting_faults(run: Run, verb: str) -> list[Fault]:
     """Everything that is wrong with a run's settings, before a model or data set is opened.
 
     Args:
         run: The run.
-        verb: What is to be done: ``fit``, ``profile``, ``merge`` and so on; ``plan`` asks for what ``fit`` would.
+        verb: What is to be done; ``plan`` asks for what ``fit`` would.
     """
-    found = run.model.faults() + run.data.faults() + check_writable(Path(run.root), "trainer.default_root_dir")
-    if verb in _EVALUATING and not run.data.evaluations:
-        remedy = "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."
-        found.append(Fault("data.evaluations", {}, f"must hold a set to {verb} on", remedy))
-    if verb in ("validate", *_EVALUATING):
+    found = _seed_faults(run.seed) + run.model.faults() + _data_faults(run, verb)
+    found += check_writable(Path(run.root), "trainer.default_root_dir")
+    if verb in _EVALUATING:
         return found
     return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
+
+
+def _seed_faults(seed: object) -> list[Fault]:
+    if isinstance(seed, int) and not 0 <= seed <= _LARGEST_SEED:
+        return [Fault("seed_everything", seed, f"must lie between 0 and {_LARGEST_SEED}", "Write a number such as 42.")]
+    return []
+
+
+def _data_faults(run: Run, verb: str) -> list[Fault]:
+    if verb == "merge" and run.sources and not run.transfer.needs_profiling:
+        return []  # no data is read
+    found = run.data.faults(verb if verb in _EVALUATING else "fit")
+    if verb == "validate" and not run.data.validation:
+        remedy = "Name abilities, or write a share to hold out of each, such as 0.1."
+        found.append(Fault("data.validation", run.data.validation, "must name an ability to validate on", remedy))
+    return found
+
+
+def output_place_faults(run: Run, models: Models, verb: str) -> list[Fault]:
+    """What stands in the way of what is written below the run's own folder."""
+    setting, root = "trainer.default_root_dir", Path(run.root)
+    if check_writable(root, setting):
+        return []  # told already
+    found = [fault for part in _PARTS.get(verb, ("logs",)) for fault in check_writable(root / part, setting)]
+    if verb in _EXPORTS and models.target is not None:
+        found += output_faults(root / _EXPORTS[verb], models.target, setting)
+    return found
 
 
 def _source_faults(run: Run, verb: str) -> list[Fault]:

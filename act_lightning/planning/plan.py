@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from act_lightning.callbacks import AbilitySource
-from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints import config_differences, is_weightless, locate, meta_model, sibling_faults
+from act_lightning.channels import inventory
+from act_lightning.checkpoints import config_differences, is_weightless, meta_model
 from act_lightning.errors import ActError
-from act_lightning.masks import candidates, share_of
-from act_lightning.planning.checks import run_faults
-from act_lightning.planning.forecast import disk_forecast, memory_forecast
+from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
+from act_lightning.planning.forecast import disk_forecast, memory_forecast, space_problems
+from act_lightning.planning.models import Models, look
 from act_lightning.planning.problem import Problem, from_fault
 from act_lightning.planning.run import Run
-from act_lightning.planning.updates import update_problems
-
-_Result = TypeVar("_Result")
+from act_lightning.planning.selection import selection_counts
+from act_lightning.planning.training import training_problems
 
 
 @dataclass
@@ -31,7 +27,7 @@ class Plan:
         parameters: ``total`` number of the target's elements, all of which are fine-tuned.
         memory: Bytes of the pair in profiling, and of weights, gradients and optimizer state in training.
         disk: Bytes that are written, and that are free.
-        problems: What is wrong or worth knowing.
+        problems: What is wrong or worth knowing, errors first.
     """
 
     channels: dict[str, Any] = field(default_factory=dict)
@@ -52,76 +48,41 @@ class Plan:
 
 def make_plan(run: Run) -> Plan:
     """Plan a run; it never builds a Trainer or opens weights, and mistakes become problems of the plan."""
-    plan = Plan(problems=[from_fault(fault) for fault in run_faults(run, "plan")])
-    target = _attempt(plan, lambda: locate(run.model.target, run.model.revision, weights=False))
-    if target is None:
-        return plan
-    _note_missing_weights(plan, target, "model.target")
-    channels = _attempt(plan, lambda: inventory(meta_model(target)))
-    sources = {i: folder for i, source in enumerate(run.sources) if (folder := _source_folder(plan, i, source))}
-    for i, folder in sources.items():
-        _compare(plan, target, folder, f"profile.sources[{i}].model")
-    plan.problems += update_problems(run)
-    if channels is not None:
-        plan.channels = {"total": channels.total, "per_ability": _attempt(plan, lambda: _counts(run, channels)) or {}}
-        plan.parameters = {"total": channels.parameters}
-        plan.memory = memory_forecast(run, channels.parameters, target)
-        plan.disk = disk_forecast(run, channels, target)
+    models, plan = look(run), Plan()
+    faults = setting_faults(run, "plan") + models.faults + transfer_faults(run, models)
+    faults += output_place_faults(run, models, "fit")
+    plan.problems = [from_fault(fault) for fault in distinct(faults)]
+    plan.problems += training_problems(run)
+    if models.target is not None:
+        plan.problems += _model_notes(run, models, models.target)
+        _forecast(plan, run, models, models.target)
     return plan
 
 
-def _attempt(plan: Plan, work: Callable[[], _Result]) -> _Result | None:
-    """The result of ``work``, or ``None`` and a problem of the plan."""
+def _forecast(plan: Plan, run: Run, models: Models, target: Path) -> None:
     try:
-        return work()
-    except ActError as error:
-        known = {(problem.setting, problem.message) for problem in plan.problems}
-        new = [from_fault(fault) for fault in error.faults]
-        plan.problems += [problem for problem in new if (problem.setting, problem.message) not in known]
-        return None
+        channels = models.channels or inventory(meta_model(target))
+        plan.parameters = {"total": channels.parameters}
+        plan.memory = memory_forecast(run, channels.parameters, target)
+        plan.disk = disk_forecast(run, channels, target)
+    except ActError:
+        return  # told already, or no matter: plain fine-tuning needs no channels
+    plan.channels = {"total": channels.total, "per_ability": selection_counts(run, channels)}
+    plan.problems += space_problems(plan.disk)
 
 
-def _source_folder(plan: Plan, number: int, source: AbilitySource) -> Path | None:
-    setting = f"profile.sources[{number}].model"
-    folder = _attempt(plan, lambda: locate(source.model, source.revision, setting, weights=False))
-    if folder is not None:
-        _note_missing_weights(plan, folder, setting)
-    return folder
-
-
-def _note_missing_weights(plan: Plan, folder: Path, setting: str) -> None:
-    if is_weightless(folder):
-        message = f"{folder} holds a config but no weights, so only shapes were compared"
-        plan.problems.append(Problem("note", setting, message, "Fetch the weights before the run."))
-
-
-def _compare(plan: Plan, target: Path, source: Path, setting: str) -> None:
-    plan.problems += [
-        from_fault(fault) for fault in _attempt(plan, lambda: sibling_faults(target, source, setting)) or []
-    ]
-    for difference in _attempt(plan, lambda: config_differences(target, source)) or []:
+def _model_notes(run: Run, models: Models, target: Path) -> list[Problem]:
+    """Missing weights, and values in which the configs of the pair differ."""
+    names = {f"profile.sources[{i}].model": (run.sources[i].model, folder) for i, folder in models.sources.items()}
+    found = []
+    for setting, (name, folder) in {"model.target": (run.model.target, target), **names}.items():
+        if is_weightless(folder):
+            message = f"{folder} holds a config but no weights, so only shapes were compared"
+            here = Path(name).expanduser().is_dir()
+            remedy = "Put the weights there before the run." if here else "The run will fetch them."
+            found.append(Problem("note", setting, message, remedy))
+    for setting, (_, folder) in names.items():
         remedy = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
-        plan.problems.append(Problem("note", setting, str(difference), remedy))
-
-
-def _counts(run: Run, channels: ChannelInventory) -> dict[str, int | None]:
-    """How many channels each ability's mask selects; keyed by source and ability where a name occurs twice."""
-    names = [ability for source in run.sources for ability in source.abilities]
-    return {
-        ability if names.count(ability) == 1 else f"{source.label}/{ability}": _count(run, source, channels)
-        for source in run.sources
-        for ability in source.abilities
-    }
-
-
-def _count(run: Run, source: AbilitySource, channels: ChannelInventory) -> int | None:
-    settings = run.transfer.settings
-    ratio: float | Fraction = settings.ratio if source.ratio is None else source.ratio
-    allowed = candidates(channels, settings.exclude)
-    if settings.selection == "all":
-        return int(allowed.sum())
-    if settings.share == "parameters":
-        return None  # the scores tell how many channels fill that many parameters
-    if settings.scope == "module":
-        return sum(share_of(int(allowed[span].sum()), ratio) for _, span in channels.spans())
-    return share_of(int(allowed.sum()), ratio)
+        differences = config_differences(target, folder)
+        found += [Problem("note", setting, str(difference), remedy) for difference in differences]
+    return found

@@ -7,6 +7,8 @@ from typing import Literal
 
 from act_lightning.errors import Fault
 
+Level = Literal["error", "warning", "note"]
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -19,10 +21,14 @@ class Problem:
         remedy: What to do about it.
     """
 
-    level: Literal["error", "warning", "note"]
+    level: Level
     setting: str
     message: str
     remedy: str
+
+    def __str__(self) -> str:
+        """What it is and what to do about it, on one line."""
+        return f"{self.message.removesuffix('.')}. {self.remedy}"
 
 
 def from_fault(fault: Fault) -> Problem:

@@ -21,6 +21,8 @@ class Run:
         profiler: Section ``profile``.
         transfer: Section ``transfer``.
         trainer: Section ``trainer``, as it was given.
+        seed: ``seed_everything``, as it was given.
+        resumes: Whether the run goes on from a checkpoint, so that nothing is transferred.
     """
 
     model: AbilityTransferModule
@@ -28,6 +30,8 @@ class Run:
     profiler: ActivationDifferenceProfiler
     transfer: MaskedTaskVectorInjection
     trainer: Mapping[str, Any]
+    seed: bool | int = True
+    resumes: bool = False
 
     @property
     def sources(self) -> list[AbilitySource]:

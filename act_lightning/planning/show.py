@@ -38,7 +38,7 @@ def _print_tables(plan: Plan, console: Console) -> None:
                 table.add_row(f"{title}: {name}", f"{size / _GIGABYTE:,.2f} GB")
         console.print(table)
     for problem in plan.problems:
-        console.print(f"[{_COLORS[problem.level]}]{problem.level}[/]", end=" ")
-        console.print(f"{problem.message} {problem.remedy}", markup=False)
+        console.print(f"[{_COLORS[problem.level]}]{problem.level}:[/]", end=" ")
+        console.print(str(problem), markup=False, soft_wrap=True)
     if not plan.problems:
         console.print("no problems found")

@@ -1,0 +1,75 @@
+"""What fine-tuning will do: what an update covers, how long it goes on, whether its precision keeps small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from act_lightning.planning.problem import Level, Problem
+from act_lightning.planning.run import Run
+
+PAPER_UPDATE = 16
+
+
+def training_problems(run: Run) -> list[Problem]:
+    """Warnings on updates of other than 16 samples, precisions that lose small updates, strategies that shard."""
+    return [*_source_problems(run), *_update_problems(run), *_precision_problems(run), *_strategy_problems(run)]
+
+
+def _source_problems(run: Run) -> list[Problem]:
+    if run.profiler.sources is not None:
+        return []
+    message = "no source is named, so nothing is transferred: `fit` is plain fine-tuning of the target"
+    return [Problem("note", "profile.sources", message, "Name sources for a transfer.")]
+
+
+def _update_problems(run: Run) -> list[Problem]:
+    processes, accumulated = process_count(run.trainer), run.trainer.get("accumulate_grad_batches") or 1
+    samples = run.data.batch_size * accumulated * (processes or 1)
+    factors = f"data.batch_size {run.data.batch_size} × trainer.accumulate_grad_batches {accumulated}"
+    setting, remedy = "trainer.accumulate_grad_batches", "Change one of them, unless another size is what you want."
+    if processes is None:
+        message = f"an update covers {samples} samples ({factors}) times the number of processes, chosen at start"
+        level: Level = "note" if samples == PAPER_UPDATE else "warning"
+        message += f"; the paper's cover {PAPER_UPDATE}"
+        return [Problem(level, "trainer.devices", message, "Name a number of trainer.devices.")]
+    if samples == PAPER_UPDATE:
+        return []
+    message = f"an update covers {samples} samples ({factors} × {processes} processes); the paper's cover"
+    return [Problem("warning", setting, f"{message} {PAPER_UPDATE}", remedy)]
+
+
+def _precision_problems(run: Run) -> list[Problem]:
+    precision = str(run.trainer.get("precision"))
+    if precision not in ("bf16-true", "16-true"):
+        return []
+    message = f"weights in {precision} lose most updates to rounding at a learning rate such as 2e-5"
+    return [Problem("warning", "trainer.precision", message, "Use bf16-mixed, which keeps float32 weights.")]
+
+
+def _strategy_problems(run: Run) -> list[Problem]:
+    strategy = run.trainer.get("strategy")
+    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy)
+    shards = any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel"))
+    if not (run.sources and shards):
+        return []
+    message = f"{name.rpartition('.')[2]} shards parameters, and `fit` can transfer only into whole ones so far"
+    remedy = "Use ddp; or run `merge`, and fine-tune merged/ with this strategy and without profile.sources."
+    return [Problem("warning", "trainer.strategy", message, remedy)]
+
+
+def process_count(trainer: Mapping[str, Any]) -> int | None:
+    """How many processes a config asks for, or ``None`` where Lightning counts the devices at start.
+
+    >>> process_count({"devices": 8, "num_nodes": 2}), process_count({"devices": "0,1"}), process_count({})
+    (16, 2, None)
+    """
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes") or 1
+    if isinstance(devices, str) and devices != "auto":
+        listed = [part for part in devices.split(",") if part.strip()]
+        devices = len(listed) if "," in devices else int(devices) if devices.isdigit() else "auto"
+    if isinstance(devices, list):
+        devices = len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return int(devices * nodes)
+    return int(nodes) if trainer.get("accelerator") == "cpu" else None
