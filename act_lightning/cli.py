@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from act_lightning.callbacks import ActivationDifferenceProfiler, HuggingFaceExport, MaskedTaskVectorInjection
 from act_lightning.data import AbilityDataModule
-from act_lightning.errors import ActError, refuse
+from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.module import AbilityTransferModule
-from act_lightning.overlays import MergingConfigFile
+from act_lightning.overlays import MergingConfigFile, NamingParser
 from act_lightning.planning import Run, make_plan, print_plan, run_faults
-from act_lightning.verbs import merge, profile
+from act_lightning.verbs import leaving_nothing, merge, profile, write_predictions
 
+_PROGRAM = "python -m act_lightning"
 _OWN_VERBS = {
     "profile": "Measure the scores of every ability and stop.",
     "merge": "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.",
@@ -39,16 +41,18 @@ class ActCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` files add up."""
-        parser: LightningArgumentParser = self.parser_class(**kwargs)
+        parser: LightningArgumentParser = self.parser_class(prog=_PROGRAM, **kwargs)
         parser.add_argument("-c", "--config", action=MergingConfigFile, help="Path to a YAML file; may be repeated.")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add our sections; the data module takes its tokenizer from the target."""
+        """Add our sections; data module and profiler take the target from ``model``."""
         parser.add_lightning_class_args(ActivationDifferenceProfiler, "profile")
         parser.add_lightning_class_args(MaskedTaskVectorInjection, "transfer")
-        parser.link_arguments("model.target", "data.target")
-        parser.link_arguments("model.revision", "data.revision")
+        for section in ("data", "profile"):
+            parser.link_arguments("model.target", f"{section}.target")
+            parser.link_arguments("model.revision", f"{section}.revision")
+        parser.usage = "%(prog)s --config FILE [--config FILE …] [--section.key VALUE …]"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -75,8 +79,17 @@ class ActCLI(LightningCLI):
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; that a program gives arguments while it was itself started with some is no reason to warn."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+            super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint unread: the settings are those of the config."""
+
+    def _set_seed(self) -> None:
+        """Seed later, when the seed has been checked with everything else."""
 
     def instantiate_classes(self) -> None:
         """Make what the verb needs, after looking for all faults of meaning at once; a plan needs no Trainer."""
@@ -89,22 +102,43 @@ class ActCLI(LightningCLI):
         self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
         if verb != "plan":
             refuse(run_faults(self.run, verb))
+            super()._set_seed()
             self.trainer = self.instantiate_trainer()
 
     @property
     def run(self) -> Run:
         """The sections of this run, with the trainer's settings as they were given."""
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
-        return Run(self.model, self.datamodule, profiler, transfer, self._get(self.config, "trainer").as_dict())
+        trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
+        resumes = bool(self._get(self.config, "ckpt_path"))
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, resumes)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A Trainer that logs to CSV, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise."""
+        """A Trainer that logs to CSV, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
+
+        Raises:
+            ActError: If Lightning refuses the settings of section ``trainer``.
+        """
         settings = self._get(self.config, "trainer")
         root = Path(settings.default_root_dir or ".")
-        if settings.logger is None:
-            kwargs["logger"] = CSVLogger(str(root), name="logs")
         self.trainer_defaults = {"callbacks": self._own_callbacks(root)}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**self._unsaid(settings, root), **kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            given = {key: settings.get(key) for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
+            rule = f"must describe a Trainer that Lightning can build here ({error})"
+            raise ActError(Fault("trainer", given, rule, "Correct the setting that is named.")) from error
+
+    def _unsaid(self, settings: Namespace, root: Path) -> dict[str, Any]:
+        """What the method asks of a Trainer where the config says nothing."""
+        unsaid: dict[str, Any] = {}
+        if settings.logger is None:
+            unsaid["logger"] = CSVLogger(str(root), name="logs")
+        if settings.log_every_n_steps is None:
+            unsaid["log_every_n_steps"] = 1  # updates are few
+        if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
+            unsaid["max_epochs"] = 1  # as in the paper; Lightning would go on for a thousand
+        return unsaid
 
     def _own_callbacks(self, root: Path) -> list[Callback]:
         configured = self._get(self.config_init, "trainer").callbacks or []
@@ -125,14 +159,34 @@ class ActCLI(LightningCLI):
         return str(parser.dump(section, skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
+        with leaving_nothing(Path(self.run.root)):
+            self._run_verb(subcommand)
+
+    def _run_verb(self, subcommand: str) -> None:
         if subcommand == "profile":
             profile(self.trainer, self.run)
         elif subcommand == "merge":
             merge(self.trainer, self.run, self.recipe())
         elif subcommand == "plan":
             self.exit_status = print_plan(make_plan(self.run), as_json=self.config.plan.json)
+        elif subcommand == "predict":
+            predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
+            write_predictions(self.trainer, self.run, predictions or [])
         else:
             super()._run_subcommand(subcommand)
+
+
+class SaveConfigLate(SaveConfigCallback):
+    """Saves the config beside the logs; in a fit when training starts, so that a run that is refused leaves nothing."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save before validation, testing and prediction."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save before training."""
+        super().setup(trainer, pl_module, "fit")
 
 
 def main(args: ArgsType = None) -> int:
@@ -148,6 +202,8 @@ def main(args: ArgsType = None) -> int:
         cli = ActCLI(
             AbilityTransferModule,
             AbilityDataModule,
+            parser_class=NamingParser,
+            save_config_callback=SaveConfigLate,
             seed_everything_default=42,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,

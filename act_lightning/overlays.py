@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # exported by a computed __all__
+from lightning.pytorch.cli import LightningArgumentParser
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
+
+
+class NamingParser(LightningArgumentParser):
+    """A parser whose messages name the config file that they are about.
+
+    Attributes:
+        reading: The file that is being read.
+    """
+
+    reading = ""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print ``message`` and exit."""
+        super().error(f"{self.reading}: {message}" if self.reading else message, ex)
 
 
 class MergingConfigFile(ActionConfigFile):
@@ -17,11 +32,18 @@ class MergingConfigFile(ActionConfigFile):
     ) -> None:
         """Apply one more config file."""
         earlier = {key: _plain(cfg.get(key)) for key in _MERGED_BY_KEY}
+        _set_reading(parser, str(values))
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
+        _set_reading(parser, "")
         for key, before in earlier.items():
             later = _plain(cfg.get(key))
             if before and later is not None:
                 cfg[key] = _merge(before, later)
+
+
+def _set_reading(parser: ArgumentParser, file: str) -> None:
+    if isinstance(parser, NamingParser):
+        parser.reading = file
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a config

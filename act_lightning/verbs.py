@@ -1,12 +1,15 @@
-"""``profile`` and ``merge``: verbs that need a Trainer's processes and devices, but no training."""
+"""``profile`` and ``merge``, which need a Trainer's processes and devices but no training; what ``predict`` writes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from act_lightning.callbacks.injection import describe, run_seed
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.target import find_target
 from act_lightning.checkpoints import merge_checkpoint, output_faults, write_file
-from act_lightning.errors import refuse
+from act_lightning.errors import ActError, refuse
 from act_lightning.planning import Run
 
 
@@ -68,12 +71,46 @@ def export_merged(out: Path, target: Path, prepared: PreparedTransfer, recipe: s
     with prepared.injection() as injection:
 
         def change(name: str, values: Tensor) -> Tensor:
-            merged = values.float()  # rounded once, to the dtype that is written
+            # Rounded once, to the dtype that is written; float64 is kept, for elements that stay keep every bit.
+            merged = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
             injection.apply_(prepared.inventory.aliases[name], merged)
             return merged
 
         files = described_files(str(target), recipe, prepared.report)
         merge_checkpoint(out, target, change, injection.names, chosen_dtype(dtype, target), files)
+
+
+def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:
+    """Write ``evaluations/<set>.jsonl``: prompt, prediction and reference of every row.
+
+    Every process writes what it predicted; with several of them their number follows the name.
+
+    Args:
+        trainer: The Trainer that predicted.
+        run: The run.
+        predictions: What it returned: of each set a list of batches; without that outer list where there is one set.
+    """
+    names = run.data.evaluation_names
+    of_sets = predictions if len(names) > 1 else [predictions]
+    suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+    folder = Path(trainer.default_root_dir) / "evaluations"
+    for name, batches in zip(names, of_sets, strict=True):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for rows in batches for row in rows]
+        write_file(folder / f"{name}{suffix}.jsonl", "".join(lines))
+    rank_zero_info(f"predictions written to {folder}")
+
+
+@contextmanager
+def leaving_nothing(root: Path) -> Iterator[None]:
+    """Take back the empty folders of a run that is refused after Lightning has made room for its logs."""
+    was_there = root.is_dir()
+    try:
+        yield
+    except ActError:
+        for folder in (*root.glob("logs/version_*"), root / "logs", *([] if was_there else [root])):
+            with suppress(OSError):  # it is not empty, or another process was faster
+                folder.rmdir()
+        raise
 
 
 def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:
