@@ -1,0 +1,91 @@
+"""A model's own answers, decoded greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from act_lightning.errors import ActError, Fault
+from act_lightning.evaluation.modes import evaluating
+
+_ANSWER = "ANSWER"
+
+
+def generate_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Tensor], max_new_tokens: int
+) -> list[str]:
+    """What ``model`` answers to each prompt, the likeliest token at every step.
+
+    Settings of the model's generation config that would change a greedy answer (temperature, repetition penalty, beams)
+    play no part. The model's modes and its generation config are as before afterwards.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
+        max_new_tokens: Where an answer that does not end is cut.
+
+    Returns:
+        One string a row, without special tokens and outer white space.
+
+    Raises:
+        ActError: A row ends in padding, so its answer would not follow its prompt.
+    """
+    ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+    if not bool(mask[:, -1].all()):
+        raise ActError(Fault("attention_mask", mask.tolist(), "must be padded on the left", "Set padding_side='left'."))
+    config = _greedy(model, tokenizer, max_new_tokens)
+    with evaluating(model), _generation_config(model, config):
+        generated = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    answers = tokenizer.batch_decode(
+        generated[:, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [answer.strip() for answer in answers]
+
+
+def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token after which an answer is over, sorted.
+
+    They are the end tokens of the model's generation config, the tokenizer's, and the one that the chat template writes
+    after an assistant's turn: fine-tuned models often end with a token that their config does not name.
+    """
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    found = set(named) if isinstance(named, list) else {named}
+    found |= {tokenizer.eos_token_id, _template_end(tokenizer)}
+    return sorted(token for token in found if token is not None)
+
+
+def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The first special token that the chat template writes after an answer."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    after = tokenizer.encode(text.rpartition(_ANSWER)[2], add_special_tokens=False)
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    return next((token for token in after if token in special), None)
+
+
+def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    ends = end_of_turn_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if ends else 0
+    return GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
+    )
+
+
+@contextmanager
+def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Lend ``config`` to the model: ``generate`` fills what it is not given from the model's own."""
+    kept = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = kept

@@ -1,0 +1,113 @@
+"""Greedy answers, compared with a loop that reads one prompt at a time and takes the likeliest token."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from act_lightning.errors import ActError
+from act_lightning.evaluation import end_of_turn_ids, generate_answers
+from tests.tiny import END_ID, PAD_ID, START_ID, tiny_model
+
+PROMPTS = ["One", "What is the sum of two and two?", "नौ, 九!", "a " * 20]
+
+
+def left_padded(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> dict[str, torch.Tensor]:
+    return dict(tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left"))
+
+
+@torch.no_grad()
+def slow_answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int, ends: set[int]
+) -> str:
+    ids = tokenizer(prompt).input_ids
+    answer: list[int] = []
+    while len(answer) < tokens and not (answer and answer[-1] in ends):
+        answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
+    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+
+
+def answering(seed: int = 0, architecture: str = "llama") -> PreTrainedModel:
+    """A random model that ends some of its answers early."""
+    model = tiny_model(architecture, seed=seed, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[END_ID] *= 2.5
+    return model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_equals_one_prompt_at_a_time(architecture: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = answering(architecture=architecture)
+    answers = generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 12)
+    assert answers == [slow_answer(model, tokenizer, prompt, 12, {END_ID}) for prompt in PROMPTS]
+
+
+def test_some_answers_end_early(tokenizer: PreTrainedTokenizerFast) -> None:
+    """So that the comparison above says something about stopping."""
+    model = answering()
+    lengths = [len(slow_answer(model, tokenizer, prompt, 12, {END_ID})) for prompt in PROMPTS]
+    endless = [len(slow_answer(model, tokenizer, prompt, 12, set())) for prompt in PROMPTS]
+    assert any(length < full for length, full in zip(lengths, endless, strict=True))
+
+
+def test_settings_for_sampling_play_no_part(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = answering()
+    plain = generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 12)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=5.0, top_k=3, top_p=0.5, repetition_penalty=3.0, num_beams=3, max_length=4
+    )
+    before = copy.deepcopy(model.generation_config)
+    assert generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 12) == plain
+    assert model.generation_config == before
+    assert not caplog.records
+
+
+def test_modes_come_back(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = answering().train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(IndexError):
+        generate_answers(
+            model, tokenizer, {key: value + 1000 for key, value in left_padded(tokenizer, PROMPTS).items()}, 2
+        )
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_ends_come_from_config_tokenizer_and_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model()
+    model.generation_config.eos_token_id = [7, 9]
+    tokenizer.eos_token = "<|im_start|>"
+    assert end_of_turn_ids(model, tokenizer) == [START_ID, END_ID, 7, 9]
+    tokenizer.chat_template = None
+    model.generation_config.eos_token_id = 5
+    assert end_of_turn_ids(model, tokenizer) == [START_ID, 5]
+    model.generation_config.eos_token_id = None
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+    assert end_of_turn_ids(model, tokenizer) == [START_ID]
+
+
+def test_no_end_and_no_padding_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = answering()
+    batch = left_padded(tokenizer, PROMPTS)
+    model.generation_config = GenerationConfig()
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.chat_template = None
+    assert end_of_turn_ids(model, tokenizer) == []
+    expected = [slow_answer(model, tokenizer, prompt, 6, set()) for prompt in PROMPTS]
+    assert generate_answers(model, tokenizer, batch, 6) == expected
+
+
+def test_padding_on_the_right_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    batch = dict(tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="right"))
+    assert (batch["input_ids"] == PAD_ID).any()
+    with pytest.raises(ActError, match="padded on the left"):
+        generate_answers(tiny_model(), tokenizer, batch, 2)
