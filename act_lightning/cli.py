@@ -110,8 +110,8 @@ class ActCLI(LightningCLI):
         """The sections of this run, with the trainer's settings as they were given."""
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
-        resumes = bool(self._get(self.config, "ckpt_path"))
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, resumes)
+        checkpoint = self._get(self.config, "ckpt_path")
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that logs to CSV, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
@@ -141,22 +141,23 @@ class ActCLI(LightningCLI):
         return unsaid
 
     def _own_callbacks(self, root: Path) -> list[Callback]:
-        configured = self._get(self.config_init, "trainer").callbacks or []
+        settings = self._get(self.config_init, "trainer")
+        configured = settings.callbacks or []
         present = tuple(type(callback) for callback in (configured if isinstance(configured, list) else [configured]))
         callbacks: list[Callback] = []
-        if self.subcommand == "fit" and HuggingFaceExport not in present:
+        if self.subcommand == "fit" and HuggingFaceExport not in present and not settings.fast_dev_run:
             callbacks.append(HuggingFaceExport(dtype=self.model.export_dtype, recipe=self.recipe()))
-        enabled = self._get(self.config, "trainer").enable_checkpointing is not False
-        if enabled and not any(issubclass(kind, ModelCheckpoint) for kind in present):
+        if settings.enable_checkpointing is not False and not any(
+            issubclass(kind, ModelCheckpoint) for kind in present
+        ):
             place = root / "checkpoints"
             callbacks.append(ModelCheckpoint(place, save_top_k=0, save_last=True, enable_version_counter=False))
         return callbacks
 
     def recipe(self) -> str:
         """The run's config as YAML."""
-        parser, config = self._parser(self.subcommand), self._get(self.config, "", self.config)
-        section = self.config[self.subcommand] if self.subcommand else config
-        return str(parser.dump(section, skip_none=True))
+        verb = str(self.subcommand)
+        return str(self._parser(verb).dump(self.config[verb], skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
         with leaving_nothing(Path(self.run.root)):

@@ -13,6 +13,7 @@ from act_lightning.planning.selection import selection_faults
 
 _NEED_SOURCES = ("profile", "merge")
 _EVALUATING = ("validate", "test", "predict")
+_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")  # which Lightning looks up
 _LARGEST_SEED = 2**32 - 1
 _PARTS = {"fit": ("scores", "logs", "checkpoints"), "merge": ("scores",), "profile": ("scores",)}
 _EXPORTS = {"fit": "model", "merge": "merged"}
@@ -26,7 +27,7 @@ def run_faults(run: Run, verb: str) -> list[Fault]:
         verb: What is to be done: ``fit``, ``profile``, ``merge`` and so on.
     """
     found = setting_faults(run, verb)
-    compares = verb not in _EVALUATING and not run.resumes
+    compares = verb not in _EVALUATING and run.checkpoint is None
     models = look(run, compare=compares, weights=True)
     found += models.faults
     if compares:
@@ -51,7 +52,7 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
         run: The run.
         verb: What is to be done; ``plan`` asks for what ``fit`` would.
     """
-    found = _seed_faults(run.seed) + run.model.faults() + _data_faults(run, verb)
+    found = _seed_faults(run.seed) + _checkpoint_faults(run.checkpoint) + run.model.faults() + _data_faults(run, verb)
     found += check_writable(Path(run.root), "trainer.default_root_dir")
     if verb in _EVALUATING:
         return found
@@ -62,6 +63,12 @@ def _seed_faults(seed: object) -> list[Fault]:
     if isinstance(seed, int) and not 0 <= seed <= _LARGEST_SEED:
         return [Fault("seed_everything", seed, f"must lie between 0 and {_LARGEST_SEED}", "Write a number such as 42.")]
     return []
+
+
+def _checkpoint_faults(checkpoint: str | None) -> list[Fault]:
+    if checkpoint is None or checkpoint.split(":")[0] in _CHECKPOINT_WORDS or Path(checkpoint).exists():
+        return []
+    return [Fault("ckpt_path", checkpoint, "must be a checkpoint that exists", "Correct the path, or leave it out.")]
 
 
 def _data_faults(run: Run, verb: str) -> list[Fault]:

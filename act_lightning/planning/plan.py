@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from act_lightning.channels import inventory
 from act_lightning.checkpoints import config_differences, is_weightless, meta_model
@@ -12,7 +12,7 @@ from act_lightning.errors import ActError
 from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
 from act_lightning.planning.forecast import disk_forecast, memory_forecast, space_problems
 from act_lightning.planning.models import Models, look
-from act_lightning.planning.problem import Problem, from_fault
+from act_lightning.planning.problem import Level, Problem, from_fault
 from act_lightning.planning.run import Run
 from act_lightning.planning.selection import selection_counts
 from act_lightning.planning.training import training_problems
@@ -27,7 +27,7 @@ class Plan:
         parameters: ``total`` number of the target's elements, all of which are fine-tuned.
         memory: Bytes of the pair in profiling, and of weights, gradients and optimizer state in training.
         disk: Bytes that are written, and that are free.
-        problems: What is wrong or worth knowing, errors first.
+        problems: What is wrong or worth knowing: errors, then warnings, then notes.
     """
 
     channels: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +56,7 @@ def make_plan(run: Run) -> Plan:
     if models.target is not None:
         plan.problems += _model_notes(run, models, models.target)
         _forecast(plan, run, models, models.target)
+    plan.problems.sort(key=lambda problem: get_args(Level).index(problem.level))
     return plan
 
 

@@ -22,7 +22,7 @@ class Run:
         transfer: Section ``transfer``.
         trainer: Section ``trainer``, as it was given.
         seed: ``seed_everything``, as it was given.
-        resumes: Whether the run goes on from a checkpoint, so that nothing is transferred.
+        checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
     """
 
     model: AbilityTransferModule
@@ -31,7 +31,7 @@ class Run:
     transfer: MaskedTaskVectorInjection
     trainer: Mapping[str, Any]
     seed: bool | int = True
-    resumes: bool = False
+    checkpoint: str | None = None
 
     @property
     def sources(self) -> list[AbilitySource]:
