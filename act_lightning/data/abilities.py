@@ -49,7 +49,7 @@ class TokenizedAbility:
     """
 
     name: str
-    samples: Sequence[Sample]
+    samples: list[Sample]
     rows: int
     dropped: int
     cut: int

@@ -215,7 +215,7 @@ class Recorder(L.LightningModule):
 @pytest.mark.parametrize("validation", [["b"], 0.5, []])
 def test_in_a_trainer(settings: dict[str, Any], tmp_path: Path, validation: list[str] | float) -> None:
     data, module = AbilityDataModule(**settings, train=["a"], validation=validation), Recorder()
-    quiet = {
+    quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -170,6 +170,14 @@ def test_empty_and_unreadable_files(tmp_path: Path, name: str) -> None:
         read(file)
 
 
+def test_laboratory() -> None:
+    lab = read("lab:words-de", split="test", limit=2)
+    assert [[message["role"] for message in conversation] for conversation in lab] == [["user", "assistant"]] * 2
+    assert lab != read("lab:words-de", limit=2) != read("lab:words-de", split="validation", limit=2)
+    with pytest.raises(ActError, match="x-y"):
+        read("lab:x-y")
+
+
 def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

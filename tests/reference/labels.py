@@ -26,7 +26,7 @@ def token_starts(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerFa
     """The character in which each token's first byte lies, from the bytes that byte-level tokens spell."""
     character_of_byte = [index for index, character in enumerate(text) for _ in character.encode()]
     starts, position = [], 0
-    for piece, token in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
+    for piece, token in zip(tokenizer.convert_ids_to_tokens(list(ids)), ids, strict=True):
         starts.append(character_of_byte[position])
         position += len(piece.encode()) if token in tokenizer.all_special_ids else len(piece)
     assert position == len(character_of_byte)
