@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+from act_lightning.data import name_faults
 from act_lightning.errors import Fault
 from act_lightning.masks import ratio_faults
 from act_lightning.transfer import scale_faults
-
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass
@@ -20,7 +20,7 @@ class AbilitySource:
     """A source θ_abl and its abilities (paper §4.1, https://arxiv.org/abs/2601.09398).
 
     Attributes:
-        model: Folder or hub id, or ``lab:generalist``; a sibling of the target.
+        model: Folder or hub id, or ``lab:generalist``; a sibling of the target. A path is kept as text.
         abilities: Names of abilities of the data module; or, in a loop of your own, an iterable of batches by ability
             name: dicts of ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, where labels
             that are not −100 mark answer tokens. Every process must see all of them: they are shared out here.
@@ -36,6 +36,10 @@ class AbilitySource:
     ratio: float | None = None
     name: str | None = None
     revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take a path as the text that configs and files know."""
+        self.model = str(self.model)
 
     @property
     def label(self) -> str:
@@ -64,13 +68,6 @@ class AbilitySource:
         return found + [fault for key, name in names for fault in name_faults(name, f"{setting}.{key}")]
 
 
-def name_faults(name: str, setting: str) -> list[Fault]:
-    """What is wrong with a name that becomes part of a path."""
-    if _NAME.fullmatch(name) and name not in (".", ".."):
-        return []
-    return [Fault(setting, name, "must match [A-Za-z0-9._-]+ and be neither . nor ..", "Give a name of such letters.")]
-
-
 def source_faults(sources: Sequence[AbilitySource] | None, setting: str = "profile.sources") -> list[Fault]:
     """What is wrong with a list of sources: an empty list, two of one name, or a fault of one of them."""
     if sources is None:
@@ -82,8 +79,16 @@ def source_faults(sources: Sequence[AbilitySource] | None, setting: str = "profi
         if times > 1:
             found.append(Fault(setting, name, "must not name two sources alike", "Give each a name of its own."))
     for i, source in enumerate(sources):
-        for ability, times in Counter(source.abilities).items():
-            if times > 1 and not source.loaders:
+        for ability, times in Counter(list(source.abilities)).items():
+            if times > 1:
                 rule = "must not name an ability twice"
                 found.append(Fault(f"{setting}[{i}].abilities", ability, rule, "Name it once."))
     return found
+
+
+def source_ratios(
+    sources: Sequence[AbilitySource], default: float | Fraction, setting: str = "profile.sources"
+) -> dict[str, float | Fraction]:
+    """p of each source, by the setting that says so."""
+    own = {f"{setting}[{i}].ratio": source.ratio for i, source in enumerate(sources) if source.ratio is not None}
+    return own if len(own) == len(sources) else {"transfer.ratio": default, **own}

@@ -2,6 +2,7 @@
 
 from act_lightning.data.abilities import TokenizedAbility, fingerprint, tokenize_ability
 from act_lightning.data.batches import Batch, collate, deal, token_budget_batches, unbatch
+from act_lightning.data.checks import name_faults
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import IGNORED, Encoder, Sample, answer_mask, encode, has_answers
 from act_lightning.data.micro_batches import (
@@ -48,6 +49,7 @@ __all__ = [
     "has_answers",
     "last_answer",
     "make_template",
+    "name_faults",
     "read_prompts",
     "read_references",
     "read_rows",

@@ -100,12 +100,23 @@ def positive_faults(value: int, setting: str) -> list[Fault]:
     return [] if value >= 1 else [Fault(setting, value, "must be at least 1", "Write 1 or more.")]
 
 
+def name_faults(name: str, setting: str) -> list[Fault]:
+    """The fault of a name that cannot become part of a path.
+
+    Args:
+        name: What was given.
+        setting: Where it was given.
+    """
+    if _NAME.fullmatch(name) and name not in (".", ".."):
+        return []
+    rule = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
+    return [Fault(setting, name, rule, "Rename it: files are named after it.")]
+
+
 def _set_faults(section: str, name: str, settings: AbilityData) -> list[Fault]:
     where = f"{section}.{name}"
     faults = row_faults(settings, where)
-    if not _NAME.fullmatch(name) or name in (".", ".."):
-        rule = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
-        faults.append(Fault(section, name, rule, "Rename it: files are named after it."))
+    faults += name_faults(name, section)
     if settings.template is not None:
         faults += template_faults(settings.template, f"{where}.template")
     return faults
