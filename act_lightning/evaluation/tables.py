@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from act_lightning.evaluation.intervals import wilson
@@ -41,24 +42,25 @@ class Row:
 
 
 def as_table(rows: Sequence[Row], roles: Mapping[str, str]) -> Table:
-    """A table for the terminal: a row a model, a column a set with its 95 % interval, then the means by role.
+    """A table for the terminal: a row a model, a column a set with its 95 % interval, and means of several sets.
 
     Args:
         rows: At least one.
         roles: ``keep`` or ``recover`` by evaluation set.
     """
     by_role = _by_role(roles)
-    table = Table(title="exact match, % [95 % interval]")
-    table.add_column("model")
-    table.add_column("parameters moved", justify="right")
+    table = Table(title="exact match in %, and its 95 % interval", box=SIMPLE)
+    table.add_column("", no_wrap=True)
+    table.add_column("moved", justify="right", no_wrap=True)
     for role, names in by_role.items():
         for name in names:
-            table.add_column(f"{name}\n({role})", justify="right")
-    for role in by_role:
-        table.add_column(f"{role}\nmean", justify="right", style="bold")
+            table.add_column(f"{name}\n({role})", justify="right", no_wrap=True)
+    averaged = [role for role, names in by_role.items() if len(names) > 1]
+    for role in averaged:
+        table.add_column(f"{role}\nmean", justify="right", style="bold", no_wrap=True)
     for row in rows:
         cells = [_with_interval(row, name) for names in by_role.values() for name in names]
-        means = [f"{100 * row.mean(names):.1f}" for names in by_role.values()]
+        means = [f"{100 * row.mean(by_role[role]):.1f}" for role in averaged]
         table.add_row(row.model, "" if row.share is None else f"{row.share:.2%}", *cells, *means)
     return table
 
@@ -84,4 +86,4 @@ def _by_role(roles: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _with_interval(row: Row, name: str) -> str:
     low, high = wilson(row.correct[name], row.total[name])
-    return f"{100 * row.accuracy(name):.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * row.accuracy(name):.1f}  {100 * low:.0f}–{100 * high:.0f}"

@@ -1,0 +1,46 @@
+"""Tables of models side by side, against numbers worked out by hand."""
+
+import csv
+import io
+
+import pytest
+from rich.console import Console
+
+from act_lightning.evaluation import Row, as_csv, as_table, wilson
+
+ROLES = {"sums": "keep", "words": "recover", "verbs": "recover"}
+ROWS = [
+    Row("target", None, {"sums": 9, "words": 1, "verbs": 0}, {"sums": 10, "words": 4, "verbs": 5}),
+    Row("transfer", 0.0123, {"sums": 8, "words": 3, "verbs": 5}, {"sums": 10, "words": 4, "verbs": 5}),
+]
+
+
+def test_mean_counts_every_set_alike() -> None:
+    assert ROWS[0].mean(["words", "verbs"]) == pytest.approx((0.25 + 0) / 2)
+
+
+def test_table_shows_every_model_with_means_by_role() -> None:
+    console = Console(width=120, file=io.StringIO(), force_terminal=False)
+    console.print(as_table(ROWS, ROLES))
+    lines = console.file.getvalue().splitlines()
+    transfer = next(line for line in lines if "transfer" in line)
+    assert transfer.split()[:3] == ["transfer", "1.23%", "80.0"]
+    assert transfer.split()[-1] == "87.5"  # (75 + 100) / 2
+
+
+def test_csv_has_a_line_for_each_model_and_set() -> None:
+    lines = list(csv.DictReader(io.StringIO(as_csv(ROWS, ROLES))))
+    assert [(line["model"], line["set"]) for line in lines[:4]] == [
+        ("target", "sums"),
+        ("target", "words"),
+        ("target", "verbs"),
+        ("transfer", "sums"),
+    ]
+    assert float(lines[0]["low"]) == pytest.approx(wilson(9, 10)[0])
+    assert lines[0]["parameter_share"] == ""
+    assert lines[3]["parameter_share"] == "0.0123"
+
+
+def test_sets_of_one_role_only() -> None:
+    as_table(ROWS, {"sums": "keep"})
+    assert "recover" not in as_csv(ROWS, {"sums": "keep"})
