@@ -89,6 +89,6 @@ def source_faults(sources: Sequence[AbilitySource] | None, setting: str = "profi
 def source_ratios(
     sources: Sequence[AbilitySource], default: float | Fraction, setting: str = "profile.sources"
 ) -> dict[str, float | Fraction]:
-    """p of each source, by the setting that says so."""
-    own = {f"{setting}[{i}].ratio": source.ratio for i, source in enumerate(sources) if source.ratio is not None}
-    return own if len(own) == len(sources) else {"transfer.ratio": default, **own}
+    """The ratio of each source, by the setting that says so."""
+    given = ((f"{setting}[{i}].ratio", source.ratio) for i, source in enumerate(sources))
+    return {"transfer.ratio" if ratio is None else name: default if ratio is None else ratio for name, ratio in given}

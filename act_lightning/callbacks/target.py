@@ -81,6 +81,19 @@ def _evaluating(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
             module.training = was_training
 
 
+def named_checkpoint(module: nn.Module) -> tuple[str | None, str | None]:
+    """The checkpoint and its revision that a module of ours names; a ``target`` of any other may mean anything."""
+    if not hasattr(module, "weights_dtype"):
+        return None, None
+    return getattr(module, "target", None), getattr(module, "revision", None)
+
+
+def named_folder(module: nn.Module, target: str | None, revision: str | None) -> Path | None:
+    """The folder of the checkpoint that ``target`` names, or else the module, if it is one of ours."""
+    name, revision = (target, revision) if target is not None else named_checkpoint(module)
+    return None if name is None else locate(name, revision)
+
+
 def find_target(module: nn.Module, target: str | None, revision: str | None) -> Target:
     """The target of ``module``: its weights if it has them, else the checkpoint named by ``target``.
 
@@ -93,11 +106,11 @@ def find_target(module: nn.Module, target: str | None, revision: str | None) -> 
     Raises:
         ActError: If there are neither weights nor a name.
     """
-    name = target or getattr(module, "target", None)
-    folder = locate(name, revision or getattr(module, "revision", None)) if name else None
+    name = target or named_checkpoint(module)[0]
+    folder = named_folder(module, target, revision)
     model = find_language_model(module)
     if model is not None and has_weights(model):
-        return Target(name or model.name_or_path or type(model).__name__, folder, model, model.dtype)
+        return Target(str(name or model.name_or_path or type(model).__name__), folder, model, model.dtype)
     if folder is None:
         rule = "must hold one causal language model of transformers before fit, or the profiler must name one"
         remedy = "Give ActivationDifferenceProfiler(target=...) the folder or hub id that configure_model loads."

@@ -9,7 +9,6 @@ from act_lightning.errors import Fault
 from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
-from act_lightning.planning.selection import selection_faults
 
 _NEED_SOURCES = ("profile", "merge")
 _EVALUATING = ("validate", "test", "predict")
@@ -37,7 +36,8 @@ def run_faults(run: Run, verb: str) -> list[Fault]:
 
 def transfer_faults(run: Run, models: Models) -> list[Fault]:
     """What is wrong with the selection and with saved scores, now that the models are known."""
-    return selection_faults(run, models.channels) + score_faults(run, models)
+    found = [] if models.channels is None else run.transfer.selection_faults(models.channels, run.sources)
+    return found + score_faults(run, models)
 
 
 def distinct(faults: list[Fault]) -> list[Fault]:

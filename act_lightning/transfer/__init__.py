@@ -1,5 +1,6 @@
 """Masked task-vector transfer: settings, selection of channels, injection into parameters, and its report."""
 
+from act_lightning.transfer.counting import count_selected, selection_faults
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import transfer_report
 from act_lightning.transfer.selection import SelectedSource, select
@@ -9,7 +10,9 @@ __all__ = [
     "MaskedInjection",
     "SelectedSource",
     "TransferSettings",
+    "count_selected",
     "scale_faults",
     "select",
+    "selection_faults",
     "transfer_report",
 ]
