@@ -1,0 +1,109 @@
+"""Several ``--config`` files: later ones win, abilities and evaluations add up by key, null takes one away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from act_lightning.overlays import NamingParser
+from tests.front_door import call, write_yaml
+
+BASE = {
+    "model": {"target": "somewhere", "learning_rate": 1.0e-4},
+    "data": {
+        "abilities": {"a": {"path": "a.jsonl", "columns": {"prompt": "question"}}, "b": {"path": "b.jsonl"}},
+        "evaluations": {"e": {"path": "e.jsonl", "role": "keep"}},
+        "train": ["a"],
+    },
+    "trainer": {"max_epochs": 3},
+}
+
+
+def printed(tmp_path: Path, *overlays: dict[str, Any], options: tuple[str, ...] = ()) -> dict[str, Any]:
+    files = [write_yaml(tmp_path / f"{number}.yaml", overlay) for number, overlay in enumerate((BASE, *overlays))]
+    configs = [argument for file in files for argument in ("--config", file)]
+    outcome = call("fit", *configs, *options, "--print_config")
+    assert outcome.status == 0, outcome.err
+    content: dict[str, Any] = yaml.safe_load(outcome.out)
+    return content
+
+
+def said(entry: dict[str, Any]) -> dict[str, Any]:
+    """What is set in an ability, defaults aside."""
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def test_abilities_of_several_files_add_up(tmp_path: Path) -> None:
+    one, two = {"c": {"path": "c.jsonl"}}, {"d": {"path": "d.jsonl", "limit": 7}}
+    found = printed(tmp_path, {"data": {"abilities": one}}, {"data": {"abilities": two}})["data"]["abilities"]
+    assert list(found) == ["a", "b", "c", "d"]
+    assert said(found["d"]) == {"path": "d.jsonl", "limit": 7}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        ({"limit": 5}, {"path": "a.jsonl", "columns": {"prompt": "question"}, "limit": 5}),
+        ({"path": "other.jsonl"}, {"path": "other.jsonl", "columns": {"prompt": "question"}}),
+        ({"columns": {"answer": "reply"}}, {"path": "a.jsonl", "columns": {"prompt": "question", "answer": "reply"}}),
+        ({"columns": None}, {"path": "a.jsonl"}),
+    ],
+)
+def test_an_entry_may_be_changed_in_part(tmp_path: Path, overlay: dict[str, Any], expected: dict[str, Any]) -> None:
+    found = printed(tmp_path, {"data": {"abilities": {"a": overlay}}})["data"]["abilities"]
+    assert said(found["a"]) == expected
+    assert said(found["b"]) == {"path": "b.jsonl"}
+
+
+def test_null_takes_an_entry_away_and_a_later_file_may_bring_it_back(tmp_path: Path) -> None:
+    without = {"data": {"abilities": {"a": None}, "evaluations": {"e": None}}}
+    found = printed(tmp_path, without)["data"]
+    assert found["abilities"]["a"] is None
+    assert found["evaluations"] == {"e": None}
+    again = printed(tmp_path, without, {"data": {"abilities": {"a": {"path": "new.jsonl"}}}})["data"]["abilities"]
+    assert said(again["a"]) == {"path": "new.jsonl"}
+
+
+def test_evaluations_add_up_too(tmp_path: Path) -> None:
+    overlay = {"e": {"max_new_tokens": 3}, "f": {"path": "f.jsonl", "role": "recover"}}
+    found = printed(tmp_path, {"data": {"evaluations": overlay}})["data"]["evaluations"]
+    assert (found["e"]["path"], found["e"]["max_new_tokens"], found["f"]["role"]) == ("e.jsonl", 3, "recover")
+
+
+def test_everything_else_is_replaced_by_the_later_file(tmp_path: Path) -> None:
+    found = printed(tmp_path, {"model": {"learning_rate": 3.0e-5}, "data": {"train": ["b"]}})
+    assert (found["model"]["learning_rate"], found["data"]["train"]) == (3.0e-5, ["b"])
+    assert (found["model"]["target"], found["trainer"]["max_epochs"]) == ("somewhere", 3)
+
+
+def test_options_on_the_command_line_come_last(tmp_path: Path) -> None:
+    options = ("--data.abilities.a.limit", "2", "--data.abilities.c.path", "c.jsonl", "--trainer.max_epochs", "1")
+    found = printed(tmp_path, options=options)
+    assert said(found["data"]["abilities"]["a"])["limit"] == 2
+    assert list(found["data"]["abilities"]) == ["a", "b", "c"]
+    assert found["trainer"]["max_epochs"] == 1
+
+
+@pytest.mark.parametrize("content", ["a: b: c\n", "- a list\n", "model: {learning_rate: fast}\n"])
+def test_messages_name_the_file_they_are_about(tmp_path: Path, content: str) -> None:
+    good, bad = write_yaml(tmp_path / "good.yaml", BASE), tmp_path / "bad.yaml"
+    bad.write_text(content)
+    outcome = call("fit", "--config", good, "--config", bad)
+    assert outcome.status == 2
+    assert f"error: {bad}: " in outcome.err
+    assert len(outcome.err.splitlines()) < 15, "the usage must not bury the message"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    outcome = call("fit", "--config", tmp_path / "nowhere.yaml")
+    assert outcome.status == 2
+    assert "nowhere.yaml" in outcome.err
+
+
+def test_a_parser_that_reads_no_file_adds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        NamingParser(prog="p").error("wrong")
+    assert capsys.readouterr().err.endswith("error: wrong\n")

@@ -1,0 +1,244 @@
+"""``plan``: golden counts, problems and warnings, from configs and headers only, without a Trainer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from act_lightning.planning.training import process_count
+from tests.front_door import Config, basic, changed, left, run
+from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
+
+# https://huggingface.co/Qwen/Qwen2.5-Math-7B-Instruct/blob/main/config.json; the source differs in the last two.
+QWEN2_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "rms_norm_eps": 1e-06,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+MATH, INSTRUCT = {"max_position_embeddings": 4096}, {"max_position_embeddings": 32768}
+EIGHT_GPUS = {
+    "accelerator": "gpu",
+    "devices": 8,
+    "strategy": "fsdp",
+    "precision": "bf16-mixed",
+    "accumulate_grad_batches": 2,
+}
+Problems = list[dict[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan builds no Trainer; the first thing that one does is to look for its accelerator."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a Trainer was built")
+
+    monkeypatch.setattr("lightning.pytorch.trainer.trainer._AcceleratorConnector", refuse)
+
+
+@pytest.fixture
+def config(tmp_path: Path, target_folder: Path, source_folder: Path, ability_file: Path) -> Config:
+    return basic(tmp_path, target_folder, source_folder, ability_file)
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders, ``math`` and ``instruct``, that hold a config and nothing else."""
+    root = tmp_path_factory.mktemp("qwen")
+    for name, own in (("math", MATH), ("instruct", INSTRUCT)):
+        AutoConfig.for_model("qwen2", **QWEN2_7B, **own).save_pretrained(root / name)
+    return root
+
+
+def planned(config: Config, *arguments: str, status: int = 0) -> dict[str, Any]:
+    outcome = run("plan", config, "--json", *arguments)
+    assert outcome.status == status, outcome.out + outcome.err
+    plan: dict[str, Any] = json.loads(outcome.out)  # one object and nothing else
+    assert set(plan) == {"channels", "parameters", "memory", "disk", "problems"}
+    errors = [problem for problem in plan["problems"] if problem["level"] == "error"]
+    assert bool(errors) == bool(status)
+    return plan
+
+
+def about(plan: dict[str, Any], setting: str, level: str) -> Problems:
+    problems: Problems = plan["problems"]
+    return [problem for problem in problems if (problem["setting"], problem["level"]) == (setting, level)]
+
+
+def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, qwen: Path) -> None:
+    config["model"]["target"], config["profile"]["sources"][0]["model"] = str(qwen / "math"), str(qwen / "instruct")
+    config["trainer"] = {"default_root_dir": config["trainer"]["default_root_dir"], **EIGHT_GPUS}
+    config["transfer"] = {"ratio": 0.01, "scale": 0.4}
+    plan = planned(config)
+    assert plan["channels"] == {"total": 1750528, "per_ability": {"d": 17505}}
+    assert plan["parameters"] == {"total": 7_615_616_512}
+    assert plan["memory"] == {"profiling": 2 * 2 * 7_615_616_512, "training": 4 * 4 * 7_615_616_512}
+    assert (plan["disk"]["model"], plan["disk"]["scores"]) == (2 * 7_615_616_512, 4 * 1750528)
+    for setting in ("model.target", "profile.sources[0].model"):
+        assert "no weights" in about(plan, setting, "note")[0]["message"]
+    assert "max_position_embeddings: 4096" in about(plan, "profile.sources[0].model", "note")[1]["message"]
+    assert not about(plan, "trainer.accumulate_grad_batches", "warning")
+    assert "fsdp shards parameters" in about(plan, "trainer.strategy", "warning")[0]["message"]
+
+
+def test_a_strategy_given_as_a_class_is_not_built(config: Config) -> None:
+    fsdp = "lightning.pytorch.strategies.FSDPStrategy"
+    strategy = {"class_path": fsdp, "init_args": {"sharding_strategy": "FULL_SHARD", "cpu_offload": True}}
+    config["trainer"] |= EIGHT_GPUS | {"strategy": strategy}
+    assert "FSDPStrategy" in about(planned(config), "trainer.strategy", "warning")[0]["message"]
+
+
+def test_nothing_is_written_and_no_weight_is_opened(config: Config, tmp_path: Path) -> None:
+    pair = {name: tmp_path / name for name in ("target", "source")}
+    shutil.copytree(config["model"]["target"], pair["target"])
+    shutil.copytree(config["profile"]["sources"][0]["model"], pair["source"])
+    for folder in pair.values():  # the values are gone, the headers tell as before
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {name: torch.full_like(one, torch.nan) for name, one in weights.items()}, folder / "model.safetensors"
+        )
+    config["model"]["target"], config["profile"]["sources"][0]["model"] = map(str, pair.values())
+    before = left(tmp_path)
+    plan = planned(config)
+    assert plan["problems"] == []
+    assert [path for path in left(tmp_path) if path not in before] == ["config.yaml"]
+
+
+def test_counts_follow_ratio_scope_exclusion_and_selection(config: Config) -> None:
+    def counts(**transfer: Any) -> dict[str, int | None]:
+        found: dict[str, int | None] = planned(changed(config, "transfer", transfer))["channels"]["per_ability"]
+        return found
+
+    # A tiny Llama: embedding 32; twice q 32, k 16, v 16, o 32, gate 48, up 48, down 32 and two norms of 32; 32; 300.
+    total = 32 + 2 * (32 + 16 + 16 + 32 + 48 + 48 + 32 + 64) + 32 + 300
+    assert planned(config)["channels"]["total"] == total
+    assert counts(ratio=0.29) == {"d": int(total * 29 / 100)}
+    assert counts(ratio=0.29, exclude=["lm_head"]) == {"d": int((total - 300) * 29 / 100)}
+    per_module = [32, *2 * [32, 16, 16, 32, 48, 48, 32, 32, 32], 32, 300]
+    assert counts(ratio=0.03, scope="module") == {"d": sum(int(count * 3 / 100) for count in per_module)}
+    assert counts(selection="all") == {"d": total}
+    assert counts(ratio=0.1, share="parameters") == {"d": None}
+
+
+def test_an_ability_of_two_sources_is_told_by_source(config: Config, source_folder: Path, target_folder: Path) -> None:
+    one = {"model": str(source_folder), "abilities": ["d"], "name": "one", "ratio": 0.5}
+    two = {"model": str(target_folder), "abilities": ["d"], "name": "two"}
+    plan = planned(changed(config, "profile.sources", [one, two]))
+    total = plan["channels"]["total"]
+    assert plan["channels"]["per_ability"] == {"one/d": total // 2, "two/d": total // 10}
+    assert plan["memory"]["profiling"] == 3 * 4 * plan["parameters"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer", "level", "samples"),
+    [
+        ({}, {"accumulate_grad_batches": 4}, "warning", 4),
+        ({"batch_size": 4}, {"accumulate_grad_batches": 4, "devices": 2}, "warning", 32),
+        ({"batch_size": 4}, {"accumulate_grad_batches": 2, "devices": 1, "num_nodes": 2}, None, 16),
+        ({}, {"accelerator": "gpu", "devices": [0, 3], "accumulate_grad_batches": 8}, None, 16),
+        ({}, {"accelerator": "auto", "devices": "auto"}, "note", 16),
+        ({}, {"accelerator": "gpu", "accumulate_grad_batches": 1}, "warning", 1),
+    ],
+)
+def test_says_when_an_update_is_not_sixteen_samples(
+    config: Config, data: Config, trainer: Config, level: str | None, samples: int
+) -> None:
+    config["data"] |= data
+    config["trainer"] |= trainer
+    problems = [problem for problem in planned(config)["problems"] if problem["setting"].startswith("trainer.")]
+    assert [problem["level"] for problem in problems] == ([] if level is None else [level])
+    assert all(f"covers {samples} samples" in problem["message"] for problem in problems)
+
+
+@pytest.mark.parametrize(("precision", "warned"), [("bf16-true", True), ("16-true", True), ("bf16-mixed", False)])
+def test_warns_of_weights_too_coarse_for_the_rate(config: Config, precision: str, warned: bool) -> None:
+    config["trainer"]["precision"] = precision
+    assert bool(about(planned(config), "trainer.precision", "warning")) is warned
+
+
+def test_plain_fine_tuning_is_noted(config: Config) -> None:
+    plan = planned(changed(config, "profile", ...))
+    assert "plain fine-tuning" in about(plan, "profile.sources", "note")[0]["message"]
+    assert plan["channels"]["per_ability"] == {}
+    assert plan["memory"]["profiling"] == 0
+
+
+def test_errors_come_together_and_first(config: Config, tmp_path: Path) -> None:
+    config["transfer"] = {"ratio": 2, "scale": float("nan"), "exclude": ["nothing*"], "selection": "weight"}
+    config["trainer"]["precision"] = "bf16-true"
+    config["model"]["learning_rate"] = -1
+    config["data"]["abilities"]["d"]["path"] = str(tmp_path / "nowhere.jsonl")
+    plan = planned(config, status=1)
+    levels = [problem["level"] for problem in plan["problems"]]
+    assert levels == sorted(levels)
+    expected = ["model.learning_rate", "data.abilities.d.path"]
+    expected += [f"transfer.{name}" for name in ("ratio", "scale", "selection", "exclude")]
+    assert [problem["setting"] for problem in plan["problems"] if problem["level"] == "error"] == expected
+    assert all(problem["message"] and problem["remedy"] for problem in plan["problems"])
+
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+        (lambda folder: tiny_config("llama", hidden_size=64).save_pretrained(folder), "shapes"),
+        (lambda folder: save_model(tiny_model("qwen2"), tiny_tokenizer(), folder), "architecture"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "readable safetensors"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_an_error(
+    config: Config, tmp_path: Path, source_folder: Path, spoil: Spoil, words: str
+) -> None:
+    folder = tmp_path / "source"
+    shutil.copytree(source_folder, folder)
+    spoil(folder)
+    config["profile"]["sources"][0]["model"] = str(folder)
+    plan = planned(config, status=1)
+    assert words in plan["problems"][0]["message"]
+    assert all(problem["level"] != "note" for problem in plan["problems"]), "of strangers nothing more is told"
+
+
+def test_tables_for_the_terminal_say_the_same(config: Config) -> None:
+    outcome = run("plan", changed(config, "transfer.ratio", 2))
+    assert outcome.status == 1
+    assert "error: transfer.ratio = 2.0: must lie in (0, 1]. Write the share" in outcome.out
+    outcome = run("plan", config)
+    assert outcome.status == 0
+    assert "selected for d" in outcome.out
+    assert "no problems found" in outcome.out
+
+
+def test_a_full_disk_is_foreseen(config: Config, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))  # type: ignore[attr-defined]
+    assert about(planned(config), "trainer.default_root_dir", "warning")
+
+
+def test_saved_scores_are_looked_at(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    config["transfer"]["scores"] = str(tmp_path / "scores")
+    plan = planned(config, status=1)
+    assert "s/d.safetensors" in about(plan, "transfer.scores", "error")[0]["message"]
+
+
+def test_devices_as_lightning_reads_them() -> None:
+    given = {3: 3, "3": 3, "0,2": 2, "auto": None, -1: None, (1, 2, 4): 3}
+    for devices, count in given.items():
+        assert process_count({"devices": list(devices) if isinstance(devices, tuple) else devices}) == count
