@@ -95,7 +95,7 @@ def _import(setting: Mapping[str, Any], base: type[_Base], name: str) -> type[_B
     except (ImportError, AttributeError) as error:
         raise ActError(Fault(f"{name}.class_path", path, f"must be importable ({error})", "Correct it.")) from error
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise ActError(Fault(f"{name}.class_path", path, f"must be a {base.__name__}", "Name another class."))
+        raise ActError(Fault(f"{name}.class_path", path, f"must be a kind of {base.__name__}", "Name another class."))
     if issubclass(found, ReduceLROnPlateau):
         rule = "must be a schedule of the number of updates alone"
         raise ActError(Fault(f"{name}.class_path", path, rule, "Try torch.optim.lr_scheduler.CosineAnnealingLR."))

@@ -107,7 +107,7 @@ def read_record(path: Path) -> ScoreRecord:
             values = json.loads((file.metadata() or {})["act"])
         known = {item.name for item in fields(ScoreRecord)}
         return ScoreRecord(**{name: value for name, value in values.items() if name in known})
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ActError(Fault("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
 
 
