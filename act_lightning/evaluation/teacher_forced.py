@@ -17,9 +17,9 @@ _IGNORED = -100
 def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
     """Whether greedy decoding would give each row's answer, token for token.
 
-    Greedy decoding gives the reference if and only if every argmax along the reference does: up to the first that differs
-    both have read the same tokens. So one teacher-forced pass decides, the token that ends the turn included. An answer
-    spelled with other tokens than the tokenizer's own counts as different.
+    Greedy decoding gives the reference if and only if every argmax along the reference does: up to the first that
+    differs both have read the same tokens. So one teacher-forced pass decides, the token that ends the turn included.
+    An answer spelled with other tokens than the tokenizer's own counts as different.
 
     Args:
         model: A causal language model.
