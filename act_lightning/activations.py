@@ -101,14 +101,14 @@ class AnswerPositions:
         Args:
             output: ``[rows, length, channels]``; with heads ``[rows, length, heads, channels]`` or
                 ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]``; rows may be 1 where
-                all rows share it (position embeddings); or ``[1, tokens, channels]`` of answer tokens already.
+                all rows share it (position embeddings).
 
         Returns:
             ``[tokens, channels]`` or ``[tokens, heads, channels]``.
         """
         rows, length = self.mask.shape
         if output.ndim == 2:
-            output = output.view(rows, length, -1)
+            output = output.view(-1, length, output.shape[-1])
         if output.ndim == 4 and output.shape[1] != length:
             output = output.transpose(1, 2)
         return output.expand(rows, *output.shape[1:])[self.mask]

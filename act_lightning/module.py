@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -86,7 +86,23 @@ class AbilityTransferModule(L.LightningModule):
         require_weights(folder, "model.target")
         self.model = load_model(folder, training_dtype(self.trainer.precision)).train()
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
+            getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert parameters, but keep float32 buffers so, as transformers does: rotary frequencies need it.
+
+        Lightning's ``bf16-true`` would round them, and with them every position.
+        """
+        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            buffers = self.get_submodule(owner)._buffers
+            converted = buffers[leaf]
+            if converted is not None and converted.dtype != torch.float32:
+                buffers[leaf] = buffer.to(converted.device)
+        return self
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -102,6 +118,10 @@ class AbilityTransferModule(L.LightningModule):
             return optimizer
         scheduler = make_scheduler(self.lr_scheduler, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the window of a fit that was interrupted; an epoch ends with an update."""
+        self._window_tokens, self._window_loss = 0, 0.0
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
@@ -129,8 +149,7 @@ class AbilityTransferModule(L.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to its set's mean loss per answer token."""
         loss, tokens = answer_loss(self.language_model, batch)
-        if tokens:
-            self._losses[dataloader_idx].update(loss / tokens, tokens)
+        self._losses[dataloader_idx].update(loss / max(tokens, 1), tokens)  # also without tokens, or torchmetrics warns
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_loss/<ability>`` for every set, and their mean as ``val_loss``."""
@@ -165,7 +184,8 @@ class AbilityTransferModule(L.LightningModule):
     def _generate(self, batch: Mapping[str, Any], dataloader_idx: int) -> list[str]:
         data = self._data
         limit = data.evaluations[data.evaluation_names[dataloader_idx]].max_new_tokens
-        return generate_answers(self.language_model, data.tokenizer, batch, limit)
+        answers = generate_answers(self.language_model, data.tokenizer, batch, limit)
+        return answers[: len(batch["references"])]  # a batch that only keeps processes in step has none
 
     @property
     def _data(self) -> AbilityDataModule:

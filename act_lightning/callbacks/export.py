@@ -10,10 +10,11 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.callbacks.language_model import is_transferred, require_language_model
+from act_lightning.callbacks.language_model import find_language_model, require_language_model, transfer_record
 from act_lightning.callbacks.placement import local_rows
+from act_lightning.callbacks.target import named_checkpoint
 from act_lightning.checkpoints import export_model, locate, model_card, output_faults, resolve_dtype
-from act_lightning.errors import refuse
+from act_lightning.errors import ActError, Fault, refuse
 
 
 class HuggingFaceExport(L.Callback):
@@ -23,7 +24,8 @@ class HuggingFaceExport(L.Callback):
     target's. The folder appears when it is complete.
 
     Args:
-        target: Folder or hub id whose layout is kept; by default the attribute ``target`` of the LightningModule.
+        target: Folder or hub id whose layout is kept; by default the one that the model was loaded from, if it is there
+            when fitting is set up.
         revision: Revision of the hub id.
         dtype: Precision of the weights; ``auto``: as the target is stored.
         recipe: The run's config as YAML, for the card.
@@ -45,7 +47,7 @@ class HuggingFaceExport(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export, on the first process."""
         if trainer.is_global_zero:
-            self.export(_place(trainer), pl_module, _transfer_of(trainer, pl_module))
+            self.export(_place(trainer), pl_module, transfer_record(require_language_model(pl_module)))
         trainer.strategy.barrier("exported")
 
     def export(self, out: Path, pl_module: L.LightningModule, transfer: dict[str, Any]) -> None:
@@ -71,10 +73,15 @@ class HuggingFaceExport(L.Callback):
         rank_zero_info(f"model written to {out}")
 
     def _name(self, pl_module: L.LightningModule) -> str:
-        return str(self.target or getattr(pl_module, "target", "") or require_language_model(pl_module).name_or_path)
+        loaded_from = getattr(find_language_model(pl_module), "name_or_path", None)
+        name = self.target or named_checkpoint(pl_module)[0] or loaded_from
+        if not name:
+            rule, remedy = "must name the checkpoint whose layout is kept", "Give HuggingFaceExport(target=...) one."
+            raise ActError(Fault("HuggingFaceExport.target", self.target, rule, remedy))
+        return str(name)
 
     def _folder(self, pl_module: L.LightningModule) -> Path:
-        revision = self.revision or (None if self.target else getattr(pl_module, "revision", None))
+        revision = self.revision or (None if self.target else named_checkpoint(pl_module)[1])
         return locate(self._name(pl_module), revision, "HuggingFaceExport.target")
 
 
@@ -94,13 +101,3 @@ def described_files(target: str, recipe: str, transfer: dict[str, Any]) -> dict[
 
 def _place(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "model"
-
-
-def _transfer_of(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-    """The run's ``transfer.json``, which a run that resumed finds on disk; empty for plain fine-tuning."""
-    beside = trainer.callbacks  # type: ignore[attr-defined]
-    restored = any(getattr(callback, "transferred", False) for callback in beside)
-    if not restored and not is_transferred(require_language_model(pl_module)):
-        return {}
-    found: dict[str, Any] = json.loads((Path(trainer.default_root_dir) / "transfer.json").read_text())
-    return found

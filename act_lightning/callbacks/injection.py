@@ -13,20 +13,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from act_lightning.callbacks.language_model import (
-    find_language_model,
     is_transferred,
     mark_transferred,
     require_language_model,
+    transfer_record,
 )
 from act_lightning.callbacks.placement import local_rows, strategy_faults
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.resuming import resumes
-from act_lightning.channels import inventory
+from act_lightning.callbacks.sources import AbilitySource, source_ratios
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
-from act_lightning.transfer import TransferSettings
+from act_lightning.transfer import TransferSettings, selection_faults
 from act_lightning.transfer.settings import Scope, Share
 
 
@@ -47,6 +48,10 @@ class MaskedTaskVectorInjection(L.Callback):
         exclude: fnmatch patterns on full module names; excluded channels are not counted.
         method: Name of a merging method, or one with settings of its own.
         scores: Folder of saved scores, so that nothing is profiled.
+
+    Attributes:
+        prepared: What this run injected.
+        record: What was injected, in this run or before the checkpoint that it resumes from, as in ``transfer.json``.
     """
 
     def __init__(
@@ -62,7 +67,8 @@ class MaskedTaskVectorInjection(L.Callback):
     ) -> None:
         self.settings = TransferSettings(ratio, share, scale, selection, scope, tuple(exclude), method)
         self.scores = scores
-        self.transferred = False
+        self.prepared: PreparedTransfer | None = None
+        self.record: dict[str, Any] = {}
 
     @property
     def needs_profiling(self) -> bool:
@@ -76,18 +82,29 @@ class MaskedTaskVectorInjection(L.Callback):
             found.append(Fault("transfer.scores", self.scores, "must be a folder of scores", "Run `profile` first."))
         return found
 
+    def selection_faults(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[Fault]:
+        """What is wrong with the selection, now that the target's channels are known."""
+        return selection_faults(channels, self.settings, source_ratios(sources, self.settings.ratio))
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
         if stage == "fit" and _sources_of(trainer) is not None:
             refuse(self.faults() + strategy_faults(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Inject into a fit that starts from the beginning."""
+        """Inject into a fit that starts from the beginning, and write down what moved, now or before."""
         profiler = _sources_of(trainer)
-        if profiler is None or self.transferred or resumes(trainer):
+        if profiler is None:
             return
-        if not is_transferred(find_language_model(pl_module)):
-            self.inject(trainer, require_language_model(pl_module), profiler)
+        model = require_language_model(pl_module)
+        if resumes(trainer):
+            mark_transferred(model, self.record)
+        elif is_transferred(model):
+            self.record = transfer_record(model)
+        else:
+            self.inject(trainer, model, profiler)
+        if trainer.is_global_zero and self.record:
+            write_file(Path(trainer.default_root_dir) / "transfer.json", json.dumps(self.record, indent=2) + "\n")
 
     def inject(
         self, trainer: L.Trainer, model: PreTrainedModel, profiler: ActivationDifferenceProfiler
@@ -109,20 +126,18 @@ class MaskedTaskVectorInjection(L.Callback):
             for name in injection.names:
                 part = local_rows(model.get_parameter(name))
                 injection.apply_(name, part.values, part.first_row)
-        mark_transferred(model)
-        self.transferred = True
-        if trainer.is_global_zero:
-            write_file(Path(trainer.default_root_dir) / "transfer.json", json.dumps(prepared.report, indent=2) + "\n")
+        self.prepared, self.record = prepared, prepared.report
+        mark_transferred(model, prepared.report)
         rank_zero_info(describe(prepared.report))
         return prepared
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether abilities were injected, for checkpoints."""
-        return {"transferred": self.transferred}
+        """What was injected, for checkpoints."""
+        return {"record": self.record}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember that abilities were injected before the checkpoint was written."""
-        self.transferred = bool(state_dict["transferred"])
+        """Remember what was injected before the checkpoint was written."""
+        self.record = dict(state_dict["record"])
 
 
 def run_seed() -> int:

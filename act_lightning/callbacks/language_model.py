@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -48,10 +51,16 @@ def require_language_model(module: nn.Module) -> PreTrainedModel:
 
 
 def is_transferred(model: PreTrainedModel | None) -> bool:
-    """Whether abilities were injected into this model before."""
-    return getattr(model, _TRANSFERRED, False)
+    """Whether abilities were injected into this model before, or it was restored from a checkpoint."""
+    return hasattr(model, _TRANSFERRED)
 
 
-def mark_transferred(model: PreTrainedModel) -> None:
-    """Remember, on the model itself, that abilities were injected."""
-    setattr(model, _TRANSFERRED, True)
+def transfer_record(model: PreTrainedModel) -> dict[str, Any]:
+    """What was injected, as in ``transfer.json``; empty if nothing was."""
+    found: dict[str, Any] = getattr(model, _TRANSFERRED, {})
+    return found
+
+
+def mark_transferred(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
+    """Remember, on the model itself, what was injected."""
+    setattr(model, _TRANSFERRED, dict(record))

@@ -97,4 +97,4 @@ def groups(due: Sequence[Measurement]) -> list[list[Measurement]]:
 
 
 def _together(one: Measurement, other: Measurement) -> bool:
-    return one.source is other.source or one.samples is other.samples
+    return one.source is other.source or one.samples.fingerprint == other.samples.fingerprint

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning as L
@@ -67,10 +68,12 @@ class ActivationDifferenceProfiler(L.Callback):
             return
         if resumes(trainer) or is_transferred(find_language_model(pl_module)):
             return
-        refuse(self.faults())
-        self.target_digests = find_target(pl_module, self.target, self.revision).digests()
         beside = trainer.callbacks  # type: ignore[attr-defined]
         transfers = [callback for callback in beside if hasattr(callback, "needs_profiling")]
+        refuse(self.faults() + [fault for callback in transfers for fault in callback.faults()])
+        target = find_target(pl_module, self.target, self.revision)
+        self.target_digests, channels = target.digests(), target.inventory()
+        refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
         if all(callback.needs_profiling for callback in transfers):
             self.profile(trainer, pl_module, getattr(trainer, "datamodule", None))
 
@@ -87,13 +90,13 @@ class ActivationDifferenceProfiler(L.Callback):
         refuse(self.faults())
         root = Path(trainer.default_root_dir) / "scores"
         refuse(check_writable(root, "trainer.default_root_dir"))
-        target = find_target(pl_module, self.target, self.revision)
-        wanted = measurements(self.sources, target, datamodule, root)
-        refuse_strangers(target, wanted)
-        due = [one for one in wanted if _is_due(one)]
-        trainer.strategy.barrier("profiling starts")
-        for group in groups(due):
-            with isolate_rng():
+        with _rng_as_before():  # a loader of the user's own may draw random numbers
+            target = find_target(pl_module, self.target, self.revision)
+            wanted = measurements(self.sources, target, datamodule, root)
+            refuse_strangers(target, wanted)
+            due = [one for one in wanted if _is_due(one)]
+            trainer.strategy.barrier("profiling starts")
+            for group in groups(due):
                 self._measure(group, target, trainer)
 
     def _measure(self, group: Sequence[Measurement], target: Target, trainer: L.Trainer) -> None:
@@ -115,7 +118,7 @@ class ActivationDifferenceProfiler(L.Callback):
         trainer: L.Trainer,
     ) -> None:
         device = trainer.strategy.root_device
-        metrics = [MeanAbsoluteDifference(channels).to(_accumulating(device)) for _ in together]
+        metrics = [_new_metric(channels, device) for _ in together]
         names = [module.name for module in channels.modules]
         samples = together[0].samples.samples
         batches = token_budget_batches([len(sample.input_ids) for sample in samples], self.tokens_per_batch)
@@ -134,6 +137,16 @@ class ActivationDifferenceProfiler(L.Callback):
         trainer.strategy.barrier("scores written")
 
 
+@contextmanager
+def _rng_as_before() -> Iterator[None]:
+    """Lightning's ``isolate_rng``, which restores nothing after an error, made to restore it then too."""
+    isolation = isolate_rng()
+    with ExitStack() as stack:
+        isolation.__enter__()
+        stack.callback(isolation.__exit__, None, None, None)
+        yield
+
+
 def _is_due(one: Measurement) -> bool:
     reason = one.reason_to_measure()
     rank_zero_info(f"{one.label}: " + (f"measuring, {reason}" if reason else f"scores used again ({one.path})"))
@@ -142,12 +155,15 @@ def _is_due(one: Measurement) -> bool:
 
 def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
     """Measurements on the same samples together: the target runs once for all of them."""
-    found: dict[int, list[Measurement]] = {}
+    found: dict[str, list[Measurement]] = {}
     for one in group:
-        found.setdefault(id(one.samples), []).append(one)
+        found.setdefault(one.samples.fingerprint, []).append(one)
     return list(found.values())
 
 
-def _accumulating(device: torch.device) -> torch.device:
-    """Where float64 sums are kept: on the device, except on one without float64."""
-    return torch.device("cpu") if device.type == "mps" else device
+def _new_metric(channels: ChannelInventory, device: torch.device) -> MeanAbsoluteDifference:
+    """A metric whose float64 sums are kept on the device, except on one without float64."""
+    metric = MeanAbsoluteDifference(channels).to("cpu" if device.type == "mps" else device)
+    nothing = torch.empty(0, channels.modules[0].count)
+    metric.update(channels.modules[0].name, nothing, nothing)  # a process may get no samples; torchmetrics warns then
+    return metric

@@ -14,12 +14,10 @@ import lightning as L
 
 def resumes(trainer: L.Trainer) -> bool:
     """Whether the running ``fit`` was given a checkpoint to resume from."""
-    if trainer.ckpt_path:
-        return True
     running = getattr(type(trainer), "_run").__code__  # noqa: B009 - a private name
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code is running and frame.f_locals.get("self") is trainer:
             return bool(frame.f_locals.get("ckpt_path"))
         frame = frame.f_back
-    return False
+    return bool(trainer.ckpt_path)

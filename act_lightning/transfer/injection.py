@@ -82,16 +82,15 @@ class MaskedInjection:
             values[local] = changed
 
     def _chunks(self, selection: ElementSelection, values: Tensor, first_row: int) -> Iterator[Tensor]:
-        """The numbers of the rows to read, in portions that bound memory where the method allows it."""
-        if selection.columns is None and selection.rows is not None:
-            rows = selection.rows.nonzero().squeeze(1)
-            rows = rows[(rows >= first_row) & (rows < first_row + len(values))]
-        else:
-            rows = torch.arange(first_row, first_row + len(values))
-        if not len(rows):
+        """The numbers of the rows to read: all at once, unless the method works element by element."""
+        rows = torch.arange(first_row, first_row + len(values))
+        if not self._method.elementwise:
+            yield rows
             return
-        at_once = max(1, _ELEMENTS_AT_ONCE // max(1, values[0].numel())) if self._method.elementwise else len(rows)
-        yield from torch.split(rows, at_once)
+        if selection.columns is None and selection.rows is not None:
+            rows = rows[selection.rows[rows]]
+        if len(rows):
+            yield from torch.split(rows, max(1, _ELEMENTS_AT_ONCE // values[0].numel()))
 
     def _merge(self, name: str, part: Tensor, rows: Tensor) -> Tensor:
         target = part.float()
