@@ -95,7 +95,7 @@ class AbilityTransferModule(L.LightningModule):
         Lightning's ``bf16-true`` would round them, and with them every position.
         """
         exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in exact.items():
             owner, _, leaf = name.rpartition(".")
             buffers = self.get_submodule(owner)._buffers
