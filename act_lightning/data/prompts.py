@@ -50,17 +50,28 @@ def read_prompts(
         ActError: If its rows cannot be read or rendered, or one of them has no reference.
     """
     where = f"data.evaluations.{name}"
-    setting = "data.template" if settings.template is None else f"{where}.template"
-    template = make_template(settings.template or default_template, tokenizer, setting)
-    tokenize = OffsetTokenizer(tokenizer)
+    template, tokenize = evaluation_template(where, settings, tokenizer, default_template), OffsetTokenizer(tokenizer)
     return [_prompt(conversation, template, tokenize, where) for conversation in read_rows(settings, where)]
+
+
+def evaluation_template(
+    where: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> Template:
+    """The template of an evaluation set: its own, or the data module's."""
+    setting = "data.template" if settings.template is None else f"{where}.template"
+    return make_template(settings.template or default_template, tokenizer, setting)
+
+
+def without_reference(where: str, conversation: Conversation) -> ActError:
+    """The error of an item whose last turn is no answer."""
+    remedy = "Give every row an answer, or leave the row out with filter."
+    return ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
 
 
 def _prompt(conversation: Conversation, template: Template, tokenize: OffsetTokenizer, where: str) -> Prompt:
     last = conversation[-1]
     if last["role"] != "assistant" or not last["content"].strip():
-        remedy = "Give every row an answer, or leave the row out with filter."
-        raise ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
+        raise without_reference(where, conversation)
     rendered = template.render_prompt(conversation)
     tokens = tokenize(rendered.text, rendered.add_special_tokens)
     end = len(rendered.text)

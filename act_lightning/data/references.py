@@ -10,10 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.labels import IGNORED, Encoder, Sample
+from act_lightning.data.prompts import evaluation_template, without_reference
 from act_lightning.data.rows import read_rows
 from act_lightning.data.settings import EvaluationData
-from act_lightning.data.templates import make_template
-from act_lightning.errors import ActError, Fault
 
 
 def read_references(
@@ -31,14 +30,12 @@ def read_references(
         ActError: If its rows cannot be read or rendered, or one of them has no reference.
     """
     where = f"data.evaluations.{name}"
-    setting = "data.template" if settings.template is None else f"{where}.template"
-    encode = Encoder(make_template(settings.template or default_template, tokenizer, setting), tokenizer, sys.maxsize)
+    encode = Encoder(evaluation_template(where, settings, tokenizer, default_template), tokenizer, sys.maxsize)
     found = []
     for conversation in read_rows(settings, where):
         sample = encode(conversation)
-        if sample is None:
-            remedy = "Give every row an answer, or leave the row out with filter."
-            raise ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
+        if sample is None or conversation[-1]["role"] != "assistant":
+            raise without_reference(where, conversation)
         found.append(replace(sample, labels=last_answer(sample.labels)))
     return found
 
