@@ -26,6 +26,10 @@ from act_lightning.verbs import leaving_nothing, merge, profile, write_predictio
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 calls old; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+_NOT_FOR_USERS = (
+    "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
+)
 _PROGRAM = "python -m act_lightning"
 _OWN_VERBS = {
     "profile": "Measure the scores of every ability and stop.",
@@ -110,12 +114,6 @@ class ActCLI(LightningCLI):
         if subcommand == "plan":
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; that a program gives arguments while it was itself started with some is no reason to warn."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
-            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the checkpoint unread: the settings are those of the config."""
@@ -231,9 +229,11 @@ def main(args: ArgsType = None) -> int:
     Returns:
         The exit status: 0 for success. Mistakes in the command line's form leave by SystemExit, as argparse's do.
     """
-    try:
-        cli = ActCLI(args)
-    except (ActError, MisconfigurationException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return cli.exit_status
+    with warnings.catch_warnings():
+        for message in _NOT_FOR_USERS:
+            warnings.filterwarnings("ignore", message)
+        try:
+            return ActCLI(args).exit_status
+        except (ActError, MisconfigurationException) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
