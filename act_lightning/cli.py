@@ -150,10 +150,9 @@ class ActCLI(LightningCLI):
             ActError: If Lightning refuses the settings of section ``trainer``.
         """
         settings = self._get(self.config, "trainer")
-        root = Path(settings.default_root_dir or ".")
-        self.trainer_defaults = {"callbacks": self._own_callbacks(root)}
+        self.trainer_defaults = {"callbacks": self._own_callbacks(self.run.root)}
         try:
-            return super().instantiate_trainer(**self._unsaid(settings, root), **kwargs)
+            return super().instantiate_trainer(**self._unsaid(settings, self.run.root), **kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             given = {key: settings.get(key) for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
             rule = f"must describe a Trainer that Lightning can build here ({error})"
@@ -190,7 +189,7 @@ class ActCLI(LightningCLI):
         return str(self._parser(verb).dump(self.config[verb], skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with leaving_nothing(Path(self.run.root)):
+        with leaving_nothing(self.run.root):
             self._run_verb(subcommand)
 
     def _run_verb(self, subcommand: str) -> None:

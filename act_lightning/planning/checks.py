@@ -53,7 +53,7 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
         verb: What is to be done; ``plan`` asks for what ``fit`` would.
     """
     found = _seed_faults(run.seed) + _checkpoint_faults(run.checkpoint) + run.model.faults() + _data_faults(run, verb)
-    found += check_writable(Path(run.root), "trainer.default_root_dir")
+    found += check_writable(run.root, "trainer.default_root_dir")
     if verb in _EVALUATING:
         return found
     return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
@@ -83,7 +83,7 @@ def _data_faults(run: Run, verb: str) -> list[Fault]:
 
 def output_place_faults(run: Run, models: Models, verb: str) -> list[Fault]:
     """What stands in the way of what is written below the run's own folder."""
-    setting, root = "trainer.default_root_dir", Path(run.root)
+    setting, root = "trainer.default_root_dir", run.root
     if check_writable(root, setting):
         return []  # told already
     found = [fault for part in _PARTS.get(verb, ("logs",)) for fault in check_writable(root / part, setting)]

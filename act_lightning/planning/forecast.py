@@ -43,7 +43,7 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path) -> dict[st
     """Bytes of scores, of the exported model and of one checkpoint, and what is free."""
     stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
     trained = training_dtype(str(run.trainer.get("precision") or "32-true"))
-    root = Path(run.root).absolute()
+    root = run.root.absolute()
     place = next(path for path in (root, *root.parents) if path.is_dir())
     return {
         "scores": sum(len(source.abilities) for source in run.sources) * channels.total * _SCORE_BYTES,

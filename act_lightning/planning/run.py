@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
@@ -39,6 +40,6 @@ class Run:
         return self.profiler.sources or []
 
     @property
-    def root(self) -> str:
-        """Where the run writes."""
-        return str(self.trainer.get("default_root_dir") or ".")
+    def root(self) -> Path:
+        """Where the run writes: what Lightning makes of ``trainer.default_root_dir``."""
+        return Path(self.trainer.get("default_root_dir") or ".").expanduser()
