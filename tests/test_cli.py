@@ -78,7 +78,7 @@ def test_the_exported_model_is_a_plain_hugging_face_folder(config: Config) -> No
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     turns = [{"role": "user", "content": "Say one"}]
-    batch = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+    batch: Any = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
     assert torch.isfinite(model(**batch).logits).all()
     for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_bytes() == (target / name).read_bytes()

@@ -56,7 +56,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def small(content: Config, pair: tuple[Path, Path], folder: Path) -> Config:
     """An overlay that puts tiny models and small files in the place of those that a config names."""
     rows = [{"prompt": f"Say {number}", "answer": "two words"} for number in range(6)]
-    data = {"path": str(write_jsonl(folder / "rows.jsonl", rows))}
+    data: Config = {"path": str(write_jsonl(folder / "rows.jsonl", rows))}
     data |= {key: None for key in ("name", "split", "revision", "columns", "filter")}
     sources = [
         {**source, "model": str(pair[1]), "name": source.get("name") or str(source["model"]).split("/")[-1]}

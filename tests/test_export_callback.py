@@ -18,6 +18,7 @@ from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler,
 from act_lightning.callbacks import MaskedTaskVectorInjection as Injection
 from act_lightning.errors import ActError
 from tests.front_door import left
+from tests.loops import quiet_trainer
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 
 
@@ -51,11 +52,7 @@ class Writer(L.LightningModule):
 
 
 def fit(module: L.LightningModule, root: Path, *callbacks: L.Callback) -> Path:
-    silent = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    trainer = L.Trainer(
-        callbacks=list(callbacks), max_epochs=1, accelerator="cpu", devices=1, default_root_dir=root, **silent
-    )
-    trainer.fit(module, DataLoader(torch.randint(3, 300, (2, 6)), batch_size=2))  # type: ignore[arg-type]
+    quiet_trainer(root, *callbacks).fit(module, DataLoader(torch.randint(3, 300, (2, 6)), batch_size=2))  # type: ignore[arg-type]
     return root / "model"
 
 

@@ -227,7 +227,7 @@ def test_tables_for_the_terminal_say_the_same(config: Config) -> None:
 
 
 def test_a_full_disk_is_foreseen(config: Config, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))
     assert about(planned(config), "trainer.default_root_dir", "warning")
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, BatchEncoding
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.errors import ActError
 from tests.front_door import left
+from tests.loops import quiet_trainer
 
 Batch = dict[str, Tensor]
 RATIO, SCALE = 0.1, 0.4
@@ -69,11 +70,7 @@ def loader(count: int = 10) -> DataLoader[Batch]:
 
 
 def fit(module: L.LightningModule, root: Path, *callbacks: L.Callback) -> None:
-    silent = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    trainer = L.Trainer(
-        callbacks=list(callbacks), max_epochs=1, accelerator="cpu", devices=1, default_root_dir=root, **silent
-    )
-    trainer.fit(module, loader())
+    quiet_trainer(root, *callbacks).fit(module, loader())
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

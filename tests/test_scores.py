@@ -123,7 +123,7 @@ def test_files_that_hold_no_scores_are_refused(path: Path, channels: ChannelInve
         ({"dtype": "float32"}, "dtype was bfloat16, is float32"),
         ({"positions": "all"}, "positions was answer, is all"),
         ({"format": 99}, "format was 1, is 99"),
-        ({"identities": RECORD.identities | {"source": {"digest": "x"}}}, "source was ssssssssssss…, is x"),
+        ({"identities": {**RECORD.identities, "source": {"digest": "x"}}}, "source was ssssssssssss…, is x"),
     ],
 )
 def test_a_change_is_told(change: dict[str, Any], told: str) -> None:
@@ -131,5 +131,5 @@ def test_a_change_is_told(change: dict[str, Any], told: str) -> None:
 
 
 def test_names_counts_and_versions_do_not_matter() -> None:
-    other = {"models": {"target": "copy", "source": "copy"}, "versions": {"torch": "3"}, "tokens": 1}
+    other: dict[str, Any] = {"models": {"target": "copy", "source": "copy"}, "versions": {"torch": "3"}, "tokens": 1}
     assert RECORD.changes(dataclasses.replace(RECORD, **other)) == []
