@@ -39,7 +39,7 @@ class PlainModule(L.LightningModule):
 def quiet_trainer(root: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
     """A Trainer on one CPU that prints and keeps nothing."""
     silent = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    fixed = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": root}
+    fixed: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "default_root_dir": root}
     return L.Trainer(callbacks=list(callbacks), **(silent | fixed | settings))
 
 

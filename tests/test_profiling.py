@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, profiling
-from act_lightning.checkpoints import identify, identify_module
+from act_lightning.checkpoints import identify, identify_module, load_model
 from act_lightning.errors import ActError
 from tests.front_door import basic, left, run
 from tests.loops import Batches, PlainModule, messages, packed, padded, quiet_trainer, random_samples
@@ -68,7 +68,7 @@ class Spy:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.loads: Counter[str] = Counter()
         self.forwards: Counter[str] = Counter()
-        self._load = profiling.load_model
+        self._load = load_model
         patch.setattr(profiling, "load_model", self.load)
 
     def load(self, folder: Path, *arguments: Any) -> PreTrainedModel:
@@ -183,7 +183,7 @@ def test_what_makes_scores_measured_again(changed: str, spy: Spy, source_folder:
     if changed == "data":
         sources = of(source_folder, a=padded(SAMPLES[:-1]))
     elif changed == "dtype":
-        target = target.to(torch.bfloat16)
+        target = tiny_model("llama", dtype=torch.bfloat16)
     elif changed == "source":
         sources = of_a(saved(sibling_of(target, seed=2), tmp_path / "other"))
     elif changed == "target":

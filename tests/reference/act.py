@@ -79,6 +79,11 @@ def chosen(values: Sequence[float], ratio: str) -> set[int]:
     return {i for i, selected in enumerate(masks.top(values, ratio, [True] * len(values))) if selected}
 
 
+def union_of(files: Iterable[Path], model: nn.Module, ratio: str) -> set[int]:
+    """Numbers of the channels that the masks of several score files select together."""
+    return {number for file in files for number in chosen(saved_scores(file, model), ratio)}
+
+
 @dataclass
 class Moving:
     """A source, the numbers of the channels that move from it, and λ."""
