@@ -83,8 +83,11 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches of the epoch set last."""
-        return iter(deal_evenly(self.composition(), self.rank, self.num_replicas))
+        """This process's micro-batches of the epoch set last, composed when the first is asked for.
+
+        No sooner: where a fit resumes, Lightning makes the iterator before it tells the epoch.
+        """
+        yield from deal_evenly(self.composition(), self.rank, self.num_replicas)
 
     def __len__(self) -> int:
         """Number of micro-batches, the same on every process."""
