@@ -111,6 +111,8 @@ class ActCLI(LightningCLI):
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser = self.init_parser(**kwargs)
         self._add_arguments(parser)
+        for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # which a config that fit has saved holds
+            parser.add_argument(f"--{name}", type=kind | None, help="Taken from a config of `fit`; leave it out here.")
         if subcommand == "plan":
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
         return parser

@@ -52,7 +52,9 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
         run: The run.
         verb: What is to be done; ``plan`` asks for what ``fit`` would.
     """
-    found = _seed_faults(run.seed) + _checkpoint_faults(run.checkpoint) + run.model.faults() + _data_faults(run, verb)
+    found = (
+        _seed_faults(run.seed) + _checkpoint_faults(run.checkpoint, verb) + run.model.faults() + _data_faults(run, verb)
+    )
     found += check_writable(run.root, "trainer.default_root_dir")
     if verb in _EVALUATING:
         return found
@@ -65,7 +67,9 @@ def _seed_faults(seed: object) -> list[Fault]:
     return []
 
 
-def _checkpoint_faults(checkpoint: str | None) -> list[Fault]:
+def _checkpoint_faults(checkpoint: str | None, verb: str) -> list[Fault]:
+    if checkpoint is not None and verb in _NEED_SOURCES:
+        return [Fault("ckpt_path", checkpoint, f"has no meaning for `{verb}`, which trains nothing", "Leave it out.")]
     if checkpoint is None or checkpoint.split(":")[0] in _CHECKPOINT_WORDS or Path(checkpoint).exists():
         return []
     return [Fault("ckpt_path", checkpoint, "must be a checkpoint that exists", "Correct the path, or leave it out.")]
