@@ -129,7 +129,8 @@ class ActivationDifferenceProfiler(L.Callback):
                 batch = collate([samples[number] for number in numbers], 0)
                 on_device = {name: values.to(device) for name, values in batch.items()}
                 compare_on_batch(target, sources, on_device, metrics, names)
-                bar.update(int(batch["attention_mask"].sum()) * trainer.world_size)
+                done = int(batch["attention_mask"].sum()) * trainer.world_size  # as many by every process, about
+                bar.update(min(done, total - bar.n))
         for one, metric in zip(together, metrics, strict=True):
             scores = metric.compute()
             if trainer.is_global_zero:
