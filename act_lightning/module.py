@@ -155,8 +155,8 @@ class AbilityTransferModule(L.LightningModule):
         """Log ``val_loss/<ability>`` for every set, and their mean as ``val_loss``."""
         means = [metric.compute() for metric in self._losses]
         for name, value in zip(self._names("validation_names"), means, strict=True):
-            self.log(f"val_loss/{name}", value)
-        self.log("val_loss", torch.stack(means).mean(), prog_bar=True)
+            self.log(f"val_loss/{name}", value, sync_dist=True)
+        self.log("val_loss", torch.stack(means).mean(), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         """Start counting for every evaluation set."""
@@ -171,10 +171,10 @@ class AbilityTransferModule(L.LightningModule):
         by_role: dict[str, list[Tensor]] = {}
         for name, metric in zip(self._names("evaluation_names"), self._matches, strict=True):
             value = metric.compute()
-            self.log(f"exact_match/{name}", value)
+            self.log(f"exact_match/{name}", value, sync_dist=True)
             by_role.setdefault(self._data.evaluations[name].role, []).append(value)
         for role, values in by_role.items():
-            self.log(role, torch.stack(values).mean())
+            self.log(role, torch.stack(values).mean(), sync_dist=True)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
         """Prompt, greedy prediction and reference of every row."""
