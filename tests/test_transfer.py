@@ -1,0 +1,153 @@
+"""``merge`` and ``fit`` from files to files: bit for bit what a slow re-statement merges, rounded once."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.front_door import Config, basic, changed, run
+from tests.reference import act as reference
+from tests.reference.act import Moving
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+MODELS = [
+    ("llama", True, torch.float32),
+    ("llama", False, torch.bfloat16),
+    ("qwen2", True, torch.bfloat16),
+    ("gpt2", True, torch.float32),
+]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Transfer:
+    """Two sources on disk, the second with two abilities and settings of its own."""
+
+    target: PreTrainedModel
+    sources: dict[str, PreTrainedModel]
+    config: Config
+    root: Path
+
+    def moving(self) -> list[Moving]:
+        """What moves, from the scores that the run has written."""
+        abilities = {"m": (["d"], "0.1", 0.4), "n": (["d", "e"], "0.23", 0.7)}
+        found = []
+        for name, (its, ratio, scale) in abilities.items():
+            files = [self.root / "scores" / name / f"{ability}.safetensors" for ability in its]
+            found.append(Moving(self.sources[name], reference.union_of(files, self.target, ratio), scale))
+        return found
+
+    def check(self, part: str, dtype: torch.dtype | None = None) -> None:
+        """Every parameter in a folder of the run, to the bit."""
+        expected = reference.merged(self.target, self.moving(), dtype)
+        found = stored(self.root / part)
+        assert set(found) == set(expected)
+        reference.assert_same_bits(found, expected)
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    return {name: values for path in folder.glob("*.safetensors") for name, values in load_file(path).items()}
+
+
+def a_transfer(tmp_path: Path, data: Path, architecture: str, tied: bool, dtype: torch.dtype) -> Transfer:
+    target = tiny_model(architecture, dtype=dtype, tie_word_embeddings=tied)
+    with torch.no_grad():  # −0 has a bit of its own
+        next(iter(target.parameters()))[3:9, ::2] = -0.0
+    sources = {name: sibling_of(target, seed) for seed, name in enumerate(("m", "n"), start=1)}
+    folders = {
+        name: save_model(model, tiny_tokenizer(), tmp_path / name, max_shard_size="30KB")
+        for name, model in {"target": target, **sources}.items()
+    }
+    more = [{"prompt": f"What is {number}?", "answer": "three " * (1 + number % 4)} for number in range(8)]
+    config = basic(tmp_path, folders["target"], folders["m"], data)
+    config["data"]["abilities"]["e"] = {"path": str(write_jsonl(tmp_path / "e.jsonl", more))}
+    named: dict[str, Any] = {"model": str(folders["n"]), "abilities": ["d", "e"], "scale": 0.7, "ratio": 0.23}
+    config["profile"]["sources"] = [{"model": str(folders["m"]), "abilities": ["d"]}, named]
+    return Transfer(target, sources, config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("architecture", "tied", "dtype"), MODELS)
+def test_merge(architecture: str, tied: bool, dtype: torch.dtype, tmp_path: Path, ability_file: Path) -> None:
+    """Sharded, tied or not, with biases or columns: selected elements are the sums, all others keep every bit."""
+    transfer = a_transfer(tmp_path, ability_file, architecture, tied, dtype)
+    outcome = run("merge", transfer.config)
+    assert outcome.status == 0, outcome.err
+    transfer.check("merged")
+    report = json.loads((transfer.root / "transfer.json").read_text())
+    for moving, found in zip(transfer.moving(), report["sources"].values(), strict=True):
+        assert found["parameters"] == reference.moved_count(transfer.target, moving.channels)
+        assert found["union"] == len(moving.channels) == sum(found["by_layer"].values())
+        assert sum(found["by_module_type"].values()) == found["union"]
+    assert json.loads((transfer.root / "merged" / "transfer.json").read_text()) == report
+
+
+@pytest.mark.parametrize(("kept", "written"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_sums_are_rounded_once_to_the_exported_precision(
+    kept: str, written: str, tmp_path: Path, ability_file: Path
+) -> None:
+    transfer = a_transfer(tmp_path, ability_file, "llama", True, DTYPES[kept])
+    assert run("merge", transfer.config, "--model.export_dtype", written).status == 0
+    transfer.check("merged", DTYPES[written])
+
+
+@pytest.mark.parametrize("written", ["auto", "float32"])
+def test_fit_starts_from_unrounded_sums(written: str, tmp_path: Path, ability_file: Path) -> None:
+    """Stored in bfloat16, compared in bfloat16, trained in float32: the sums are rounded when they are exported."""
+    transfer = a_transfer(tmp_path, ability_file, "qwen2", True, torch.bfloat16)
+    assert run("fit", changed(transfer.config, "trainer.max_steps", 0), "--model.export_dtype", written).status == 0
+    transfer.check("model", DTYPES.get(written))
+
+
+def test_merging_all_of_one_source_is_task_arithmetic(tmp_path: Path, ability_file: Path) -> None:
+    transfer = a_transfer(tmp_path, ability_file, "llama", False, torch.float32)
+    transfer.config["profile"]["sources"].pop()
+    assert run("merge", transfer.config, "--transfer.selection", "all", "--transfer.scale", 0.5).status == 0
+    before, theirs = dict(transfer.target.named_parameters()), dict(transfer.sources["m"].named_parameters())
+    for name, found in stored(transfer.root / "merged").items():
+        assert torch.equal(found, before[name] + 0.5 * (theirs[name] - before[name])), name
+    assert not (transfer.root / "scores").exists()
+
+
+def test_a_random_merge_can_be_repeated(tmp_path: Path, ability_file: Path) -> None:
+    transfer = a_transfer(tmp_path, ability_file, "llama", True, torch.float32)
+    config = changed(transfer.config, "transfer.selection", "random")
+    found, reports = [], []
+    for seed in (7, 7, 8):
+        assert run("merge", config, "--seed_everything", seed).status == 0
+        found.append(stored(transfer.root / "merged"))
+        reports.append(json.loads((transfer.root / "transfer.json").read_text()))
+    reference.assert_same_bits(found[1], found[0])
+    assert reports[0] == reports[1]
+    masks = [{key: value for key, value in report["hashes"].items() if key.startswith("mask")} for report in reports]
+    assert not set(masks[0].values()) & set(masks[2].values())
+    one, two = (report["sources"]["n"] for report in reports[::2])
+    assert one["union"] > one["abilities"]["d"]["selected"] == two["abilities"]["e"]["selected"], "a draw each"
+
+
+def test_nothing_moves_at_a_scale_of_zero(tmp_path: Path, ability_file: Path) -> None:
+    """Except that −0 + 0 is 0: what is selected may lose the sign of a zero."""
+    transfer = a_transfer(tmp_path, ability_file, "gpt2", False, torch.bfloat16)
+    transfer.config["profile"]["sources"].pop()
+    assert run("merge", transfer.config, "--transfer.scale", 0.0).status == 0
+    before = dict(transfer.target.named_parameters())
+    assert all(torch.equal(values, before[name]) for name, values in stored(transfer.root / "merged").items())
+
+
+def test_the_card_names_the_models_and_the_record_their_hashes(tmp_path: Path, ability_file: Path) -> None:
+    transfer = a_transfer(tmp_path, ability_file, "llama", True, torch.float32)
+    assert run("merge", transfer.config).status == 0
+    card = (transfer.root / "merged" / "README.md").read_text()
+    report = json.loads((transfer.root / "transfer.json").read_text())
+    digests = [report["hashes"][name] for name in ("target", "m", "n", "mask m", "mask n")]
+    assert len({*digests}) == 5
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+    assert all(str(tmp_path / name) in card for name in ("target", "m", "n"))
