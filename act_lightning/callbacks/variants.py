@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,9 @@ def random_channels(
     """Random channels of the same sources at the same λ, as many parameters from each as the transfer moved."""
     allowed = done.inventory.count_elements(candidates(done.inventory, settings.exclude))
     budgets = {source.name: done.inventory.count_elements(source.mask) for source in done.sources}
-    drawn = [replace(source, ratio=budgets[source.label] / allowed) for source in sources]
+    # A quotient that was rounded down would allow one parameter less: ⌊N·p⌋ must be the budget.
+    ratios = {name: math.nextafter(budget / allowed, 1) for name, budget in budgets.items()}
+    drawn = [replace(source, ratio=ratios[source.label]) for source in sources]
     return _control(drawn, done, replace(settings, selection="random", share="parameters", scope="global"))
 
 

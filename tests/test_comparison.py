@@ -1,0 +1,244 @@
+"""The comparison's rows: every model that must be there, each counted as a slow greedy decoding would count it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks import (
+    AbilitySource,
+    ActivationDifferenceProfiler,
+    MaskedTaskVectorInjection,
+    TransferComparison,
+)
+from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
+from act_lightning.data import AbilityData, AbilityDataModule, EvaluationData
+from act_lightning.errors import ActError
+from act_lightning.evaluation import Row
+from tests.loops import PlainModule, padded, quiet_trainer, random_samples
+from tests.reference import act as reference
+from tests.reference.act import Moving
+from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+ANSWERS = {"kept": ["ok", "ok", "yes", "no"], "lost": ["yes", "yes", "yes", "ok", "no"]}
+ROWS = ["target", "source s", "task arithmetic", "random channels", "transfer", "transfer + fine-tuning"]
+
+
+def parrot(answer: str, seed: int, tied: bool = False) -> PreTrainedModel:
+    """A sibling that gives one answer to everything: each token's logit is highest after the one before it."""
+    model: Any = sibling_of(tiny_model("llama", tie_word_embeddings=tied), seed)
+    for layer in model.model.layers:
+        for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            module.weight.data *= 0.01
+    if tied:
+        return model  # type: ignore[no-any-return]
+    words = tiny_tokenizer()
+    spoken = [*words("\n")["input_ids"], *words(answer)["input_ids"], END_ID]
+    for before, after in pairwise(spoken):
+        model.lm_head.weight.data[after] = 2 * nn.functional.normalize(
+            model.model.embed_tokens.weight.data[before], dim=0
+        )
+        model.model.embed_tokens.weight.data[before] *= 30
+    return model  # type: ignore[no-any-return]
+
+
+class Validated(PlainModule):
+    """A module that Lightning accepts beside any data module."""
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        return self.training_step(batch, batch_idx)
+
+
+class Setting:
+    """Target and source on disk, data and evaluation sets, and a fit in which no weight moves but by the transfer."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.target, self.source = parrot("ok", seed=1), parrot("yes", seed=2)
+        models = {"target": self.target, "s": self.source}
+        self.folders = {name: str(save_model(model, tiny_tokenizer(), root / name)) for name, model in models.items()}
+        items = {
+            name: [{"prompt": f"Ask {number}", "answer": answer} for number, answer in enumerate(answers)]
+            for name, answers in ANSWERS.items()
+        }
+        self.paths = {name: str(write_jsonl(root / f"{name}.jsonl", rows)) for name, rows in items.items()}
+        self.net = copy.deepcopy(self.target).train()
+        self.injection = MaskedTaskVectorInjection(ratio=0.3, scale=0.6)
+        self.sources = [AbilitySource(self.folders["s"], ["lost"])]
+
+    def data(self, evaluations: bool = True) -> AbilityDataModule:
+        sets = {"kept": EvaluationData(self.paths["kept"], role="keep")} if evaluations else {}
+        if evaluations:
+            sets["lost"] = EvaluationData(self.paths["lost"], role="recover")
+        return AbilityDataModule(
+            abilities={"lost": AbilityData(self.paths["lost"])}, evaluations={**sets}, target=self.folders["target"]
+        )
+
+    def fit(self, compare: TransferComparison, *more: Any, **settings: Any) -> dict[str, Row]:
+        profiler = ActivationDifferenceProfiler(self.sources, target=self.folders["target"])
+        checkpoint = settings.pop("ckpt_path", None)
+        trainer = quiet_trainer(self.root / "run", profiler, self.injection, compare, *more, **settings)
+        trainer.fit(Validated(self.net), datamodule=self.data(), ckpt_path=checkpoint)
+        return {row.model: row for row in compare.rows}
+
+
+def counted(model: Any) -> dict[str, int]:
+    """Exact matches by decoding one token after the other."""
+    return {name: sum(says(model, f"Ask {i}", word) for i, word in enumerate(its)) for name, its in ANSWERS.items()}
+
+
+def says(model: Any, prompt: str, answer: str) -> bool:
+    words = tiny_tokenizer()
+    asked = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    ids = words(asked, add_special_tokens=False)["input_ids"]
+    start = len(ids)
+    while len(ids) < start + 12 and (len(ids) == start or ids[-1] != END_ID):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return bool(ids[start:] == [*words(answer)["input_ids"], END_ID])
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    return Setting(tmp_path)
+
+
+def test_every_model_is_counted_as_greedy_decoding_counts(setting: Setting) -> None:
+    compare = TransferComparison()
+    rows = setting.fit(compare)
+    assert list(rows) == ROWS
+    assert {row.model: dict(row.total) for row in compare.rows} == {name: {"kept": 4, "lost": 5} for name in ROWS}
+    assert counted(setting.target) == {"kept": 2, "lost": 1}, "the target says ok"
+    assert counted(setting.source) == {"kept": 1, "lost": 3}, "the source says yes"
+    done = setting.injection.prepared
+    assert done is not None
+    controls = {
+        name: merged_model(
+            Path(setting.folders["target"]),
+            make(setting.sources, done, setting.injection.settings),
+            torch.float32,
+            torch.device("cpu"),
+        )
+        for name, make in (("task arithmetic", task_arithmetic), ("random channels", random_channels))
+    }
+    models = {"target": setting.target, "source s": setting.source, **controls, "transfer": setting.net}
+    assert {name: dict(rows[name].correct) for name in models} == {name: counted(it) for name, it in models.items()}
+    assert rows["transfer + fine-tuning"].correct == rows["transfer"].correct, "no weight has moved since"
+
+
+def test_task_arithmetic_is_what_an_independent_merge_gives(setting: Setting) -> None:
+    rows = setting.fit(TransferComparison())
+    merged = copy.deepcopy(setting.target)
+    theirs = dict(setting.source.named_parameters())
+    with torch.no_grad():
+        for name, values in merged.named_parameters():
+            values.add_(0.6 * (theirs[name] - values))
+    assert rows["task arithmetic"].correct == counted(merged)
+    assert rows["task arithmetic"].share == 1
+
+
+def test_shares(setting: Setting) -> None:
+    """Random channels are as many parameters as moved, or less by part of a channel."""
+    rows = setting.fit(TransferComparison())
+    report = json.loads((setting.root / "run" / "transfer.json").read_text())["sources"]["s"]
+    assert rows["transfer"].share == rows["transfer + fine-tuning"].share == report["parameter_share"]
+    assert rows["target"].share is None
+    assert rows["source s"].share is None
+    assert rows["random channels"].share is not None
+    drawn = round(rows["random channels"].share * setting.target.num_parameters())
+    widest = 300  # a column of the embedding
+    assert report["parameters"] - widest < drawn <= report["parameters"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_controls_of_several_sources(tied: bool, tmp_path: Path) -> None:
+    """As many random parameters from each source as it gave, each at its own λ; bit for bit, by marking elements."""
+    target = parrot("ok", seed=1, tied=tied)
+    models = {name: parrot("yes", seed, tied) for seed, name in enumerate(("m", "n"), start=2)}
+    folders = {name: save_model(model, tiny_tokenizer(), tmp_path / name) for name, model in models.items()}
+    home = save_model(target, tiny_tokenizer(), tmp_path / "target")
+    batches = {"a": padded(random_samples(4)), "b": padded(random_samples(3, seed=8))}
+    sources = [
+        AbilitySource(str(folders["m"]), {"a": batches["a"]}, scale=0.7, ratio=0.29),
+        AbilitySource(str(folders["n"]), {**batches}, ratio=0.05),
+    ]
+    injection, net = MaskedTaskVectorInjection(scale=0.3, exclude=["*.embed_tokens"]), copy.deepcopy(target)
+    trainer = quiet_trainer(tmp_path / "run", ActivationDifferenceProfiler(sources), injection, max_steps=0)
+    trainer.fit(PlainModule(net), batches["a"])
+    done = injection.prepared
+    assert done is not None
+    control = random_channels(sources, done, injection.settings)
+    for ours, drawn in zip(done.sources, control.sources, strict=True):
+        moved, budget = (reference.moved_count(target, chosen(source.mask)) for source in (drawn, ours))
+        assert budget - 48 < moved <= budget, "a row of down_proj is the widest that may be drawn"
+        assert drawn.scale == ours.scale
+    everything = task_arithmetic(sources, done, injection.settings)
+    for prepared in (control, everything):
+        moving = [Moving(models[one.name], chosen(one.mask), one.scale) for one in prepared.sources]
+        made = merged_model(home, prepared, torch.float32, torch.device("cpu"))
+        reference.assert_same_bits(dict(made.named_parameters()), reference.merged(target, moving))
+    assert all(bool(source.mask.all()) for source in everything.sources)
+
+
+def chosen(mask: Tensor) -> set[int]:
+    return set(mask.nonzero().squeeze(1).tolist())
+
+
+def test_files_and_table(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    compare = TransferComparison()
+    setting.fit(compare)
+    folder = setting.root / "run" / "evaluations"
+    assert json.loads((folder / "comparison.json").read_text()) == [asdict(row) for row in compare.rows]
+    lines = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    assert [(line["model"], line["set"]) for line in lines] == [(row, name) for row in ROWS for name in ANSWERS]
+    assert {(line["set"], line["role"]) for line in lines} == {("kept", "keep"), ("lost", "recover")}
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ROWS)
+
+
+def named(rows: Sequence[Row]) -> list[str]:
+    return [row.model for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resumed_run_keeps_its_rows(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = ModelCheckpoint(setting.root / "kept", save_last=True)
+    before = TransferComparison()
+    setting.fit(before, keeper, enable_checkpointing=True)
+    evaluated: list[str] = []
+    original = TransferComparison._evaluate
+
+    def spied(self: TransferComparison, name: str, *rest: Any) -> None:
+        evaluated.append(name)
+        original(self, name, *rest)
+
+    monkeypatch.setattr(TransferComparison, "_evaluate", spied)
+    after, setting.net = TransferComparison(), copy.deepcopy(setting.target).train()
+    rows = setting.fit(after, max_epochs=2, ckpt_path=setting.root / "kept" / "last.ckpt")
+    assert evaluated == ["transfer + fine-tuning"], "what was evaluated before the checkpoint is not done again"
+    assert named(after.rows) == ROWS
+    assert after.rows[:-1] == before.rows[:-1]
+    assert rows["transfer + fine-tuning"].share == rows["transfer"].share
+
+
+def test_plain_fine_tuning_is_compared_with_its_target(setting: Setting) -> None:
+    setting.sources = None  # type: ignore[assignment]
+    assert list(setting.fit(TransferComparison())) == ["target", "fine-tuning"]
+
+
+def test_a_comparison_needs_evaluation_sets(setting: Setting) -> None:
+    trainer = quiet_trainer(setting.root / "run", TransferComparison())
+    with pytest.raises(ActError, match=r"data\.evaluations.*must hold evaluation sets for TransferComparison"):
+        trainer.fit(Validated(setting.net), datamodule=setting.data(evaluations=False))
