@@ -91,7 +91,7 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     Raises:
         ActError: If a score is NaN or infinite; nothing is written then.
     """
-    _check_finite(path, inventory, scores)
+    require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
     save_tensors(path, tensors, {"act": json.dumps(asdict(record), sort_keys=True)})
 
@@ -130,11 +130,21 @@ def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
         rule = "must hold one tensor for each module of the target, one value a channel"
         raise ActError(Fault("scores", str(path), rule, "Use the scores of this target, or measure again."))
     scores = inventory.join(tensors).to(torch.float32)
-    _check_finite(path, inventory, scores)
+    require_finite(path, inventory, scores)
     return scores
 
 
-def _check_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> None:
+def require_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Args:
+        path: Where they stand or are to be written.
+        inventory: The channels of the target.
+        scores: float32 ``[channels]``.
+
+    Raises:
+        ActError: With the module and the ability of the first score that is NaN or infinite.
+    """
     for name, part in inventory.split(scores).items():
         if not torch.isfinite(part).all():
             rule = f"scores of module {name!r} for ability {path.stem!r} must be finite"

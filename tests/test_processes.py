@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,9 +78,15 @@ def config_of(place: Path, processes: int) -> Config:
 
 def process(*command: object) -> None:
     """A program of Python's that starts the second process itself, and ends in time without an error."""
+    done = ended(*command)
+    assert done.returncode == 0, done.stderr
+
+
+def ended(*command: object) -> subprocess.CompletedProcess[str]:
+    """A program of Python's that has ended in time."""
     root = str(Path(__file__).parents[1])
     alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *map(str, command)],
         env=os.environ | alone,
         timeout=SECONDS,
@@ -87,7 +94,6 @@ def process(*command: object) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
 
 
 def two(verb: str, config: Config) -> Path:
@@ -208,10 +214,28 @@ def test_each_row_is_tested_once(place: Path) -> None:
     assert values == [pytest.approx([value]) for value in (0.4, 1 / 3, (0.4 + 1 / 3) / 2)]
 
 
-def test_in_a_loop_of_someone_elses(place: Path) -> None:
-    """Every process injects: their models are the same, and those of one process."""
+def plugged(place: Path) -> Path:
     script = place / "plugged.py"
     script.write_text(PLUGGED, encoding="utf-8")
+    return script
+
+
+def test_scores_that_cannot_be_ranked_stop_every_process(place: Path) -> None:
+    """None is left waiting for another that has stopped."""
+    spoiled: Any = tiny_model("qwen2")
+    spoiled.lm_head.weight.data[3, 3] = float("nan")
+    save_model(spoiled, tiny_tokenizer(), place / "spoiled")
+    done = ended(plugged(place), place / "spoiled", place / "source", place / "refused", 2)
+    assert done.returncode != 0
+    for rank in (0, 1):
+        said = rf"\[rank{rank}\]: .*ActError: .* scores of module 'lm_head' for ability 'any' must be finite"
+        assert re.search(said, done.stderr)
+    assert not list(place.glob("refused/**/*.safetensors"))
+
+
+def test_in_a_loop_of_someone_elses(place: Path) -> None:
+    """Every process injects: their models are the same, and those of one process."""
+    script = plugged(place)
     for processes in (1, 2):
         root = place / f"plugged-{processes}"
         root.mkdir()

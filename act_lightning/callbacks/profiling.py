@@ -24,7 +24,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import check_writable, load_model
 from act_lightning.data import collate, deal, token_budget_batches
 from act_lightning.errors import Fault, refuse
-from act_lightning.scores import write_scores
+from act_lightning.scores import require_finite, write_scores
 
 
 class ActivationDifferenceProfiler(L.Callback):
@@ -133,6 +133,7 @@ class ActivationDifferenceProfiler(L.Callback):
                 bar.update(min(done, total - bar.n))
         for one, metric in zip(together, metrics, strict=True):
             scores = metric.compute()
+            require_finite(one.path, channels, scores)  # on all processes, so that none waits for one that has stopped
             if trainer.is_global_zero:
                 write_scores(one.path, channels, scores, one.record)
         trainer.strategy.barrier("scores written")
