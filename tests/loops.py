@@ -44,11 +44,11 @@ def quiet_trainer(root: Path, *callbacks: L.Callback, **settings: Any) -> L.Trai
 
 
 def random_samples(count: int, longest: int = 24, seed: int = 0, shortest: int = 2) -> list[Sample]:
-    """Samples of random lengths with answer tokens anywhere, the last token among them."""
+    """Samples of random lengths of all token ids, padding's too, with answer tokens anywhere, the last among them."""
     draw = random.Random(seed)
     samples = []
     for _ in range(count):
-        ids = [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(shortest, longest))]
+        ids = [draw.randrange(VOCABULARY) for _ in range(draw.randint(shortest, longest))]
         labels = [token if draw.random() < 0.5 else IGNORED for token in ids[:-1]]
         samples.append((ids, [*labels, ids[-1]]))
     return samples

@@ -61,6 +61,11 @@ def test_sequences_as_long_as_there_are_heads(architecture: str, length: int) ->
     check(tiny_model(architecture), random_samples(5, longest=length, shortest=length, seed=length))
 
 
+def test_a_column_more_may_be_as_long_as_there_are_heads_again() -> None:
+    target = tiny_model("gemma3_text", num_attention_heads=2, num_key_value_heads=1)
+    check(target, random_samples(5, longest=1, shortest=1))
+
+
 def test_a_budget_changes_nothing() -> None:
     target, samples = tiny_model("qwen3"), random_samples(10, seed=2)
     for budget in (1, 30, 100_000):

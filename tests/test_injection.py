@@ -88,6 +88,18 @@ def test_two_sources_with_settings_of_their_own(
     assert (report["sources"]["m"]["scale"], report["sources"]["n"]["scale"]) == (0.7, 0.3)
 
 
+def test_a_source_stored_more_finely_than_the_target(tmp_path: Path) -> None:
+    """Compared in the target's precision, but moved from all the bits that the source has."""
+    target = tiny_model("llama", dtype=torch.bfloat16)
+    source: Any = tiny_model("llama", seed=1)
+    net = copy.deepcopy(target)
+    fit(net, tmp_path, [AbilitySource(saved(source, tmp_path / "s"), {**ABILITIES})], ratio=0.3, scale=0.7)
+    chosen = reference.union_of(files(tmp_path, "s/a", "s/b"), target, "0.3")
+    check_weights(net, target, [Moving(source, chosen, 0.7)])
+    coarse = reference.merged(target, [Moving(source.bfloat16(), chosen, 0.7)])
+    assert any(not torch.equal(coarse[name], found) for name, found in net.named_parameters())
+
+
 def check_counts(report: dict[str, Any], name: str, target: PreTrainedModel, chosen: set[int], ratio: str) -> None:
     every, found = channels(target), report["sources"][name]
     assert report["channels"] == len(every)

@@ -125,13 +125,14 @@ def weights(module: L.LightningModule) -> Weights:
     return {name: values.detach().clone() for name, values in module.named_parameters()}
 
 
-def plain_fit(module: L.LightningModule, root: Path, *callbacks: L.Callback, **settings: Any) -> None:
+def plain_fit(module: L.LightningModule, root: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
     """A fit by a Trainer that keeps ``last.ckpt``; a module of ours also wants to validate."""
     checkpoint, path = ModelCheckpoint(root, save_top_k=0, save_last=True), settings.pop("ckpt_path", None)
     trainer = quiet_trainer(
         root, *callbacks, checkpoint, enable_checkpointing=True, limit_val_batches=0, num_sanity_val_steps=0, **settings
     )
     trainer.fit(module, loader(), loader(), ckpt_path=path)
+    return trainer
 
 
 @elsewhere
@@ -147,7 +148,9 @@ def test_a_loop_of_someone_elses_resumes(target_folder: Path, source_folder: Pat
     plain_fit(resumed, tmp_path / "again", *again, max_epochs=2, ckpt_path=tmp_path / "first" / "last.ckpt")
     assert not (tmp_path / "again" / "scores").exists()
     assert_same_bits(weights(resumed), weights(straight))
-    assert record(tmp_path / "again") == record(tmp_path / "first")
+    plain_fit(resumed, tmp_path / "third", *callbacks_for(source_folder))
+    assert not (tmp_path / "third" / "scores").exists(), "a fit after one that resumed is a second fit"
+    assert record(tmp_path / "third") == record(tmp_path / "again") == record(tmp_path / "first")
 
 
 def test_a_second_fit_of_the_same_module(target_folder: Path, source_folder: Path, tmp_path: Path) -> None:
@@ -163,6 +166,25 @@ def test_a_second_fit_of_the_same_module(target_folder: Path, source_folder: Pat
     assert any(not torch.equal(found[0][f"model.{name}"], values) for name, values in before.named_parameters())
     assert not (tmp_path / "second" / "scores").exists()
     assert record(tmp_path / "second") == record(tmp_path / "first")
+
+
+@elsewhere
+@unvalidated
+def test_a_trainer_that_has_resumed_one_module_transfers_into_another(
+    target_folder: Path, source_folder: Path, tmp_path: Path
+) -> None:
+    """What the first fit left in Trainer and callbacks is nothing to the second module."""
+
+    def module() -> PlainModule:
+        return PlainModule(AutoModelForCausalLM.from_pretrained(target_folder).train())
+
+    plain_fit(transferred := module(), tmp_path / "first", *callbacks_for(source_folder))
+    root, path = tmp_path / "again", tmp_path / "first" / "last.ckpt"
+    trainer = plain_fit(module(), root, *callbacks_for(source_folder), max_epochs=2, ckpt_path=path)
+    assert not (root / "scores").exists()
+    trainer.fit(other := module(), loader(), loader())
+    assert left(root / "scores") == ["s", "s/science.safetensors"]
+    assert_same_bits(weights(other), weights(transferred))
 
 
 class Killed(L.Callback):
