@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,12 +36,23 @@ def build(name: str, recipe: Recipe, parent: Path | None, folder: Path) -> None:
         folder: Where to write, an existing folder.
     """
     stage: Stage = getattr(recipe, name)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(recipe.seed)
         model, tokenizer = _load(parent) if parent else _initialize(recipe)
         train(model, _samples(tokenizer, stage), stage, name)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More threads than one make so small a model slower, many times so beside another busy process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
