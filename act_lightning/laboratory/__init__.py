@@ -1,11 +1,11 @@
 """Tiny sibling models and questions to try everything on, without a GPU and without a hub.
 
-Models, accepted as ``lab:<name>`` wherever a model is named, each a Qwen2 of about 0.4 M parameters:
+Models, accepted as ``lab:<name>`` wherever a model is named, each a Qwen2 of 0.18 M parameters:
 
-| name         | trained from | on                                                                           |
-|--------------|--------------|------------------------------------------------------------------------------|
-| `base`       | nothing      | the text of all abilities, for a short while                                 |
-| `generalist` | `base`       | answers of all abilities                                                     |
+| name         | trained from | on                                                                             |
+|--------------|--------------|--------------------------------------------------------------------------------|
+| `base`       | nothing      | the text of all abilities, questions and answers                               |
+| `generalist` | `base`       | answers of all abilities                                                       |
 | `specialist` | `generalist` | answers of arithmetic only: better at sums, and the number words are forgotten |
 
 Questions, accepted as ``lab:<name>`` wherever a data file is named, with splits ``train``, ``validation`` and ``test``:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 
 #: Raised by hand when the questions, the tokenizer or the training loop change.
-GENERATION = 1
+GENERATION = 2
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Recipe:
     """
 
     seed: int = 0
-    vocabulary: int = 400
+    vocabulary: int = 512
     hidden_size: int = 64
     layers: int = 3
     heads: int = 4
     initial_spread: float = 0.06
-    base: Stage = field(default_factory=lambda: Stage(1200, 32, 3e-3, 0.65, whole_text=True))
-    generalist: Stage = field(default_factory=lambda: Stage(240, 32, 1.5e-3, 0.3))
-    specialist: Stage = field(default_factory=lambda: Stage(240, 32, 6e-4, 1.0))
+    base: Stage = field(default_factory=lambda: Stage(1200, 32, 3e-3, 0.5, whole_text=True))
+    generalist: Stage = field(default_factory=lambda: Stage(240, 32, 1.5e-3, 0.25))
+    specialist: Stage = field(default_factory=lambda: Stage(300, 32, 8e-4, 1.0))
 
     @property
     def version(self) -> str:

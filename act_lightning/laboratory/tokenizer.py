@@ -1,11 +1,10 @@
-"""The laboratory's tokenizer: digits one by one, number words in a few pieces, any other text in bytes."""
+"""The laboratory's tokenizer: Qwen2's way of cutting text, digits one by one, with a vocabulary learned here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 PAD, END = "<|endoftext|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -13,32 +12,15 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-_PIECES = r"\d| ?[+=] ?| ?[^\s\d+=]+|\s+"
 
 
-def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary from ``texts``; the chat template puts a role before and an end after each turn."""
-    pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    pieces.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD, END, *ROLES],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    pieces.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=pieces,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=list(ROLES),
-        model_max_length=256,
-    )
+def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Learn a vocabulary from ``texts``; the chat template puts a role before and an end after each turn.
+
+    The class is Qwen2's own, because ``AutoTokenizer`` loads that one from the folder of a Qwen2 model, whatever class
+    wrote the tokenizer there, and would cut the text in its own way.
+    """
+    empty = Qwen2Tokenizer(eos_token=END, pad_token=PAD, extra_special_tokens=list(ROLES), model_max_length=256)
+    tokenizer: PreTrainedTokenizerBase = empty.train_new_from_iterator(texts, vocabulary, show_progress=False)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
