@@ -261,3 +261,10 @@ def test_as_a_process_a_plan_is_one_json_object_and_an_error_has_no_traceback(co
     assert refused.stdout == ""
     assert refused.stderr.startswith("error: transfer.ratio = 2.0: must lie in (0, 1]. ")
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_front_page_waits_for_no_heavy_import() -> None:
+    """By what is imported, not by the clock."""
+    heavy = "{'torch', 'lightning', 'transformers', 'datasets', 'jsonargparse'}"
+    code = f"import sys, act_lightning.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The command line: Lightning's verbs, and ``profile``, ``merge`` and ``plan`` with the same configs."""
+"""The verbs that take the config of a run: Lightning's, and ``profile``, ``merge`` and ``plan``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import act_lightning
 from act_lightning.callbacks import ActivationDifferenceProfiler, HuggingFaceExport, MaskedTaskVectorInjection
+from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.saved_config import SaveConfigLate
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.module import AbilityTransferModule
@@ -30,19 +32,7 @@ _NOT_FOR_USERS = (
     "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
-_PROGRAM = "python -m act_lightning"
-_OWN_VERBS = {
-    "profile": "Measure the scores of every ability and stop.",
-    "merge": "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.",
-    "plan": "Read configs and headers only, and say what will happen and what will go wrong.",
-}
-_VERBS = {
-    "fit": "Profile, transfer, fine-tune and export; without profile.sources, fine-tune and export.",
-    "validate": "Measure the loss on data.validation.",
-    "test": "Generate answers for data.evaluations and count exact matches.",
-    "predict": "Generate answers for data.evaluations and write them down.",
-    **_OWN_VERBS,
-}
+_OWN_VERBS = ("profile", "merge", "plan")
 
 
 class ActCLI(LightningCLI):
@@ -74,7 +64,7 @@ class ActCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose ``--config`` files add up."""
-        parser: LightningArgumentParser = self.parser_class(prog=_PROGRAM, **kwargs)
+        parser: LightningArgumentParser = self.parser_class(prog=PROGRAM, **kwargs)
         parser.add_argument("-c", "--config", action=MergingConfigFile, help="Path to a YAML file; may be repeated.")
         return parser
 
@@ -99,14 +89,14 @@ class ActCLI(LightningCLI):
         """
         self._subcommand_parsers = {}
         verbs = parser.add_subcommands()
-        for verb, about in _VERBS.items():
+        for verb in self.subcommands():
             spoken = verb in self._spoken
             own = self._prepare_subcommand_parser(L.Trainer, verb) if spoken else self.init_parser()
             self._subcommand_parsers[verb] = own
-            verbs.add_subcommand(verb, own, help=about)
+            verbs.add_subcommand(verb, own, help=VERBS[verb].about)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        kwargs["description"] = _VERBS[subcommand]
+        kwargs["description"] = VERBS[subcommand].about
         if subcommand not in _OWN_VERBS:
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser = self.init_parser(**kwargs)
@@ -208,33 +198,20 @@ class ActCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
 
-class SaveConfigLate(SaveConfigCallback):
-    """Saves the config beside the logs; in a fit when training starts, so that a run that is refused leaves nothing."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Save before validation, testing and prediction."""
-        if stage != "fit":
-            super().setup(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save before training."""
-        super().setup(trainer, pl_module, "fit")
-
-
-def main(args: ArgsType = None) -> int:
-    """Run the command line.
+def main(arguments: ArgsType) -> int:
+    """Run a verb with its config.
 
     Args:
-        args: Arguments; by default those of the process.
+        arguments: The verb and its options, or a config as a dict.
 
     Returns:
-        The exit status: 0 for success. Mistakes in the command line's form leave by SystemExit, as argparse's do.
+        The exit status: 0 for success.
     """
     with warnings.catch_warnings():
         for message in _NOT_FOR_USERS:
             warnings.filterwarnings("ignore", message)
         try:
-            return ActCLI(args).exit_status
-        except (ActError, MisconfigurationException) as error:
+            return ActCLI(arguments).exit_status
+        except MisconfigurationException as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

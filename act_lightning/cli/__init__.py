@@ -1,0 +1,82 @@
+"""The command line: which verb is meant, and which module answers it. That module is imported when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import act_lightning
+from act_lightning.errors import ActError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import ArgsType
+
+PROGRAM = "python -m act_lightning"
+
+
+class Verb(NamedTuple):
+    """One verb of the command line.
+
+    Attributes:
+        about: What it does, in a sentence.
+        module: The module of this package whose ``main`` answers it, given the arguments after the verb and returning
+            the exit status; ``configured`` answers all verbs that take the config of a run, and is given the verb too.
+    """
+
+    about: str
+    module: str = "configured"
+
+
+VERBS = {
+    "fit": Verb("Profile, transfer, fine-tune and export; without profile.sources, fine-tune and export."),
+    "validate": Verb("Measure the loss on data.validation."),
+    "test": Verb("Generate answers for data.evaluations and count exact matches."),
+    "predict": Verb("Generate answers for data.evaluations and write them down."),
+    "profile": Verb("Measure the scores of every ability and stop."),
+    "merge": Verb("Profile where scores are missing, transfer, and export the merged model; no fine-tuning."),
+    "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
+}
+
+
+def main(args: ArgsType = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments, or a config as a dict; by default the arguments of the process.
+
+    Returns:
+        The exit status: 0 for success. Mistakes in the command line's form leave by SystemExit, as argparse's do.
+    """
+    arguments: Any = sys.argv[1:] if args is None else args
+    if not isinstance(arguments, list):
+        return _answer("configured", arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "--version"):
+        _front().parse_args(arguments)
+    verb = VERBS.get(arguments[0])
+    if verb is None and not arguments[0].startswith("-"):
+        _front().parse_args(arguments[:1])
+    if verb is None or verb.module == "configured":
+        return _answer("configured", arguments)
+    return _answer(verb.module, arguments[1:])
+
+
+def _answer(module: str, arguments: Any) -> int:  # noqa: ANN401 - a list, or whatever LightningCLI takes
+    try:
+        return int(import_module(f"{__name__}.{module}").main(arguments))
+    except ActError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _front() -> argparse.ArgumentParser:
+    """What ``--help`` shows, without the options of any verb, which take seconds to gather."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=act_lightning.__doc__, epilog=f"Options of a verb: {PROGRAM} VERB --help"
+    )
+    parser.add_argument("--version", action="version", version=f"act-lightning {act_lightning.__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", title="verbs", required=True)
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.about)
+    return parser
