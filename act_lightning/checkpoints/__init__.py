@@ -3,6 +3,7 @@
 from act_lightning.checkpoints.atomic import (
     check_writable,
     remove_leftovers,
+    replacing_file,
     replacing_folder,
     save_tensors,
     write_file,
@@ -45,6 +46,7 @@ __all__ = [
     "model_card",
     "output_faults",
     "remove_leftovers",
+    "replacing_file",
     "replacing_folder",
     "require_weights",
     "resolve_dtype",

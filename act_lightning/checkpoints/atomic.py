@@ -24,7 +24,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         ActError: The file system refuses: read-only, full, a file where a folder should be.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with storing(path), _replacing_file(path) as temporary:
+    with storing(path), replacing_file(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -35,8 +35,24 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         ActError: The file system refuses.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with storing(path), _replacing_file(path) as temporary:
+    with storing(path), replacing_file(path) as temporary:
         save_file(contiguous, temporary, dict(metadata or {}))
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path``; move what was written there to ``path`` when the block ends well, else remove it."""
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    temporary = _beside(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,21 +117,6 @@ def storing(path: Path) -> Iterator[None]:
 def _refused(setting: str, path: Path, error: OSError) -> Fault:
     rule = f"must be writable ({error.strerror or error})"
     return Fault(setting, str(path), rule, "Free some space, permit writing there, or choose another folder.")
-
-
-@contextmanager
-def _replacing_file(path: Path) -> Iterator[Path]:
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, path.name)
-    temporary = _beside(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:
