@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ class TaskVector:
         weight: λ of this source, or its weight in vote and mean for methods that vote.
         mask: Bool, broadcastable to ``delta``: the elements that may move; ``None`` means all.
         source: Name of the source, for random draws.
+        importance: The source's Fisher information, float32, of the shape of ``delta``; only for methods that ask.
     """
 
     delta: Tensor
     weight: float = 1.0
     mask: Tensor | None = None
     source: str = ""
+    importance: Tensor | None = None
 
     def restricted(self) -> Tensor:
         """``delta`` with zeros outside the mask."""
@@ -34,29 +37,41 @@ class TaskVector:
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Which tensor is merged, so that random draws depend on nothing else.
+    """Which tensor is merged and which of its rows, so that random draws depend on nothing else.
 
     Attributes:
         name: Full name of the parameter.
         seed: Seed of the run.
+        rows: Numbers of the rows of the whole tensor that the task vectors hold, ``[rows]`` int64, ascending; of a
+            vector, of its elements. ``None``: all of them.
+        importance: The target's Fisher information at these rows, float32; only for methods that ask.
     """
 
     name: str
     seed: int = 0
+    rows: Tensor | None = field(default=None, compare=False)
+    importance: Tensor | None = field(default=None, compare=False)
+
+
+Part: TypeAlias = tuple[Sequence[TaskVector], TensorPlace]
+Parts: TypeAlias = Callable[[], Iterable[Part]]  # a call goes through the parts of a tensor, rows ascending
+Merge: TypeAlias = Callable[[Sequence[TaskVector], TensorPlace], Tensor]
 
 
 class MergingMethod(ABC):
     """A merging method; subclasses are dataclasses of the method's own settings.
 
     Attributes:
-        elementwise: Whether an element of the result depends on that element of the task vectors alone. Such a
-            method may be given only the selected rows of a tensor; any other is given the whole tensor.
+        elementwise: Whether a row of the result depends on that row of the task vectors alone. Such a method may be
+            given any rows of a tensor; any other is given the whole tensor, unless it is a :class:`SurveyingMethod`.
         weighs_each: Whether every source has a λ of its own (methods that sum), rather than one λ for the merged
             vector and a relative weight for each source (methods that vote or average).
+        needs_importance: Whether task vectors and place must carry Fisher information.
     """
 
-    elementwise: ClassVar[bool] = False
-    weighs_each: ClassVar[bool] = False
+    elementwise: bool = False
+    weighs_each: bool = False
+    needs_importance: bool = False
 
     @abstractmethod
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
@@ -64,11 +79,71 @@ class MergingMethod(ABC):
 
         Args:
             vectors: One task vector a source, in the order of the sources; at least one.
-            place: Which tensor this is.
+            place: Which tensor this is, and which of its rows.
 
         Returns:
             float32, of the shape of the task vectors; zero where no mask selects.
         """
+
+
+class SurveyingMethod(MergingMethod):
+    """A method that needs a few numbers about a whole tensor, such as a threshold, before it can merge any rows of it.
+
+    It never holds the tensor: :meth:`survey` goes through it in parts, and :meth:`merge_rows` merges any rows.
+    """
+
+    @abstractmethod
+    def survey(self, parts: Parts) -> Any:  # noqa: ANN401 - each method's own
+        """What has to be known of the whole tensor.
+
+        Args:
+            parts: Goes through the parts of the tensor, as often as it is called. Rows where no mask selects may be
+                left out; they have no influence.
+        """
+
+    @abstractmethod
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: Any) -> Tensor:  # noqa: ANN401
+        """The change of some rows of the tensor that was surveyed; otherwise as :meth:`merge`."""
+
+    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+        """The change of a whole tensor."""
+        return self.merge_rows(vectors, place, self.survey(lambda: [(vectors, place)]))
+
+
+def works_by_rows(method: MergingMethod) -> bool:
+    """Whether ``method`` can merge some rows of a tensor at a time, once it is made ready by :func:`ready`."""
+    return method.elementwise or isinstance(method, SurveyingMethod)
+
+
+def ready(method: MergingMethod, parts: Parts, scale: float) -> Merge:
+    """The method made ready for one tensor: a function that merges any rows of it, scales included.
+
+    A method that sums gives each source its own λ. One that votes or averages gets λ_m / λ as the weight of a source,
+    and its result is multiplied by λ.
+
+    Args:
+        method: The method; unless it :func:`works_by_rows`, the whole tensor must be merged at once.
+        parts: Goes through the parts of the tensor; called for a :class:`SurveyingMethod` only.
+        scale: λ of the transfer.
+
+    Returns:
+        A function of task vectors, each with its λ_m as ``weight``, and of their place; as ``MergingMethod.merge``.
+    """
+    if method.weighs_each:
+        return _surveyed(method, parts)
+    inner = _surveyed(method, lambda: ((_relative(vectors, scale), place) for vectors, place in parts()))
+    return lambda vectors, place: inner(_relative(vectors, scale), place) * scale
+
+
+def _surveyed(method: MergingMethod, parts: Parts) -> Merge:
+    if isinstance(method, SurveyingMethod):
+        return partial(method.merge_rows, survey=method.survey(parts))
+    return method.merge
+
+
+def _relative(vectors: Sequence[TaskVector], scale: float) -> list[TaskVector]:
+    """Each λ_m as a weight relative to λ; at λ = 0, where nothing moves, all weigh the same."""
+    return [replace(vector, weight=vector.weight / scale if scale else 1.0) for vector in vectors]
 
 
 def apply_change(target: Tensor, change: Tensor, selected: Tensor) -> Tensor:
