@@ -14,7 +14,7 @@ from act_lightning.data.micro_batches import (
 )
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
 from act_lightning.data.references import last_answer, read_references
-from act_lightning.data.rows import read_rows
+from act_lightning.data.rows import LocatedConversation, iter_conversations, read_rows, rows_fingerprint
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.shapes import Conversation, Message
 from act_lightning.data.templates import ChatTemplate, Rendered, Template, TextTemplate, make_template
@@ -28,6 +28,7 @@ __all__ = [
     "Conversation",
     "Encoder",
     "EvaluationData",
+    "LocatedConversation",
     "Message",
     "MicroBatch",
     "MicroBatchLoader",
@@ -47,12 +48,14 @@ __all__ = [
     "encode",
     "fingerprint",
     "has_answers",
+    "iter_conversations",
     "last_answer",
     "make_template",
     "name_faults",
     "read_prompts",
     "read_references",
     "read_rows",
+    "rows_fingerprint",
     "token_budget_batches",
     "tokenize_ability",
     "unbatch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -151,3 +152,20 @@ def load_from_hub(settings: AbilityData, where: str) -> Iterator[Row]:
             raise ActError(Fault(f"{where}.split", settings.split, "must name one split", remedy))
         (data,) = data.values()
     return iter(data)
+
+
+def source_fingerprint(settings: AbilityData, where: str) -> str | None:
+    """SHA-256 of what a source holds: a file's bytes, a hub data set's own fingerprint, the laboratory's rows.
+
+    Args:
+        settings: The settings of one data set.
+        where: Its place in the config, for messages.
+    """
+    kind = kind_of(settings.path)
+    if kind in ("jsonl", "parquet"):
+        with open(settings.path, "rb") as file:
+            return kind + hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for _, row in open_rows(settings, where):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return kind + digest.hexdigest()
