@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from act_lightning.errors import ActError, Fault
 from act_lightning.merging.arithmetic import TaskArithmetic
+from act_lightning.merging.breadcrumbs import Breadcrumbs
+from act_lightning.merging.dare import DARE
+from act_lightning.merging.dare_ties import DARETIES
+from act_lightning.merging.della import DELLA
+from act_lightning.merging.fisher import Fisher
 from act_lightning.merging.method import MergingMethod
+from act_lightning.merging.ties import TIES
 
-METHODS: dict[str, type[MergingMethod]] = {"task_arithmetic": TaskArithmetic}
+METHODS: dict[str, type[MergingMethod]] = {
+    "task_arithmetic": TaskArithmetic,
+    "ties": TIES,
+    "dare": DARE,
+    "dare_ties": DARETIES,
+    "breadcrumbs": Breadcrumbs,
+    "della": DELLA,
+    "fisher": Fisher,
+}
 
 
 def merging_method(method: str | MergingMethod) -> MergingMethod:

@@ -1,0 +1,77 @@
+"""DARE: drop elements at random and rescale the rest (Yu et al. 2024, https://arxiv.org/abs/2311.03099)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+from torch import Tensor
+
+from act_lightning.errors import refuse
+from act_lightning.merging.density import share_faults
+from act_lightning.merging.draws import keeps
+from act_lightning.merging.dropping import Rescale, norm_factors, rescale_faults, thinned, weighted
+from act_lightning.merging.method import Parts, SurveyingMethod, TaskVector, TensorPlace
+
+
+def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """Σ_m λ_m · factor_m · (b_m ⊙ δ_m), summed in float32 in the order of the sources.
+
+    With b_m ~ Bernoulli(density) and factor 1 / density the expected change is that of task arithmetic.
+
+    Args:
+        vectors: One task vector a source, float32, all of one shape.
+        kept: b_m, bool of that shape a source.
+        factors: What makes up for the dropped elements.
+
+    Returns:
+        float32, of that shape.
+
+    >>> import torch
+    >>> dare([TaskVector(torch.tensor([1.0, 2.0]), weight=0.5)], [torch.tensor([True, False])], [2.0]).tolist()
+    [1.0, 0.0]
+    """
+    changes = [thinned(*each) for each in zip(vectors, kept, factors, strict=True)]
+    return reduce(add, weighted(vectors, changes))
+
+
+@dataclass(frozen=True)
+class DARE(SurveyingMethod):
+    """DARE as a merging method: see :func:`dare`.
+
+    The draw of an element hangs on seed, source, tensor and position only. At density 0 everything is dropped and
+    nothing changes; at 1 this is task arithmetic.
+
+    Attributes:
+        density: Probability with which an element stays, in [0, 1]; the DARE paper drops nine tenths.
+        rescale: ``density``: by 1 / density, as the paper; ``norm``: back to the tensor's ‖δ‖₁, as mergekit; ``none``.
+    """
+
+    weighs_each = True
+
+    density: float = 0.1
+    rescale: Rescale = "density"
+
+    def __post_init__(self) -> None:
+        """Refuse a density that is no share, and an unknown way to rescale."""
+        refuse(share_faults(self.density, "DARE.density") + rescale_faults(self.rescale, "DARE.rescale"))
+
+    def survey(self, parts: Parts) -> list[float] | None:
+        """The factor of each source, where it takes the whole tensor to know it."""
+        return norm_factors(parts, self.kept) if self.rescale == "norm" and self.density < 1 else None
+
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: list[float] | None) -> Tensor:
+        """The sum of some rows of the thinned task vectors."""
+        return dare(vectors, [self.kept(vector, place) for vector in vectors], self.factors(vectors, survey))
+
+    def kept(self, vector: TaskVector, place: TensorPlace) -> Tensor:
+        """Which elements of a task vector stay: bool, of its shape."""
+        return keeps(self.density, vector.delta.shape, place, vector.source, vector.delta.device)
+
+    def factors(self, vectors: Sequence[TaskVector], survey: list[float] | None) -> list[float]:
+        """What makes up for the dropped elements of each source."""
+        if survey is not None:
+            return survey
+        return [1 / self.density if self.rescale == "density" and self.density else 1.0] * len(vectors)
