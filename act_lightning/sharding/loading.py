@@ -1,0 +1,107 @@
+"""A model of which no process ever holds more than its own part (FSDP2), read from a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from act_lightning.checkpoints import CheckpointReader, meta_model
+from act_lightning.sharding.layout import local_rows
+
+_BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory beside what the process keeps
+
+
+def load_sharded(
+    folder: Path, dtype: torch.dtype, mesh: DeviceMesh, device: torch.device, policy: MixedPrecisionPolicy | None = None
+) -> PreTrainedModel:
+    """The causal language model of ``folder``, each decoder layer and the rest sharded by rows over ``mesh``.
+
+    Built without weights, sharded (``fully_shard``, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html),
+    then filled: a process reads only its own rows, 64 MiB at a time.
+
+    Args:
+        folder: A Hugging Face folder with safetensors weights.
+        dtype: The dtype of all parameters.
+        mesh: One dimension: the processes that share the parameters.
+        device: Where this process keeps its part.
+        policy: Precision of the gathered parameters and of the reduction of gradients; by default ``dtype``.
+
+    Raises:
+        ActError: As :class:`~act_lightning.checkpoints.CheckpointReader`; NaN or infinity in the rows read here.
+    """
+    with CheckpointReader(folder) as reader:
+        model = meta_model(folder)
+        model.name_or_path = str(folder)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        _make_buffers(model, device)
+        _shard(model, mesh, policy or MixedPrecisionPolicy())
+        for parameter, names in _owners(model).items():
+            _place(model, names, _filled(names[0], parameter, reader, device))
+    model._is_fsdp_managed_module = True  # transformers' generation then keeps processes in step
+    return model.eval()
+
+
+def _make_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give values to what a model keeps beside its parameters and no checkpoint holds, such as rotary frequencies.
+
+    As transformers does when it loads: the parameters, still without memory, are not touched by this.
+    """
+    for name, buffer in list(model.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._buffers[leaf] = torch.empty_like(buffer, device=device)
+    for module in model.modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            model._init_weights(module)
+
+
+def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Shard every decoder layer for itself, so that one at a time is gathered, then everything else."""
+    layers = set(model._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _owners(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of every parameter: several where it is tied."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(parameter, []).append(name)
+    return found
+
+
+def _filled(name: str, parameter: nn.Parameter, reader: CheckpointReader, device: torch.device) -> nn.Parameter:
+    """A parameter like ``parameter``, with this process's rows of the checkpoint."""
+    empty: Any = parameter  # a DTensor without memory
+    part = local_rows(name, empty)
+    values = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
+    for start, stored in _parts(name, part.first_row, values, reader):
+        values[start : start + len(stored)] = stored.to(parameter.dtype)
+    filled = DTensor.from_local(
+        values, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+    )
+    return nn.Parameter(filled, requires_grad=parameter.requires_grad)
+
+
+def _parts(name: str, first_row: int, values: Tensor, reader: CheckpointReader) -> Iterator[tuple[int, Tensor]]:
+    """The rows from ``first_row`` on that fill ``values``, some at a time, each with the place it goes to."""
+    at_once = max(1, _BYTES_AT_ONCE // max(1, values[:1].nbytes))
+    for start in range(0, len(values), at_once):
+        stop = min(start + at_once, len(values))
+        yield start, reader.rows(name, torch.arange(first_row + start, first_row + stop))
+
+
+def _place(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, parameter)
