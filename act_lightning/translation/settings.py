@@ -1,0 +1,159 @@
+"""What a user may say about translation: section ``translate`` of a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from act_lightning.checkpoints import check_writable
+from act_lightning.data import AbilityData, name_faults
+from act_lightning.data.checks import list_faults, positive_faults
+from act_lightning.errors import Fault
+from act_lightning.translation.protection import FinalAnswer
+
+MODEL_VARIABLE = "OPENAI_MODEL"
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a model costs, in US dollars for a million tokens.
+
+    Attributes:
+        input: Price of the tokens that are sent.
+        output: Price of the tokens that come back.
+    """
+
+    input: float
+    output: float
+
+
+@dataclass
+class TranslationSettings:
+    """Which abilities are translated, into which languages, by whom, and how fast.
+
+    Attributes:
+        languages: Codes of the languages, such as ``ar``. Their order decides which rows each one gets of an ability in
+            ``distinct``: write new ones at the end, and what is paid for stays of use.
+        only: The languages to translate into now; ``None`` means all.
+        abilities: Names out of ``data.abilities``; ``None`` means all.
+        distinct: Abilities of which every language gets rows of its own, as many as the ability's ``limit``, after
+            those that the ability itself has; the others are translated row for row into every language.
+        out: Folder of the Parquet files, ``<ability>-<language>.parquet``, the ledger and the report.
+        model: Name of the model; ``None`` means the environment's ``OPENAI_MODEL``.
+        models: Other models, by language (``te``) or by ability and language (``math-te``).
+        base_url: The endpoint; ``None`` means the environment's ``OPENAI_BASE_URL``, or else OpenAI's own.
+        key: The endpoint's key; better left ``None`` and given in the environment. It is never written or shown.
+        key_variable: Environment variable that holds the key; ``None`` for an endpoint that wants none.
+        concurrency: Requests under way at the same time.
+        requests_per_minute: Limit of the endpoint.
+        tokens_per_minute: Limit of the endpoint, of tokens sent and received together.
+        timeout: Seconds until a request without a whole reply is given up.
+        retries: How often a request is sent again after a 429, a server's error, a timeout or an unreadable reply.
+        attempts: Replies that are paid for until one keeps what must be kept; then the row is set aside.
+        temperature: Of the model's output; ``None`` for models that take none.
+        json_mode: Whether to ask for ``response_format: json_object``, which most endpoints know.
+        final_answer: What is kept of a last line such as ``The answer is: 42``: the whole ``line``, or its ``value``,
+            so that the words before it are translated.
+        prices: Prices by model, for the report.
+    """
+
+    languages: list[str]
+    only: list[str] | None = None
+    abilities: list[str] | None = None
+    distinct: list[str] = field(default_factory=list)
+    out: str = "data/translated"
+    model: str | None = None
+    models: dict[str, str] = field(default_factory=dict)
+    base_url: str | None = None
+    key: str | None = field(default=None, repr=False)
+    key_variable: str | None = "OPENAI_API_KEY"
+    concurrency: int = 16
+    requests_per_minute: int = 500
+    tokens_per_minute: int = 200_000
+    timeout: float = 120.0
+    retries: int = 6
+    attempts: int = 3
+    temperature: float | None = 0.0
+    json_mode: bool = True
+    final_answer: FinalAnswer = "line"
+    prices: dict[str, Price] = field(default_factory=dict)
+
+    def model_for(self, ability: str, language: str) -> str:
+        """Who translates an ability into a language.
+
+        >>> settings = TranslationSettings(["te"], model="small", models={"math-te": "large"})
+        >>> settings.model_for("math", "te"), settings.model_for("science", "te")
+        ('large', 'small')
+        """
+        default = self.models.get(language) or self.model or os.environ.get(MODEL_VARIABLE, "")
+        return self.models.get(f"{ability}-{language}") or default
+
+    def secret(self) -> str:
+        """The endpoint's key; empty where it wants none."""
+        return self.key or os.environ.get(self.key_variable or "", "")
+
+
+def translation_faults(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[Fault]:
+    """Everything that is wrong with the settings, as far as no row need be read and nothing be paid.
+
+    Args:
+        settings: Section ``translate``.
+        abilities: Section ``data.abilities``.
+    """
+    faults = _language_faults(settings) + _ability_faults(settings, abilities)
+    for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "attempts"):
+        faults += positive_faults(getattr(settings, name), f"translate.{name}")
+    if settings.retries < 0:
+        faults.append(Fault("translate.retries", settings.retries, "must not be negative", "Write 0 for none."))
+    if not settings.timeout > 0:
+        faults.append(Fault("translate.timeout", settings.timeout, "must be positive", "Write seconds, such as 120."))
+    return faults + _endpoint_faults(settings) + check_writable(Path(settings.out), "translate.out")
+
+
+def _language_faults(settings: TranslationSettings) -> list[Fault]:
+    if not settings.languages:
+        return [Fault("translate.languages", [], "must name a language", "Write, for example, [ar, bn].")]
+    faults = [fault for code in settings.languages for fault in name_faults(code, "translate.languages")]
+    if len(set(settings.languages)) < len(settings.languages):
+        rule = "must name each language once"
+        faults.append(Fault("translate.languages", settings.languages, rule, "Drop the second one."))
+    if unknown := [code for code in settings.only or [] if code not in settings.languages]:
+        remedy = "Add it to translate.languages, at the end."
+        faults.append(Fault("translate.only", unknown, "must be among translate.languages", remedy))
+    return faults
+
+
+def _ability_faults(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[Fault]:
+    if not abilities:
+        remedy = "Add what is to be translated, such as {math: {path: math.jsonl}}."
+        return [Fault("data.abilities", {}, "must hold an ability", remedy)]
+    faults = [fault for name in abilities for fault in name_faults(name, "data.abilities")]
+    for setting in ("abilities", "distinct"):
+        faults += list_faults(getattr(settings, setting) or [], abilities, f"translate.{setting}")
+    for name in settings.distinct:
+        if name in abilities and abilities[name].limit is None:
+            rule = "must say how many rows each language gets, for the ability is in translate.distinct"
+            faults.append(Fault(f"data.abilities.{name}.limit", None, rule, "Write a number, such as 1500."))
+    return faults
+
+
+def _endpoint_faults(settings: TranslationSettings) -> list[Fault]:
+    faults = []
+    if find_spec("openai") is None:
+        rule = "needs the package openai, which is not installed"
+        faults.append(Fault("translate", "openai", rule, "pip install 'act-lightning[translate]'"))
+    if not (settings.model or os.environ.get(MODEL_VARIABLE)):
+        remedy = f"Write its name, such as gpt-4o-mini, or set {MODEL_VARIABLE}."
+        faults.append(Fault("translate.model", None, "must name a model", remedy))
+    if settings.key_variable and not settings.secret():
+        rule = "must name an environment variable that holds the endpoint's key, and it is not set"
+        remedy = f"export {settings.key_variable}=…, or write null for an endpoint that wants no key."
+        faults.append(Fault("translate.key_variable", settings.key_variable, rule, remedy))
+    for model, price in settings.prices.items():
+        if price.input < 0 or price.output < 0:
+            remedy = "Write dollars for a million tokens."
+            faults.append(Fault(f"translate.prices.{model}", price, "must not be negative", remedy))
+    return faults
