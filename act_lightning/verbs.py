@@ -17,6 +17,7 @@ from act_lightning.callbacks.export import chosen_dtype, described_files
 from act_lightning.callbacks.injection import describe, run_seed
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.target import find_target
+from act_lightning.cards import complete_card
 from act_lightning.checkpoints import merge_checkpoint, output_faults, write_file
 from act_lightning.errors import ActError, refuse
 from act_lightning.planning import Run
@@ -76,8 +77,9 @@ def export_merged(out: Path, target: Path, prepared: PreparedTransfer, recipe: s
             injection.apply_(prepared.inventory.aliases[name], merged)
             return merged
 
-        files = described_files(str(target), recipe, prepared.report)
+        files = described_files(str(target), recipe, prepared.report, "merge")
         merge_checkpoint(out, target, change, injection.names, chosen_dtype(dtype, target), files)
+    complete_card(out)
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:

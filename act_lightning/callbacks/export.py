@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from act_lightning.callbacks.language_model import find_language_model, require_language_model, transfer_record
 from act_lightning.callbacks.placement import local_rows
 from act_lightning.callbacks.target import named_checkpoint
-from act_lightning.checkpoints import export_model, locate, model_card, output_faults, resolve_dtype
+from act_lightning.cards import CARD, complete_card, first_card
+from act_lightning.checkpoints import export_model, locate, output_faults, resolve_dtype
 from act_lightning.errors import ActError, Fault, refuse
 
 
@@ -68,8 +69,9 @@ class HuggingFaceExport(L.Callback):
             folder,
             lambda name: local_rows(model.get_parameter(name)).values,
             chosen_dtype(self.dtype, folder),
-            described_files(self._name(pl_module), self.recipe, transfer),
+            described_files(self._name(pl_module), self.recipe, transfer, "fit"),
         )
+        complete_card(out)
         rank_zero_info(f"model written to {out}")
 
     def _name(self, pl_module: L.LightningModule) -> str:
@@ -90,10 +92,16 @@ def chosen_dtype(name: str, folder: Path) -> torch.dtype | None:
     return None if name == "auto" else resolve_dtype(name, folder, "model.export_dtype")
 
 
-def described_files(target: str, recipe: str, transfer: dict[str, Any]) -> dict[str, str | bytes]:
-    """The card and, after a transfer, its record: files that an exported folder carries beside the model."""
-    sources = [source["model"] for source in transfer.get("sources", {}).values()]
-    files: dict[str, str | bytes] = {"README.md": model_card(target, sources, recipe, transfer)}
+def described_files(target: str, recipe: str, transfer: dict[str, Any], verb: str) -> dict[str, str | bytes]:
+    """The card and, after a transfer, its record: files that an exported folder carries beside the model.
+
+    Args:
+        target: How the target was named.
+        recipe: The run's config as YAML; may be empty.
+        transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
+        verb: ``fit`` or ``merge``.
+    """
+    files: dict[str, str | bytes] = {CARD: first_card(target, recipe, transfer, verb)}
     if transfer:
         files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
     return files

@@ -8,7 +8,6 @@ from act_lightning.checkpoints.atomic import (
     save_tensors,
     write_file,
 )
-from act_lightning.checkpoints.card import model_card
 from act_lightning.checkpoints.export import export_model, output_faults
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.identity import Identity, identify, identify_module
@@ -43,7 +42,6 @@ __all__ = [
     "locate",
     "merge_checkpoint",
     "meta_model",
-    "model_card",
     "output_faults",
     "remove_leftovers",
     "replacing_file",
