@@ -131,7 +131,7 @@ def print_report(report: TranslationReport, console: Console) -> None:
         report: What to print.
         console: Where to print.
     """
-    columns = ("set", "model", "rows", "translated", "set aside", "unanswered", "replies", "tokens in", "tokens out")
+    columns = ("set", "model", "rows", "done", "set aside", "open", "replies", "tokens in", "tokens out")
     table = Table(*columns, "US$", box=None)
     for name, one in report.sets.items():
         counts = (one.rows, one.translated, one.set_aside, one.unanswered, one.attempts)
