@@ -93,7 +93,8 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     """
     require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
-    save_tensors(path, tensors, {"act": json.dumps(asdict(record), sort_keys=True)})
+    order = json.dumps([module.name for module in inventory.modules])  # the library sorts tensors by name
+    save_tensors(path, tensors, {"act": json.dumps(asdict(record), sort_keys=True), "modules": order})
 
 
 def read_record(path: Path) -> ScoreRecord:

@@ -1,0 +1,100 @@
+"""Finding 1: scores are heavy-tailed (paper §3.2, Figures 1a and 6 to 12, https://arxiv.org/abs/2601.09398)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from act_lightning.masks import share_of
+
+THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 4.5, 10.0)
+"""Scores above which channels are counted; the paper speaks of 4.5."""
+
+
+def ccdf(values: Tensor, points: int = 400) -> pd.DataFrame:
+    """The complementary cumulative distribution function, P(value > threshold), at some of the values.
+
+    The thresholds are values at ranks that are evenly spaced on a logarithmic scale, so that every one of the
+    largest is there, and the shares are exact.
+
+    Args:
+        values: float ``[n]``, finite.
+        points: How many ranks.
+
+    Returns:
+        Columns ``threshold``, ascending, and ``share``, from below 1 to 0.
+
+    >>> ccdf(torch.tensor([4.0, 1.0, 2.0, 2.0])).to_dict("list")
+    {'threshold': [1.0, 2.0, 4.0], 'share': [0.75, 0.25, 0.0]}
+    """
+    ascending = torch.sort(values).values
+    ranks = torch.logspace(0, torch.tensor(float(values.numel())).log10(), points, dtype=torch.float64).round().long()
+    thresholds = torch.unique(ascending[values.numel() - ranks.clamp(1, values.numel())])
+    above = values.numel() - torch.searchsorted(ascending, thresholds, right=True)
+    return pd.DataFrame({"threshold": thresholds.double(), "share": above.double() / values.numel()})
+
+
+def ccdfs(scores: Mapping[str, Tensor], points: int = 400) -> pd.DataFrame:
+    """The CCDF of every ability, one below the other, told apart by the column ``ability``."""
+    return _named("ability", {name: ccdf(values, points) for name, values in scores.items()})
+
+
+def _named(column: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, names=[column]).reset_index(level=0).reset_index(drop=True)
+
+
+def gini(values: Tensor) -> float:
+    """The Gini coefficient, ``Σ_i (2i − n − 1) x_(i) / (n Σ x)`` over ascending values: 0 all alike, 1 all in one.
+
+    Args:
+        values: float ``[n]``, none negative, not all 0.
+
+    >>> gini(torch.tensor([1.0, 1.0])), gini(torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    (0.0, 0.75)
+    """
+    ascending, n = torch.sort(values).values.double(), values.numel()
+    weights = 2 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1
+    return float((weights * ascending).sum() / (n * ascending.sum()))
+
+
+def share_held(values: Tensor, ratio: float) -> float:
+    """The share of the sum of all values that the ⌊n·ratio⌋ largest hold.
+
+    >>> share_held(torch.tensor([6.0, 1.0, 2.0, 1.0]), 0.25)
+    0.6
+    """
+    largest = torch.topk(values, share_of(values.numel(), ratio)).values
+    return float(largest.double().sum() / values.double().sum())
+
+
+def concentration(
+    scores: Mapping[str, Tensor], ratio: float = 0.01, thresholds: Sequence[float] = THRESHOLDS
+) -> pd.DataFrame:
+    """How few channels hold how much, a row per ability.
+
+    Args:
+        scores: float32 ``[channels]`` by ability.
+        ratio: The share p of channels whose smallest score and whose part of the total is given.
+        thresholds: Scores above which channels are counted.
+
+    Returns:
+        Columns ``mean``, ``median``, ``lowest selected`` (the smallest score among the top p), ``max``, ``Gini``,
+        ``held by top p`` and, as shares of all channels, ``> threshold``.
+    """
+    return pd.DataFrame({name: _concentration(values, ratio, thresholds) for name, values in scores.items()}).T
+
+
+def _concentration(values: Tensor, ratio: float, thresholds: Sequence[float]) -> dict[str, float]:
+    k = share_of(values.numel(), ratio)
+    return {
+        "mean": float(values.double().mean()),
+        "median": float(values.median()),
+        "lowest selected": float(torch.kthvalue(values, values.numel() - k + 1).values) if k else float("nan"),
+        "max": float(values.max()),
+        "Gini": gini(values),
+        "held by top p": share_held(values, ratio),
+        **{f"> {threshold:g}": float((values > threshold).double().mean()) for threshold in thresholds},
+    }

@@ -1,0 +1,132 @@
+"""How all figures look, and how they become SVG and PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from act_lightning.analysis.figures.palette import GRID, INK, MUTED, SURFACE
+
+_P = ParamSpec("_P")
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": SURFACE,
+    "figure.facecolor": SURFACE,
+    "savefig.facecolor": SURFACE,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "path",  # the same letters on every machine
+    "svg.hashsalt": "act-lightning",  # the same bytes at every call
+}
+
+
+def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Have a function draw its figure in the house's style, whatever the caller's settings."""
+
+    @wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with mpl.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()  # ticks take their colors when they are first drawn
+        return figure
+
+    return drawn
+
+
+def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side; widths and height in inches."""
+    figure = Figure(figsize=(sum(widths), height), layout="constrained")
+    axes = figure.subplots(1, len(widths), squeeze=False, width_ratios=list(widths))
+    return figure, list(axes[0])
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG text."""
+    with mpl.rc_context(_STYLE):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def as_png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as PNG."""
+    with mpl.rc_context(_STYLE):
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=dpi)
+    return data.getvalue()
+
+
+class EndLabel(NamedTuple):
+    """A line's name, to be written beside its end.
+
+    Attributes:
+        x: Where the line ends, in the units of the axis.
+        y: The same.
+        text: The name.
+        color: That of the line.
+    """
+
+    x: float
+    y: float
+    text: str
+    color: str
+
+
+def label_ends(axes: Axes, labels: Sequence[EndLabel], gap: float = 0.052) -> None:
+    """Write names right of the panel at the height of the lines' ends, apart from each other, each tied to its end.
+
+    Args:
+        axes: The panel, whose limits are set.
+        labels: The names.
+        gap: Least distance between two of them, as a share of the panel's height.
+    """
+    heights = [float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1]) for x, y, *_ in labels]
+    for at, (label, height) in enumerate(sorted(zip(labels, heights, strict=True), key=lambda item: -item[1])):
+        place = spread(sorted(heights, reverse=True), gap)[at]
+        line: dict[str, Any] = {"arrowstyle": "-", "color": label.color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 1}
+        axes.annotate(
+            label.text, (label.x, label.y), (1.02, place), textcoords="axes fraction", va="center", fontsize=7.5,
+            color=label.color, arrowprops=line, annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights, from high to low, moved so that neighbors are ``gap`` apart and none is below 0 while there is room.
+
+    >>> spread([0.5, 0.49, 0.1], 0.1)
+    [0.5, 0.4, 0.1]
+    """
+    moved: list[float] = []
+    for height in heights:
+        moved.append(min(height, moved[-1] - gap) if moved else height)
+    floor = 0.0
+    for at in range(len(moved) - 1, -1, -1):
+        moved[at] = max(moved[at], floor)
+        floor = moved[at] + gap
+    return [round(height, 6) for height in moved]

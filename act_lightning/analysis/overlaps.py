@@ -1,0 +1,158 @@
+"""Findings 3 and 4: which channels masks share (paper §3.3, Tables 1 and 5, Figures 3, 20 and 21)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from act_lightning.analysis.abilities import Ability
+from act_lightning.channels import ChannelInventory
+from act_lightning.masks import top, union
+
+Masks = Mapping[str, Tensor]
+CROSS_LINGUAL = "Cross-Lingual"
+
+
+def top_masks(scores: Mapping[str, Tensor], ratio: float, allowed: Tensor | None = None) -> dict[str, Tensor]:
+    """The mask of the top p of every ability.
+
+    Args:
+        scores: float32 ``[channels]`` by ability.
+        ratio: p in (0, 1].
+        allowed: Bool ``[channels]``, the channels that are ranked; by default all.
+    """
+    return {
+        name: top(values, ratio, torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed)
+        for name, values in scores.items()
+    }
+
+
+def shared_channels(masks: Masks) -> pd.DataFrame:
+    """How many channels every two masks share; the diagonal holds their sizes.
+
+    >>> shared_channels({"a": torch.tensor([True, True]), "b": torch.tensor([False, True])}).to_numpy().tolist()
+    [[2, 1], [1, 1]]
+    """
+    stacked = torch.stack(list(masks.values()))
+    counts = [stacked[:, mask].sum(1).tolist() for mask in stacked]
+    return pd.DataFrame(counts, list(masks), list(masks))
+
+
+def overlap_matrix(masks: Masks) -> pd.DataFrame:
+    """The share of the row's mask that the column's mask also selects (Table 1, Figure 20)."""
+    shared = shared_channels(masks)
+    return shared.div(pd.Series({name: int(mask.sum()) for name, mask in masks.items()}), axis=0)
+
+
+def chance_overlap(masks: Masks) -> pd.DataFrame:
+    """The overlap to be expected if the column's mask were as many channels drawn at random: k / n."""
+    shares = {name: float(mask.double().mean()) for name, mask in masks.items()}
+    return pd.DataFrame([shares] * len(masks), list(masks))
+
+
+def chance_overlap_by_module(masks: Masks, inventory: ChannelInventory) -> pd.DataFrame:
+    """The overlap to be expected if the column's mask were drawn at random within every module.
+
+    ``Σ_m k_row,m k_col,m / n_m / k_row``: what two masks share only because they favor the same modules.
+
+    Args:
+        masks: Bool ``[channels]`` by ability.
+        inventory: The channels.
+    """
+    counts = torch.tensor([[int(mask[span].sum()) for _, span in inventory.spans()] for mask in masks.values()])
+    sizes = torch.tensor([module.count for module in inventory.modules])
+    expected = (counts.double() / sizes) @ counts.double().T / counts.sum(1, keepdim=True)
+    return pd.DataFrame(expected.numpy(), list(masks), list(masks))
+
+
+def cross_language_overlap(masks: Masks, abilities: Mapping[str, Ability]) -> pd.DataFrame:
+    """What each mask shares with the union of another language's domains (last column of Table 1).
+
+    Args:
+        masks: Bool ``[channels]`` by label.
+        abilities: The abilities by label.
+
+    Returns:
+        A row per ability that has a language and, in ``language``, each other language, and ``others`` for all of
+        them together where there are several: ``shared`` channels, ``overlap``, and ``chance``, the union's share of
+        all channels. Empty with fewer than two languages.
+    """
+    by_language: dict[str, list[Tensor]] = {}
+    for label, ability in abilities.items():
+        if ability.language and label in masks:
+            by_language.setdefault(ability.language, []).append(masks[label])
+    rows = []
+    for label in masks:
+        others = {key: union(parts) for key, parts in by_language.items() if key != abilities[label].language}
+        if abilities[label].language and len(others) > 1:
+            others["others"] = union(list(others.values()))
+        if abilities[label].language:
+            rows += [(label, key, *_shared(masks[label], joined)) for key, joined in others.items()]
+    return pd.DataFrame(rows, columns=["ability", "language", "shared", "overlap", "chance"])
+
+
+def _shared(row: Tensor, column: Tensor) -> tuple[int, float, float]:
+    shared = int((row & column).sum())
+    return shared, shared / int(row.sum()), float(column.double().mean())
+
+
+def overlap_over_ratios(
+    scores: Mapping[str, Tensor], ratios: Sequence[float], groups: Mapping[tuple[str, str], str]
+) -> pd.DataFrame:
+    """Mean overlap of groups of pairs of abilities at several p.
+
+    Args:
+        scores: float32 ``[channels]`` by ability.
+        ratios: Values of p.
+        groups: Name of the group of each pair (row, column), such as "same language".
+
+    Returns:
+        Columns ``ratio``, ``group``, ``overlap`` and ``pairs``.
+    """
+    rows = []
+    for ratio in ratios:
+        matrix = overlap_matrix(top_masks(scores, ratio))
+        named = pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float).groupby(pd.Series(groups))
+        rows += [(ratio, group, values.mean(), len(values)) for group, values in named]
+    return pd.DataFrame(rows, columns=["ratio", "group", "overlap", "pairs"])
+
+
+def pair_groups(abilities: Mapping[str, Ability]) -> dict[tuple[str, str], str]:
+    """Whether two abilities share language or domain, for every ordered pair of different ones."""
+    return {
+        (row, column): _relation(abilities[row], abilities[column])
+        for row in abilities
+        for column in abilities
+        if row != column
+    }
+
+
+def _relation(row: Ability, column: Ability) -> str:
+    if row.language is None or column.language is None:
+        return "different abilities"
+    if row.language == column.language:
+        return "same language, other domain"
+    return "same domain, other language" if row.domain == column.domain else "other language and domain"
+
+
+def consistency(masks: Mapping[str, Masks]) -> pd.DataFrame:
+    """What the masks of one ability share across pairs of models (Figures 3 and 21).
+
+    Args:
+        masks: Bool ``[channels]`` by ability, by pair of models.
+
+    Returns:
+        A row for every two pairs of models and ability that both have: ``first``, ``second``, ``ability``,
+        ``shared``, ``overlap`` (of the first pair's mask) and ``chance``.
+    """
+    rows = [
+        (first, second, ability, *_shared(masks[first][ability], masks[second][ability]))
+        for first, second in combinations(masks, 2)
+        for ability in masks[first]
+        if ability in masks[second]
+    ]
+    return pd.DataFrame(rows, columns=["first", "second", "ability", "shared", "overlap", "chance"])

@@ -1,0 +1,245 @@
+"""Saved scores of any number of runs, read and checked: what may stand in one report, and what may not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from act_lightning.channels import ChannelInventory, ModuleChannels
+from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.scores import ScoreRecord, read_record, read_scores
+
+CHUNKS = ".chunks"
+"""What the stem of a file ends with that keeps the parts of another file's scores."""
+_ALONE = "Report what was measured alike in one report, and the rest in another."
+# How modules stand in a decoder of Llama's kind; only for scores whose file does not say the order.
+_USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair of models with the scores of its abilities.
+
+    Attributes:
+        run: The folder of the run.
+        source: The source's name in the run.
+        label: As the paper writes it, ``<target> vs. <source>``.
+        records: What each ability's scores were measured on, by the ability's name.
+        scores: float32 ``[channels]`` by the ability's name.
+    """
+
+    run: Path
+    source: str
+    label: str
+    records: Mapping[str, ScoreRecord]
+    scores: Mapping[str, Tensor]
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """How target and source were named."""
+        record = next(iter(self.records.values()))
+        return record.models.get("target", "?"), record.models.get("source", "?")
+
+    def digest(self, role: str) -> str | None:
+        """The digest of the weights of ``target`` or ``source``."""
+        record = next(iter(self.records.values()))
+        return record.identities.get(role, {}).get("digest")
+
+
+@dataclass(frozen=True)
+class SavedScores:
+    """All scores of a report.
+
+    Attributes:
+        inventory: The channels: names and counts of modules; what parameters they own is not known from scores.
+        ordered: Whether the files say the model's order of modules. If not, equal scores are ranked in the usual one.
+        pairs: The pairs of models, in the order of runs and of the sources' names.
+    """
+
+    inventory: ChannelInventory
+    ordered: bool
+    pairs: tuple[Pair, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all abilities."""
+        return list(dict.fromkeys(name for pair in self.pairs for name in pair.scores))
+
+
+def read_runs(runs: Sequence[Path], mixed_versions: bool = False) -> SavedScores:
+    """Read ``<run>/scores/<source>/<ability>.safetensors`` of every run.
+
+    Args:
+        runs: Folders of runs.
+        mixed_versions: Whether scores of other versions of the packages may stand side by side.
+
+    Raises:
+        ActError: A run without scores; a file that is damaged; files of one pair that were measured on other models,
+            or in another precision or way; files that differ in channels, their order, or versions.
+    """
+    files = [path for run in runs for path in _score_files(run)]
+    faults, records = _read_records(files)
+    refuse(faults)
+    refuse([*_mixed_faults(records), *([] if mixed_versions else _version_faults(records))])
+    inventory, ordered = saved_channels(files[0])
+    refuse(_channel_faults(files, inventory, ordered))
+    pairs = [_pair(run, folder, records, inventory) for run in runs for folder in _folders(files, run)]
+    return SavedScores(inventory, ordered, tuple(_told_apart(pairs)))
+
+
+def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
+    """The channels that saved scores are of, and whether the file says their order.
+
+    Raises:
+        ActError: The file cannot be read, or its order names other modules than it holds.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            counts = {name: int(file.get_slice(name).get_shape()[0]) for name in file.keys()}
+            order = json.loads((file.metadata() or {}).get("modules", "null"))
+    except (OSError, SafetensorError, IndexError, ValueError) as error:
+        raise ActError(_unreadable(path, str(error))) from error
+    if order is not None and (not isinstance(order, list) or sorted(map(str, order)) != sorted(counts)):
+        raise ActError(_unreadable(path, "its order of modules names others than it holds"))
+    names = sorted(counts, key=_usual_place) if order is None else order
+    modules = tuple(ModuleChannels(name, counts[name], ()) for name in names)
+    return ChannelInventory(modules, {}, {}), order is not None
+
+
+def _usual_place(name: str) -> tuple[object, ...]:
+    """Embeddings, then the layers by number, then what follows them, the head last."""
+    layer, leaf = re.search(r"\.(\d+)\.", name), name.rsplit(".", 1)[-1]
+    kind = 1 if layer else 0 if re.match("(embed(?!_out)|wte|wpe)", leaf) else 3 if leaf in ("lm_head", "embed_out") else 2
+    usual = _USUAL.index(leaf) if leaf in _USUAL else len(_USUAL)
+    return kind, int(layer.group(1)) if layer else 0, usual, name
+
+
+def _score_files(run: Path) -> list[Path]:
+    """The files of a run's scores, without those of their parts."""
+    found = sorted((run / "scores").glob("*/*.safetensors"))
+    files = [path for path in found if not (path.stem.endswith(CHUNKS) and _whole(path) in found)]
+    files = [path for path in files if not path.name.startswith(".")]
+    if not files:
+        rule = "must be the folder of a run with scores/<source>/<ability>.safetensors"
+        raise ActError(Fault("RUN", str(run), rule, "Run `profile`, or name the run's trainer.default_root_dir."))
+    return files
+
+
+def _whole(part: Path) -> Path:
+    return part.with_name(part.stem.removesuffix(CHUNKS) + part.suffix)
+
+
+def _read_records(files: Sequence[Path]) -> tuple[list[Fault], dict[Path, ScoreRecord]]:
+    faults: list[Fault] = []
+    records = {}
+    for path in files:
+        try:
+            records[path] = read_record(path)
+        except ActError as error:
+            faults += error.faults
+    return faults, records
+
+
+def _mixed_faults(records: Mapping[Path, ScoreRecord]) -> Iterator[Fault]:
+    """Files of one source that were not measured alike, apart from their data."""
+    first: dict[Path, Path] = {}
+    for path, record in records.items():
+        reference = first.setdefault(path.parent, path)
+        alike = replace(records[reference], data=record.data)
+        if changes := alike.changes(record):
+            rule = f"must have been measured like {reference.name} beside it ({'; '.join(changes)})"
+            yield Fault(str(path), record.models, rule, f"Profile again. {_ALONE}")
+
+
+def _version_faults(records: Mapping[Path, ScoreRecord]) -> Iterator[Fault]:
+    reference, expected = next((path, record.versions) for path, record in records.items())
+    for path, record in records.items():
+        if record.versions != expected:
+            rule = f"must come from the versions of {reference}, {dict(expected)}"
+            yield Fault(str(path), dict(record.versions), rule, "Profile again, or allow it with --mixed-versions.")
+
+
+def _channel_faults(files: Sequence[Path], inventory: ChannelInventory, ordered: bool) -> Iterator[Fault]:
+    expected = [(module.name, module.count) for module in inventory.modules]
+    for path in files[1:]:
+        found, has_order = saved_channels(path)
+        modules = [(module.name, module.count) for module in found.modules]
+        if ordered and has_order and modules != expected:
+            same = sorted(modules) == sorted(expected)
+            rule = f"must have the channels of {files[0]}" + (", and has them in another order" if same else "")
+            yield Fault(str(path), f"{found.total:,} channels", rule, _ALONE)
+        elif sorted(modules) != sorted(expected):
+            rule = f"must have the {inventory.total:,} channels of {files[0]}"
+            yield Fault(str(path), f"{found.total:,} channels", rule, _ALONE)
+
+
+def _folders(files: Sequence[Path], run: Path) -> list[Path]:
+    return list(dict.fromkeys(path.parent for path in files if path.parent.parent.parent == run))
+
+
+def _pair(run: Path, folder: Path, records: Mapping[Path, ScoreRecord], inventory: ChannelInventory) -> Pair:
+    mine = {path: record for path, record in records.items() if path.parent == folder}
+    scores = {path.stem: read_scores(path, inventory) for path in mine}
+    for path, values in zip(mine, scores.values(), strict=True):
+        refuse(_negative_faults(path, values))
+    pair = Pair(run, folder.name, "", {path.stem: record for path, record in mine.items()}, scores)
+    return replace(pair, label=" vs. ".join(short_name(name) for name in pair.models))
+
+
+def _negative_faults(path: Path, values: Tensor) -> list[Fault]:
+    if bool((values < 0).any()):
+        rule = "must hold means of absolute differences, which are not negative"
+        return [_unreadable(path, rule)]
+    if not bool(values.any()):
+        rule = "must hold a score above 0; target and source act alike"
+        return [Fault(str(path), 0.0, rule, "Compare two models that differ.")]
+    return []
+
+
+def _told_apart(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """The pairs, those of one label with their run and source added to it."""
+    times = Counter(pair.label for pair in pairs)
+    for pair in pairs:
+        more = f" ({pair.run.name}/{pair.source})"
+        yield pair if times[pair.label] == 1 else replace(pair, label=pair.label + more)
+
+
+def short_name(model: str) -> str:
+    """The last part of a model's name.
+
+    >>> short_name("Qwen/Qwen2.5-7B-Instruct"), short_name("lab:generalist")
+    ('Qwen2.5-7B-Instruct', 'generalist')
+    """
+    return re.split(r"[/:\\]", model.rstrip("/\\"))[-1]
+
+
+def _unreadable(path: Path, reason: str) -> Fault:
+    return Fault("scores", str(path), f"must be a readable score file ({reason})", "Delete the file and profile again.")
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """The content of a JSON file of a run, or ``None`` if there is none.
+
+    Raises:
+        ActError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ActError(Fault(str(path), path.name, f"must be JSON ({error})", "Delete the file.")) from error
+
+
+def stacked(scores: Mapping[str, Tensor]) -> Tensor:
+    """The scores of several abilities as one tensor ``[abilities, channels]``."""
+    return torch.stack(list(scores.values()))
