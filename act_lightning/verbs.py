@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from act_lightning.callbacks.export import chosen_dtype, described_files
 from act_lightning.callbacks.injection import describe, run_seed
@@ -50,14 +49,23 @@ def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
         return
     scores = Path(run.transfer.scores) if run.transfer.scores else root / "scores"
     sources, settings = run.profiler.sources or [], run.transfer.settings
-    prepared = prepare(sources, target.inventory(), settings, scores, run_seed(), target.digests())
-    export_merged(root / "merged", target.folder, prepared, recipe, run.model.export_dtype)
+    prepared = prepare(sources, target.inventory(), settings, scores, run_seed(), target.digests(), target.folder)
+    export_merged(
+        root / "merged", target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device
+    )
     write_file(root / "transfer.json", json.dumps(prepared.report, indent=2) + "\n")
     rank_zero_info(f"{describe(prepared.report)}\nmerged model written to {root / 'merged'}")
 
 
-def export_merged(out: Path, target: Path, prepared: PreparedTransfer, recipe: str, dtype: str) -> None:
-    """Write the merged model, streaming: a tensor at a time is read, changed where selected, and written.
+def export_merged(
+    out: Path,
+    target: Path,
+    prepared: PreparedTransfer,
+    recipe: str,
+    dtype: str,
+    device: torch.device | None = None,
+) -> None:
+    """Write the merged model, streaming: some rows at a time are read, changed where selected, and written.
 
     Args:
         out: The folder to be.
@@ -65,20 +73,14 @@ def export_merged(out: Path, target: Path, prepared: PreparedTransfer, recipe: s
         prepared: The sources with their masks.
         recipe: The run's config as YAML, for the card.
         dtype: Precision of the written weights; ``auto``: as the target is stored.
+        device: Where rows are merged; by default the CPU.
 
     Raises:
         ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
     """
+    files = described_files(str(target), recipe, prepared.report, "merge")
     with prepared.injection() as injection:
-
-        def change(name: str, values: Tensor) -> Tensor:
-            # Rounded once, to the dtype that is written; float64 is kept, for elements that stay keep every bit.
-            merged = values.to(torch.promote_types(values.dtype, torch.float32), copy=True)
-            injection.apply_(prepared.inventory.aliases[name], merged)
-            return merged
-
-        files = described_files(str(target), recipe, prepared.report, "merge")
-        merge_checkpoint(out, target, change, injection.names, chosen_dtype(dtype, target), files)
+        merge_checkpoint(out, target, injection, chosen_dtype(dtype, target), files, device)
     complete_card(out)
 
 

@@ -233,8 +233,7 @@ def test_only_selected_rows_are_read(tmp_path: Path) -> None:
     with MaskedInjection(inventory(target), [chosen], TaskArithmetic()) as injecting:
         for name in injecting.names:
             injecting.apply_(name, target.get_parameter(name).detach().clone())
-        (reader,) = injecting._readers
-        assert reader.bytes_read == sum(-(-rows // 3) * width * 4 for rows, width in modules.values())
+        assert injecting.bytes_read == sum(-(-rows // 3) * width * 4 for rows, width in modules.values())
     assert injecting.names == ["model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
 
 
@@ -251,7 +250,7 @@ def test_chunks_are_as_the_whole(tied: bool, tmp_path: Path, monkeypatch: pytest
     target, source = pair(tied)
     chosen = selected(inventory(target), saved(source, tmp_path / "s"))
     whole = applied(target, chosen)
-    monkeypatch.setattr(injection, "_ELEMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(injection, "_IN_CACHE", 100)
     reference.assert_same_bits(applied(target, chosen), whole)
 
 
@@ -271,7 +270,7 @@ def test_a_method_that_is_not_elementwise_gets_every_tensor_whole_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, source = pair()
-    monkeypatch.setattr(injection, "_ELEMENTS_AT_ONCE", 100)
+    monkeypatch.setattr(injection, "_IN_CACHE", 100)
     chosen, method = selected(inventory(target), saved(source, tmp_path / "s"), "lm_head", "model.norm"), Halving()
     found = applied(target, chosen, method)
     shapes = {"model.norm.weight": torch.Size([32]), "lm_head.weight": torch.Size([300, 32])}

@@ -119,9 +119,8 @@ class MaskedTaskVectorInjection(L.Callback):
                 the model is partly changed and must not be used.
         """
         scores = Path(self.scores) if self.scores else Path(trainer.default_root_dir) / "scores"
-        prepared = prepare(
-            profiler.sources or [], inventory(model), self.settings, scores, run_seed(), profiler.target_digests
-        )
+        known = profiler.target_digests, profiler.target_folder
+        prepared = prepare(profiler.sources or [], inventory(model), self.settings, scores, run_seed(), *known)
         with prepared.injection() as injection:
             for name in injection.names:
                 part = local_rows(model.get_parameter(name))

@@ -11,11 +11,18 @@ from torch import Tensor
 
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import identify, locate
+from act_lightning.checkpoints import identify, locate, match_folders
 from act_lightning.errors import ActError, Fault
 from act_lightning.merging import MergingMethod, merging_method
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
-from act_lightning.transfer import MaskedInjection, SelectedSource, TransferSettings, select, transfer_report
+from act_lightning.transfer import (
+    MaskedInjection,
+    SelectedSource,
+    TransferSettings,
+    having_partners,
+    select,
+    transfer_report,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class PreparedTransfer:
         method: How task vectors are merged.
         seed: Seed of random draws.
         report: The contents of ``transfer.json``.
+        scale: λ of the transfer.
+        target: The target's checkpoint, if there is one.
     """
 
     inventory: ChannelInventory
@@ -35,10 +44,12 @@ class PreparedTransfer:
     method: MergingMethod
     seed: int
     report: dict[str, Any]
+    scale: float = 1.0
+    target: Path | None = None
 
     def injection(self) -> MaskedInjection:
         """The injection into parameters; use it as a context manager."""
-        return MaskedInjection(self.inventory, self.sources, self.method, self.seed)
+        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale)
 
 
 def prepare(
@@ -48,6 +59,7 @@ def prepare(
     folder_of_scores: Path,
     seed: int,
     target_digests: Sequence[str],
+    target: Path | None = None,
 ) -> PreparedTransfer:
     """Read scores and select channels.
 
@@ -58,6 +70,7 @@ def prepare(
         folder_of_scores: ``<scores>/<source>/<ability>.safetensors``.
         seed: Seed of random selections and of methods that draw.
         target_digests: Digests under which the target's weights are known.
+        target: The target's checkpoint, whose tokens say which entry of a source's vocabulary is which.
 
     Raises:
         ActError: If scores are missing or belong to other weights, or a mask selects nothing.
@@ -75,11 +88,13 @@ def prepare(
         masks = select(inventory, values, ratio, settings, (seed, source.label))
         tokens = {name: tokens for name, (_, tokens) in found.items()}
         scale = settings.scale if source.scale is None else source.scale
-        selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens))
+        vocabulary = None if target is None else match_folders(target, folder)
+        masks = {name: having_partners(inventory, mask, vocabulary) for name, mask in masks.items()}
+        selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary))
     method = merging_method(settings.method)
     name = settings.method if isinstance(settings.method, str) else repr(settings.method)
     report = transfer_report(inventory, selected, selection=settings.selection, method=name, seed=seed, hashes=hashes)
-    return PreparedTransfer(inventory, selected, method, seed, report)
+    return PreparedTransfer(inventory, selected, method, seed, report, settings.scale, target)
 
 
 def _scores_of(

@@ -53,6 +53,7 @@ class ActivationDifferenceProfiler(L.Callback):
         self.target = target
         self.revision = revision
         self.target_digests: list[str] = []
+        self.target_folder: Path | None = None
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at files."""
@@ -73,6 +74,7 @@ class ActivationDifferenceProfiler(L.Callback):
         refuse(self.faults() + [fault for callback in transfers for fault in callback.faults()])
         target = find_target(pl_module, self.target, self.revision)
         self.target_digests, channels = target.digests(), target.inventory()
+        self.target_folder = target.folder
         refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
         if all(callback.needs_profiling for callback in transfers):
             self.profile(trainer, pl_module, getattr(trainer, "datamodule", None))

@@ -49,6 +49,5 @@ def random_channels(
 def _control(sources: Sequence[AbilitySource], done: PreparedTransfer, settings: TransferSettings) -> PreparedTransfer:
     """A transfer without scores: one mask a source, for its abilities share their budget."""
     once = [replace(source, name=source.label, abilities=["all abilities"]) for source in sources]
-    return prepare(
-        once, done.inventory, settings, Path("no scores are read"), done.seed, [done.report["hashes"]["target"]]
-    )
+    digests, nowhere = [done.report["hashes"]["target"]], Path("no scores are read")
+    return prepare(once, done.inventory, settings, nowhere, done.seed, digests, done.target)

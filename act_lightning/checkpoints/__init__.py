@@ -8,8 +8,9 @@ from act_lightning.checkpoints.atomic import (
     save_tensors,
     write_file,
 )
+from act_lightning.checkpoints.described import Described, describe
 from act_lightning.checkpoints.export import export_model, output_faults
-from act_lightning.checkpoints.finite import check_finite
+from act_lightning.checkpoints.finite import check_finite, first_row_not_finite
 from act_lightning.checkpoints.identity import Identity, identify, identify_module
 from act_lightning.checkpoints.locate import locate
 from act_lightning.checkpoints.models import (
@@ -21,18 +22,24 @@ from act_lightning.checkpoints.models import (
     stored_dtype,
 )
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.shards import is_weightless, require_weights
+from act_lightning.checkpoints.shards import is_weightless, require_weights, stored_entries
 from act_lightning.checkpoints.siblings import ConfigDifference, config_differences, sibling_faults, tokenizer_faults
-from act_lightning.checkpoints.stream import merge_checkpoint
+from act_lightning.checkpoints.stream import Change, merge_checkpoint
+from act_lightning.checkpoints.vocabulary import VocabularyMatch, match_folders, match_vocabulary
 
 __all__ = [
+    "Change",
     "CheckpointReader",
     "ConfigDifference",
+    "Described",
     "Identity",
+    "VocabularyMatch",
     "check_finite",
     "check_writable",
     "config_differences",
+    "describe",
     "export_model",
+    "first_row_not_finite",
     "identify",
     "identify_module",
     "is_weightless",
@@ -40,6 +47,8 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "locate",
+    "match_folders",
+    "match_vocabulary",
     "merge_checkpoint",
     "meta_model",
     "output_faults",
@@ -51,6 +60,7 @@ __all__ = [
     "save_tensors",
     "sibling_faults",
     "stored_dtype",
+    "stored_entries",
     "tokenizer_faults",
     "write_file",
 ]

@@ -56,11 +56,15 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Give an empty folder beside ``path``; move it to ``path`` when the block ends well, else remove it.
 
     An existing folder stands until the new one is complete, and is then moved away and deleted. Temporary folders
     of earlier, killed runs are removed first.
+
+    Args:
+        path: The folder to be.
+        durable: Whether to wait until the disk holds everything, so that not even a power failure leaves half of it.
 
     Raises:
         ActError: The file system refuses.
@@ -74,7 +78,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with storing(path):
-            for file in (*temporary.rglob("*"), temporary):
+            for file in (*temporary.rglob("*"), temporary) if durable else ():
                 _sync(file)
             _swap(temporary, path)
     finally:

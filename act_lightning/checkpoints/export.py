@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from act_lightning.checkpoints.atomic import replacing_folder, storing, write_file
+from act_lightning.checkpoints.atomic import replacing_folder, storing
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.header import Header
 from act_lightning.checkpoints.locate import CONFIG
@@ -71,13 +71,12 @@ def export_model(
     """
     refuse(output_faults(out, target, "output"))
     with CheckpointReader(target) as reader:
-        planned = _plan(reader, dtype)
-        _require_space(out, sum(header.data_size for header in planned.values()))
-        with replacing_folder(out) as folder, _progress(out, planned) as bar:
+        planned = plan_files(reader, dtype)
+        require_space(out, planned)
+        with replacing_folder(out) as folder, progress(out, planned) as bar:
             for file, header in planned.items():
                 _write_shard(folder / file, header, reader, get, bar)
-            _write_texts(folder, target, dtype, extra_files)
-            _write_index(folder, target, reader.headers, planned)
+            write_texts(folder, reader, planned, dtype, extra_files)
 
 
 def output_faults(out: Path, target: Path, setting: str) -> list[Fault]:
@@ -96,14 +95,20 @@ def output_faults(out: Path, target: Path, setting: str) -> list[Fault]:
     return []
 
 
-def _plan(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, Header]:
+def plan_files(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, Header]:
     """The header of each file to be written."""
     if dtype is None:
         return reader.headers
     return {file: header.cast(reader.keymap.names.keys(), dtype) for file, header in reader.headers.items()}
 
 
-def _require_space(out: Path, size: int) -> None:
+def require_space(out: Path, planned: Mapping[str, Header]) -> None:
+    """Refuse to begin where the disk has too little room left.
+
+    Raises:
+        ActError: With what is needed and what there is.
+    """
+    size = sum(header.data_size for header in planned.values())
     place = next(path for path in out.resolve().parents if path.is_dir())
     free = shutil.disk_usage(place).free
     if free < size:
@@ -111,7 +116,8 @@ def _require_space(out: Path, size: int) -> None:
         raise ActError(Fault("output", str(out), rule, "Free some space or choose another folder."))
 
 
-def _progress(out: Path, planned: Mapping[str, Header]) -> tqdm[None]:
+def progress(out: Path, planned: Mapping[str, Header]) -> tqdm[None]:
+    """A bar that counts bytes written."""
     total = sum(header.data_size for header in planned.values())
     return tqdm(total=total, desc=f"Writing {out.name}", unit="B", unit_scale=True, leave=False, disable=None)
 
@@ -150,14 +156,30 @@ def _write(file: FileIO, data: bytes | memoryview) -> None:
             rest = rest[file.write(rest) :]
 
 
-def _write_texts(folder: Path, target: Path, dtype: torch.dtype | None, extra_files: Mapping[str, str | bytes]) -> None:
+def write_texts(
+    folder: Path,
+    reader: CheckpointReader,
+    planned: Mapping[str, Header],
+    dtype: torch.dtype | None,
+    extra_files: Mapping[str, str | bytes],
+) -> None:
+    """Write everything but weights: config, tokenizer and the like as the target's, ``extra_files``, and the index."""
+    target = reader.folder
     for path in _carried(target):
         data = path.read_bytes()
         if dtype is not None and path.name == CONFIG:
             data = _CONFIG_DTYPE.sub(rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"', data)
-        write_file(folder / path.relative_to(target), data)
+        _write_text(folder / path.relative_to(target), data)
     for name, content in extra_files.items():
-        write_file(folder / name, content)
+        _write_text(folder / name, content.encode("utf-8") if isinstance(content, str) else content)
+    _write_index(folder, target, reader.headers, planned)
+
+
+def _write_text(path: Path, data: bytes) -> None:
+    """Write a file of a folder that is renamed, and flushed where that is wanted, when it is complete."""
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
 
 
 def _carried(target: Path) -> Iterator[Path]:
@@ -174,4 +196,4 @@ def _write_index(folder: Path, target: Path, before: Mapping[str, Header], after
         index = json.loads(data)
         index.setdefault("metadata", {})["total_size"] = sum(header.data_size for header in after.values())
         data = json.dumps(index, indent=2).encode() + b"\n"
-    write_file(folder / INDEX, data)
+    _write_text(folder / INDEX, data)

@@ -124,6 +124,12 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def read_opening(path: Path, header: Header) -> bytes:
+    """The bytes before the first tensor of the file at ``path``, whose ``header`` is known."""
+    with path.open("rb") as file:
+        return file.read(header.data_start)
+
+
 def _unreadable(path: Path, rule: str) -> Fault:
     remedy = "Download or copy it again (with git, `git lfs pull` fetches what a pointer file stands for)."
     return Fault(str(path), path.name, rule, remedy)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
 from act_lightning.errors import ActError, Fault
 
 LABORATORY = "lab:"
@@ -63,6 +60,9 @@ def _with_config(folder: Path, setting: str) -> Path:
 
 
 def _download(model: str, revision: str | None, setting: str, weights: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
     patterns = [*_TEXTS, "*.safetensors"] if weights else [*_TEXTS]
     try:
         return Path(

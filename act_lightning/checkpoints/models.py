@@ -8,25 +8,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as hf_logging
 
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.header import FLOATS
 from act_lightning.checkpoints.names import tied_groups, untied_fault
 from act_lightning.checkpoints.shards import is_weightless, read_headers, require_weights
 from act_lightning.errors import ActError, Fault, refuse
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and much of what this package does needs none of it
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +32,8 @@ def load_config(folder: Path) -> PretrainedConfig:
     Raises:
         ActError: It is missing or broken, needs code of its own, or is of quantized weights.
     """
+    from transformers import AutoConfig
+
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -54,6 +50,8 @@ def meta_model(folder: Path) -> PreTrainedModel:
     Raises:
         ActError: As :func:`load_config`, or the config is of no causal language model.
     """
+    from transformers import AutoModelForCausalLM
+
     config = load_config(folder)
     try:
         with _quiet(), torch.device("meta"):
@@ -77,6 +75,8 @@ def load_model(
         ActError: Files missing or truncated, weights missing, left over, of other shapes or not finite, tied by the
             config but stored with different values, quantized, or in need of code of their own.
     """
+    from transformers import AutoModelForCausalLM
+
     config = load_config(folder)
     require_weights(folder, str(folder))
     try:
@@ -105,6 +105,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ActError: It is missing, broken, or needs code of its own.
     """
+    from transformers import AutoTokenizer
+
     try:
         with _quiet():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_LOCAL)
@@ -164,6 +166,8 @@ def _check_ties(model: PreTrainedModel, folder: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back transformers' progress bars and loading report; what is wrong in the latter is an error of ours."""
+    from transformers.utils import logging as hf_logging
+
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
     hf_logging.disable_progress_bar()

@@ -6,13 +6,14 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from typing import TYPE_CHECKING
 
 from act_lightning.checkpoints.header import FLOATS, Entry
 from act_lightning.errors import Fault, refuse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightRenaming
 
 # Buffers of old checkpoints that transformers skips for every model: see _adjust_missing_and_unexpected_keys there.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
@@ -84,6 +85,9 @@ def _own_names(
     model: PreTrainedModel, stored: Iterable[str], parameters: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """The key of each parameter that is stored under its own name, and of all other keys the name the model gives."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
     renamings = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightRenaming)]
     known = {*parameters, *(name for name, _ in model.named_buffers())}
     keys: dict[str, str] = {}

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import mmap
+import os
+from contextlib import ExitStack
+from math import prod
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from act_lightning.checkpoints.described import Described, describe
 from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.models import meta_model
-from act_lightning.checkpoints.names import map_keys, untied_fault
+from act_lightning.checkpoints.names import KeyMap, untied_fault
 from act_lightning.checkpoints.shards import read_headers
 from act_lightning.errors import ActError
+
+_TIED_BYTES_AT_ONCE = 1 << 22
 
 
 class CheckpointReader:
     """The weights of a Hugging Face folder by the names that parameters have in the model.
 
     Opening reads configs and headers only. Files are opened when first needed, and closed with the reader, which is
-    a context manager. Everything read is a copy and has been searched for NaN and infinity.
+    a context manager; several threads may read. Everything read is a copy and has been searched for NaN and infinity.
 
     Attributes:
         folder: The folder.
         headers: The header of each file by its name.
+        described: The model's parameters and channels.
         keymap: Which key holds which parameter.
         bytes_read: How many bytes of tensors have been read so far; whole tensors where columns were asked for.
     """
+
+    keymap: KeyMap
 
     def __init__(self, folder: Path) -> None:
         """Read config and headers.
@@ -41,9 +50,16 @@ class CheckpointReader:
         self.bytes_read = 0
         self._files = {key: file for file, header in self.headers.items() for key in header.entries}
         self._entries = {key: entry for header in self.headers.values() for key, entry in header.entries.items()}
+        self._lock = Lock()
+        self._open = ExitStack()
+        self._descriptors: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
-        self.keymap = map_keys(meta_model(folder), self._entries, str(folder))
-        self._check_ties()
+        self.described: Described = describe(folder, self._entries)
+        assert self.described.keymap is not None
+        self.keymap = self.described.keymap
+        with self._open:
+            self._check_ties()
+        self._forget()
 
     def __enter__(self) -> CheckpointReader:
         """Nothing is opened yet."""
@@ -57,8 +73,12 @@ class CheckpointReader:
 
     def close(self) -> None:
         """Close all files; reading again opens them again."""
-        while self._maps:
-            self._maps.popitem()[1].close()
+        self._open.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._descriptors.clear()
+        self._maps.clear()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,9 +125,16 @@ class CheckpointReader:
         Raises:
             ActError: One of these rows holds NaN or infinity.
         """
-        values = self._mapped(self.key(name))[index]
-        self.bytes_read += values.nbytes
-        check_finite(values, str(self.file(name)), self.key(name), index)
+        key = self.key(name)
+        if _is_run(index):
+            entry = self._entries[key]
+            width = prod(entry.shape[1:]) * entry.dtype.itemsize
+            data = self.raw(key, int(index[0]) * width, len(index) * width)
+            values = data.view(entry.dtype).view(len(index), *entry.shape[1:])
+        else:
+            values = self._mapped(key)[index]
+            self._count(values.nbytes)
+        check_finite(values, str(self.file(name)), key, index)
         return values
 
     def columns(self, name: str, index: Tensor) -> Tensor:
@@ -125,27 +152,57 @@ class CheckpointReader:
         """
         key = self.key(name)
         values = self._mapped(key)[:, index]
-        self.bytes_read += self._entries[key].size
+        self._count(self._entries[key].size)
         check_finite(values, str(self.file(name)), key)
         return values
 
-    def raw(self, key: str) -> Tensor:
-        """The bytes of the tensor that the checkpoint calls ``key``, parameter or not, unchecked: ``[bytes]`` uint8."""
+    def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
+        """Bytes of the tensor that the checkpoint calls ``key``, parameter or not, unchecked.
+
+        Args:
+            key: The checkpoint's key.
+            start: The first byte, counted from the tensor's own first.
+            size: How many; by default all that follow.
+
+        Returns:
+            ``[size]`` uint8.
+        """
         entry, file = self._entries[key], self._files[key]
-        buffer = torch.empty(entry.size, dtype=torch.uint8)
-        with (self.folder / file).open("rb") as handle:  # not through the map: its pages would count as our memory
-            handle.seek(self.headers[file].data_start + entry.start)
-            handle.readinto(buffer.numpy().data)
-        self.bytes_read += entry.size
+        buffer = torch.empty(entry.size - start if size is None else size, dtype=torch.uint8)
+        # Not through the map: its pages would count as our memory.
+        _read_into(
+            memoryview(buffer.numpy()), self._descriptor(file), self.headers[file].data_start + entry.start + start
+        )
+        self._count(len(buffer))
         return buffer
+
+    def release(self, name: str) -> None:
+        """Give back the memory that reading scattered rows of the parameter ``name`` has taken."""
+        with self._lock:
+            mapped = self._maps.get(self._files[self.key(name)])
+        if mapped is not None and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.bytes_read += size
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                handle = self._open.enter_context((self.folder / file).open("rb", buffering=0))
+                self._descriptors[file] = handle.fileno()
+            return self._descriptors[file]
 
     def _mapped(self, key: str) -> Tensor:
         """The tensor ``key`` as a view of its mapped file: a page is read when an element on it is taken."""
         entry, file = self._entries[key], self._files[key]
-        if file not in self._maps:
-            with (self.folder / file).open("rb") as handle:
+        descriptor = self._descriptor(file)
+        with self._lock:
+            if file not in self._maps:
                 # A private copy on write, never written: torch warns about buffers that are read-only.
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+                self._maps[file] = self._open.enter_context(mapped)
         if entry.size == 0:
             return torch.empty(entry.shape, dtype=entry.dtype)
         start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
@@ -156,5 +213,31 @@ class CheckpointReader:
         for group in self.keymap.ties:
             first, *others = sorted({self.key(name) for name in group})
             for other in others:
-                if not torch.equal(self._mapped(first), self._mapped(other)):
+                if not self._equal(first, other):
                     raise ActError(untied_fault(str(self.folder), [first, other]))
+
+    def _equal(self, first: str, other: str) -> bool:
+        size, step = self._entries[first].size, _TIED_BYTES_AT_ONCE
+        if (self._entries[first].code, size) != (self._entries[other].code, self._entries[other].size):
+            return False
+        return all(
+            torch.equal(self.raw(first, start, part), self.raw(other, start, part))
+            for start in range(0, size, step)
+            for part in (min(step, size - start),)
+        )
+
+
+def _is_run(index: Tensor) -> bool:
+    """Whether ``index`` counts up by one, so that its rows lie side by side."""
+    if len(index) == 0 or int(index[-1]) - int(index[0]) != len(index) - 1:
+        return False
+    return bool((index.diff() == 1).all())
+
+
+def _read_into(buffer: memoryview, descriptor: int, offset: int) -> None:
+    """Fill ``buffer``; one call takes 2 GiB at most, and a file that has been cut since gives less."""
+    while buffer:
+        size = os.preadv(descriptor, [buffer], offset)
+        if not size:
+            raise EOFError("a weight file ended early: it changed while it was read")
+        buffer, offset = buffer[size:], offset + size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from act_lightning.checkpoints.header import Header, read_header
+from act_lightning.checkpoints.header import Entry, Header, read_header
 from act_lightning.errors import ActError, Fault, refuse
 
 SINGLE = "model.safetensors"
@@ -46,6 +46,18 @@ def read_headers(folder: Path, setting: str = "model") -> dict[str, Header]:
             faults.extend(error.faults)
     refuse(faults or _misplaced(folder, index, headers))
     return headers
+
+
+def stored_entries(folder: Path) -> dict[str, Entry] | None:
+    """Every tensor of ``folder`` by its key; ``None`` where it holds no weights.
+
+    Raises:
+        ActError: As :func:`require_weights`.
+    """
+    if is_weightless(folder):
+        return None
+    headers = read_headers(folder, str(folder)).values()
+    return {key: entry for header in headers for key, entry in header.entries.items()}
 
 
 def _read_index(folder: Path) -> dict[str, str]:

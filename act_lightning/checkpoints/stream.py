@@ -1,43 +1,192 @@
-"""A merge from disk to disk: each tensor is read, changed where concerned, and written."""
+"""A merge from disk to disk: some rows at a time are read, changed where concerned, and written at their place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.export import export_model
+from act_lightning.checkpoints.atomic import replacing_folder
+from act_lightning.checkpoints.clone import clone_file
+from act_lightning.checkpoints.export import output_faults, plan_files, progress, require_space, write_texts
+from act_lightning.checkpoints.finite import check_finite
+from act_lightning.checkpoints.header import Entry, Header, read_opening
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.shard_file import ShardFile
+from act_lightning.errors import refuse
+
+_BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
+_MOSTLY = 0.5
+
+
+class Change(Protocol):
+    """New values for some rows of some parameters: what :class:`~act_lightning.transfer.MaskedInjection` gives."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The parameters concerned, tied ones under any of their names."""
+
+    def rows(self, name: str) -> Tensor:
+        """Numbers of the rows concerned, ascending int64."""
+
+    def changes(
+        self, name: str, read: Callable[[Tensor], Tensor], rows: Tensor, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some of ``rows`` at a time with their new values, where ``read`` gives the original ones."""
 
 
 def merge_checkpoint(
     out: Path,
     target: Path,
-    change: Callable[[str, Tensor], Tensor],
-    names_changed: Collection[str],
+    change: Change,
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
+    device: torch.device | None = None,
 ) -> None:
-    """Export ``target`` with some parameters changed; a tied matrix that is stored once is changed once.
+    """Write ``target`` with some rows of some parameters changed; a tied matrix that is stored once is changed once.
+
+    Shards, key names, dtypes and metadata are the target's. Each file is cloned where that costs nothing and little
+    changes; else its bytes are copied as they are checked. Then the changed rows are written at their offsets. A few
+    rows are in memory at a time, whatever the model's size.
+
+    Unlike an export, which cannot be made again without training, the files are left to the kernel to flush, as ``cp``
+    leaves them.
 
     Args:
         out: The folder to be, as in :func:`~act_lightning.checkpoints.export.export_model`.
         target: The folder of the model to be changed.
-        change: Takes the name under which a parameter is stored and its values, gives the new values.
-        names_changed: The parameters concerned, tied ones under any of their names; all others keep every bit.
-        dtype: The dtype on disk; by default each parameter has the target's.
+        change: What changes.
+        dtype: The dtype on disk, to which new values are rounded once; by default each parameter has the target's.
         extra_files: Further files by name.
+        device: Where rows are merged; by default the CPU.
 
     Raises:
         ActError: As ``export_model``; NaN or infinity in the target.
     """
+    refuse(output_faults(out, target, "output"))
     with CheckpointReader(target) as reader:
-        concerned = {reader.key(name) for name in names_changed}
+        planned = plan_files(reader, dtype)
+        require_space(out, planned)
+        with replacing_folder(out, durable=False) as folder, progress(out, planned) as bar:
+            for file, header in planned.items():
+                tensors = _tensors(reader, file, header, change)
+                with _open_shard(folder / file, reader, header, tensors) as shard, _threads() as pool:
+                    merge = _TensorMerge(reader, shard, change, device or torch.device("cpu"))
+                    for size in pool.map(merge.write, tensors):
+                        bar.update(size)
+            write_texts(folder, reader, planned, dtype, extra_files)
 
-        def get(name: str) -> Tensor:
-            values = reader.read(name)
-            return change(name, values) if reader.key(name) in concerned else values
 
-        export_model(out, target, get, dtype, extra_files)
+@dataclass(frozen=True)
+class _Stored:
+    """One stored tensor.
+
+    Attributes:
+        key: The checkpoint's key.
+        name: The parameter's name; ``None`` for what is no parameter.
+        before: Its place in the target.
+        after: Its place in the new file.
+        changed: The name under which it changes.
+        rows: Numbers of the rows that change; ``None`` if it does not.
+    """
+
+    key: str
+    name: str | None
+    before: Entry
+    after: Entry
+    changed: str = ""
+    rows: Tensor | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of its rows that change."""
+        return 0.0 if self.rows is None else len(self.rows) / self.before.shape[0]
+
+
+def _tensors(reader: CheckpointReader, file: str, header: Header, change: Change) -> list[_Stored]:
+    concerned = {reader.key(name): name for name in change.names}
+    found = []
+    for key, after in header.entries.items():
+        name, before = reader.keymap.names.get(key), reader.headers[file].entries[key]
+        changed = concerned.get(key, "")
+        found.append(_Stored(key, name, before, after, changed, change.rows(changed) if changed else None))
+    return found
+
+
+@contextmanager
+def _open_shard(
+    path: Path, reader: CheckpointReader, header: Header, tensors: Iterable[_Stored]
+) -> Iterator[ShardFile]:
+    """The file to be written: with the target's own bytes where these can be had for nothing and mostly stay."""
+    origin, before = reader.folder / path.name, reader.headers[path.name]
+    changing = sum(one.share * one.after.size for one in tensors)
+    cloned = header == before and changing < _MOSTLY * header.data_size and clone_file(origin, path)
+    opening = header.encode() if header != before else read_opening(origin, before)
+    with ShardFile(path, header, len(opening), cloned) as shard:
+        shard.write_bytes(opening, 0)
+        yield shard
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use for one tensor, each at work on a tensor of its own."""
+    count = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)
+
+
+@dataclass(frozen=True)
+class _TensorMerge:
+    """What a thread does with one tensor after another."""
+
+    reader: CheckpointReader
+    shard: ShardFile
+    change: Change
+    device: torch.device
+
+    def write(self, one: _Stored) -> int:
+        """Write one tensor; returns its size in bytes."""
+        if one.name is None:
+            self._copy(one)
+        elif one.share < 1:
+            self._carry(one, one.name)
+        if one.rows is not None:
+            for rows, values in self.change.changes(one.changed, self._reading(one), one.rows, self.device):
+                self._store(one, rows, values)
+        return one.after.size
+
+    def _reading(self, one: _Stored) -> Callable[[Tensor], Tensor]:
+        # Rounded once, to the dtype that is written; float64 is kept, for elements that stay keep every bit.
+        same = one.before.dtype == one.after.dtype
+        dtype = one.before.dtype if same else torch.promote_types(one.before.dtype, torch.float32)
+        return lambda rows: self.reader.rows(one.changed, rows).to(self.device, dtype)
+
+    def _copy(self, one: _Stored) -> None:
+        """Copy what is no parameter."""
+        for start in range(0, 0 if self.shard.cloned else one.before.size, _BYTES_AT_ONCE):
+            size = min(_BYTES_AT_ONCE, one.before.size - start)
+            self.shard.write(one.key, start, self.reader.raw(one.key, start, size))
+
+    def _carry(self, one: _Stored, name: str) -> None:
+        """Copy a parameter while looking for NaN and infinity; of a clone, only look."""
+        width = prod(one.before.shape[1:]) * one.before.dtype.itemsize
+        for rows in torch.arange(one.before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
+            values = self.reader.rows(name, rows)
+            if not self.shard.cloned:
+                self._store(one, rows, values)
+
+    def _store(self, one: _Stored, rows: Tensor, values: Tensor) -> None:
+        stored = values.to("cpu", one.after.dtype)
+        if stored.dtype != values.dtype:
+            check_finite(stored, "output", one.key, rows)
+        self.shard.write_rows(one.key, rows, stored)

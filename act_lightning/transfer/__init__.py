@@ -3,7 +3,7 @@
 from act_lightning.transfer.counting import count_selected, selection_faults
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import transfer_report
-from act_lightning.transfer.selection import SelectedSource, select
+from act_lightning.transfer.selection import SelectedSource, having_partners, select
 from act_lightning.transfer.settings import TransferSettings, scale_faults
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "SelectedSource",
     "TransferSettings",
     "count_selected",
+    "having_partners",
     "scale_faults",
     "select",
     "selection_faults",

@@ -1,51 +1,65 @@
-"""Masked task-vector injection: new values for the selected elements of each parameter, in place.
+"""Masked task-vector injection: new values for the selected elements of each parameter.
 
 θ_i = θ_trg,i + Σ_m λ_m (θ_abl(m),i − θ_trg,i) · 1(i ∈ M(m))   (paper §4.3, https://arxiv.org/abs/2601.09398)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
-from act_lightning.channels import ChannelInventory, ElementSelection
-from act_lightning.checkpoints import CheckpointReader
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import first_row_not_finite
 from act_lightning.errors import ActError, Fault
-from act_lightning.merging import MergingMethod, TaskVector, TensorPlace, apply_change
+from act_lightning.merging import MergingMethod, Part, TensorPlace, apply_change, ready, works_by_rows
 from act_lightning.transfer.selection import SelectedSource, joined
+from act_lightning.transfer.vectors import SourceVectors, element_mask
 
-_ELEMENTS_AT_ONCE = 1 << 25  # 128 MiB of float32 for each of target, source and change
+_IN_CACHE = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
+_ELSEWHERE = 1 << 25  # what keeps an accelerator busy
+
+_CPU = torch.device("cpu")
+
+ReadRows = Callable[[Tensor], Tensor]
 
 
 class MaskedInjection:
     """The transfer from all sources, one parameter at a time; use it as a context manager.
 
-    Sources are read lazily: of a parameter that is sliced by rows only, nothing but the selected rows.
+    Sources are read lazily, some rows at a time: of a parameter that is sliced by rows only, nothing but the selected
+    rows. Several threads may change different parameters.
 
     Args:
         inventory: The channels of the target.
         sources: The sources with their masks, in order.
         method: How task vectors are merged.
         seed: Seed of random draws.
+        scale: λ of the transfer, to which a method that votes or averages relates the sources' own.
     """
 
     def __init__(
-        self, inventory: ChannelInventory, sources: Sequence[SelectedSource], method: MergingMethod, seed: int = 0
+        self,
+        inventory: ChannelInventory,
+        sources: Sequence[SelectedSource],
+        method: MergingMethod,
+        seed: int = 0,
+        scale: float = 1.0,
     ) -> None:
         self._method = method
         self._seed = seed
-        self._sources = list(sources)
-        self._elements = inventory.elements(joined(self._sources, inventory.total))
-        self._elements_by_source = [inventory.elements(source.mask) for source in self._sources]
-        self._readers: list[CheckpointReader] = []
+        self._scale = scale
+        self._shapes = inventory.shapes
+        self._elements = inventory.elements(joined(list(sources), inventory.total))
+        self._sources = [SourceVectors(source, inventory.elements(source.mask)) for source in sources]
         self._open = ExitStack()
 
     def __enter__(self) -> MaskedInjection:
         """Open the sources' checkpoints."""
-        self._readers = [self._open.enter_context(CheckpointReader(source.folder)) for source in self._sources]
+        for source in self._sources:
+            self._open.enter_context(source)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,6 +70,18 @@ class MaskedInjection:
     def names(self) -> list[str]:
         """First names of the parameters that change."""
         return list(self._elements)
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of tensors have been read from the sources."""
+        return sum(source.bytes_read for source in self._sources)
+
+    def rows(self, name: str) -> Tensor:
+        """Numbers of the rows of a parameter that :meth:`changes` gives, ascending int64; of a vector, of elements."""
+        selection, count = self._elements[name], self._shapes[name][0]
+        if selection.columns is not None or selection.rows is None or not works_by_rows(self._method):
+            return torch.arange(count)
+        return selection.rows.nonzero().squeeze(1)
 
     @torch.no_grad()
     def apply_(self, name: str, values: Tensor, first_row: int = 0) -> None:
@@ -68,48 +94,88 @@ class MaskedInjection:
             first_row: Number of the first row in the whole parameter.
 
         Raises:
+            ActError: If a value read or written is NaN or infinite, or a method that must know the whole parameter is
+                given a part of it.
+        """
+        if not self._method.elementwise and len(values) < self._shapes[name][0]:
+            rule = f"must be given {name} whole, and this process holds {len(values)} of its rows"
+            raise ActError(Fault("transfer.method", type(self._method).__name__, rule, "Transfer with `merge` first."))
+
+        def read(rows: Tensor) -> Tensor:
+            part = values[_cut(rows - first_row)]
+            _require_finite(part, name, "the target", rows)
+            return part
+
+        rows = self.rows(name)
+        wanted = rows[_within(rows, first_row, len(values))]
+        for changed_rows, changed in self.changes(name, read, wanted, values.device):
+            values[_cut(changed_rows - first_row)] = changed
+
+    @torch.no_grad()
+    def changes(
+        self, name: str, read: ReadRows, rows: Tensor, device: torch.device = _CPU
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """New values of some rows of a parameter, a few rows at a time.
+
+        Args:
+            name: First name of the parameter.
+            read: Gives the target's original values of some rows, any floating dtype. It is asked for each row before
+                that row is given back: once, or by methods that look at the whole first, more often.
+            rows: The rows wanted, ascending, among those of :meth:`rows`; for a method that must know the whole
+                parameter, all of these.
+            device: Where ``read`` puts them.
+
+        Yields:
+            Numbers of rows, and their new values in the dtype of the original ones.
+
+        Raises:
             ActError: If a value read or written is NaN or infinite.
         """
-        selection = self._elements[name]
-        for rows in self._chunks(selection, values, first_row):
-            local = (rows - first_row).to(values.device)
-            part = values[local]
-            _check_finite(part, name, "the target")
-            merged = self._merge(name, part, rows)
-            selected = _element_mask(selection, rows, part.ndim).to(part.device)
-            changed = apply_change(part, merged, selected)
-            _check_finite(changed, name, "the merged weights")
-            values[local] = changed
+        chunks = self._chunks(name, rows, device)
+        merge = ready(self._method, lambda: self._parts(name, read, chunks), self._scale)
+        for part_rows in chunks:
+            part = read(part_rows)
+            change = merge(*self._part(name, part, part_rows))
+            selected = element_mask(self._elements[name], part_rows, part.ndim)
+            changed = _changed(part, change, selected)
+            _require_finite(changed, name, "the merged weights", part_rows)
+            yield part_rows, changed
+        for source in self._sources:
+            source.release(name)
 
-    def _chunks(self, selection: ElementSelection, values: Tensor, first_row: int) -> Iterator[Tensor]:
-        """The numbers of the rows to read: all at once, unless the method works element by element."""
-        rows = torch.arange(first_row, first_row + len(values))
-        if not self._method.elementwise:
-            yield rows
-            return
-        if selection.columns is None and selection.rows is not None:
-            rows = rows[selection.rows[rows]]
-        if len(rows):
-            yield from torch.split(rows, max(1, _ELEMENTS_AT_ONCE // values[0].numel()))
+    def _chunks(self, name: str, rows: Tensor, device: torch.device) -> Sequence[Tensor]:
+        if not len(rows) or not works_by_rows(self._method):
+            return [rows] if len(rows) else []
+        elements = _IN_CACHE if device.type == "cpu" else _ELSEWHERE
+        return torch.split(rows, max(1, elements // self._shapes[name][1:].numel()))
 
-    def _merge(self, name: str, part: Tensor, rows: Tensor) -> Tensor:
+    def _parts(self, name: str, read: ReadRows, chunks: Iterable[Tensor]) -> Iterator[Part]:
+        return (self._part(name, read(rows), rows) for rows in chunks)
+
+    def _part(self, name: str, part: Tensor, rows: Tensor) -> Part:
         target = part.float()
-        vectors = []
-        for source, reader, elements in zip(self._sources, self._readers, self._elements_by_source, strict=True):
-            mask = _element_mask(elements.get(name, ElementSelection()), rows, part.ndim).to(part.device)
-            delta = reader.rows(name, rows).to(part.device).float() - target
-            vectors.append(TaskVector(delta, source.scale, mask, source.name))
-        return self._method.merge(vectors, TensorPlace(name, self._seed))
+        vectors = [source.vector(name, target, rows) for source in self._sources]
+        return vectors, TensorPlace(name, self._seed, rows)
 
 
-def _element_mask(selection: ElementSelection, rows: Tensor, ndim: int) -> Tensor:
-    """What ``selection`` selects in these rows: bool, broadcastable to ``[len(rows), ...]``."""
-    mask = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
-    mask = mask.view(-1, *[1] * (ndim - 1))
-    return mask if selection.columns is None else mask | selection.columns
+def _changed(part: Tensor, change: Tensor, selected: Tensor | None) -> Tensor:
+    if selected is None:
+        return (part.float() + change).to(part.dtype)
+    return apply_change(part, change, selected.to(part.device))
 
 
-def _check_finite(values: Tensor, name: str, where: str) -> None:
-    if not torch.isfinite(values).all():
-        rule = f"must be finite in {where}"
+def _within(rows: Tensor, first: int, count: int) -> Tensor:
+    return (rows >= first) & (rows < first + count)
+
+
+def _cut(rows: Tensor) -> Tensor | slice:
+    """The rows as a slice where they lie side by side: a view instead of a copy."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
+def _require_finite(values: Tensor, name: str, where: str, rows: Tensor) -> None:
+    number = first_row_not_finite(values)
+    if number is not None:
+        rule = f"must be finite in {where}, and row {int(rows[number])} holds NaN or infinity"
         raise ActError(Fault(f"parameter {name}", "NaN or infinity", rule, "Check the checkpoint and the scale."))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import VocabularyMatch
 from act_lightning.errors import ActError, Fault
 from act_lightning.masks import candidates, random_scores, top, top_by_parameters, top_per_module, union
 from act_lightning.transfer.settings import TransferSettings
@@ -28,6 +29,7 @@ class SelectedSource:
         ratio: p of this source.
         masks: Bool ``[channels]`` per ability.
         tokens: Answer tokens that each ability's scores were measured on; 0 where no scores were needed.
+        vocabulary: Which of its entries is which of the target's, where they are not numbered alike.
     """
 
     name: str
@@ -37,6 +39,7 @@ class SelectedSource:
     ratio: float | Fraction
     masks: Mapping[str, Tensor]
     tokens: Mapping[str, int]
+    vocabulary: VocabularyMatch | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -100,3 +103,20 @@ def _select_one(
 def joined(sources: list[SelectedSource], total: int) -> Tensor:
     """The channels that move from any source, bool ``[total]``."""
     return union([source.mask for source in sources]) if sources else torch.zeros(total, dtype=torch.bool)
+
+
+def having_partners(inventory: ChannelInventory, mask: Tensor, vocabulary: VocabularyMatch | None) -> Tensor:
+    """``mask`` (bool ``[channels]``) without the channels of lm_head whose token the source lacks.
+
+    Args:
+        inventory: The channels of the target.
+        mask: The channels chosen.
+        vocabulary: Which entry of the source is which of the target's; ``None`` where they are numbered alike.
+    """
+    if vocabulary is None:
+        return mask
+    mask = mask.clone()
+    for module, span in inventory.spans():
+        if any(owned.dim == 0 and owned.name in vocabulary.names for owned in module.owned):
+            mask[span] &= vocabulary.rows >= 0
+    return mask

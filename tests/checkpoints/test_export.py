@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from act_lightning.checkpoints import CheckpointReader, export_model, merge_checkpoint, output_faults
+from act_lightning.checkpoints import CheckpointReader, export_model, output_faults
 from act_lightning.errors import ActError
 from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
 
@@ -98,24 +98,6 @@ def test_layout_of_the_hubs_gpt2_is_kept(tmp_path: Path) -> None:
     assert written.keys() == bare.keys()
     assert all(torch.equal(written[key], mask) for key, mask in masks.items())
     assert torch.equal(logits(tmp_path / "out"), changed(IDS).logits)
-
-
-def test_streamed_merge_changes_only_what_is_named(tmp_path: Path) -> None:
-    target = save_model(tiny_model("gemma2"), tiny_tokenizer(), tmp_path / "target", "20KB")
-    concerned = {"lm_head.weight", "model.norm.weight"}  # the head is stored as the embedding to which it is tied
-    asked: list[str] = []
-
-    def double(name: str, values: Tensor) -> Tensor:
-        asked.append(name)
-        return 2 * values
-
-    merge_checkpoint(tmp_path / "out", target, double, concerned, None, {"README.md": "# A card\n"})
-    assert sorted(asked) == ["model.embed_tokens.weight", "model.norm.weight"]
-    with CheckpointReader(target) as before, CheckpointReader(tmp_path / "out") as after:
-        for name in before.names:
-            factor = 2 if name in {*asked, "lm_head.weight"} else 1
-            assert torch.equal(after.read(name), factor * before.read(name))
-    assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
 
 
 def test_records_of_other_runs_and_code_are_left_behind(target_folder: Path, tmp_path: Path) -> None:

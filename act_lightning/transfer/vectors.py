@@ -1,0 +1,111 @@
+"""The task vector of one source for some rows of a parameter, read from disk: no row is read that does not move."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from act_lightning.channels import ElementSelection
+from act_lightning.checkpoints import CheckpointReader
+from act_lightning.merging import TaskVector
+from act_lightning.transfer.selection import SelectedSource
+
+_NOTHING = ElementSelection()
+
+
+class SourceVectors:
+    """The task vectors δ = θ_abl − θ_trg of one source, restricted to its mask; use it as a context manager.
+
+    Args:
+        source: The source with its mask.
+        elements: What that mask selects of each parameter.
+    """
+
+    def __init__(self, source: SelectedSource, elements: dict[str, ElementSelection]) -> None:
+        self._source = source
+        self._elements = elements
+        self._reader: CheckpointReader | None = None
+
+    def __enter__(self) -> SourceVectors:
+        """Open the checkpoint."""
+        self._reader = CheckpointReader(self._source.folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the checkpoint."""
+        self.reader.close()
+
+    @property
+    def reader(self) -> CheckpointReader:
+        """The open checkpoint."""
+        assert self._reader is not None, "use it as a context manager"
+        return self._reader
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of tensors have been read."""
+        return self.reader.bytes_read
+
+    def release(self, name: str) -> None:
+        """Give back what memory the reading of a parameter has taken."""
+        self.reader.release(name)
+
+    def vector(self, name: str, target: Tensor, rows: Tensor) -> TaskVector:
+        """The task vector of some rows of a parameter.
+
+        Args:
+            name: First name of the parameter.
+            target: The target's values of these rows, float32 ``[rows, …]``, any device.
+            rows: Their numbers in the whole parameter, ascending int64.
+
+        Raises:
+            ActError: If a value read is NaN or infinite.
+        """
+        selection = self._elements.get(name, _NOTHING)
+        mask = element_mask(selection, rows, target.ndim)
+        partners = self._partners(name, rows)
+        moving = _moving(selection, rows)
+        if partners is not None:
+            paired = partners >= 0
+            moving &= paired
+            everything = torch.ones(len(rows), *[1] * (target.ndim - 1), dtype=torch.bool) if mask is None else mask
+            mask = everything & paired.view(-1, *[1] * (target.ndim - 1))
+        delta = self._delta(name, target, rows if partners is None else partners, moving)
+        mask = None if mask is None else mask.to(target.device)
+        return TaskVector(delta, self._source.scale, mask, self._source.name)
+
+    def _partners(self, name: str, rows: Tensor) -> Tensor | None:
+        """The source's number of each row, −1 where it has none; ``None`` where both number alike."""
+        match = self._source.vocabulary
+        return None if match is None or name not in match.names else match.rows[rows]
+
+    def _delta(self, name: str, target: Tensor, numbers: Tensor, moving: Tensor) -> Tensor:
+        """θ_abl − θ_trg of the rows that move, and zeros."""
+        if bool(moving.all()):
+            return self.reader.rows(name, numbers).to(target.device).float() - target
+        delta = torch.zeros_like(target)
+        if bool(moving.any()):
+            here = moving.nonzero().squeeze(1)
+            there = here.to(target.device)
+            delta[there] = self.reader.rows(name, numbers[here]).to(target.device).float() - target[there]
+        return delta
+
+
+def _moving(selection: ElementSelection, rows: Tensor) -> Tensor:
+    """The rows of which any element is selected, bool ``[rows]``."""
+    if selection.columns is not None and bool(selection.columns.any()):
+        return torch.ones(len(rows), dtype=torch.bool)
+    return torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
+
+
+def element_mask(selection: ElementSelection, rows: Tensor, ndim: int) -> Tensor | None:
+    """What ``selection`` selects in these rows: bool, broadcastable to ``[rows, …]``; ``None`` for all of it."""
+    mask = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
+    if bool(mask.all()) or (selection.columns is not None and bool(selection.columns.all())):
+        return None
+    mask = mask.view(-1, *[1] * (ndim - 1))
+    return mask if selection.columns is None else mask | selection.columns
