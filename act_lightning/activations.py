@@ -49,15 +49,18 @@ class MeanAbsoluteDifference(Metric):
     A module with several outputs per token (a norm inside each attention head) is averaged over these as well.
 
     Args:
-        inventory: The channels of both models.
+        inventory: The channels of the first model.
+        partners: The second model's number of each channel of the first, −1 where it lacks it, int64 ``[count]`` by
+            module; by default all are numbered alike. What has no partner scores 0.
     """
 
     full_state_update = False
     total: Tensor
     count: Tensor
 
-    def __init__(self, inventory: ChannelInventory) -> None:
+    def __init__(self, inventory: ChannelInventory, partners: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
+        self._partners = dict(partners or {})
         self._spans = {module.name: (i, span) for i, (module, span) in enumerate(inventory.spans())}
         self.add_state("total", torch.zeros(inventory.total, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(len(self._spans), dtype=torch.int64), dist_reduce_fx="sum")
@@ -65,6 +68,8 @@ class MeanAbsoluteDifference(Metric):
     def update(self, module: str, first: Tensor, second: Tensor) -> None:
         """Add the outputs of one module in the two models, each ``[tokens, ..., channels]``."""
         number, span = self._spans[module]
+        if module in self._partners:
+            second = _paired(first, second, self._partners[module].to(second.device))
         self.total[span] += _absolute_sum(first, second).to(self.total.device)
         self.count[number] += first[..., 0].numel()
 
@@ -83,6 +88,11 @@ class MeanAbsoluteDifference(Metric):
         for number, span in self._spans.values():
             scores[span] = self.total[span] / self.count[number]
         return scores.float()
+
+
+def _paired(first: Tensor, second: Tensor, partners: Tensor) -> Tensor:
+    """``second`` in the order of the channels of ``first``, and ``first`` itself where there is no partner."""
+    return torch.where(partners >= 0, second[..., partners.clamp(min=0)], first)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
@@ -21,10 +21,11 @@ from act_lightning.callbacks.sibling_checks import refuse_strangers
 from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import check_writable, load_model
+from act_lightning.checkpoints import check_writable, load_model, match_folders
 from act_lightning.data import collate, deal, token_budget_batches
 from act_lightning.errors import Fault, refuse
 from act_lightning.scores import require_finite, write_scores
+from act_lightning.transfer import partner_channels
 
 
 class ActivationDifferenceProfiler(L.Callback):
@@ -107,20 +108,23 @@ class ActivationDifferenceProfiler(L.Callback):
         with target.ready(device) as model:
             folders = {one.folder for one in group}
             sources = {folder: load_model(folder, target.dtype, device) for folder in folders}
+            match = {folder: target.folder and match_folders(target.folder, folder) for folder in folders}
             for together in _by_samples(group):
                 models = [sources[one.folder] for one in together]
-                self._measure_ability(together, model, models, channels, trainer)
+                partners = [partner_channels(channels, match[one.folder] or None) for one in together]
+                metrics = [_new_metric(channels, device, paired) for paired in partners]
+                self._measure_ability(together, model, models, metrics, channels, trainer)
 
     def _measure_ability(
         self,
         together: Sequence[Measurement],
         target: nn.Module,
         sources: Sequence[nn.Module],
+        metrics: Sequence[MeanAbsoluteDifference],
         channels: ChannelInventory,
         trainer: L.Trainer,
     ) -> None:
         device = trainer.strategy.root_device
-        metrics = [_new_metric(channels, device) for _ in together]
         names = [module.name for module in channels.modules]
         samples = together[0].samples.samples
         batches = token_budget_batches([len(sample.input_ids) for sample in samples], self.tokens_per_batch)
@@ -165,9 +169,11 @@ def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
     return list(found.values())
 
 
-def _new_metric(channels: ChannelInventory, device: torch.device) -> MeanAbsoluteDifference:
+def _new_metric(
+    channels: ChannelInventory, device: torch.device, partners: Mapping[str, Tensor]
+) -> MeanAbsoluteDifference:
     """A metric whose float64 sums are kept on the device, except on one without float64."""
-    metric = MeanAbsoluteDifference(channels).to("cpu" if device.type == "mps" else device)
+    metric = MeanAbsoluteDifference(channels, partners).to("cpu" if device.type == "mps" else device)
     nothing = torch.empty(0, channels.modules[0].count)
     metric.update(channels.modules[0].name, nothing, nothing)  # a process may get no samples; torchmetrics warns then
     return metric

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from act_lightning.callbacks.measurement import Measurement
 from act_lightning.callbacks.target import Target
-from act_lightning.checkpoints import load_tokenizer, meta_model, require_weights, sibling_faults, tokenizer_faults
+from act_lightning.checkpoints import (
+    describe,
+    describe_model,
+    load_tokenizer,
+    pair_faults,
+    require_weights,
+    sibling_faults,
+    stored_entries,
+    tokenizer_faults,
+)
 from act_lightning.errors import Fault, refuse
 
-_MOST_NAMES = 5
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -37,16 +45,15 @@ def model_faults(target: Target, source: Path, name: str) -> list[Fault]:
     """What keeps the weights of ``source`` from being moved into the target."""
     if target.model is None and target.folder is not None:
         return sibling_faults(target.folder, source, name)
-    own, other = _shapes(target.skeleton()), _shapes(meta_model(source))
-    differing = [key for key in {**own, **other} if own.get(key) != other.get(key)]
-    if not differing:
+    ours, theirs = describe_model(target.skeleton(), None, target.name), describe(source, stored_entries(source))
+    found = pair_faults(ours, theirs, name, "profile.sources")
+    if found or target.folder is not None:
+        return found
+    resized = [entry for entry in ours.vocabulary if ours.shapes[entry] != theirs.shapes[entry]]
+    if not resized:
         return []
-    rule = f"must have the target's parameters; these differ: {', '.join(differing[:_MOST_NAMES])}"
-    return [Fault("profile.sources", name, rule, "Choose a sibling: a model tuned from the same pretrained one.")]
-
-
-def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    rule = f"must have a vocabulary of the target's size, whose tokens no folder tells: {', '.join(resized)} differ"
+    return [Fault("profile.sources", name, rule, "Give ActivationDifferenceProfiler(target=...) the target's folder.")]
 
 
 def _token_faults(target: Target, one: Measurement) -> list[Fault]:

@@ -8,7 +8,7 @@ from act_lightning.checkpoints.atomic import (
     save_tensors,
     write_file,
 )
-from act_lightning.checkpoints.described import Described, describe
+from act_lightning.checkpoints.described import Described, describe, describe_model
 from act_lightning.checkpoints.export import export_model, output_faults
 from act_lightning.checkpoints.finite import check_finite, first_row_not_finite
 from act_lightning.checkpoints.identity import Identity, identify, identify_module
@@ -23,7 +23,13 @@ from act_lightning.checkpoints.models import (
 )
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.shards import is_weightless, require_weights, stored_entries
-from act_lightning.checkpoints.siblings import ConfigDifference, config_differences, sibling_faults, tokenizer_faults
+from act_lightning.checkpoints.siblings import (
+    ConfigDifference,
+    config_differences,
+    pair_faults,
+    sibling_faults,
+    tokenizer_faults,
+)
 from act_lightning.checkpoints.stream import Change, merge_checkpoint
 from act_lightning.checkpoints.vocabulary import VocabularyMatch, match_folders, match_vocabulary
 
@@ -38,6 +44,7 @@ __all__ = [
     "check_writable",
     "config_differences",
     "describe",
+    "describe_model",
     "export_model",
     "first_row_not_finite",
     "identify",
@@ -52,6 +59,7 @@ __all__ = [
     "merge_checkpoint",
     "meta_model",
     "output_faults",
+    "pair_faults",
     "remove_leftovers",
     "replacing_file",
     "replacing_folder",

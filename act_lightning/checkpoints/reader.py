@@ -169,10 +169,8 @@ class CheckpointReader:
         """
         entry, file = self._entries[key], self._files[key]
         buffer = torch.empty(entry.size - start if size is None else size, dtype=torch.uint8)
-        # Not through the map: its pages would count as our memory.
-        _read_into(
-            memoryview(buffer.numpy()), self._descriptor(file), self.headers[file].data_start + entry.start + start
-        )
+        place = self.headers[file].data_start + entry.start + start
+        _read_into(buffer.numpy().data, self._descriptor(file), place)  # a map's pages would count as our memory
         self._count(len(buffer))
         return buffer
 

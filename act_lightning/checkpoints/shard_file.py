@@ -46,7 +46,7 @@ class ShardFile:
 
     def write(self, key: str, start: int, data: Tensor) -> None:
         """Write bytes (uint8) of a tensor from its byte ``start`` on."""
-        self.write_bytes(memoryview(data.numpy()), self._start + self._header.entries[key].start + start)
+        self.write_bytes(data.numpy().data, self._start + self._header.entries[key].start + start)
 
     def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
         """Write some rows of a tensor.

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from act_lightning.checkpoints.models import load_config, meta_model
-from act_lightning.checkpoints.names import map_keys, tied_groups
-from act_lightning.checkpoints.shards import is_weightless, read_headers
+from act_lightning.checkpoints.described import Described, describe
+from act_lightning.checkpoints.models import load_config
+from act_lightning.checkpoints.shards import stored_entries
+from act_lightning.checkpoints.vocabulary import has_tokenizer
 from act_lightning.errors import ActError, Fault
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What says nothing about how the weights are to be used, or has a fault of its own.
 _SILENT = frozenset({"architectures", "transformers_version", "_name_or_path", "use_cache", "vocab_size", "model_type"})
 _LISTED = 5
 _OTHER_BASE = "Choose a source fine-tuned from the target's own base model."
-_RESIZE = "Resize the source with resize_token_embeddings and save it; the target's tokenizer stays in force."
 _UNTIE = (
-    "Untie the tied one with transformers: set config.tie_word_embeddings to False, give lm_head a copy of the "
+    "Untie the target with transformers: set config.tie_word_embeddings to False, give lm_head a copy of the "
     "embedding, and save it."
 )
 
@@ -52,27 +53,71 @@ def sibling_faults(target: Path, source: Path, setting: str) -> list[Fault]:
     """What keeps weights of ``source`` from being transferred into ``target``, from configs and headers only.
 
     Either folder may lack weights; where they are, their names and shapes are checked against the config.
+    Vocabularies may differ in size where both have a tokenizer, by whose tokens their entries are matched.
 
     Args:
         target: Folder of the model to be improved.
         source: Folder of the model that has the ability.
         setting: Where the source was given, for messages.
     """
-    models: list[PreTrainedModel] = []
+    found: list[Described] = []
     faults: list[Fault] = []
     for folder in (target, source):
         try:
-            models.append(_described(folder))
+            found.append(describe(folder, stored_entries(folder)))
         except ActError as error:
             faults.extend(error.faults)
     if faults:
         return faults
-    ours, theirs = models
-    kinds = ours.config.model_type, theirs.config.model_type
-    if kinds[0] != kinds[1]:
-        rule = f"must have the target's architecture, {kinds[0]}, and is {kinds[1]}"
-        return [Fault(setting, str(source), rule, _OTHER_BASE)]
-    return _parameter_faults(ours, theirs, source, setting)
+    ours, theirs = found
+    return pair_faults(ours, theirs, str(source), setting) + _vocabulary_faults(target, source, ours, theirs, setting)
+
+
+def pair_faults(ours: Described, theirs: Described, source: str, setting: str) -> list[Fault]:
+    """What keeps weights from being transferred between two models, from their parameters' names and shapes.
+
+    Args:
+        ours: The target.
+        theirs: The source.
+        source: How the source was named.
+        setting: Where it was given, for messages.
+    """
+    if ours.model_type != theirs.model_type:
+        rule = f"must have the target's architecture, {ours.model_type}, and is {theirs.model_type}"
+        return [Fault(setting, source, rule, _OTHER_BASE)]
+    mine, other = ours.shapes, theirs.shapes
+    faults = []
+    if alone := sorted(mine.keys() ^ other.keys()):
+        rule = f"must have the target's parameters, and these stand in one of the two only: {_some(alone)}"
+        faults.append(Fault(setting, source, rule, _OTHER_BASE))
+    if reshaped := [f"{name} {other[name]}, not {mine[name]}" for name in _unlike(ours, theirs)]:
+        rule = f"must have the target's shapes, and has {_some(reshaped)}"
+        faults.append(Fault(setting, source, rule, _OTHER_BASE))
+    if ours.ties and not theirs.ties:
+        rule = "must tie its embedding and lm_head as the target does, whose single matrix cannot take both of its"
+        faults.append(Fault(setting, source, rule, _UNTIE))
+    return faults
+
+
+def _unlike(ours: Described, theirs: Described) -> list[str]:
+    """Parameters of both whose shapes differ in more than the number of vocabulary entries."""
+    return [
+        name
+        for name, shape in ours.shapes.items()
+        if name in theirs.shapes and theirs.shapes[name] != shape
+        if name not in ours.vocabulary or theirs.shapes[name][1:] != shape[1:]
+    ]
+
+
+def _vocabulary_faults(target: Path, source: Path, ours: Described, theirs: Described, setting: str) -> list[Fault]:
+    sizes = [one.shapes[ours.vocabulary[0]][0] for one in (ours, theirs) if set(ours.vocabulary) <= one.shapes.keys()]
+    if len({*sizes}) == 1:
+        return []
+    lacking = [str(folder) for folder in (target, source) if not has_tokenizer(folder)]
+    if not lacking:
+        return []
+    rule = f"must have a tokenizer, and so must the target, for vocabularies of {sizes} entries are matched by token"
+    return [Fault(setting, str(source), rule, f"Put the tokenizer's files into {' and '.join(lacking)}.")]
 
 
 def config_differences(target: Path, source: Path) -> list[ConfigDifference]:
@@ -105,50 +150,6 @@ def tokenizer_faults(
         if ours != theirs:
             return [_encoding_fault(text, ours, theirs, setting)]
     return []
-
-
-def _described(folder: Path) -> PreTrainedModel:
-    """The model without weights, checked against the headers where there are any."""
-    model = meta_model(folder)
-    if not is_weightless(folder):
-        headers = read_headers(folder, str(folder))
-        entries = {key: entry for header in headers.values() for key, entry in header.entries.items()}
-        map_keys(model, entries, str(folder))
-    return model
-
-
-def _parameter_faults(ours: PreTrainedModel, theirs: PreTrainedModel, source: Path, setting: str) -> list[Fault]:
-    mine, other = _shapes(ours), _shapes(theirs)
-    unlike = [name for name in mine if name in other and mine[name] != other[name]]
-    words = _vocabulary(ours)
-    resized = [name for name in unlike if name in words and mine[name][1:] == other[name][1:]]
-    faults = []
-    if alone := sorted(mine.keys() ^ other.keys()):
-        rule = f"must have the target's parameters, and these stand in one of the two only: {_some(alone)}"
-        faults.append(Fault(setting, str(source), rule, _OTHER_BASE))
-    if reshaped := [f"{name} {other[name]}, not {mine[name]}" for name in unlike if name not in resized]:
-        rule = f"must have the target's shapes, and has {_some(reshaped)}"
-        faults.append(Fault(setting, str(source), rule, _OTHER_BASE))
-    if resized:
-        sizes = f"{other[resized[0]][0]} entries where the target has {mine[resized[0]][0]}"
-        rule = f"must have a vocabulary of the target's size, for entries are not matched by token: it has {sizes}"
-        faults.append(Fault(setting, str(source), rule, _RESIZE))
-    if bool(tied_groups(ours)) != bool(tied_groups(theirs)):
-        tied = "the target's are tied and its are not" if tied_groups(ours) else "its are tied and the target's are not"
-        rule = f"must tie its embedding and lm_head as the target does, and {tied}"
-        faults.append(Fault(setting, str(source), rule, _UNTIE))
-    return faults
-
-
-def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
-def _vocabulary(model: PreTrainedModel) -> set[str]:
-    """The names of the parameters that have a row for each token."""
-    modules: tuple[nn.Module | None, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
-    rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
-    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows}
 
 
 def _some(found: list[str]) -> str:

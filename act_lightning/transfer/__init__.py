@@ -3,7 +3,7 @@
 from act_lightning.transfer.counting import count_selected, selection_faults
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import transfer_report
-from act_lightning.transfer.selection import SelectedSource, having_partners, select
+from act_lightning.transfer.selection import SelectedSource, having_partners, partner_channels, select
 from act_lightning.transfer.settings import TransferSettings, scale_faults
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "TransferSettings",
     "count_selected",
     "having_partners",
+    "partner_channels",
     "scale_faults",
     "select",
     "selection_faults",

@@ -53,7 +53,7 @@ class MaskedInjection:
         self._scale = scale
         self._shapes = inventory.shapes
         self._elements = inventory.elements(joined(list(sources), inventory.total))
-        self._sources = [SourceVectors(source, inventory.elements(source.mask)) for source in sources]
+        self._sources = [SourceVectors(source, inventory.elements(source.mask), inventory.shapes) for source in sources]
         self._open = ExitStack()
 
     def __enter__(self) -> MaskedInjection:

@@ -49,7 +49,8 @@ def transfer_report(
 
 def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
     mask = source.mask
-    chosen, parameters = int(mask.sum()), inventory.count_elements(mask)
+    chosen, parameters = int(mask.sum()), _moved(inventory, source)
+    vocabulary = {} if source.vocabulary is None else {"vocabulary": source.vocabulary.to_json()}
     return {
         "model": source.model,
         "abilities": {
@@ -64,7 +65,17 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
         "ratio": float(source.ratio),
         "by_module_type": _count(inventory, mask, module_type),
         "by_layer": _count(inventory, mask, layer_of),
+        **vocabulary,
     }
+
+
+def _moved(inventory: ChannelInventory, source: SelectedSource) -> int:
+    """Distinct elements that move: those selected, but of a column only the entries that the source has."""
+    moved, match = inventory.count_elements(source.mask), source.vocabulary
+    for name, selection in inventory.elements(source.mask).items():
+        if match is not None and name in match.names and selection.columns is not None:
+            moved -= int(selection.columns.sum()) * match.missing
+    return moved
 
 
 def mask_digest(mask: Tensor) -> str:

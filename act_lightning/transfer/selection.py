@@ -113,10 +113,28 @@ def having_partners(inventory: ChannelInventory, mask: Tensor, vocabulary: Vocab
         mask: The channels chosen.
         vocabulary: Which entry of the source is which of the target's; ``None`` where they are numbered alike.
     """
-    if vocabulary is None:
-        return mask
-    mask = mask.clone()
+    mask, partners = mask.clone(), partner_channels(inventory, vocabulary)
     for module, span in inventory.spans():
-        if any(owned.dim == 0 and owned.name in vocabulary.names for owned in module.owned):
-            mask[span] &= vocabulary.rows >= 0
+        if module.name in partners:
+            mask[span] &= partners[module.name] >= 0
     return mask
+
+
+def partner_channels(inventory: ChannelInventory, vocabulary: VocabularyMatch | None) -> dict[str, Tensor]:
+    """The source's number of each channel, −1 where it lacks it, of modules whose channels it numbers otherwise.
+
+    Args:
+        inventory: The channels of the target.
+        vocabulary: Which entry of the source is which of the target's; ``None`` where they are numbered alike.
+
+    Returns:
+        int64 ``[count]`` by module name: lm_head's, if any.
+    """
+    if vocabulary is None:
+        return {}
+    return {
+        module.name: vocabulary.rows
+        for module in inventory.modules
+        if any(owned.dim == 0 and owned.name in vocabulary.names for owned in module.owned)
+        and module.count == len(vocabulary.rows)
+    }

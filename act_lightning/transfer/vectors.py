@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from act_lightning.channels import ElementSelection
 from act_lightning.checkpoints import CheckpointReader
+from act_lightning.errors import Fault, refuse
 from act_lightning.merging import TaskVector
 from act_lightning.transfer.selection import SelectedSource
 
@@ -21,16 +23,25 @@ class SourceVectors:
     Args:
         source: The source with its mask.
         elements: What that mask selects of each parameter.
+        shapes: The target's shape of each parameter.
     """
 
-    def __init__(self, source: SelectedSource, elements: dict[str, ElementSelection]) -> None:
+    def __init__(
+        self, source: SelectedSource, elements: Mapping[str, ElementSelection], shapes: Mapping[str, torch.Size]
+    ) -> None:
         self._source = source
+        self._shapes = {name: tuple(shapes[name]) for name in elements}
         self._elements = elements
         self._reader: CheckpointReader | None = None
 
     def __enter__(self) -> SourceVectors:
-        """Open the checkpoint."""
+        """Open the checkpoint.
+
+        Raises:
+            ActError: A parameter that moves is not in it, or in another shape.
+        """
         self._reader = CheckpointReader(self._source.folder)
+        refuse(_shape_faults(self._source, self._reader, self._shapes))
         return self
 
     def __exit__(
@@ -93,6 +104,29 @@ class SourceVectors:
             there = here.to(target.device)
             delta[there] = self.reader.rows(name, numbers[here]).to(target.device).float() - target[there]
         return delta
+
+
+def _shape_faults(
+    source: SelectedSource, reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Fault]:
+    """Parameters that the source lacks or has in another shape; where entries are matched, any number will do."""
+    stored, match = reader.described.shapes, source.vocabulary
+    matched = match.names if match is not None else frozenset()
+    wrong = [
+        name
+        for name, shape in shapes.items()
+        if _without(stored.get(name), name in matched) != _without(shape, name in matched)
+    ]
+    if match is not None:
+        wrong += [name for name in matched & shapes.keys() if shapes[name][0] != len(match.rows)]
+    if not wrong:
+        return []
+    rule = f"must have the target's parameters in the target's shapes, unlike {', '.join(wrong[:5])}"
+    return [Fault("profile.sources", source.model, rule, "Choose a sibling: a model tuned from the same base.")]
+
+
+def _without(shape: tuple[int, ...] | None, entries: bool) -> tuple[int, ...] | None:
+    return shape[1:] if shape is not None and entries else shape
 
 
 def _moving(selection: ElementSelection, rows: Tensor) -> Tensor:
