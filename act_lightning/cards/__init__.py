@@ -2,6 +2,7 @@
 
 from act_lightning.cards.card import Card, recipe_and_record
 from act_lightning.cards.licenses import CARD, common_license, license_text, read_license
+from act_lightning.cards.markdown import front_matter, table
 from act_lightning.cards.names import is_hub_id, short
 from act_lightning.cards.portable import portable, settled
 from act_lightning.cards.record import data_fingerprints, model_identities, result_hashes, run_record, versions
@@ -23,6 +24,7 @@ __all__ = [
     "data_fingerprints",
     "exported_folders",
     "first_card",
+    "front_matter",
     "is_hub_id",
     "license_text",
     "model_identities",
@@ -35,5 +37,6 @@ __all__ = [
     "run_record",
     "settled",
     "short",
+    "table",
     "versions",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from act_lightning.cards.licenses import License, common_license, license_text
+from act_lightning.cards.markdown import fenced, front_matter, table, yaml_text
 from act_lightning.cards.names import is_hub_id, short
 
 _RECIPE, _RECORD = "## Recipe", "## Record"
@@ -50,20 +51,20 @@ class Card:
 
     def render(self) -> str:
         """The text of a ``README.md``: YAML front matter for the hub, then what was done with what."""
-        parts = ["---\n" + self._front_matter() + "---", "", *self._introduction()]
+        parts = [*front_matter(self._front_matter()), *self._introduction()]
         for name, source in self.transfer.get("sources", {}).items():
             parts += ["", *_source_section(name, source)]
         for title, rows in (("Base models", self._bases()), ("Data", self._data()), ("Results", self.results)):
             if rows:
-                parts += ["", f"## {title}", "", *_table(rows)]
+                parts += ["", f"## {title}", "", *table(rows)]
             if title == "Base models" and not self._license:
                 parts += ["", _MIXED]
         if self.recipe:
-            parts += ["", _RECIPE, "", *_fenced(_yaml(self.recipe), "yaml")]
-        parts += ["", _RECORD, "", *_fenced(json.dumps(self.record, indent=2, ensure_ascii=False), "json")]
+            parts += ["", _RECIPE, "", *fenced(yaml_text(self.recipe), "yaml")]
+        parts += ["", _RECORD, "", *fenced(json.dumps(self.record, indent=2, ensure_ascii=False), "json")]
         return "\n".join([*parts, ""])
 
-    def _front_matter(self) -> str:
+    def _front_matter(self) -> dict[str, Any]:
         models = [model for model in dict.fromkeys((self._base, *self._sources)) if is_hub_id(model)]
         values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
         values |= self._license
@@ -73,7 +74,7 @@ class Card:
         if data := [one["path"] for one in self._abilities().values() if is_hub_id(one["path"])]:
             values["datasets"] = list(dict.fromkeys(data))
         values["tags"] = ["merge", "act-lightning"] if self._sources else ["act-lightning"]
-        return _yaml(values)
+        return values
 
     def _introduction(self) -> Iterator[str]:
         base = self._base
@@ -143,20 +144,4 @@ def _source_section(name: str, source: Mapping[str, Any]) -> Iterator[str]:
         [ability, str(counts.get("selected", "")), str(counts.get("tokens", ""))]
         for ability, counts in source.get("abilities", {}).items()
     ]
-    yield from _table([["ability", "selected channels", "answer tokens"], *rows])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
-
-
-def _fenced(text: str, language: str) -> list[str]:
-    """``text`` as a code block whose fence is longer than any run of backticks in it."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [fence + language, text.rstrip("\n"), fence]
+    yield from table([["ability", "selected channels", "answer tokens"], *rows])

@@ -1,0 +1,126 @@
+"""Stored tensors as grids of whole numbers: their bits, whatever they mean."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from act_lightning.checkpoints.header import DTYPES, Entry
+from act_lightning.checkpoints.shards import read_headers
+from act_lightning.errors import ActError, Fault
+
+Words = NDArray[np.unsignedinteger]
+"""Unsigned integers as wide as an element, so that equal bits are equal numbers: NaN and −0 too."""
+_BYTES_AT_ONCE = 1 << 25
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file, seen as ``[height, width]`` words; a vector has width 1.
+
+    Attributes:
+        path: The file.
+        start: The byte of the file where it begins.
+        entry: Its dtype and shape.
+    """
+
+    path: Path
+    start: int
+    entry: Entry
+
+    @property
+    def word(self) -> np.dtype[np.unsignedinteger]:
+        """An unsigned integer of the size of an element; a byte where the dtype is not known."""
+        return word_of(self.entry.code)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width; bytes below each other where the dtype is not known."""
+        return grid_of(self.entry.shape) if self.entry.code in DTYPES else (self.entry.size, 1)
+
+    def blocks(self) -> Iterator[Words]:
+        """Consecutive rows: ``[rows, width]``, of some 32 MiB each.
+
+        Raises:
+            ActError: The file has become shorter than its header says.
+        """
+        height, width = self.grid
+        bytes_a_row = max(width * self.word.itemsize, 1)
+        step = max(_BYTES_AT_ONCE // bytes_a_row, 1)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            for first in range(0, height, step):
+                rows = min(step, height - first)
+                data = bytearray(rows * bytes_a_row)  # which torch takes without a copy; bytes it warns about
+                if file.readinto(data) != len(data):
+                    rule = "must not change while it is read, and ends too early"
+                    raise ActError(Fault(str(self.path), self.path.name, rule, "Run again when it is complete."))
+                yield np.frombuffer(data, self.word).reshape(rows, width)
+
+    def read(self) -> Words:
+        """The whole tensor: ``[height, width]``."""
+        words = np.empty(self.grid, self.word)
+        first = 0
+        for block in self.blocks():
+            words[first : first + len(block)] = block
+            first += len(block)
+        return words
+
+
+def word_of(code: str) -> np.dtype[np.unsignedinteger]:
+    """The unsigned integer as wide as a dtype in safetensors' spelling.
+
+    >>> word_of("BF16")
+    dtype('uint16')
+    """
+    return np.dtype(f"<u{DTYPES[code].itemsize if code in DTYPES else 1}")
+
+
+def grid_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The sizes of a tensor seen as a matrix: the first dimension, and all others together; a vector has width 1.
+
+    >>> grid_of((4, 3, 2)), grid_of((5,)), grid_of(())
+    ((4, 6), (5, 1), (1, 1))
+    """
+    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (prod(shape), 1)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder by its key, in the order of the files.
+
+    Raises:
+        ActError: Weights are missing or truncated.
+    """
+    return {
+        key: StoredTensor(folder / file, header.data_start + entry.start, entry)
+        for file, header in read_headers(folder, str(folder)).items()
+        for key, entry in header.entries.items()
+    }
+
+
+def weights_digest(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> str:
+    """SHA-256 of all weights, whatever files they are dealt to.
+
+    It is taken over the JSON list of ``[key, dtype, shape, SHA-256 of the tensor's bytes]`` of every tensor, sorted by
+    key, without blanks. All bytes of all tensors stand behind it.
+
+    Args:
+        entries: Dtype and shape of every tensor by its key.
+        hashes: SHA-256 of every tensor's bytes, as hexadecimal digits.
+
+    Returns:
+        Hexadecimal digits.
+
+    >>> entry = Entry("U8", (1,), 0, 1)
+    >>> weights_digest({"a": entry}, {"a": hashlib.sha256(b"x").hexdigest()})[:8]
+    'bca60bc3'
+    """
+    listing = [[key, entries[key].code, list(entries[key].shape), hashes[key]] for key in sorted(entries)]
+    return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
