@@ -25,7 +25,7 @@ def breadcrumbs(vectors: Sequence[TaskVector], kept: Sequence[Tensor]) -> Tensor
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
-        kept: b_m, bool of that shape a source.
+        kept: b_m, a mask of that shape a source, bool or bits.
 
     Returns:
         float32, of that shape.

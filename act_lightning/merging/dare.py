@@ -23,7 +23,7 @@ def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequenc
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
-        kept: b_m, bool of that shape a source.
+        kept: b_m, a mask of that shape a source, bool or bits.
         factors: What makes up for the dropped elements.
 
     Returns:
@@ -67,7 +67,7 @@ class DARE(SurveyingMethod):
         return dare(vectors, [self.kept(vector, place) for vector in vectors], self.factors(vectors, survey))
 
     def kept(self, vector: TaskVector, place: TensorPlace) -> Tensor:
-        """Which elements of a task vector stay: bool, of its shape."""
+        """Which elements of a task vector stay: a bit mask of its shape."""
         return keeps(self.density, vector.delta.shape, place, vector.source, vector.delta.device)
 
     def factors(self, vectors: Sequence[TaskVector], survey: list[float] | None) -> list[float]:

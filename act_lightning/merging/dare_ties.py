@@ -20,7 +20,7 @@ def dare_ties(
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
-        kept: b_m ~ Bernoulli(density), bool of that shape a source.
+        kept: b_m ~ Bernoulli(density), a mask of that shape a source, bool or bits.
         factors: What makes up for the dropped elements.
         average: Whether to divide by Σ w_m of the agreeing sources, as TIES does; mergekit's ``dare_ties`` does not.
 

@@ -22,8 +22,8 @@ from act_lightning.merging.method import MergingMethod, TaskVector, TensorPlace
 def keep_probabilities(vector: TaskVector, density: float, spread: float) -> Tensor:
     """With which probability each element stays: density − ε for a row's smallest |δ|, density + ε for its largest.
 
-    In between it grows with the rank. The ranks are those among the selected elements of the row; a vector is one row. An element that is selected alone
-    in its row stays with probability ``density``.
+    In between it grows with the rank among the selected elements of the row; a vector is one row. An element that is
+    selected alone in its row stays with probability ``density``.
 
     Args:
         vector: A task vector, float32 ``[rows, …]``.
@@ -57,7 +57,7 @@ def della(
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
-        kept: b_m ~ Bernoulli(:func:`keep_probabilities`), bool of that shape a source.
+        kept: b_m ~ Bernoulli(:func:`keep_probabilities`), a mask of that shape a source, bool or bits.
         factors: What makes up for the dropped elements: one number a source, or one an element.
         average: Whether to divide by Σ w_m of the agreeing sources.
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from act_lightning.merging.bits import at_least
 from act_lightning.merging.method import TensorPlace
 
+_POSITIVE = 0x7FFFFFFF
 _BLOCK = 1 << 16  # positions hashed together: their 256 KiB stay in the processor's cache
 # triple32, a hash of 32 bits of very small bias: C. Wellons, https://nullprogram.com/blog/2018/07/31/
 _STEPS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
@@ -23,25 +25,24 @@ def keeps(density: float, shape: torch.Size, place: TensorPlace, source: str, de
     """Bernoulli draws, one for each element.
 
     Args:
-        density: Probability of true, to 32 bits; at 0 and 1 nothing is left to chance.
+        density: Probability of true, to 31 bits; at 0 and 1 nothing is left to chance.
         shape: Shape of the rows at ``place``.
         place: Seed, tensor and rows.
         source: Name of the source.
         device: Where to draw.
 
     Returns:
-        Bool, of that shape.
+        A bit mask (int32) of that shape, −1 where the draw is true.
 
     >>> place = TensorPlace("lm_head.weight", seed=42)
-    >>> keeps(0.5, torch.Size([2, 4]), place, "math", torch.device("cpu")).int().tolist()
-    [[1, 1, 0, 0], [1, 0, 1, 0]]
+    >>> keeps(0.5, torch.Size([2, 4]), place, "math", torch.device("cpu")).tolist()
+    [[-1, -1, 0, -1], [-1, -1, 0, 0]]
     """
-    limit = int(density * 2**32) - 2**31
-    if limit == 2**31:
-        return torch.ones(shape, dtype=torch.bool, device=device)
-    found = torch.empty(shape, dtype=torch.bool, device=device)
+    found = torch.empty(shape, dtype=torch.int32, device=device)
+    if density == 1:
+        return found.fill_(-1)
     for block, bits in _blocks(shape, place, source, device):
-        torch.lt(bits, limit, out=found.view(len(found), -1)[block])
+        found.view(len(found), -1)[block] = at_least(bits.bitwise_and_(_POSITIVE), 2**31 - int(density * 2**31))
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.errors import Fault
+from act_lightning.merging.bits import masked
 from act_lightning.merging.method import Parts, TaskVector, TensorPlace
 
 Rescale = Literal["density", "norm", "none"]
@@ -23,9 +24,9 @@ def rescale_faults(rescale: str, setting: str) -> list[Fault]:
 
 
 def l1(vector: TaskVector, kept: Tensor | None = None) -> float:
-    """‖δ‖₁ over the selected elements, or over those of them that are ``kept`` (bool), summed in float64."""
+    """‖δ‖₁ over the selected elements, or over those of them that are ``kept``, summed in float64."""
     size = vector.restricted().abs()
-    return float((size if kept is None else torch.where(kept, size, 0.0)).sum(dtype=torch.float64))
+    return float((size if kept is None else masked(size, kept)).sum(dtype=torch.float64))
 
 
 def norm_factor(before: float, after: float) -> float:
@@ -38,7 +39,7 @@ def norm_factors(parts: Parts, keep: Callable[[TaskVector, TensorPlace], Tensor]
 
     Args:
         parts: Goes through the parts of the tensor.
-        keep: The elements of a task vector that stay, bool.
+        keep: The elements of a task vector that stay, as a mask.
     """
     totals: list[list[float]] = []
     for vectors, place in parts():
@@ -54,10 +55,10 @@ def thinned(vector: TaskVector, kept: Tensor, factor: float | Tensor) -> Tensor:
 
     Args:
         vector: A task vector.
-        kept: Bool, of its shape.
+        kept: A bool or bit mask, of its shape.
         factor: What makes up for the dropped elements; a tensor of that shape where it differs.
     """
-    return torch.where(kept, vector.restricted(), 0.0) * factor
+    return masked(vector.restricted(), kept).mul_(factor)
 
 
 def weighted(vectors: Sequence[TaskVector], changes: Sequence[Tensor]) -> list[Tensor]:

@@ -9,6 +9,8 @@ from operator import add
 import torch
 from torch import Tensor
 
+from act_lightning.merging.bits import masked
+
 
 def elect(products: Sequence[Tensor], weights: Sequence[float], average: bool) -> Tensor:
     """Σ over the sources that agree with the elected sign of w_m δ_m, divided by their Σ w_m if ``average``.
@@ -28,11 +30,12 @@ def elect(products: Sequence[Tensor], weights: Sequence[float], average: bool) -
     >>> elect([torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])], [1.0, 1.0], average=True).tolist()
     [3.0, 1.5]
     """
-    positive = reduce(add, products) >= 0
+    elected = reduce(add, products).view(torch.int32)
     merged, divisor = torch.zeros_like(products[0]), torch.zeros_like(products[0])
     for product, weight in zip(products, weights, strict=True):
-        agrees = torch.where(positive, product > 0, product < 0)
-        merged += torch.where(agrees, product, 0.0)
+        opposes = (product.view(torch.int32) ^ elected).bitwise_right_shift_(31)  # −1 where the signs' bits differ
+        agreeing = masked(product, opposes.bitwise_not_())
+        merged += agreeing
         if average:
-            divisor += agrees * weight
-    return merged.div_(divisor.masked_fill_(divisor == 0, 1)) if average else merged
+            divisor.add_(agreeing.sign_().abs_(), alpha=weight)
+    return merged.div_(divisor.add_(torch.eq(divisor, 0, out=torch.empty_like(divisor)))) if average else merged

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from act_lightning.merging.bits import at_least
 from act_lightning.merging.method import Parts, TaskVector, TensorPlace
 
 _MAGNITUDE = 0x7FFFFFFF
@@ -41,17 +42,16 @@ class Limit:
             place: Which rows these are.
 
         Returns:
-            Bool, of the shape of ``delta``.
+            A bit mask (int32), of the shape of ``delta``.
         """
-        found = magnitude_bits(delta)
+        found = magnitude_bits(delta).view(len(delta), -1)
         if self.last is None:
-            return found >= self.bits
+            return at_least(found, self.bits).view(delta.shape)
+        row, column = self.last
         rows = row_numbers(place, delta)
-        by_row = torch.where(rows < self.last[0], self.bits, self.bits + 1).to(torch.int32)
-        kept = found >= by_row.view(-1, *[1] * (delta.ndim - 1))
-        here, flat = rows == self.last[0], kept.view(len(kept), -1)
-        flat[here, : self.last[1] + 1] |= (found.view(len(kept), -1) == self.bits)[here, : self.last[1] + 1]
-        return kept
+        kept = at_least(found, torch.where(rows <= row, self.bits, self.bits + 1).to(torch.int32).unsqueeze(1))
+        kept[rows == row, column + 1 :] = at_least(found[rows == row, column + 1 :], self.bits + 1)
+        return kept.view(delta.shape)
 
 
 def magnitude_bits(delta: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from act_lightning.errors import refuse
 from act_lightning.merging.density import kept_count, share_faults
+from act_lightning.merging.dropping import thinned
 from act_lightning.merging.election import elect
 from act_lightning.merging.magnitudes import Limit, largest
 from act_lightning.merging.method import Parts, SurveyingMethod, TaskVector, TensorPlace
@@ -23,15 +24,13 @@ def ties(vectors: Sequence[TaskVector], kept: Sequence[Tensor], average: bool = 
 
     Args:
         vectors: One task vector a source, float32, all of one shape.
-        kept: Bool of that shape a source: what trimming leaves.
+        kept: A mask of that shape a source, bool or bits: what trimming leaves.
         average: Whether to divide by Σ w_m.
 
     Returns:
         float32, of that shape.
     """
-    products = [
-        torch.where(mask, vector.restricted(), 0.0) * vector.weight for vector, mask in zip(vectors, kept, strict=True)
-    ]
+    products = [thinned(vector, mask, vector.weight) for vector, mask in zip(vectors, kept, strict=True)]
     return elect(products, [vector.weight for vector in vectors], average)
 
 
