@@ -4,6 +4,7 @@ from act_lightning.data.abilities import TokenizedAbility, fingerprint, tokenize
 from act_lightning.data.batches import Batch, collate, deal, token_budget_batches, unbatch
 from act_lightning.data.checks import name_faults
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.data.items import Item, read_items
 from act_lightning.data.labels import IGNORED, Encoder, Sample, answer_mask, encode, has_answers
 from act_lightning.data.micro_batches import (
     MicroBatch,
@@ -13,9 +14,10 @@ from act_lightning.data.micro_batches import (
     deal_evenly,
 )
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.questions import strict_pattern
 from act_lightning.data.references import last_answer, read_references
 from act_lightning.data.rows import LocatedConversation, iter_conversations, read_rows, rows_fingerprint
-from act_lightning.data.settings import AbilityData, EvaluationData
+from act_lightning.data.settings import AbilityData, EvaluationData, PerGroup
 from act_lightning.data.shapes import Conversation, Message
 from act_lightning.data.templates import ChatTemplate, Rendered, Template, TextTemplate, make_template
 
@@ -28,11 +30,13 @@ __all__ = [
     "Conversation",
     "Encoder",
     "EvaluationData",
+    "Item",
     "LocatedConversation",
     "Message",
     "MicroBatch",
     "MicroBatchLoader",
     "MicroBatchSampler",
+    "PerGroup",
     "Prompt",
     "Rendered",
     "Sample",
@@ -52,10 +56,12 @@ __all__ = [
     "last_answer",
     "make_template",
     "name_faults",
+    "read_items",
     "read_prompts",
     "read_references",
     "read_rows",
     "rows_fingerprint",
+    "strict_pattern",
     "token_budget_batches",
     "tokenize_ability",
     "unbatch",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from act_lightning.data.sources import Row
+from act_lightning.data import columns as naming
+from act_lightning.data.row_source import Row
 from act_lightning.errors import ActError, Fault
 
 Message = dict[str, str]
@@ -79,25 +80,18 @@ _SHAPES: dict[tuple[str, ...], Callable[[Row, str], Conversation]] = {
     ("instruction", "output"): _alpaca,
     ("conversations",): _sharegpt,
 }
-_KNOWN = sorted({"input"}.union(*_SHAPES))
+_LISTS = ("messages", "conversations")
+_KNOWN = frozenset({"input"}.union(*_SHAPES))
 
 
 def column_faults(columns: Mapping[str, str] | None, where: str) -> list[Fault]:
-    """Keys of ``columns`` that no shape has, and columns named twice.
+    """What is wrong with the setting ``columns``, as far as no row need be read.
 
     Args:
-        columns: Our name of a column to the data set's name of it.
+        columns: Our name of a column to the data set's name of it, or to a text made from columns.
         where: The place of the data set's settings in the config.
     """
-    columns = columns or {}
-    unknown = [name for name in columns if name not in _KNOWN]
-    faults = [
-        Fault(f"{where}.columns", name, f"must be one of {', '.join(_KNOWN)}", "Write {our name: the file's name}.")
-        for name in unknown
-    ]
-    if len(set(columns.values())) < len(columns):
-        faults.append(Fault(f"{where}.columns", dict(columns), "must name each column once", "Drop one of the two."))
-    return faults
+    return naming.column_faults(columns, _KNOWN, _LISTS, where)
 
 
 def to_conversation(row: Row, columns: Mapping[str, str], place: str) -> Conversation:
@@ -107,7 +101,7 @@ def to_conversation(row: Row, columns: Mapping[str, str], place: str) -> Convers
 
     Args:
         row: One row as it was read.
-        columns: Our name of a column to the data set's name of it.
+        columns: Our name of a column to the data set's name of it, or to a text made from columns.
         place: Where the row stands, for messages.
 
     Raises:
@@ -116,7 +110,7 @@ def to_conversation(row: Row, columns: Mapping[str, str], place: str) -> Convers
     >>> to_conversation({"query": "1 + 1?", "answer": "2"}, {"prompt": "query"}, "sums.jsonl:1")
     [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
     """
-    renamed = _renamed(row, columns, place)
+    renamed = naming.renamed(row, columns, place)
     shapes = _shapes_in(columns) or _shapes_in(renamed)
     if len(shapes) != 1:
         accepted = " | ".join("+".join(shape) for shape in _SHAPES)
@@ -128,12 +122,3 @@ def to_conversation(row: Row, columns: Mapping[str, str], place: str) -> Convers
 
 def _shapes_in(names: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [shape for shape in _SHAPES if all(name in names for name in shape)]
-
-
-def _renamed(row: Row, columns: Mapping[str, str], place: str) -> Row:
-    missing = [theirs for theirs in columns.values() if theirs not in row]
-    if missing:
-        remedy = f"The row has {', '.join(row)}: mend columns or the row."
-        raise ActError(Fault(f"{place}, columns", missing, "must all be there", remedy))
-    rest = {name: value for name, value in row.items() if name not in columns.values()}
-    return rest | {ours: row[theirs] for ours, theirs in columns.items()}

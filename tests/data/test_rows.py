@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -67,33 +65,19 @@ def test_columns_decide(tmp_path: Path, row: dict[str, Any], columns: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("condition", "kept"),
+    ("columns", "prompt"),
     [
-        ("kind == odd", "1357"),
-        (" kind!=odd ", "02468"),
-        ("big == true", "678"),
-        ("answer == a4", "4"),
-        (None, "012345678"),
+        ({"prompt": "{q} ({hint}), level {level}", "answer": "a"}, "1 + 1? (add), level 2"),
+        ({"prompt": "\\boxed{{{q}}} {{}}", "answer": "a"}, "\\boxed{1 + 1?} {}"),
+        ({"prompt": "{Incorrect Answer 1}{easy}", "answer": "{a}"}, "3true"),
     ],
 )
-def test_filter(tmp_path: Path, condition: str | None, kept: str) -> None:
-    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
-    assert prompts(read(file, filter=condition)) == list(kept)
-
-
-def test_filter_then_shuffle_then_limit(tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
-    expected = list("02468")
-    random.Random(3).shuffle(expected)
-    assert expected != sorted(expected)
-    assert prompts(read(file, filter="kind == even", shuffle_seed=3, limit=2)) == expected[:2]
-    assert prompts(read(file, filter="kind == even", limit=2)) == ["0", "2"]
-
-
-def test_limit_reads_no_further(tmp_path: Path) -> None:
-    file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
-    file.write_text(file.read_text() + "broken")
-    assert len(read(file, limit=9)) == 9
+def test_columns_made_of_several(tmp_path: Path, columns: dict[str, str], prompt: str) -> None:
+    row = {"q": "1 + 1?", "hint": "add", "level": 2, "easy": True, "Incorrect Answer 1": "3", "a": "2", "none": None}
+    file = write_jsonl(tmp_path / "x.jsonl", [row])
+    assert read(file, columns=columns) == [[{"role": "user", "content": prompt}, {"role": "assistant", "content": "2"}]]
+    with pytest.raises(ActError, match=r"x.jsonl:1, none = None: must be text or a number to be part of a text"):
+        read(file, columns={**columns, "prompt": "{q}{none}"})
 
 
 def test_byte_order_mark_blank_lines_and_line_separators(tmp_path: Path) -> None:
@@ -137,17 +121,17 @@ def test_broken_rows(tmp_path: Path, second: str | bytes, setting: str, message:
     ("settings", "setting", "message"),
     [
         ({"path": "missing.jsonl"}, "path", "must be an existing file"),
-        ({"path": "some/data/x.csv"}, "path", "must name a data set of a known kind"),
+        ({"path": "some/data/x.txt"}, "path", "must name a data set of a known kind"),
         ({"path": "."}, "path", "must name a data set of a known kind"),
         ({"path": "nobody/nothing"}, "path", "cannot be loaded"),
         ({"split": "train"}, "split", "has no meaning for"),
         ({"columns": {"question": "prompt"}}, "columns", "must be one of answer, completion, conversations"),
         ({"columns": {"prompt": "big", "answer": "big"}}, "columns", "must name each column once"),
         ({"columns": {"prompt": "query"}}, "x.jsonl:1, columns", "The row has prompt, answer, kind, big"),
-        ({"filter": "kind is odd"}, "filter", "must read column == value"),
-        ({"filter": "sort == odd"}, "x.jsonl:1, filter", "must be a column of every row"),
-        ({"filter": "kind == neither"}, "filter", "leaves no row"),
-        ({"limit": 0}, "limit", "must be at least 1"),
+        ({"columns": {"prompt": "{query} {big}"}}, "x.jsonl:1, columns", "['query']: must all be there"),
+        ({"columns": {"prompt": "{} x"}}, "columns.prompt", "must hold {column}, and no brace without its pair"),
+        ({"columns": {"prompt": "{prompt} }"}}, "columns.prompt", "no brace without its pair"),
+        ({"columns": {"messages": "{prompt}"}}, "columns.messages", "must name a column that holds a list"),
     ],
 )
 def test_wrong_settings(tmp_path: Path, settings: dict[str, Any], setting: str, message: str) -> None:
@@ -176,18 +160,3 @@ def test_laboratory() -> None:
     assert lab != read("lab:words-de", limit=2) != read("lab:words-de", split="validation", limit=2)
     with pytest.raises(ActError, match="x-y"):
         read("lab:x-y")
-
-
-def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def load(path: str, name: str | None, **rest: Any) -> datasets.Dataset | datasets.DatasetDict:
-        asked.append((path, name, rest))
-        table = datasets.Dataset.from_list(NUMBERS)
-        return table if rest["split"] else datasets.DatasetDict(train=table, test=table)
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    assert prompts(read("owner/set", name="en", split="test", revision="abc", limit=2)) == ["0", "1"]
-    assert asked == [("owner/set", "en", {"split": "test", "revision": "abc"})]
-    with pytest.raises(ActError, match=r"split = None: must name one split. Choose one of train, test."):
-        read("owner/set")
