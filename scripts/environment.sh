@@ -24,3 +24,7 @@ if [ ! -x "$folder/bin/python" ]; then
   "$python" -m venv "$folder"
 fi
 "$folder/bin/python" -m pip install --quiet -c "$constraints" -e ".$extras"
+if [[ $extras == *test* ]]; then
+  # The functions that tests compare with; of what else mergekit asks for, they need nothing that is not here already.
+  "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps mergekit
+fi

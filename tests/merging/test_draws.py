@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -103,8 +104,6 @@ def test_numbers_that_no_version_may_change() -> None:
 
 
 def reference_bits(row: int, column: int) -> int:
-    import hashlib
-
     digest = hashlib.sha256(b"0\0s\0" + NAME.encode()).digest()
     keys = [int.from_bytes(digest[i : i + 4], "little") for i in (0, 4)]
     return triple32(triple32(row + keys[0]) + triple32(column + keys[1])) >> 8
