@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from act_lightning.data.questions import question_faults
 from act_lightning.data.rows import row_faults
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.templates import template_faults
@@ -41,6 +42,7 @@ def evaluation_faults(evaluations: Mapping[str, EvaluationData], needed_to: str 
         faults.append(Fault("data.evaluations", {}, f"must hold a set to {needed_to} on", remedy))
     for name, one in evaluations.items():
         faults += _set_faults("data.evaluations", name, one)
+        faults += question_faults(one, f"data.evaluations.{name}")
         faults += positive_faults(one.max_new_tokens, f"data.evaluations.{name}.max_new_tokens")
     return faults
 

@@ -11,28 +11,31 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from act_lightning.data.items import Item, read_items
 from act_lightning.data.micro_batches import MicroBatch
-from act_lightning.data.rows import read_rows
 from act_lightning.data.settings import EvaluationData
-from act_lightning.data.shapes import Conversation
 from act_lightning.data.templates import Template, make_template
 from act_lightning.data.tokens import OffsetTokenizer
-from act_lightning.errors import ActError, Fault
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One item of an evaluation set.
+    """One item of an evaluation set, as the model reads it.
 
     Attributes:
         input_ids: int64 ``[tokens]``, up to where the model goes on.
         text: The text they were made from.
-        reference: The answer that is wanted.
+        item: What is asked, and what the output is compared with.
     """
 
     input_ids: Tensor
     text: str
-    reference: str
+    item: Item
+
+    @property
+    def reference(self) -> str:
+        """The answer that is wanted."""
+        return self.item.reference
 
 
 def read_prompts(
@@ -47,11 +50,11 @@ def read_prompts(
         default_template: Template where the set has none of its own.
 
     Raises:
-        ActError: If its rows cannot be read or rendered, or one of them has no reference.
+        ActError: If its rows cannot be read or rendered, or one of them has no reference, or none that can be matched.
     """
     where = f"data.evaluations.{name}"
     template, tokenize = evaluation_template(where, settings, tokenizer, default_template), OffsetTokenizer(tokenizer)
-    return [_prompt(conversation, template, tokenize, where) for conversation in read_rows(settings, where)]
+    return [_prompt(item, template, tokenize) for item in read_items(settings, where)]
 
 
 def evaluation_template(
@@ -62,21 +65,12 @@ def evaluation_template(
     return make_template(settings.template or default_template, tokenizer, setting)
 
 
-def without_reference(where: str, conversation: Conversation) -> ActError:
-    """The error of an item whose last turn is no answer."""
-    remedy = "Give every row an answer, or leave the row out with filter."
-    return ActError(Fault(where, conversation, "must end with a reference answer in every row", remedy))
-
-
-def _prompt(conversation: Conversation, template: Template, tokenize: OffsetTokenizer, where: str) -> Prompt:
-    last = conversation[-1]
-    if last["role"] != "assistant" or not last["content"].strip():
-        raise without_reference(where, conversation)
-    rendered = template.render_prompt(conversation)
+def _prompt(item: Item, template: Template, tokenize: OffsetTokenizer) -> Prompt:
+    rendered = template.render_prompt(item.messages)
     tokens = tokenize(rendered.text, rendered.add_special_tokens)
     end = len(rendered.text)
     ids = [token for token, start in zip(tokens.ids, tokens.starts, strict=True) if start < end]
-    return Prompt(torch.tensor(ids), rendered.text, last["content"])
+    return Prompt(torch.tensor(ids), rendered.text, item)
 
 
 def collate_prompts(prompts: Sequence[Prompt], pad_id: int, chosen: MicroBatch) -> dict[str, Any]:
@@ -88,8 +82,8 @@ def collate_prompts(prompts: Sequence[Prompt], pad_id: int, chosen: MicroBatch) 
         chosen: The batch; if it does not count, it only keeps this process in step with the others.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, int64 ``[rows, length]``; ``prompts`` and ``references``, lists of text,
-        which are empty if the batch does not count.
+        ``input_ids`` and ``attention_mask``, int64 ``[rows, length]``; ``rows``, their numbers in the set, ``prompts``
+        and ``references``, lists that are empty if the batch does not count.
     """
     rows = [prompts[row].input_ids for row in chosen.rows]
     masks = [torch.ones_like(row) for row in rows]
@@ -97,6 +91,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_id: int, chosen: MicroBatch) 
     return {
         "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left"),
         "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
+        "rows": list(chosen.rows) if chosen.counts else [],
         "prompts": [prompt.text for prompt in wanted],
         "references": [prompt.reference for prompt in wanted],
     }

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from act_lightning.data.items import read_items
 from act_lightning.data.labels import IGNORED, Encoder, Sample
-from act_lightning.data.prompts import evaluation_template, without_reference
-from act_lightning.data.rows import read_rows
+from act_lightning.data.prompts import evaluation_template
 from act_lightning.data.settings import EvaluationData
 
 
@@ -32,10 +32,9 @@ def read_references(
     where = f"data.evaluations.{name}"
     encode = Encoder(evaluation_template(where, settings, tokenizer, default_template), tokenizer, sys.maxsize)
     found = []
-    for conversation in read_rows(settings, where):
-        sample = encode(conversation)
-        if sample is None or conversation[-1]["role"] != "assistant":
-            raise without_reference(where, conversation)
+    for item in read_items(settings, where):
+        sample = encode(item.messages)
+        assert sample is not None, "an item has an answer"
         found.append(replace(sample, labels=last_answer(sample.labels)))
     return found
 
