@@ -24,6 +24,20 @@ def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Te
         The sum, float32 scalar, and the number of answer tokens. Without answer tokens the sum is zero and still
         depends on every parameter, so that a process without work can take part in a backward pass.
     """
+    logits, wanted = answer_logits(model, batch)
+    return cross_entropy(logits, wanted, reduction="sum"), len(wanted)
+
+
+def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The logits that predict the answer tokens of a batch, and these tokens.
+
+    Args:
+        model: A causal language model.
+        batch: As for :func:`answer_loss`.
+
+    Returns:
+        Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
+    """
     following = batch["labels"][:, 1:]
     wanted = following != IGNORED
     predicting = torch.nn.functional.pad(wanted, (0, 1))
@@ -34,4 +48,4 @@ def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Te
         logits = model(**inputs, use_cache=False).logits.squeeze(0)
     finally:
         hook.remove()
-    return cross_entropy(logits.float(), following[wanted], reduction="sum"), int(wanted.sum())
+    return logits.float(), following[wanted]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from act_lightning.answering import Examination, logged, write_results
 from act_lightning.checkpoints import load_model, locate, require_weights
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import Fault
-from act_lightning.evaluation import ExactMatch, generate_answers
+from act_lightning.evaluation import generate_answers
 from act_lightning.loss import answer_loss
 from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
+from act_lightning.validation import Validation, answer_statistics, validation_roles
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SUM_SCALE = 2.0**-12  # keeps a window's summed gradient near 1, for float16; a power of two, so exact
@@ -44,6 +46,9 @@ class AbilityTransferModule(L.LightningModule):
         model: The model, from ``configure_model`` on.
     """
 
+    _examination: Examination
+    _validation: Validation
+
     def __init__(
         self,
         target: str,
@@ -67,8 +72,6 @@ class AbilityTransferModule(L.LightningModule):
         self.model: PreTrainedModel | None = None
         self._window_tokens = 0
         self._window_loss = 0.0
-        self._losses: list[MeanMetric] = []
-        self._matches: list[ExactMatch] = []
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at files."""
@@ -143,49 +146,44 @@ class AbilityTransferModule(L.LightningModule):
             self.log("answer_tokens", tokens)
 
     def on_validation_epoch_start(self) -> None:
-        """Start a mean for every validation set."""
-        self._losses = [MeanMetric().to(self.device) for _ in self._names("validation_names")]
+        """Start counting for every validation set."""
+        self._validation = Validation(self._validation_roles(), self.device)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to its set's mean loss per answer token."""
-        loss, tokens = answer_loss(self.language_model, batch)
-        self._losses[dataloader_idx].update(loss / max(tokens, 1), tokens)  # also without tokens, or torchmetrics warns
+        """Count a batch's loss and right tokens to its set."""
+        self._validation.add(dataloader_idx, answer_statistics(self.language_model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val_loss/<ability>`` for every set, and their mean as ``val_loss``."""
-        means = [metric.compute() for metric in self._losses]
-        for name, value in zip(self._names("validation_names"), means, strict=True):
-            self.log(f"val_loss/{name}", value, sync_dist=True)
-        self.log("val_loss", torch.stack(means).mean(), prog_bar=True, sync_dist=True)
+        """Log loss, perplexity and token accuracy of every set, and their means, overall and by role."""
+        for name, value in self._validation.values().items():
+            self.log(name, value, prog_bar=name == "val_loss", sync_dist=True)
 
     def on_test_epoch_start(self) -> None:
         """Start counting for every evaluation set."""
-        self._matches = [ExactMatch().to(self.device) for _ in self._names("evaluation_names")]
+        self._examination = Examination(self._data, self.device)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Generate greedily and compare with the references."""
-        self._matches[dataloader_idx].update(self._generate(batch, dataloader_idx), batch["references"])
+        """Generate greedily and judge by the kind of answer."""
+        self._examination.answer(self.language_model, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``exact_match/<set>`` for every set, and the means of those to keep and to recover."""
-        by_role: dict[str, list[Tensor]] = {}
-        for name, metric in zip(self._names("evaluation_names"), self._matches, strict=True):
-            value = metric.compute()
-            self.log(f"exact_match/{name}", value, sync_dist=True)
-            by_role.setdefault(self._data.evaluations[name].role, []).append(value)
-        for role, values in by_role.items():
-            self.log(role, torch.stack(values).mean(), sync_dist=True)
+        """Log ``exact_match/<set>`` and so on, and the means of sets to keep and to recover; write everything down."""
+        results, records = self._examination.results(), self._examination.all_records()
+        self.log_dict(logged(results), sync_dist=True)
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_results(Path(self.trainer.default_root_dir) / "evaluations", self.target, results, records)
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, str]]:
-        """Prompt, greedy prediction and reference of every row."""
-        rows = zip(batch["prompts"], self._generate(batch, dataloader_idx), batch["references"], strict=True)
-        return [{"prompt": prompt, "prediction": text, "reference": wanted} for prompt, text, wanted in rows]
-
-    def _generate(self, batch: Mapping[str, Any], dataloader_idx: int) -> list[str]:
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """Row, prompt, greedy prediction and reference of every row."""
         data = self._data
         limit = data.evaluations[data.evaluation_names[dataloader_idx]].max_new_tokens
-        answers = generate_answers(self.language_model, data.tokenizer, batch, limit)
-        return answers[: len(batch["references"])]  # a batch that only keeps processes in step has none
+        outputs = generate_answers(self.language_model, data.tokenizer, batch, limit)
+        # a batch that only keeps processes in step has no rows
+        answered = zip(batch["rows"], batch["prompts"], outputs, batch["references"], strict=False)
+        return [
+            {"row": row, "prompt": prompt, "prediction": output.text, "reference": wanted}
+            for row, prompt, output, wanted in answered
+        ]
 
     @property
     def _data(self) -> AbilityDataModule:
@@ -194,13 +192,12 @@ class AbilityTransferModule(L.LightningModule):
             raise TypeError("evaluation by generation takes its sets from an AbilityDataModule")
         return data
 
-    def _names(self, kind: str) -> list[str]:
-        """Names of the data module's validation or evaluation sets; of other loaders, their numbers."""
+    def _validation_roles(self) -> dict[str, str | None]:
+        """Roles of the data module's validation sets by name; of other loaders, their numbers without roles."""
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, AbilityDataModule):
-            return list(getattr(data, kind))
-        loaders = self.trainer.num_val_batches if kind == "validation_names" else self.trainer.num_test_batches
-        return [str(number) for number in range(len(loaders))]
+            return validation_roles(data)
+        return {str(number): None for number in range(len(self.trainer.num_val_batches))}
 
 
 def training_dtype(precision: str) -> torch.dtype:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from act_lightning.answering import of_all_processes
 from act_lightning.callbacks.export import chosen_dtype, described_files
 from act_lightning.callbacks.injection import describe, run_seed
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
@@ -81,13 +82,11 @@ def export_merged(
     files = described_files(str(target), recipe, prepared.report, "merge")
     with prepared.injection() as injection:
         merge_checkpoint(out, target, injection, chosen_dtype(dtype, target), files, device)
-    complete_card(out)
+    complete_card(out, verify=False)  # a merge is about as fast as a copy, and stays so
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:
-    """Write ``evaluations/<set>.jsonl``: prompt, prediction and reference of every row.
-
-    Every process writes what it predicted; with several of them their number follows the name.
+    """Write ``evaluations/<set>.jsonl``: row, prompt, prediction and reference of every row, each once, in their order.
 
     Args:
         trainer: The Trainer that predicted.
@@ -96,11 +95,13 @@ def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) 
     """
     names = run.data.evaluation_names
     of_sets = predictions if len(names) > 1 else [predictions]
-    suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+    rows = {name: [row for rows in batches for row in rows] for name, batches in zip(names, of_sets, strict=True)}
+    found = of_all_processes(rows)
     folder = Path(trainer.default_root_dir) / "evaluations"
-    for name, batches in zip(names, of_sets, strict=True):
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for rows in batches for row in rows]
-        write_file(folder / f"{name}{suffix}.jsonl", "".join(lines))
+    if trainer.is_global_zero:
+        for name, its in found.items():
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(its, key=lambda row: row["row"])]
+            write_file(folder / f"{name}.jsonl", "".join(lines))
     rank_zero_info(f"predictions written to {folder}")
 
 

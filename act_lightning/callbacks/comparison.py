@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from act_lightning.answering import Generation, TeacherForced
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.language_model import require_language_model
 from act_lightning.callbacks.preparation import PreparedTransfer
@@ -22,9 +24,9 @@ from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.target import named_folder
 from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
 from act_lightning.checkpoints import load_model, write_file
-from act_lightning.data import AbilityDataModule, Sample, collate, deal, token_budget_batches
+from act_lightning.data import AbilityDataModule, deal, token_budget_batches
 from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation import Row, as_csv, as_table, greedy_matches
+from act_lightning.evaluation import Row, models_csv, models_table, row_of
 from act_lightning.transfer.selection import joined
 
 _TOKENS_PER_BATCH = 2048
@@ -36,8 +38,9 @@ class TransferComparison(L.Callback):
     """Evaluate target, sources, transfer and fine-tuned result, beside task arithmetic and random channels.
 
     The controls move all channels, and random channels of as many parameters as the transfer moved, from the same
-    sources at the same λ. An item of the data module's evaluation sets counts when greedy decoding would give its
-    reference and end the turn, which one teacher-forced pass decides. The table is printed when fitting ends and
+    sources at the same λ. An item whose answer is one exact string counts when greedy decoding would give it and end
+    the turn, which one teacher-forced pass decides; answers of other kinds are generated and judged. Every model is
+    compared with the target on the same items (McNemar's exact test). The table is printed when fitting ends and
     written to ``<default_root_dir>/evaluations/comparison.json`` and ``.csv``.
 
     Attributes:
@@ -78,8 +81,8 @@ class TransferComparison(L.Callback):
             roles = {name: one.role for name, one in _data(trainer).evaluations.items()}
             folder = Path(trainer.default_root_dir) / "evaluations"
             write_file(folder / "comparison.json", json.dumps([asdict(row) for row in self.rows], indent=2) + "\n")
-            write_file(folder / "comparison.csv", as_csv(self.rows, roles))
-            Console().print(as_table(self.rows, roles))
+            write_file(folder / "comparison.csv", models_csv(self.rows, roles))
+            Console().print(models_table(self.rows, roles))
 
     def _evaluate_sources(self, done: PreparedTransfer, like: PreTrainedModel, trainer: L.Trainer) -> None:
         for source in done.sources:
@@ -103,11 +106,11 @@ class TransferComparison(L.Callback):
         self._evaluate(name, load_model(folder, like.dtype, like.device), None, trainer)
 
     def _evaluate(self, name: str, model: PreTrainedModel, share: float | None, trainer: L.Trainer) -> None:
-        sets = _data(trainer).references
-        total = {evaluation: len(samples) for evaluation, samples in sets.items()}
-        with tqdm(desc=f"evaluating {name}", total=sum(total.values()), disable=not trainer.is_global_zero) as bar:
-            correct = {evaluation: _count_matches(model, samples, trainer, bar) for evaluation, samples in sets.items()}
-        self.rows.append(Row(name, share, correct, total))
+        data = _data(trainer)
+        items = sum(map(len, data.prompts.values()))
+        with tqdm(desc=f"evaluating {name}", total=items, disable=not trainer.is_global_zero) as bar:
+            right = {evaluation: _right(model, data, evaluation, trainer, bar) for evaluation in data.evaluation_names}
+        self.rows.append(row_of(name, share, right))
 
     def state_dict(self) -> dict[str, Any]:
         """What was evaluated so far, for checkpoints."""
@@ -118,14 +121,17 @@ class TransferComparison(L.Callback):
         self.rows = [Row(**row) for row in state_dict["rows"]]
 
 
-def _count_matches(model: PreTrainedModel, samples: Sequence[Sample], trainer: L.Trainer, bar: tqdm[Any]) -> int:
-    """How many of ``samples`` the model would answer to the letter, counted by all processes together."""
-    batches = token_budget_batches([len(sample.input_ids) for sample in samples], _TOKENS_PER_BATCH)
-    matches = torch.zeros((), dtype=torch.int64, device=model.device)
+def _right(
+    model: PreTrainedModel, data: AbilityDataModule, name: str, trainer: L.Trainer, bar: tqdm[Any]
+) -> list[bool]:
+    """Which items of a set the model answers rightly, found by all processes together."""
+    answering = TeacherForced(data, name) if data.evaluations[name].kind == "exact" else Generation(data, name)
+    batches = token_budget_batches(answering.lengths, _TOKENS_PER_BATCH)
+    right = torch.zeros(len(answering.lengths), dtype=torch.int64, device=model.device)
     for rows in deal(batches, trainer.global_rank, trainer.world_size):
-        matches += greedy_matches(model, collate([samples[row] for row in rows], 0)).sum()
+        right[rows] = torch.as_tensor(answering.right(model, rows), dtype=torch.int64, device=model.device)
         bar.update(len(rows) * trainer.world_size)
-    return int(trainer.strategy.reduce(matches, reduce_op="sum"))
+    return [bool(one) for one in cast(Tensor, trainer.strategy.reduce(right, reduce_op="sum")).tolist()]
 
 
 def _share(prepared: PreparedTransfer) -> float:

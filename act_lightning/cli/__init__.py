@@ -31,11 +31,13 @@ class Verb(NamedTuple):
 
 VERBS = {
     "fit": Verb("Profile, transfer, fine-tune and export; without profile.sources, fine-tune and export."),
-    "validate": Verb("Measure the loss on data.validation."),
-    "test": Verb("Generate answers for data.evaluations and count exact matches."),
+    "validate": Verb("Measure loss, perplexity and token accuracy on data.validation."),
+    "test": Verb("Generate answers for data.evaluations, judge them, and write down what was found."),
     "predict": Verb("Generate answers for data.evaluations and write them down."),
     "profile": Verb("Measure the scores of every ability and stop."),
     "merge": Verb("Profile where scores are missing, transfer, and export the merged model; no fine-tuning."),
+    "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
+    "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
 }
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from act_lightning.errors import ActError, Fault
 from act_lightning.evaluation.modes import evaluating
@@ -15,9 +21,23 @@ from act_lightning.evaluation.modes import evaluating
 _ANSWER = "ANSWER"
 
 
+class Generated(NamedTuple):
+    """One output.
+
+    Attributes:
+        text: What the model wrote, without special tokens, white space as it came.
+        tokens: How many tokens it is long, without the one that ends the turn.
+        truncated: Whether it was cut before the model had ended its turn.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
 def generate_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Tensor], max_new_tokens: int
-) -> list[str]:
+) -> list[Generated]:
     """What ``model`` answers to each prompt, the likeliest token at every step.
 
     Settings of the model's generation config that would change a greedy answer (temperature, repetition penalty, beams)
@@ -30,21 +50,45 @@ def generate_answers(
         max_new_tokens: Where an answer that does not end is cut.
 
     Returns:
-        One string a row, without special tokens and outer white space.
+        One output a row.
 
     Raises:
-        ActError: A row ends in padding, so its answer would not follow its prompt.
+        ActError: A row ends in padding, so its answer would not follow its prompt; or the model's logits are NaN.
     """
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     if not bool(mask[:, -1].all()):
         raise ActError(Fault("attention_mask", mask.tolist(), "must be padded on the left", "Set padding_side='left'."))
     config = _greedy(model, tokenizer, max_new_tokens)
     with evaluating(model), _generation_config(model, config):
-        generated = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    answers = tokenizer.batch_decode(
-        generated[:, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return [answer.strip() for answer in answers]
+        sequences = cast(Any, model).generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_NoNaN()]),
+        )
+    ends = set(end_of_turn_ids(model, tokenizer))
+    return [_generated(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
+
+
+def _generated(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    text = tokenizer.decode(tokens[: length + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Generated(str(text), length, truncated=length == len(tokens))
+
+
+class _NoNaN(LogitsProcessor):
+    """Stops a generation whose logits are NaN: their argmax would be some token, and the answer nobody's."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(scores.isnan().any()):
+            raise nan_logits()
+        return scores
+
+
+def nan_logits() -> ActError:
+    """The error of a model whose outputs are no numbers."""
+    rule = "must give logits that are numbers, and gave NaN"
+    return ActError(Fault("model", "logits", rule, "Look at the weights, or evaluate in float32 or bfloat16."))
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

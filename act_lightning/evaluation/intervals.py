@@ -1,9 +1,14 @@
-"""How far a measured share may lie from the true one."""
+"""How far a measured share, mean or difference may lie from the true one."""
 
 from __future__ import annotations
 
-from math import sqrt
+from collections.abc import Sequence
+from math import comb, sqrt
 from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from act_lightning.errors import Fault, refuse
 
@@ -36,6 +41,103 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     center = (share + z * z / (2 * total)) / widening
     radius = z * sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / widening
     return max(0.0, center - radius), min(1.0, center + radius)
+
+
+def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """The percentile interval of a mean, from means of values drawn again with replacement.
+
+    (B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979.)
+
+    Args:
+        values: float ``[values]``; the interval of none is (NaN, NaN).
+        confidence: The share of such intervals that hold the true mean, for many values.
+        resamples: How often is drawn.
+        seed: Of the draws, which are the same for the same number of values.
+
+    Returns:
+        Its lower and upper bound.
+    """
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    generator = torch.Generator().manual_seed(seed)
+    counted, means = values.double(), []
+    for _ in range(resamples):
+        drawn = torch.randint(len(values), (len(values),), generator=generator)
+        means.append(counted[drawn].mean())
+    tail = (1 - confidence) / 2
+    low, high = torch.quantile(torch.stack(means), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def mean_of_shares(counts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
+    """The mean of independent shares, each counted alike, with an interval from theirs: ``√Σ(pᵢ - lᵢ)² / k`` below it.
+
+    (G. Y. Zou, A. Donner, "Construction of confidence limits about effect measures", Stat. Med. 27, 2008.)
+
+    Args:
+        counts: How many were right, and of how many, for each share; at least one.
+
+    Returns:
+        The mean, and its lower and upper bound, at 95 %.
+    """
+    shares = [correct / total for correct, total in counts]
+    bounds = [wilson(correct, total) for correct, total in counts]
+    below = sqrt(sum((share - low) ** 2 for share, (low, _) in zip(shares, bounds, strict=True)))
+    above = sqrt(sum((high - share) ** 2 for share, (_, high) in zip(shares, bounds, strict=True)))
+    mean, number = sum(shares) / len(shares), len(shares)
+    return mean, mean - below / number, mean + above / number
+
+
+class McNemar(NamedTuple):
+    """A paired comparison of two shares.
+
+    Attributes:
+        gained: Items that only the second got right.
+        lost: Items that only the first got right.
+        p_value: Probability of a split at least as uneven if both were equally good.
+    """
+
+    gained: int
+    lost: int
+    p_value: float
+
+
+def mcnemar(gained: int, lost: int) -> McNemar:
+    """McNemar's exact test: whether the items on which two models differ fall evenly, ``2·P(X ≤ min), X ~ B(n, ½)``.
+
+    (Q. McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 12, 1947.)
+
+    >>> mcnemar(gained=8, lost=1)
+    McNemar(gained=8, lost=1, p_value=0.0390625)
+
+    Args:
+        gained: Items that only the second got right.
+        lost: Items that only the first got right.
+    """
+    differing = gained + lost
+    tail = sum(comb(differing, fewer) for fewer in range(min(gained, lost) + 1))
+    return McNemar(gained, lost, min(1.0, 2 * tail / 2**differing))
+
+
+def paired_difference(gained: int, lost: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The interval of a difference of two shares of the same items: ``(b - c)/n ± z √(b + c - (b - c)²/n)/n``.
+
+    This is Wald's, after half an item more is put into each of the four cells of gained, lost, both and neither.
+    (A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Stat. Med. 24, 2005.)
+
+    Args:
+        gained: Items that only the second got right.
+        lost: Items that only the first got right.
+        total: All items.
+        confidence: The share of such intervals that hold the true difference.
+
+    Returns:
+        Its lower and upper bound, within [-1, 1].
+    """
+    b, c, n = gained + 0.5, lost + 0.5, total + 2
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    center, radius = (b - c) / n, z * sqrt(b + c - (b - c) ** 2 / n) / n
+    return max(-1.0, center - radius), min(1.0, center + radius)
 
 
 def _check(correct: int, total: int, confidence: float) -> None:

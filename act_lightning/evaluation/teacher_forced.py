@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from act_lightning.errors import ActError, Fault
+from act_lightning.evaluation.generation import nan_logits
 from act_lightning.evaluation.modes import evaluating
 
 _IGNORED = -100
@@ -30,7 +31,7 @@ def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tenso
         bool ``[rows]``.
 
     Raises:
-        ActError: A row asks nothing.
+        ActError: A row asks nothing, or the logits are NaN.
     """
     labels = batch["labels"].to(model.device)[:, 1:]
     asked = labels != _IGNORED
@@ -45,4 +46,6 @@ def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tenso
             logits_to_keep=columns,
             use_cache=False,
         ).logits
+    if bool(logits.isnan().any()):
+        raise nan_logits()
     return cast(Tensor, ((logits.argmax(-1) == labels[:, columns]) | ~asked[:, columns]).all(dim=1))

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from act_lightning.evaluation import Row, as_csv, as_table, wilson
+from act_lightning.evaluation import Row, models_csv, models_table, wilson
 
 ROLES = {"sums": "keep", "words": "recover", "verbs": "recover"}
 ROWS = [
@@ -21,7 +21,7 @@ def test_mean_counts_every_set_alike() -> None:
 
 def test_table_shows_every_model_with_means_by_role() -> None:
     console = Console(width=120, file=io.StringIO(), force_terminal=False)
-    console.print(as_table(ROWS, ROLES))
+    console.print(models_table(ROWS, ROLES))
     lines = console.file.getvalue().splitlines()
     transfer = next(line for line in lines if "transfer" in line)
     assert transfer.split()[:3] == ["transfer", "1.23%", "80.0"]
@@ -29,7 +29,7 @@ def test_table_shows_every_model_with_means_by_role() -> None:
 
 
 def test_csv_has_a_line_for_each_model_and_set() -> None:
-    lines = list(csv.DictReader(io.StringIO(as_csv(ROWS, ROLES))))
+    lines = list(csv.DictReader(io.StringIO(models_csv(ROWS, ROLES))))
     assert [(line["model"], line["set"]) for line in lines[:4]] == [
         ("target", "sums"),
         ("target", "words"),
@@ -42,5 +42,5 @@ def test_csv_has_a_line_for_each_model_and_set() -> None:
 
 
 def test_sets_of_one_role_only() -> None:
-    as_table(ROWS, {"sums": "keep"})
-    assert "recover" not in as_csv(ROWS, {"sums": "keep"})
+    models_table(ROWS, {"sums": "keep"})
+    assert "recover" not in models_csv(ROWS, {"sums": "keep"})
