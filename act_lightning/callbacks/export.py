@@ -71,7 +71,7 @@ class HuggingFaceExport(L.Callback):
             chosen_dtype(self.dtype, folder),
             described_files(self._name(pl_module), self.recipe, transfer, "fit"),
         )
-        complete_card(out)
+        complete_card(out, verify=True)
         rank_zero_info(f"model written to {out}")
 
     def _name(self, pl_module: L.LightningModule) -> str:

@@ -63,13 +63,14 @@ def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     return found
 
 
-def result_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weight file in ``folder``.
+def result_hashes(folder: Path, verify: bool) -> dict[str, Any]:
+    """The digest of the weights in ``folder`` and, if all bytes are to be read, the SHA-256 of every file.
 
     Raises:
         ActError: Weights are missing or truncated.
     """
-    return dict(identify(folder, verify=True).sha256 or {})
+    identity = identify(folder, verify)
+    return {"digest": identity.digest, "sha256": dict(identity.sha256 or {})}
 
 
 def _identity(name: str, revision: str | None, setting: str) -> dict[str, Any]:

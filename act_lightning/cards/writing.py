@@ -42,16 +42,20 @@ def first_card(base: str, recipe_yaml: str, transfer: Mapping[str, Any], verb: s
     return Card(record, travels, transfer).render()
 
 
-def complete_card(folder: Path) -> None:
-    """Add the SHA-256 of every weight file of an exported ``folder`` to its card.
+def complete_card(folder: Path, verify: bool) -> None:
+    """Add the hashes of an exported ``folder`` to its card.
 
     The weights cannot be hashed before they are written, and a folder appears with a card or not at all.
+
+    Args:
+        folder: An exported model.
+        verify: Whether to read all bytes, for the SHA-256 of every weight file; else the digest of a sample has to do.
     """
-    write_file(folder / CARD, _again(folder, []))
+    write_file(folder / CARD, _again(folder, [], verify))
 
 
 def card_again(folder: Path, evaluations: Path) -> str:
-    """The card of an exported ``folder`` with the results that a run has saved since.
+    """The card of an exported ``folder`` with all hashes, and the results that a run has saved since.
 
     Args:
         folder: An exported model.
@@ -60,7 +64,7 @@ def card_again(folder: Path, evaluations: Path) -> str:
     Raises:
         ActError: There is no card of ours to start from, or its recipe or record has been damaged.
     """
-    return _again(folder, result_rows(evaluations))
+    return _again(folder, result_rows(evaluations), verify=True)
 
 
 def exported_folders(run: Path) -> list[Path]:
@@ -110,9 +114,9 @@ def read_transfer(folder: Path) -> dict[str, Any]:
         raise ActError(Fault("transfer.json", str(path), rule, "Export the model again.")) from error
 
 
-def _again(folder: Path, results: list[list[str]]) -> str:
+def _again(folder: Path, results: list[list[str]], verify: bool) -> str:
     recipe, record = read_card(folder)
-    return Card({**record, "result": result_hashes(folder)}, recipe, read_transfer(folder), results).render()
+    return Card({**record, "result": result_hashes(folder, verify)}, recipe, read_transfer(folder), results).render()
 
 
 def _parsed(recipe_yaml: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from act_lightning.cards import CARD
 from act_lightning.checkpoints import output_faults, replacing_folder, write_file
 from act_lightning.checkpoints.atomic import storing
-from act_lightning.checkpoints.export import CARRIED
-from act_lightning.checkpoints.shards import INDEX
+from act_lightning.checkpoints.clone import clone_file
+from act_lightning.checkpoints.export import CARRIED, require_space
+from act_lightning.checkpoints.shards import INDEX, read_headers
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.patches.description import patched_card
 from act_lightning.patches.file import open_patch
@@ -118,10 +119,12 @@ def _hashes(key: str, tensor: StoredTensor, stack: Stack) -> tuple[str, str]:
 
 
 def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stack: Stack, card: str) -> None:
+    require_space(out, read_headers(model))
     with replacing_folder(out) as folder, _progress("Writing", tensors) as bar:
         for path, group in groupby(tensors.items(), key=lambda item: item[1].path):
             with storing(out):
-                shutil.copyfile(path, folder / path.name)
+                if not clone_file(path, folder / path.name):
+                    shutil.copyfile(path, folder / path.name)
                 for key, tensor in group:
                     if stack.touches(key):
                         _overwrite(folder / path.name, key, tensor, stack)
