@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.answering import of_all_processes
-from act_lightning.callbacks.export import chosen_dtype, described_files
-from act_lightning.callbacks.injection import describe, run_seed
-from act_lightning.callbacks.preparation import PreparedTransfer, prepare
+from act_lightning.callbacks.injection import run_seed
+from act_lightning.callbacks.preparation import prepare
 from act_lightning.callbacks.target import find_target
-from act_lightning.cards import complete_card
-from act_lightning.checkpoints import merge_checkpoint, output_faults, write_file
+from act_lightning.checkpoints import output_faults, write_file
+from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, refuse
 from act_lightning.planning import Run
 
@@ -49,40 +47,10 @@ def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     if not trainer.is_global_zero:
         return
     scores = Path(run.transfer.scores) if run.transfer.scores else root / "scores"
-    sources, settings = run.profiler.sources or [], run.transfer.settings
-    prepared = prepare(sources, target.inventory(), settings, scores, run_seed(), target.digests(), target.folder)
-    export_merged(
-        root / "merged", target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device
-    )
-    write_file(root / "transfer.json", json.dumps(prepared.report, indent=2) + "\n")
-    rank_zero_info(f"{describe(prepared.report)}\nmerged model written to {root / 'merged'}")
-
-
-def export_merged(
-    out: Path,
-    target: Path,
-    prepared: PreparedTransfer,
-    recipe: str,
-    dtype: str,
-    device: torch.device | None = None,
-) -> None:
-    """Write the merged model, streaming: some rows at a time are read, changed where selected, and written.
-
-    Args:
-        out: The folder to be.
-        target: The target's checkpoint.
-        prepared: The sources with their masks.
-        recipe: The run's config as YAML, for the card.
-        dtype: Precision of the written weights; ``auto``: as the target is stored.
-        device: Where rows are merged; by default the CPU.
-
-    Raises:
-        ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
-    """
-    files = described_files(str(target), recipe, prepared.report, "merge")
-    with prepared.injection() as injection:
-        merge_checkpoint(out, target, injection, chosen_dtype(dtype, target), files, device)
-    complete_card(out, verify=False)  # a merge is about as fast as a copy, and stays so
+    known = run_seed(), target.digests(), target.folder
+    prepared = prepare(run.sources, target.inventory(), run.transfer.settings, scores, *known)
+    told = merge_to_disk(root, target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device)
+    rank_zero_info(told)
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:

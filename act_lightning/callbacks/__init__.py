@@ -1,10 +1,17 @@
-"""Lightning callbacks: profile a pair before fit, inject what differs, export the result."""
+"""Lightning callbacks: profile a pair before fit, inject what differs, export the result.
 
-from act_lightning.callbacks.comparison import TransferComparison
-from act_lightning.callbacks.export import HuggingFaceExport
-from act_lightning.callbacks.injection import MaskedTaskVectorInjection
-from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
-from act_lightning.callbacks.sources import AbilitySource
+Each is imported when it is asked for: a merge from disk to disk needs none of them, nor Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from act_lightning.callbacks.comparison import TransferComparison
+    from act_lightning.callbacks.export import HuggingFaceExport
+    from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+    from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
+    from act_lightning.callbacks.sources import AbilitySource
 
 __all__ = [
     "AbilitySource",
@@ -13,3 +20,16 @@ __all__ = [
     "MaskedTaskVectorInjection",
     "TransferComparison",
 ]
+_HOMES = {
+    "AbilitySource": "sources",
+    "ActivationDifferenceProfiler": "profiling",
+    "HuggingFaceExport": "export",
+    "MaskedTaskVectorInjection": "injection",
+    "TransferComparison": "comparison",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the classes
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

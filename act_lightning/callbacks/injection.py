@@ -27,7 +27,7 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
-from act_lightning.transfer import TransferSettings, selection_faults
+from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults
 from act_lightning.transfer.settings import Scope, Share
 
 
@@ -127,7 +127,7 @@ class MaskedTaskVectorInjection(L.Callback):
                 injection.apply_(name, part.values, part.first_row)
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)
-        rank_zero_info(describe(prepared.report))
+        rank_zero_info(describe_transfer(prepared.report))
         return prepared
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,15 +142,6 @@ class MaskedTaskVectorInjection(L.Callback):
 def run_seed() -> int:
     """The seed that Lightning's ``seed_everything`` set, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def describe(report: dict[str, Any]) -> str:
-    """A line for each source of a transfer report."""
-    return "\n".join(
-        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
-        f" {source['parameter_share']:.2%} of parameters"
-        for name, source in report["sources"].items()
-    )
 
 
 def _sources_of(trainer: L.Trainer) -> ActivationDifferenceProfiler | None:

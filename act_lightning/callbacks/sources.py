@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from act_lightning.data import name_faults
+from act_lightning.checkpoints import name_faults
 from act_lightning.errors import Fault
 from act_lightning.masks import ratio_faults
 from act_lightning.transfer import scale_faults

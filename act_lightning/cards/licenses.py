@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import metadata_load
 
 CARD = "README.md"
 License = Mapping[str, Any]
@@ -17,6 +16,10 @@ _FIELDS = ("license", "license_name", "license_link")
 
 def read_license(folder: Path) -> License:
     """The license that the card in ``folder`` states, if there is one."""
+    if not (folder / CARD).is_file():
+        return {}
+    from huggingface_hub import metadata_load  # takes half a second
+
     try:
         metadata = metadata_load(folder / CARD) or {}
     except (OSError, ValueError, yaml.YAMLError):

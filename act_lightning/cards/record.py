@@ -12,7 +12,6 @@ from typing import Any
 from act_lightning.cards.licenses import read_license
 from act_lightning.cards.names import short
 from act_lightning.checkpoints import identify, locate
-from act_lightning.data import AbilityData, rows_fingerprint
 from act_lightning.errors import ActError
 
 _PACKAGES = ("act-lightning", "torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
@@ -54,6 +53,10 @@ def model_identities(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """The fingerprint of every ability of a recipe by setting; ``None`` where its rows are not to be had."""
+    if not (recipe.get("data") or {}).get("abilities"):
+        return {}
+    from act_lightning.data import AbilityData, rows_fingerprint  # seconds to import, and nothing to read for a merge
+
     found: dict[str, str | None] = {}
     for name, settings in ((recipe.get("data") or {}).get("abilities") or {}).items():
         where = f"data.abilities.{name}"

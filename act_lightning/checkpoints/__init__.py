@@ -10,6 +10,7 @@ from act_lightning.checkpoints.atomic import (
 )
 from act_lightning.checkpoints.described import Described, describe, describe_model
 from act_lightning.checkpoints.export import export_model, output_faults
+from act_lightning.checkpoints.file_names import name_faults
 from act_lightning.checkpoints.finite import check_finite, first_row_not_finite
 from act_lightning.checkpoints.identity import Identity, identify, identify_module
 from act_lightning.checkpoints.locate import locate
@@ -58,6 +59,7 @@ __all__ = [
     "match_vocabulary",
     "merge_checkpoint",
     "meta_model",
+    "name_faults",
     "output_faults",
     "pair_faults",
     "remove_leftovers",

@@ -35,7 +35,9 @@ VERBS = {
     "test": Verb("Generate answers for data.evaluations, judge them, and write down what was found."),
     "predict": Verb("Generate answers for data.evaluations and write them down."),
     "profile": Verb("Measure the scores of every ability and stop."),
-    "merge": Verb("Profile where scores are missing, transfer, and export the merged model; no fine-tuning."),
+    "merge": Verb(
+        "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", module="merge"
+    ),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
     "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),

@@ -1,8 +1,8 @@
 """Abilities and evaluation sets: rows, templates, answer labels, batches, and the LightningDataModule."""
 
+from act_lightning.checkpoints import name_faults
 from act_lightning.data.abilities import TokenizedAbility, fingerprint, tokenize_ability
 from act_lightning.data.batches import Batch, collate, deal, token_budget_batches, unbatch
-from act_lightning.data.checks import name_faults
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.items import Item, read_items
 from act_lightning.data.labels import IGNORED, Encoder, Sample, answer_mask, encode, has_answers

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
+from act_lightning.checkpoints import name_faults
 from act_lightning.data.questions import question_faults
 from act_lightning.data.rows import row_faults
 from act_lightning.data.settings import AbilityData, EvaluationData
@@ -14,7 +14,6 @@ from act_lightning.errors import Fault
 
 EVALUATING = ("test", "predict")
 """Stages that read evaluation sets and no ability."""
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def ability_faults(abilities: Mapping[str, AbilityData]) -> list[Fault]:
@@ -100,19 +99,6 @@ def positive_faults(value: int, setting: str) -> list[Fault]:
         setting: Where it was given.
     """
     return [] if value >= 1 else [Fault(setting, value, "must be at least 1", "Write 1 or more.")]
-
-
-def name_faults(name: str, setting: str) -> list[Fault]:
-    """The fault of a name that cannot become part of a path.
-
-    Args:
-        name: What was given.
-        setting: Where it was given.
-    """
-    if _NAME.fullmatch(name) and name not in (".", ".."):
-        return []
-    rule = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
-    return [Fault(setting, name, rule, "Rename it: files are named after it.")]
 
 
 def _set_faults(section: str, name: str, settings: AbilityData) -> list[Fault]:

@@ -2,7 +2,7 @@
 
 from act_lightning.transfer.counting import count_selected, selection_faults
 from act_lightning.transfer.injection import MaskedInjection
-from act_lightning.transfer.report import transfer_report
+from act_lightning.transfer.report import describe_transfer, transfer_report
 from act_lightning.transfer.selection import SelectedSource, having_partners, partner_channels, select
 from act_lightning.transfer.settings import TransferSettings, scale_faults
 
@@ -11,6 +11,7 @@ __all__ = [
     "SelectedSource",
     "TransferSettings",
     "count_selected",
+    "describe_transfer",
     "having_partners",
     "partner_channels",
     "scale_faults",

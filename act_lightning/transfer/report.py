@@ -47,6 +47,15 @@ def transfer_report(
     }
 
 
+def describe_transfer(report: Mapping[str, Any]) -> str:
+    """A line for each source of a transfer report."""
+    return "\n".join(
+        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
+        f" {source['parameter_share']:.2%} of parameters"
+        for name, source in report["sources"].items()
+    )
+
+
 def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
     mask = source.mask
     chosen, parameters = int(mask.sum()), _moved(inventory, source)
