@@ -40,6 +40,7 @@ VERBS = {
     ),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
     "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
+    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", module="data"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
 }
 

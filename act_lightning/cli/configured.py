@@ -198,11 +198,12 @@ class ActCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
 
-def main(arguments: ArgsType) -> int:
+def main(arguments: ArgsType, cli: type[ActCLI] = ActCLI) -> int:
     """Run a verb with its config.
 
     Args:
         arguments: The verb and its options, or a config as a dict.
+        cli: What does with the config what the verb asks for.
 
     Returns:
         The exit status: 0 for success.
@@ -211,7 +212,7 @@ def main(arguments: ArgsType) -> int:
         for message in _NOT_FOR_USERS:
             warnings.filterwarnings("ignore", message)
         try:
-            return ActCLI(arguments).exit_status
+            return cli(arguments).exit_status
         except MisconfigurationException as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

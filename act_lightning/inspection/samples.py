@@ -46,7 +46,8 @@ def pieces(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
     ids = sample.input_ids.tolist()
     kinds = [(label != IGNORED, token in special_ids) for token, label in zip(ids, sample.labels.tolist(), strict=True)]
     found, done, text = [], 0, ""
-    for (answer, special), run in groupby(kinds):
+    # Special tokens stand one by one, whatever is next to them.
+    for (answer, special, _), run in groupby((*kind, place if kind[1] else -1) for place, kind in enumerate(kinds)):
         done += len(list(run))
         # What is decoded alone would lose the blank it begins with, in tokenizers of SentencePiece.
         longer = str(tokenizer.decode(ids[:done], clean_up_tokenization_spaces=False))
@@ -71,10 +72,9 @@ def chosen(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def legend() -> Text:
     """How the kinds of tokens are shown, with color and without."""
-    return Text.assemble(
-        "tokens: ", ("prompt, ignored", "dim"), "  ⟦", ("answer, counted", "bold green"), "⟧  ",
-        ("⟨special, ignored⟩", "cyan"), "  ⟦", ("⟨special, counted⟩", "bold magenta"), "⟧",
-    )  # fmt: skip
+    answered = ("answer", _STYLES[True, False]), ("⟨special⟩", _STYLES[True, True])
+    ignored = ("prompt", _STYLES[False, False]), " ", ("⟨special⟩", _STYLES[False, True])
+    return Text.assemble("ignored: ", *ignored, "   counted: ⟦", *answered, "⟧")
 
 
 def colored(shown: Sequence[Piece]) -> Text:

@@ -27,11 +27,13 @@ def print_inspection(inspection: Inspection, as_json: bool, console: Console | N
         print(json.dumps(inspection.to_json(), indent=2, ensure_ascii=False))
         return
     console = console or Console(highlight=False)
-    console.print(legend(), "\n")
+    console.print(legend())
     for one in inspection.sets:
         _print_samples(one, console)
-    console.print(_figures(inspection.sets), "\n")
-    console.print(_lengths(inspection.sets), "\n")
+    console.print()
+    for table in (_figures(inspection.sets), _lengths(inspection.sets)):
+        console.print(table)
+        console.print()
     for overlap in inspection.overlaps:
         console.print("[yellow]warning:[/]", end=" ")
         console.print(warning(overlap), markup=False, soft_wrap=True)
@@ -55,9 +57,9 @@ def warning(overlap: Overlap) -> str:
 
 def _print_samples(one: InspectedSet, console: Console) -> None:
     for number, sample in enumerate(one.samples, start=1):
+        console.print()
         console.rule(Text(f"{one.kind} {one.name}, sample {number} of {len(one.samples)}"), align="left")
         console.print(colored(sample), soft_wrap=True)
-    console.print()
 
 
 def _figures(sets: list[InspectedSet]) -> Table:
@@ -73,9 +75,9 @@ def _figures(sets: list[InspectedSet]) -> Table:
 def _lengths(sets: list[InspectedSet]) -> Table:
     """Histograms: a row for each set, a column for each bin."""
     edges = sorted({edge for one in sets for edge in one.figures.lengths})
-    table = Table("samples by tokens", *(f"≤ {edge:,}" for edge in edges), box=None)
+    table = Table("samples by tokens", "", *(f"≤ {edge:,}" for edge in edges), box=None)
     for one in sets:
         most = max(one.figures.lengths.values(), default=1)
         counts = [one.figures.lengths.get(edge, 0) for edge in edges]
-        table.add_row(Text(one.name), *(f"{_BARS[-(-8 * count // most)]} {count:,}" for count in counts))
+        table.add_row(Text(one.name), one.kind, *(f"{_BARS[-(-8 * count // most)]} {count:,}" for count in counts))
     return table

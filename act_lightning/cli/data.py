@@ -1,0 +1,60 @@
+"""The verb ``data``: ``data inspect`` looks at a run's data, ``data translate`` makes abilities in other languages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.configured import ActCLI
+from act_lightning.cli.configured import main as configured
+from act_lightning.data import AbilityDataModule
+from act_lightning.inspection import inspect, print_inspection
+from act_lightning.overlays import MergingConfigFile, NamingParser
+from act_lightning.translation import TranslationSettings, print_report, translate
+
+_INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
+_TRANSLATE = "Translate abilities by any OpenAI-compatible endpoint, and go on where an earlier run ended."
+
+
+class InspectionCLI(ActCLI):
+    """Builds a run as ``plan`` does, from configs and without a Trainer, and shows its data."""
+
+    def _run_verb(self, subcommand: str) -> None:
+        print_inspection(inspect(self.run.data), as_json=self.config[subcommand].json)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Look at data, or translate it.
+
+    Args:
+        arguments: ``inspect`` or ``translate``, and its options.
+
+    Returns:
+        The exit status: 0 for success; 1 if an endpoint left rows unanswered, which another run asks again.
+
+    Raises:
+        ActError: If settings or rows are wrong, or an endpoint refuses everything.
+    """
+    front = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
+    verbs = front.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
+    for name, about in (("inspect", _INSPECT), ("translate", _TRANSLATE)):
+        verbs.add_parser(name, help=about, add_help=False)
+    verb = front.parse_args(list(arguments[:1])).verb
+    if verb == "inspect":
+        return configured(["plan", *arguments[1:]], InspectionCLI)
+    return _translate(arguments[1:])
+
+
+def _translate(arguments: Sequence[str]) -> int:
+    parser = NamingParser(prog=f"{PROGRAM} data translate", description=_TRANSLATE)
+    parser.add_argument("-c", "--config", action=MergingConfigFile, help="Path to a YAML file; may be repeated.")
+    parser.add_class_arguments(AbilityDataModule, "data")
+    parser.add_class_arguments(TranslationSettings, "translate")
+    given = parser.parse_args(list(arguments))
+    made = parser.instantiate_classes(given)
+    report = translate(made.data.abilities, made.translate)
+    print_report(report, Console(highlight=False))
+    return int(report.unanswered > 0)
