@@ -17,15 +17,14 @@ _STOPS = (
     "\nimport ",
     "\nfrom ",
     "\nassert ",
-    "\n```",
 )
 
 
 def completed(prompt: str, output: str, entry_point: str) -> str:
     r"""The program that an output makes: on its own where it defines the function, else after the prompt.
 
-    The first fenced block counts, or the output up to where EvalPlus stops a model; lines at the end that are no Python
-    (an answer that was cut) are dropped.
+    A fenced block counts alone; other text up to where EvalPlus stops a model. Lines at the end that are no Python (an
+    answer that was cut) are dropped.
 
     >>> print(completed("def one():\n", "    return 1\n\nprint(one())", "one"))
     def one():
@@ -34,14 +33,12 @@ def completed(prompt: str, output: str, entry_point: str) -> str:
     def one():
         return 1
     """
+    end = min((place for stop in _STOPS if (place := output.find(stop)) >= 0), default=len(output))
     block = _FENCE.search(output)
-    if block is not None:
-        own = _parsing(block[1])
-        return own if defines(own, entry_point) else _parsing(prompt + block[1])
-    if re.search(rf"^def {re.escape(entry_point)}\b", output, re.MULTILINE):
-        return _parsing(output)
-    ends = [place for stop in _STOPS if (place := output.find(stop)) >= 0]
-    return _parsing(prompt + output[: min(ends, default=len(output))])
+    if block is None or block.start() > end:
+        return _parsing(prompt + output[:end])
+    own = _parsing(block[1])
+    return own if defines(own, entry_point) else _parsing(prompt + block[1])
 
 
 def _parsing(code: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation import end_of_turn_ids, generate_answers
+from act_lightning.evaluation import Generated, end_of_turn_ids, generate_answers
 from tests.tiny import END_ID, PAD_ID, START_ID, tiny_model
 
 PROMPTS = ["One", "What is the sum of two and two?", "नौ, 九!", "a " * 20]
@@ -23,12 +23,13 @@ def left_padded(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> dict[
 @torch.no_grad()
 def slow_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int, ends: set[int]
-) -> str:
+) -> Generated:
     ids = tokenizer(prompt).input_ids
     answer: list[int] = []
     while len(answer) < tokens and not (answer and answer[-1] in ends):
         answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
-    return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    ended = answer[-1] in ends
+    return Generated(tokenizer.decode(answer, skip_special_tokens=True), len(answer) - ended, not ended)
 
 
 def answering(seed: int = 0, architecture: str = "llama") -> PreTrainedModel:
@@ -49,9 +50,7 @@ def test_equals_one_prompt_at_a_time(architecture: str, tokenizer: PreTrainedTok
 def test_some_answers_end_early(tokenizer: PreTrainedTokenizerFast) -> None:
     """So that the comparison above says something about stopping."""
     model = answering()
-    lengths = [len(slow_answer(model, tokenizer, prompt, 12, {END_ID})) for prompt in PROMPTS]
-    endless = [len(slow_answer(model, tokenizer, prompt, 12, set())) for prompt in PROMPTS]
-    assert any(length < full for length, full in zip(lengths, endless, strict=True))
+    assert {slow_answer(model, tokenizer, prompt, 12, {END_ID}).truncated for prompt in PROMPTS} == {True, False}
 
 
 def test_settings_for_sampling_play_no_part(
@@ -111,3 +110,10 @@ def test_padding_on_the_right_is_refused(tokenizer: PreTrainedTokenizerFast) -> 
     assert (batch["input_ids"] == PAD_ID).any()
     with pytest.raises(ActError, match="padded on the left"):
         generate_answers(tiny_model(), tokenizer, batch, 2)
+
+
+def test_logits_that_are_no_numbers_are_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model()
+    model.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(ActError, match="gave NaN"):
+        generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2)

@@ -78,7 +78,7 @@ def test_agrees_with_generation_on_a_trained_model(tokenizer: PreTrainedTokenize
     assert model.training
     left = dict(tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="left"))
     answers = generate_answers(model, tokenizer, left, 24)
-    assert [answer == reference for answer, reference in zip(answers, ANSWERS, strict=True)] == matches.tolist()
+    assert [answer.text == reference for answer, reference in zip(answers, ANSWERS, strict=True)] == matches.tolist()
 
 
 def test_the_end_of_the_turn_counts(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -19,7 +19,7 @@ def share_right(folder: Path, ability: str) -> float:
     texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     batch = dict(tokenizer(texts, return_tensors="pt", padding=True, padding_side="left"))
     answers = generate_answers(model, tokenizer, batch, 32)
-    return sum(exact_match(answer, row["answer"]) for answer, row in zip(answers, asked, strict=True)) / len(asked)
+    return sum(exact_match(answer.text, row["answer"]) for answer, row in zip(answers, asked, strict=True)) / len(asked)
 
 
 @pytest.mark.slow

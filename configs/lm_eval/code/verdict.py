@@ -1,0 +1,12 @@
+"""Whether a completed function passes its tests, judged as `act_lightning test` judges it."""
+
+from typing import Any
+
+from act_lightning.data.programs import make_program
+from act_lightning.evaluation import judge_code
+
+
+def passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """The metric of one row from its one output."""
+    program = make_program(doc["prompt"].strip() + "\n", doc["canonical_solution"], doc, doc.get("task_id") or "a row")
+    return {"exact_match": float(judge_code(results[0], program.prompt, program.test, program.entry_point).correct)}

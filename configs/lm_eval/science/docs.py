@@ -1,0 +1,22 @@
+"""Options of BenchMAX's science questions, in the order in which `act_lightning test` shows them."""
+
+from typing import Any
+
+import datasets
+
+from act_lightning.data.benchmax import clean_option
+from act_lightning.data.choices import make_choices
+
+_INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def with_choices(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Add ``choice1`` to ``choice4``, the list ``choices`` and ``answer``, a letter such as ``(B)``."""
+    return dataset.map(_with_choices, with_indices=True)
+
+
+def _with_choices(row: dict[str, Any], number: int) -> dict[str, Any]:
+    incorrect = [row[column] for column in _INCORRECT]
+    choices = make_choices(row["Question"], row["Correct Answer"], incorrect, f"row {number + 1}", clean_option)
+    named = {f"choice{place}": option for place, option in enumerate(choices.options, start=1)}
+    return named | {"choices": list(choices.options), "answer": choices.answer}

@@ -1,0 +1,76 @@
+"""Extraction and comparison, against lm-evaluation-harness's own filters and metric on the same outputs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from act_lightning.data.benchmax import LANGUAGES, math_pattern
+from act_lightning.evaluation import first_match, judge_choice, judge_number, last_choice, last_number, loose_match
+
+extraction = pytest.importorskip("lm_eval.filters.extraction")
+metrics = pytest.importorskip("lm_eval.api.metrics")
+
+OPTIONS = ["Gold", "gold ring", "An apple, red.", "½ of it"]
+CHOICE = "(?<=The answer is )(.*)(?=.)"
+FLEXIBLE_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+PIECES = [
+    *("The answer is ", "答案是 ", "答えは", "です。", "입니다.", "답은 ", "Jibu ni ", "。", "answer: ", "Answer:  B"),
+    *("18", "-5", "1,080", "$9.50", "3.5.", "...", "٤٧", "७", "x = 2", "(A)", "(B)", "(b)", "B", "C.", "(D).", "(Z)"),
+    *("gold", "Gold", "gold ring", "an APPLE red", "½ of it", ",", " ", "\n", ".", "so ", ":"),
+]
+
+
+def outputs(count: int) -> list[str]:
+    """Texts in which forms of answers meet in any order."""
+    draw = random.Random(0)
+    return ["", *("".join(draw.choices(PIECES, k=draw.randint(1, 9))) for _ in range(count))]
+
+
+def theirs(found: str | None) -> str:
+    return "[invalid]" if found is None else found
+
+
+def right(prediction: str, reference: str) -> bool:
+    score = metrics.exact_match_hf_evaluate([prediction], [reference], ignore_case=True, ignore_punctuation=True)
+    return bool(score["exact_match"] == 1)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_numbers_in_every_language(language: str) -> None:
+    pattern = math_pattern(language)
+    strict = extraction.RegexFilter(regex_pattern=pattern)
+    flexible = extraction.RegexFilter(regex_pattern=FLEXIBLE_NUMBER, group_select=-1)
+    for output in outputs(300):
+        ((wanted,),), ((last,),) = (chosen.apply([[output]], [{}]) for chosen in (strict, flexible))
+        assert (theirs(first_match(pattern, output)), theirs(last_number(output))) == (wanted, last)
+        for reference in ("18", "1080", "9.50"):
+            verdict = judge_number(output, reference, pattern)
+            assert verdict.answered is (wanted != "[invalid]")
+            assert (verdict.correct, verdict.flexible_correct) == (right(wanted, reference), right(last, reference))
+
+
+def test_choices() -> None:
+    strict = extraction.RegexFilter(regex_pattern=CHOICE)
+    flexible = extraction.MultiChoiceRegexFilter(r"(\([A-Z]\))", -1, ignore_case=True, ignore_punctuation=True)
+    texts = outputs(600)
+    lasts = flexible.apply([texts], [{"choices": OPTIONS}])[0]
+    for output, last in zip(texts, lasts, strict=True):
+        ((wanted,),) = strict.apply([[output]], [{}])
+        assert (theirs(first_match(CHOICE, output)), theirs(last_choice(output, OPTIONS))) == (wanted, last), output
+        verdict = judge_choice(output, "(B)", OPTIONS, CHOICE)
+        assert (verdict.correct, verdict.flexible_correct) == (right(wanted, "(B)"), right(last, "(B)"))
+        assert verdict.answered or not verdict.correct
+    assert {theirs(last_choice(output, OPTIONS)) for output in texts} >= {"(A)", "(B)", "(C)", "(D)", "[invalid]"}
+
+
+def test_comparison_ignores_case_and_punctuation() -> None:
+    for one in outputs(60):
+        for other in ("18", "(B)", "gold"):
+            assert loose_match(one, other) is right(one, other)
+
+
+def test_an_option_that_is_told_without_a_letter_is_no_answer_in_the_asked_form() -> None:
+    verdict = judge_choice("The answer is gold ring.", "(B)", OPTIONS, CHOICE)
+    assert (verdict.answered, verdict.correct, verdict.flexible_correct) == (False, False, True)
