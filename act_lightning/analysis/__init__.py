@@ -1,1 +1,69 @@
-"""The paper's findings as functions: scores in, a dataframe or a figure out; and the page that shows them all."""
+"""The paper's findings as functions: scores in, a dataframe or a figure out; and the page that shows them all.
+
+Scores are float32 ``[channels]`` by ability, in the order of a :class:`~act_lightning.channels.ChannelInventory`; masks
+are bool ``[channels]``. In a notebook:
+
+    saved = read_runs([Path("runs/qwen")])
+    scores = saved.pairs[0].scores
+    concentration(scores)                                        # Finding 1
+    overlap_matrix(top_masks(scores, 0.01))                      # Finding 3, Table 1
+    figures.overlap_figure(overlap_matrix(top_masks(scores, 0.01)), list(scores))
+"""
+
+from act_lightning.analysis.abilities import Ability, parse_ability, read_abilities
+from act_lightning.analysis.distribution import ccdf, ccdfs, concentration, gini, share_held
+from act_lightning.analysis.location import (
+    by_layer_and_type,
+    ccdfs_by,
+    composition,
+    head_and_embedding,
+    places,
+    selected_by_module,
+)
+from act_lightning.analysis.overlaps import (
+    chance_overlap,
+    chance_overlap_by_module,
+    consistency,
+    cross_language_overlap,
+    overlap_by_group,
+    overlap_matrix,
+    overlap_over_ratios,
+    pair_groups,
+    shared_channels,
+    top_masks,
+)
+from act_lightning.analysis.saved import Pair, SavedScores, read_runs
+from act_lightning.analysis.weight_change import agreement, average_ranks, weight_change
+
+__all__ = [
+    "Ability",
+    "Pair",
+    "SavedScores",
+    "agreement",
+    "average_ranks",
+    "by_layer_and_type",
+    "ccdf",
+    "ccdfs",
+    "ccdfs_by",
+    "chance_overlap",
+    "chance_overlap_by_module",
+    "composition",
+    "concentration",
+    "consistency",
+    "cross_language_overlap",
+    "gini",
+    "head_and_embedding",
+    "overlap_by_group",
+    "overlap_matrix",
+    "overlap_over_ratios",
+    "pair_groups",
+    "parse_ability",
+    "places",
+    "read_abilities",
+    "read_runs",
+    "selected_by_module",
+    "share_held",
+    "shared_channels",
+    "top_masks",
+    "weight_change",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -30,11 +31,11 @@ def ccdf(values: Tensor, points: int = 400) -> pd.DataFrame:
     >>> ccdf(torch.tensor([4.0, 1.0, 2.0, 2.0])).to_dict("list")
     {'threshold': [1.0, 2.0, 4.0], 'share': [0.75, 0.25, 0.0]}
     """
-    ascending = torch.sort(values).values
-    ranks = torch.logspace(0, torch.tensor(float(values.numel())).log10(), points, dtype=torch.float64).round().long()
-    thresholds = torch.unique(ascending[values.numel() - ranks.clamp(1, values.numel())])
-    above = values.numel() - torch.searchsorted(ascending, thresholds, right=True)
-    return pd.DataFrame({"threshold": thresholds.double(), "share": above.double() / values.numel()})
+    ascending, n = np.sort(values.numpy()), values.numel()
+    ranks = np.unique(np.geomspace(1, n, points).round().astype(int).clip(1, n))
+    thresholds = np.unique(ascending[n - ranks])
+    above = n - np.searchsorted(ascending, thresholds, side="right")
+    return pd.DataFrame({"threshold": thresholds.astype(float), "share": above / n})
 
 
 def ccdfs(scores: Mapping[str, Tensor], points: int = 400) -> pd.DataFrame:
@@ -55,8 +56,8 @@ def gini(values: Tensor) -> float:
     >>> gini(torch.tensor([1.0, 1.0])), gini(torch.tensor([0.0, 0.0, 0.0, 1.0]))
     (0.0, 0.75)
     """
-    ascending, n = torch.sort(values).values.double(), values.numel()
-    weights = 2 * torch.arange(1, n + 1, dtype=torch.float64) - n - 1
+    ascending, n = np.sort(values.numpy()).astype(float), values.numel()
+    weights = 2 * np.arange(1, n + 1) - n - 1
     return float((weights * ascending).sum() / (n * ascending.sum()))
 
 
@@ -88,13 +89,15 @@ def concentration(
 
 
 def _concentration(values: Tensor, ratio: float, thresholds: Sequence[float]) -> dict[str, float]:
-    k = share_of(values.numel(), ratio)
+    ascending = torch.from_numpy(np.sort(values.numpy()))
+    n, k = values.numel(), share_of(values.numel(), ratio)
+    above = n - torch.searchsorted(ascending, torch.tensor(thresholds), right=True)
     return {
-        "mean": float(values.double().mean()),
-        "median": float(values.median()),
-        "lowest selected": float(torch.kthvalue(values, values.numel() - k + 1).values) if k else float("nan"),
-        "max": float(values.max()),
-        "Gini": gini(values),
-        "held by top p": share_held(values, ratio),
-        **{f"> {threshold:g}": float((values > threshold).double().mean()) for threshold in thresholds},
+        "mean": float(ascending.mean(dtype=torch.float64)),
+        "median": float(ascending[(n - 1) // 2]),
+        "lowest selected": float(ascending[n - k]) if k else float("nan"),
+        "max": float(ascending[-1]),
+        "Gini": gini(ascending),
+        "held by top p": share_held(ascending, ratio),
+        **{f"> {threshold:g}": int(count) / n for threshold, count in zip(thresholds, above, strict=True)},
     }

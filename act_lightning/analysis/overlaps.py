@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from act_lightning.analysis.abilities import Ability
 from act_lightning.channels import ChannelInventory
-from act_lightning.masks import top, union
+from act_lightning.masks import rank, share_of, top, union
 
 Masks = Mapping[str, Tensor]
 CROSS_LINGUAL = "Cross-Lingual"
@@ -37,9 +38,9 @@ def shared_channels(masks: Masks) -> pd.DataFrame:
     >>> shared_channels({"a": torch.tensor([True, True]), "b": torch.tensor([False, True])}).to_numpy().tolist()
     [[2, 1], [1, 1]]
     """
-    stacked = torch.stack(list(masks.values()))
-    counts = [stacked[:, mask].sum(1).tolist() for mask in stacked]
-    return pd.DataFrame(counts, list(masks), list(masks))
+    packed = np.stack([np.packbits(mask.numpy()) for mask in masks.values()])
+    counts = [np.bitwise_count(packed & row).sum(axis=1, dtype=np.int64) for row in packed]
+    return pd.DataFrame(np.stack(counts), list(masks), list(masks))
 
 
 def overlap_matrix(masks: Masks) -> pd.DataFrame:
@@ -111,14 +112,39 @@ def overlap_over_ratios(
         groups: Name of the group of each pair (row, column), such as "same language".
 
     Returns:
-        Columns ``ratio``, ``group``, ``overlap`` and ``pairs``.
+        Columns ``ratio``, ``group``, ``pairs`` and ``overlap``.
     """
-    rows = []
+    heads = {name: rank(values, top_masks({name: values}, max(ratios))[name]) for name, values in scores.items()}
+    frames = {}
     for ratio in ratios:
-        matrix = overlap_matrix(top_masks(scores, ratio))
-        named = pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float).groupby(pd.Series(groups))
-        rows += [(ratio, group, values.mean(), len(values)) for group, values in named]
-    return pd.DataFrame(rows, columns=["ratio", "group", "overlap", "pairs"])
+        masks = {name: _first(heads[name], ratio, values.numel()) for name, values in scores.items()}
+        frames[ratio] = overlap_by_group({"overlap": overlap_matrix(masks)}, groups)
+    return pd.concat(frames, names=["ratio", "group"]).reset_index()
+
+
+def _first(order: Tensor, ratio: float, total: int) -> Tensor:
+    mask = torch.zeros(total, dtype=torch.bool)
+    mask[order[: share_of(total, ratio)]] = True
+    return mask
+
+
+def overlap_by_group(
+    matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], str]
+) -> pd.DataFrame:
+    """Means of overlaps over groups of pairs of abilities.
+
+    Args:
+        matrices: Overlaps, rows × columns, by what they are.
+        groups: Name of the group of each pair (row, column).
+
+    Returns:
+        A row per group: ``pairs``, and the mean of each matrix.
+    """
+    members = pd.Series(groups)
+    values = {name: pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float) for name, matrix in matrices.items()}
+    frame = pd.DataFrame({name: series.groupby(members, sort=False).mean() for name, series in values.items()})
+    frame.insert(0, "pairs", members.value_counts())
+    return frame
 
 
 def pair_groups(abilities: Mapping[str, Ability]) -> dict[tuple[str, str], str]:

@@ -8,10 +8,10 @@ from itertools import count
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from act_lightning.analysis.figures.palette import INK, MUTED, SERIES, ordinal
-from act_lightning.analysis.figures.style import EndLabel, label_ends, panels, styled
+from act_lightning.analysis.figures.style import EndLabel, label_ends, log_axis, panels, styled
 from act_lightning.analysis.location import EMBEDDINGS, HEADS, OUTSIDE
 
 SCORE = "averaged activation difference Δa"
@@ -37,7 +37,7 @@ def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float) -
     _log_log(axes, SCORE)
     axes.axhline(ratio, color=MUTED, lw=0.8, ls=(0, (2, 2)), zorder=1)
     place = ("axes fraction", "data")
-    axes.annotate(f"top {ratio:.3%}".replace(".000", ""), (0.01, ratio), xycoords=place, va="bottom", color=MUTED)
+    axes.annotate(f"top {100 * ratio:g} %", (0.01, ratio), xycoords=place, va="bottom", color=MUTED)
     label_ends(axes, ends, 0.16 / (height - 0.9))
     return figure
 
@@ -81,9 +81,10 @@ def ratios_figure(curves: pd.DataFrame) -> Figure:
         ends.append(EndLabel(part["ratio"].iloc[-1], part["overlap"].iloc[-1], str(name), color))
     ratios = sorted(curves["ratio"].unique())
     axes.plot(ratios, ratios, color=MUTED, ls=(0, (2, 2)), gid="chance")
-    axes.set(xscale="log", xlabel="transfer ratio p", ylabel="mean overlap", ylim=(0, 1))
+    axes.set(xlabel="transfer ratio p", ylabel="mean overlap", ylim=(0, 1))
+    log_axis(axes, "x")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     label_ends(axes, [*ends, EndLabel(ratios[-1], ratios[-1], "chance", MUTED)], 0.07)
     return figure
 
@@ -102,7 +103,9 @@ def _line(axes: Axes, curve: pd.DataFrame, name: str, color: str, width: float, 
 
 
 def _log_log(axes: Axes, quantity: str) -> None:
-    axes.set(xscale="log", yscale="log", xlabel=quantity, ylabel="share of channels above")
+    axes.set(xlabel=quantity, ylabel="share of channels above")
+    log_axis(axes, "x")
+    log_axis(axes, "y")
     axes.margins(x=0.02)
 
 

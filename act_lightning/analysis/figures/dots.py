@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter
 
 from act_lightning.analysis.figures.palette import GRID, MUTED, SERIES, SURFACE
-from act_lightning.analysis.figures.style import panels, styled
+from act_lightning.analysis.figures.style import log_axis, panels, styled
 
 _MARKERS = ("o", "D", "s", "^", "v", "P")
 
@@ -41,9 +41,9 @@ def dots_figure(
     axes.grid(visible=False, axis="y")
     if percent:
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     else:
-        axes.set_xscale("log")
+        log_axis(axes, "x")
     if len(values.columns) > 1:
         figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=7.5)
     return figure

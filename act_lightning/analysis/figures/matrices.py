@@ -92,7 +92,8 @@ def _cells(
         if not np.isnan(value):
             high = float(norm(value)) > 0.5
             color = ON_HIGH if high else ON_LOW
-            axes.text(column + 0.5, row + 0.5, write(value), ha="center", va="center", fontsize=6.5, color=color)
+            text = axes.text(column + 0.5, row + 0.5, write(value), ha="center", va="center", fontsize=6.5, color=color)
+            text.set_in_layout(False)  # it lies within its cell
     axes.set_xticks(np.arange(grid.shape[1]) + 0.5, [str(name) for name in values.columns], rotation=90)
     axes.set_yticks(np.arange(grid.shape[0]) + 0.5, [str(name) for name in values.index])
     axes.xaxis.tick_top()
@@ -106,9 +107,11 @@ def _cells(
 def _percent(value: float) -> str:
     """A share in %, as short as it may be.
 
-    >>> [_percent(value) for value in (0.0, 0.004, 0.253, 0.9999)]
-    ['0', '0.4', '25', '100']
+    >>> [_percent(value) for value in (0.0, 0.0002, 0.004, 0.253, 0.9999)]
+    ['0', '<.1', '0.4', '25', '100']
     """
+    if 0 < value < 0.0005:
+        return "<.1"
     return "0" if value == 0 else f"{100 * value:.1f}" if value < 0.0095 else f"{100 * value:.0f}"
 
 

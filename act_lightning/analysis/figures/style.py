@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, ParamSpec
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from act_lightning.analysis.figures.palette import GRID, INK, MUTED, SURFACE
 
@@ -53,7 +54,9 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with mpl.rc_context(_STYLE):
             figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()  # ticks take their colors when they are first drawn
+            figure.draw_without_rendering()  # ticks take their colors when they are first drawn,
+            figure.draw_without_rendering()  # and their room in the layout when it is made again
+            figure.set_layout_engine("none")  # what was laid out stays, and is not laid out at every drawing
         return figure
 
     return drawn
@@ -82,6 +85,14 @@ def as_png(figure: Figure, dpi: int = 160) -> bytes:
     return data.getvalue()
 
 
+def log_axis(axes: Axes, which: str) -> None:
+    """Make the axis ``x`` or ``y`` logarithmic, with plain numbers at powers of ten; typeset ones take seconds."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 class EndLabel(NamedTuple):
     """A line's name, to be written beside its end.
 
@@ -106,14 +117,19 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], gap: float = 0.052) -> No
         labels: The names.
         gap: Least distance between two of them, as a share of the panel's height.
     """
-    heights = [float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[1]) for x, y, *_ in labels]
-    for at, (label, height) in enumerate(sorted(zip(labels, heights, strict=True), key=lambda item: -item[1])):
-        place = spread(sorted(heights, reverse=True), gap)[at]
-        line: dict[str, Any] = {"arrowstyle": "-", "color": label.color, "lw": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 1}
+    order = sorted(labels, key=lambda label: (-_height(axes, label), label.x))
+    places = spread([_height(axes, label) for label in order], gap)
+    for label, place in zip(order, places, strict=True):
+        line: dict[str, Any] = {"arrowstyle": "-", "color": label.color, "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
         axes.annotate(
-            label.text, (label.x, label.y), (1.02, place), textcoords="axes fraction", va="center", fontsize=7.5,
-            color=label.color, arrowprops=line, annotation_clip=False,
+            label.text, (label.x, label.y), (1.03, place), textcoords="axes fraction", va="center", fontsize=7.5,
+            color=label.color, arrowprops=line | {"shrinkB": 1}, annotation_clip=False,
         )  # fmt: skip
+
+
+def _height(axes: Axes, label: EndLabel) -> float:
+    """Where on the panel's height a line ends, from 0 to 1."""
+    return float(axes.transAxes.inverted().transform(axes.transData.transform((label.x, label.y)))[1])
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -1,0 +1,153 @@
+"""From sections to a folder: one self-contained page, figures as SVG and PNG, tables as CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+import act_lightning
+from act_lightning.analysis.figures import as_png, as_svg, css_variables, with_variables
+from act_lightning.analysis.report.content import Absent, Picture, Section, Table
+from act_lightning.checkpoints import replacing_folder
+from act_lightning.errors import ActError, Fault
+
+PAGE = "index.html"
+_CONTENT = {PAGE, "figures", "tables"}
+_GENERATOR = '<meta name="generator" content="act_lightning report">'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: As shown.
+        value: The number itself, as Python writes it; ``None`` for text.
+    """
+
+    text: str
+    value: str | None = None
+
+
+def write_report(
+    out: Path, title: str, parts: Sequence[Section | Absent], limits: Sequence[str], now: datetime | None = None
+) -> Path:
+    """Write the report to ``out``, whole or not at all; an earlier report there is replaced.
+
+    Args:
+        out: The folder to be: new, empty, or an earlier report.
+        title: Of the page.
+        parts: Its sections, and what is missing.
+        limits: What the report does not show, whatever the data.
+        now: When it was made.
+
+    Returns:
+        The page.
+
+    Raises:
+        ActError: ``out`` holds something else, or cannot be written.
+    """
+    require_report_folder(out)
+    with replacing_folder(out) as folder:
+        for name in ("figures", "tables"):
+            (folder / name).mkdir()
+        items = [item for part in parts if isinstance(part, Section) for item in part.content]
+        drawn = {_key(item): _write(folder, item) for item in items if not isinstance(item, str)}
+        page = _render(title, parts, limits, drawn, now or datetime.now(UTC))
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    return out / PAGE
+
+
+def require_report_folder(out: Path) -> None:
+    """Refuse a folder whose content is not ours to replace.
+
+    Raises:
+        ActError: It is a file, or holds what no report has written.
+    """
+    if not out.exists():
+        return
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
+    page = out / PAGE
+    ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if names and not (ours and names <= _CONTENT):
+        rule = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
+        raise ActError(Fault("--out", str(out), rule, "Name another folder: an earlier report is replaced as a whole."))
+
+
+def _key(item: Picture | Table) -> tuple[str, str]:
+    return ("table" if isinstance(item, Table) else "figure", item.name)
+
+
+def _write(folder: Path, item: Picture | Table) -> Markup | list[list[Cell]]:
+    """Write the files of one item, and give what the page shows of it."""
+    if isinstance(item, Table):
+        item.frame.to_csv(folder / "tables" / f"{item.name}.csv", lineterminator="\n", index_label=item.frame.index.name or "")
+        return [_cells(item, name, row) for name, row in zip(item.frame.index, item.frame.itertuples(index=False), strict=True)]
+    svg = as_svg(item.figure)
+    (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
+    (folder / "figures" / f"{item.name}.png").write_bytes(as_png(item.figure))
+    return inline_svg(svg, item.name)
+
+
+def _cells(table: Table, name: object, row: Sequence[Any]) -> list[Cell]:
+    columns = list(table.frame.columns)
+    index = cell(name, False) if isinstance(name, float) else Cell(str(name))
+    return [index, *(cell(value, column in table.shares) for column, value in zip(columns, row, strict=True))]
+
+
+def cell(value: object, share: bool) -> Cell:
+    """A value as a table shows it.
+
+    >>> cell(0.25331, True), cell(17505, False).text, cell(float("nan"), True).text, cell("math", False).text
+    (Cell(text='25.3 %', value='0.25331'), '17,505', '–', 'math')
+    """
+    if isinstance(value, str):
+        return Cell(value)
+    if value is None or pd.isna(value):
+        return Cell("–")
+    number = float(value)  # type: ignore[arg-type]
+    if share:
+        return Cell(f"{100 * number:.3g} %" if number < 1 else "100 %", repr(number))
+    whole = number == int(number) and not isinstance(value, float)
+    return Cell(f"{int(number):,}", repr(int(number))) if whole else Cell(f"{number:.4g}", repr(number))
+
+
+def inline_svg(svg: str, name: str) -> Markup:
+    """The SVG for the inside of a page: its colors as variables, its ids its own, its size the page's."""
+    body = with_variables(svg[svg.index("<svg") :])
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{name}-", body)
+    body = re.sub(r' (width|height)="[\d.]+pt"', "", body, count=2)
+    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
+    return Markup(body)
+
+
+def _render(
+    title: str, parts: Sequence[Section | Absent], limits: Sequence[str], drawn: dict[tuple[str, str], Any], now: datetime
+) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        sections=[part for part in parts if isinstance(part, Section)],
+        absent=[part for part in parts if isinstance(part, Absent)],
+        limits=limits,
+        drawn=drawn,
+        kind=lambda item: "text" if isinstance(item, str) else "picture" if isinstance(item, Picture) else "table",
+        numeric=pd.api.types.is_numeric_dtype,
+        generator=Markup(_GENERATOR),
+        light=Markup(css_variables(dark=False)),
+        dark=Markup(css_variables(dark=True)),
+        version=act_lightning.__version__,
+        made=now.strftime("%Y-%m-%d %H:%M UTC"),
+    )

@@ -1,0 +1,25 @@
+"""The sections of a report, in order. A new one is a file with a builder, and a row here."""
+
+from act_lightning.analysis.report.content import Builder
+from act_lightning.analysis.report.sections.concentration import concentration_section
+from act_lightning.analysis.report.sections.consistency import consistency_section
+from act_lightning.analysis.report.sections.location import location_section
+from act_lightning.analysis.report.sections.measured import measured_section
+from act_lightning.analysis.report.sections.outcome import outcome_section
+from act_lightning.analysis.report.sections.overlap import overlap_section
+from act_lightning.analysis.report.sections.weight_change import weight_change_section
+
+SECTIONS: tuple[Builder, ...] = (
+    measured_section,
+    concentration_section,
+    location_section,
+    overlap_section,
+    consistency_section,
+    weight_change_section,
+    outcome_section,
+)
+LIMITS = (
+    "How sure a mask is (split halves, bootstrap, number of samples): scores are means over all samples here.",
+    "Whether the selected channels cause the ability: a large difference says where two models act differently, not why.",
+)
+"""What no section of this report shows, whatever the data."""
