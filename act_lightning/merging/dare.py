@@ -58,9 +58,14 @@ class DARE(SurveyingMethod):
         """Refuse a density that is no share, and an unknown way to rescale."""
         refuse(share_faults(self.density, "DARE.density") + rescale_faults(self.rescale, "DARE.rescale"))
 
+    @property
+    def elementwise(self) -> bool:
+        """Unless norms of the whole tensor are needed."""
+        return self.rescale != "norm" or self.density == 1
+
     def survey(self, parts: Parts) -> list[float] | None:
         """The factor of each source, where it takes the whole tensor to know it."""
-        return norm_factors(parts, self.kept) if self.rescale == "norm" and self.density < 1 else None
+        return None if self.elementwise else norm_factors(parts, self.kept)
 
     def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: list[float] | None) -> Tensor:
         """The sum of some rows of the thinned task vectors."""

@@ -64,16 +64,22 @@ class MergingMethod(ABC):
     """A merging method; subclasses are dataclasses of the method's own settings.
 
     Attributes:
-        elementwise: Whether a row of the result depends on that row of the task vectors alone. Such a method may be
-            given any rows of a tensor; any other is given the whole tensor, unless it is a :class:`SurveyingMethod`.
         weighs_each: Whether every source has a λ of its own (methods that sum), rather than one λ for the merged
             vector and a relative weight for each source (methods that vote or average).
         needs_importance: Whether task vectors and place must carry Fisher information.
     """
 
-    elementwise: bool = False
     weighs_each: bool = False
     needs_importance: bool = False
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether a row of the result depends on that row of the task vectors alone; a plain attribute will do.
+
+        Such a method may be given any rows of a tensor; any other is given the whole tensor, unless it is a
+        :class:`SurveyingMethod`.
+        """
+        return False
 
     @abstractmethod
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
