@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 from act_lightning.cards.names import short
 from act_lightning.errors import Fault, refuse
 
 # Settings that hold a path even where the file has gone since; other text may begin with a slash and be none.
-_PATHS = frozenset({"target", "model", "path", "scores", "template", "default_root_dir", "dirpath", "save_dir"})
+_PATHS = frozenset(
+    {"target", "model", "path", "scores", "template", "default_root_dir", "dirpath", "save_dir", "ckpt_path"}
+)
 _OUTPUTS = "trainer."
 _Change = Callable[[str, Any], Any]
 
@@ -40,16 +44,20 @@ def portable(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def settled(
-    recipe: Mapping[str, Any], shortened: Iterable[str], folders: Sequence[Path], out: Path, given: Iterable[str] = ()
+    recipe: Mapping[str, Any],
+    shortened: Iterable[str],
+    folders: Sequence[Path],
+    out: Path,
+    places: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A portable recipe with paths of this machine.
 
     Args:
         recipe: What :func:`portable` gave.
         shortened: The settings that it shortened.
-        folders: Where models and data files are looked for by name, the first that has one wins.
+        folders: Where models and data files are looked for by name; the first that has one wins.
         out: What is written goes here.
-        given: Settings that are named on the command line, which need not be found.
+        places: Paths by setting, which need not be looked for.
 
     Raises:
         ActError: With every model and file that was not found.
@@ -60,20 +68,28 @@ def settled(
     def change(setting: str, value: Any) -> Any:  # noqa: ANN401
         if setting == "trainer.default_root_dir":
             return str(out)
-        if setting not in names or setting in set(given):
-            return value
+        if setting in places or setting not in names:
+            return places.get(setting, value)
         if setting.startswith(_OUTPUTS):
             return str(out / value)
         found = next((folder / value for folder in folders if (folder / value).exists()), None)
         if found is None:
-            places = ", ".join(str(folder) for folder in folders)
-            remedy = "Name the folder that holds it with --from, or give its place itself, as --model.target PATH does."
-            faults.append(Fault(setting, value, f"must be found by this name in one of {places}", remedy))
+            where = ", ".join(str(folder) for folder in folders)
+            remedy = f"Name the folder that holds it with --from, or its own place with --{setting}."
+            faults.append(Fault(setting, value, f"must be found by this name in {where}", remedy))
         return value if found is None else str(found)
 
     result: dict[str, Any] = _walk(recipe, change)
     refuse(faults)
+    _keep_names(recipe, result)
     return result
+
+
+def _keep_names(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Name sources as they were named, wherever they lie now: random draws and score files go by the name."""
+    before, after = ((one.get("profile") or {}).get("sources") or [] for one in (recipe, result))
+    for old, new in zip(before, after, strict=True):
+        new.setdefault("name", re.split(r"[/:\\]", old["model"].rstrip("/\\"))[-1])
 
 
 def _is_private(setting: str, value: object) -> bool:

@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import act_lightning
 from act_lightning.cards.licenses import read_license
 from act_lightning.cards.names import short
 from act_lightning.checkpoints import identify, locate
 from act_lightning.errors import ActError
 
-_PACKAGES = ("act-lightning", "torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
+_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 
 
 def run_record(verb: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def run_record(verb: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions on which the last bits of a result depend."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"act-lightning": act_lightning.__version__, "python": platform.python_version()}
+    found["machine"] = platform.machine()
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)

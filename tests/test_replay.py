@@ -1,0 +1,144 @@
+"""``card`` and ``replay``: a run made again from its README alone, with the same bits or a list of what differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from act_lightning.callbacks import HuggingFaceExport
+from act_lightning.checkpoints import load_model
+from tests.front_door import Config, basic, call, changed, left, run
+from tests.loops import PlainModule, padded, quiet_trainer, random_samples
+from tests.tiny import write_jsonl
+
+EXPORTS = {"merge": "merged", "fit": "model"}
+
+
+@pytest.fixture
+def config(tmp_path: Path, target_folder: Path, source_folder: Path, ability_file: Path) -> Config:
+    for folder, name in ((target_folder, "target"), (source_folder, "source")):
+        shutil.copytree(folder, tmp_path / "models" / name)
+    return basic(tmp_path, tmp_path / "models" / "target", tmp_path / "models" / "source", ability_file)
+
+
+def published(tmp_path: Path, config: Config, verb: str) -> Path:
+    """The README of a run, at a place where nothing else of the run is."""
+    assert run(verb, config).status == 0
+    card = tmp_path / "published" / "README.md"
+    card.parent.mkdir()
+    shutil.copy(tmp_path / "run" / EXPORTS[verb] / "README.md", card)
+    assert str(tmp_path) not in card.read_text()
+    return card
+
+
+def record_of(card: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(card.read_text().split("```json\n")[1].split("\n```")[0])
+    return found
+
+
+def places(tmp_path: Path) -> list[str]:
+    return ["--from", str(tmp_path / "models"), "--from", str(tmp_path), "--out", str(tmp_path / "again")]
+
+
+@pytest.mark.parametrize("verb", ["merge", "fit"])
+def test_the_same_bits_are_made_again(tmp_path: Path, config: Config, verb: str) -> None:
+    config = changed(config, "transfer.selection", "random")  # what is drawn is drawn again
+    card = published(tmp_path, config, verb)
+    outcome = call("replay", "--card", card, *places(tmp_path))
+    assert outcome.status == 0, outcome.err
+    proof = {"fit": "SHA-256 of every file", "merge": "64 KiB of every tensor"}[verb]
+    assert f"the same bits as recorded ({proof}" in outcome.out.replace("digest: headers and ", "")
+    files = [tmp_path / root / EXPORTS[verb] / "model.safetensors" for root in ("run", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_another_seed_is_no_replay_and_says_what_differs(tmp_path: Path, config: Config) -> None:
+    card = published(tmp_path, changed(config, "transfer.selection", "random"), "merge")
+    shutil.copy(tmp_path / "run" / "merged" / "transfer.json", card.parent)
+    record = record_of(card)
+    card.write_text(card.read_text().replace(f'"torch": "{record["versions"]["torch"]}"', '"torch": "1.0"'))
+    outcome = call("replay", card.parent, *places(tmp_path), "--seed_everything", 7)
+    assert outcome.status == 1
+    assert "note: torch: 1.0 recorded" in outcome.err
+    assert "differs from the record" in outcome.err
+    assert "mask s: " in outcome.err
+
+
+def test_other_inputs_are_refused_before_anything_is_done(tmp_path: Path, config: Config, ability_file: Path) -> None:
+    card = published(tmp_path, config, "merge")
+    weights = load_file(tmp_path / "models/source/model.safetensors")
+    save_file({key: one + 1 for key, one in weights.items()}, tmp_path / "models/source/model.safetensors")
+    write_jsonl(ability_file, [{"prompt": "other", "answer": "rows"}])
+    before = left(tmp_path)
+    outcome = call("replay", card, *places(tmp_path))
+    assert outcome.status == 1
+    assert "profile.sources.0.model = " in outcome.err
+    assert "data.abilities.d = " in outcome.err
+    assert "model.target = " not in outcome.err
+    assert left(tmp_path) == before
+
+
+def test_models_are_found_at_the_places_that_are_given(tmp_path: Path, config: Config) -> None:
+    card = published(tmp_path, config, "merge")
+    outcome = call("replay", card)
+    assert outcome.status == 1
+    assert "--model.target" in outcome.err
+    (tmp_path / "models" / "source").rename(tmp_path / "moved")
+    (tmp_path / "models" / "target").rename(tmp_path / "too")
+    given = ["--profile.sources.0.model", tmp_path / "moved", f"--model.target={tmp_path / 'too'}"]
+    outcome = call("replay", card, *given, *places(tmp_path))
+    assert outcome.status == 0, outcome.err
+
+
+def test_a_card_is_written_again_with_results(tmp_path: Path, config: Config, target_folder: Path) -> None:
+    (tmp_path / "models/target/README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "models/source/README.md").write_text("---\nlicense: llama2\n---\n")
+    published(tmp_path, config, "merge")
+    (tmp_path / "run/evaluations").mkdir(exist_ok=True)
+    (tmp_path / "run/evaluations/gsm.json").write_text('{"exact": 0.25}')
+    printed = call("card", tmp_path / "run", "--print")
+    assert "| gsm | exact | 0.25 |" in printed.out
+    assert call("card", tmp_path / "run").status == 0
+    card = tmp_path / "run/merged/README.md"
+    assert card.read_text() in printed.out
+    assert record_of(card)["result"]["sha256"].keys() == {"model.safetensors"}
+    assert "| target | mit |" in card.read_text()
+    assert "| source | llama2 |" in card.read_text()
+    assert ModelCard(card.read_text()).data.license is None
+    assert call("card", tmp_path / "run/merged").status == 0, "an exported folder will do"
+    assert call("card", tmp_path).status == 1
+
+
+def test_cards_that_cannot_be_replayed(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    for text, words in (
+        (None, "readable card"),
+        ("# Someone else's", "must hold the record"),
+        ('## Record\n\n```json\n{"verb": "test"}\n```\n', "recipe of a `fit` or `merge`"),
+        (
+            '## Recipe\n\n```yaml\nmodel: {}\ntrainer: {}\n```\n\n## Record\n\n```json\n{"verb": "fit"}\n```\n',
+            "hashes of the result",
+        ),
+    ):
+        if text is not None:
+            card.write_text(text)
+        outcome = call("replay", card)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert words in outcome.err
+    assert "must be one card" in call("replay").err
+    assert "must be one card" in call("replay", card, "--card", card).err
+
+
+def test_a_model_trained_by_a_program_has_a_card_without_recipe(tmp_path: Path, target_folder: Path) -> None:
+    module = PlainModule(load_model(target_folder).train())
+    quiet_trainer(tmp_path, HuggingFaceExport(str(target_folder))).fit(module, padded(random_samples(4)))
+    assert record_of(tmp_path / "model" / "README.md")["models"]["model.target"]["name"] == target_folder.name
+    outcome = call("replay", tmp_path / "model")
+    assert outcome.status == 1
+    assert "made again by the program" in outcome.err
