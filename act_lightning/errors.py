@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 _LONGEST_VALUE = 200
 
@@ -59,3 +60,25 @@ def refuse(faults: Iterable[Fault]) -> None:
     found = tuple(faults)
     if found:
         raise ActError(*found)
+
+
+@contextmanager
+def located(place: str | None) -> Iterator[None]:
+    """Say in every fault found within where it was found.
+
+    >>> with located("sums.jsonl:3"):
+    ...     raise ActError(Fault("data.template", "chat", "cannot tell this", "Mend the row."))
+    Traceback (most recent call last):
+    ...
+    act_lightning.errors.ActError: sums.jsonl:3, data.template = 'chat': cannot tell this. Mend the row.
+
+    Args:
+        place: Such as a file with a line number; ``None`` adds nothing.
+    """
+    try:
+        yield
+    except ActError as error:
+        if place is None:
+            raise
+        faults = [replace(fault, setting=f"{place}, {fault.setting}") for fault in error.faults]
+        raise ActError(*faults) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from act_lightning.data.shapes import Conversation
 from act_lightning.data.templates import Rendered, Template
 from act_lightning.data.tokens import OffsetTokenizer, Tokens
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, Fault, located
 
 IGNORED = -100
 
@@ -50,19 +51,13 @@ def answer_mask(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[bool
     [False, True, True, True, False]
     """
     mask = [False] * len(tokens.ids)
-    limits = [*(start for start, _ in answers[1:]), math.inf]
+    limits = [*(start for start, _ in answers[1:]), sys.maxsize]
     for (start, end), limit in zip(answers, limits, strict=True):
-        last = _last_token(tokens, end, limit)
-        for index in range(last + 1):
-            mask[index] |= tokens.starts[index] >= start
+        first, after = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
+        beyond = range(after, bisect_left(tokens.starts, limit))
+        stop = next((index + 1 for index in beyond if tokens.special[index]), after)
+        mask[first:stop] = [True] * (stop - first)
     return mask
-
-
-def _last_token(tokens: Tokens, end: int, limit: float) -> int:
-    for index, (start, special) in enumerate(zip(tokens.starts, tokens.special, strict=True)):
-        if special and end <= start < limit:
-            return index
-    return max((index for index, start in enumerate(tokens.starts) if start < end), default=-1)
 
 
 def has_answers(conversation: Conversation) -> bool:
@@ -76,11 +71,11 @@ class Encoder:
 
     Args:
         template: How a conversation becomes text.
-        tokenizer: A fast tokenizer.
+        tokenizer: Any tokenizer; one without offsets must spell the texts that it was given.
         max_length: Longer sequences are cut at the end.
 
     Raises:
-        ActError: If the tokenizer has no offsets.
+        ActError: If an end-of-sequence token must close the text, and the tokenizer has none.
     """
 
     def __init__(self, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
@@ -88,21 +83,23 @@ class Encoder:
         self.tokenize = OffsetTokenizer(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id
         self.max_length = max_length
+        if template.close_with_eos and self.eos is None:
+            rule = "closes an answer with the end-of-sequence token, and the target's tokenizer has none"
+            raise ActError(Fault(template.setting, "text", rule, "Use a chat template."))
 
-    def __call__(self, conversation: Conversation) -> Sample | None:
+    def __call__(self, conversation: Conversation, place: str | None = None) -> Sample | None:
         """The conversation as a sample, or ``None`` if an answer is empty or no answer token is left.
 
         Args:
             conversation: Turns with ``role`` and ``content``.
+            place: Where it comes from, such as a file with a line number, for messages.
 
         Raises:
-            ActError: If the template cannot tell it, or the tokenizer lacks the token that closes it.
+            ActError: If the template or the tokenizer cannot tell it.
         """
         if not has_answers(conversation):
             return None
-        rendered = self.template.render(conversation)
-        tokens = self._closed(self.tokenize(rendered.text, rendered.add_special_tokens), rendered)
-        mask = answer_mask(tokens, rendered.answers)
+        rendered, tokens, mask = self._labeled(conversation, place)
         length = max((index + 1 for index, answer in enumerate(mask) if answer), default=0)
         kept = min(length, self.max_length)
         if not any(mask[:kept]):
@@ -111,15 +108,32 @@ class Encoder:
         labels = torch.where(torch.tensor(mask[:kept]), ids, IGNORED)
         return Sample(ids, labels, rendered.text, cut=length > kept)
 
-    def _closed(self, tokens: Tokens, rendered: Rendered) -> Tokens:
-        if not rendered.close_with_eos:
+    def prompt_length(self, conversation: Conversation, place: str | None = None) -> int | None:
+        """Number of tokens before the first answer token; ``None`` if there is none, whatever the limit.
+
+        Args:
+            conversation: Turns with ``role`` and ``content``.
+            place: Where it comes from, for messages.
+
+        Raises:
+            ActError: If the template or the tokenizer cannot tell it.
+        """
+        if not has_answers(conversation):
+            return None
+        _, _, mask = self._labeled(conversation, place)
+        return mask.index(True) if True in mask else None
+
+    def _labeled(self, conversation: Conversation, place: str | None) -> tuple[Rendered, Tokens, list[bool]]:
+        rendered = self.template.render(conversation, place)
+        with located(place):
+            tokens = self.tokenize(rendered.text, rendered.add_special_tokens)
+        if rendered.close_with_eos:
+            tokens = self._closed(tokens, len(rendered.text))
+        return rendered, tokens, answer_mask(tokens, rendered.answers)
+
+    def _closed(self, tokens: Tokens, end: int) -> Tokens:
+        if self.eos is None or tokens.ids[-1:] == [self.eos]:
             return tokens
-        if self.eos is None:
-            rule = "closes an answer with the end-of-sequence token, and the target's tokenizer has none"
-            raise ActError(Fault("data.template", "text", rule, "Use a chat template."))
-        if tokens.ids and tokens.ids[-1] == self.eos:
-            return tokens
-        end = len(rendered.text)
         return Tokens([*tokens.ids, self.eos], [*tokens.starts, end], [*tokens.special, True])
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from act_lightning.data.named import NAMES, named_faults, named_template
 from act_lightning.data.shapes import Conversation
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, Fault, located, refuse
 
 CHAT = "chat"
 PROMPT = "{prompt}"
@@ -35,44 +36,62 @@ class Rendered:
 
 
 class Template(ABC):
-    """A way to write a conversation as text."""
+    """A way to write a conversation as text.
 
-    @abstractmethod
-    def render(self, messages: Conversation) -> Rendered:
+    Attributes:
+        setting: Where it was given, for messages.
+        close_with_eos: Whether the end-of-sequence token closes the text, which then need not write it.
+    """
+
+    setting: str
+    close_with_eos: bool
+
+    def render(self, messages: Conversation, place: str | None = None) -> Rendered:
         """The conversation up to its last answer, for training and profiling.
 
         Args:
             messages: Turns with ``role`` and ``content``, an assistant's among them.
+            place: Where they come from, for messages.
 
         Raises:
             ActError: If the template cannot tell this conversation.
         """
+        with located(place):
+            return self._whole(messages)
 
-    @abstractmethod
-    def render_prompt(self, messages: Conversation) -> Rendered:
+    def render_prompt(self, messages: Conversation, place: str | None = None) -> Rendered:
         """What a model reads before it writes the last answer; ``answers`` is empty.
 
         Args:
             messages: Turns with ``role`` and ``content``, an assistant's among them.
+            place: Where they come from, for messages.
 
         Raises:
             ActError: If the template cannot tell this conversation.
         """
+        with located(place):
+            return self._prompt(messages)
+
+    @abstractmethod
+    def _whole(self, messages: Conversation) -> Rendered: ...
+
+    @abstractmethod
+    def _prompt(self, messages: Conversation) -> Rendered: ...
 
 
 def template_faults(template: str, setting: str) -> list[Fault]:
     """What is wrong with a template's name, as far as no tokenizer is needed.
 
     Args:
-        template: ``chat``, a path that ends in ``.jinja``, or text that contains ``{prompt}``.
+        template: ``chat``, a shipped name, a path that ends in ``.jinja``, or text that contains ``{prompt}``.
         setting: Where it was given, such as ``data.template``.
     """
-    if template == CHAT or PROMPT in template:
+    if template == CHAT or template in NAMES or PROMPT in template:
         return []
     if template.endswith(".jinja"):
         remedy = "Check the path of the chat template."
         return [] if Path(template).is_file() else [Fault(setting, template, "must be an existing file", remedy)]
-    rule = f"must be {CHAT}, a file that ends in .jinja, or text that contains {PROMPT}"
+    rule = f"must be {CHAT}, {', '.join(NAMES)}, a file that ends in .jinja, or text that contains {PROMPT}"
     return [Fault(setting, template, rule, f'Write chat, or a text such as "Question: {PROMPT}\\nAnswer: ".')]
 
 
@@ -80,7 +99,8 @@ def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
     """The template that a setting names.
 
     Args:
-        template: ``chat`` (the tokenizer's own), a path that ends in ``.jinja``, or text that contains ``{prompt}``.
+        template: ``chat`` (the tokenizer's own), a shipped name, a path that ends in ``.jinja``, or text that contains
+            ``{prompt}``.
         tokenizer: The target's tokenizer.
         setting: Where it was given, for messages.
 
@@ -90,13 +110,25 @@ def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
     refuse(template_faults(template, setting))
     if PROMPT in template:
         return TextTemplate(template, setting)
+    source = _source(template, tokenizer, setting)
+    if "eos_token" in source and tokenizer.eos_token is None:
+        rule = "writes the end-of-sequence token, and the target's tokenizer has none"
+        raise ActError(Fault(setting, template, rule, "Name another template, or a target that has one."))
+    return ChatTemplate(tokenizer, setting, source)
+
+
+def _source(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> str:
+    """A chat template's Jinja source."""
+    if template in NAMES:
+        refuse(named_faults(template, tokenizer, setting))
+        return named_template(template)
     if template != CHAT:
-        return ChatTemplate(tokenizer, setting, Path(template).read_text(encoding="utf-8"))
+        return Path(template).read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         rule = "needs a tokenizer with a chat template, and the target's has none"
-        remedy = f"Name a .jinja file, or write a text that contains {PROMPT}."
+        remedy = f"Name one of {', '.join(NAMES)} or a .jinja file, or write a text that contains {PROMPT}."
         raise ActError(Fault(setting, template, rule, remedy))
-    return ChatTemplate(tokenizer, setting)
+    return str(tokenizer.get_chat_template())
 
 
 class TextTemplate(Template):
@@ -114,15 +146,14 @@ class TextTemplate(Template):
     def __init__(self, text: str, setting: str = "data.template") -> None:
         self.text = text
         self.setting = setting
+        self.close_with_eos = True
 
-    def render(self, messages: Conversation) -> Rendered:
-        """The prompt in its place, followed by the answer."""
-        prompt = self.render_prompt(messages).text
+    def _whole(self, messages: Conversation) -> Rendered:
+        prompt = self._prompt(messages).text
         answer = messages[1]["content"]
         return Rendered(prompt + answer, [(len(prompt), len(prompt) + len(answer))], True, True)
 
-    def render_prompt(self, messages: Conversation) -> Rendered:
-        """The prompt in its place."""
+    def _prompt(self, messages: Conversation) -> Rendered:
         roles = [message["role"] for message in messages]
         if roles != ["user", "assistant"]:
             rule = f"can tell one user turn and one assistant turn, but a conversation has {', '.join(roles)}"
@@ -146,8 +177,9 @@ class ChatTemplate(Template):
         self.tokenizer = tokenizer
         self.setting = setting
         self.source = source
+        self.close_with_eos = False
 
-    def render(self, messages: Conversation) -> Rendered:
+    def _whole(self, messages: Conversation) -> Rendered:
         """The text up to what follows the last assistant turn, with the span of each one's content."""
         asked = self._answer_turns(messages)
         turns = messages[: asked[-1] + 1]
@@ -161,7 +193,7 @@ class ChatTemplate(Template):
         spans = [self._span(turns, *where, text) for where in zip(asked, ends, limits, strict=True)]
         return Rendered(text, spans, add_special_tokens=False, close_with_eos=False)
 
-    def render_prompt(self, messages: Conversation) -> Rendered:
+    def _prompt(self, messages: Conversation) -> Rendered:
         """The generation prompt before the last assistant turn."""
         turns = messages[: self._answer_turns(messages)[-1]]
         return Rendered(self._text(turns, generation=True), [], add_special_tokens=False, close_with_eos=False)
@@ -174,6 +206,8 @@ class ChatTemplate(Template):
 
     def _span(self, turns: Conversation, turn: int, earliest: int, limit: int, text: str) -> tuple[int, int]:
         content = turns[turn]["content"]
+        if content == content.strip() and (only := _only(text, content, earliest, limit)) is not None:
+            return only, only + len(content)
         probe = [*turns[:turn], {**turns[turn], "content": _PROBE}, *turns[turn + 1 :]]
         expected = self._text(probe).find(_PROBE, earliest)
         variants = (content, content.strip(), content.rstrip())
@@ -195,3 +229,9 @@ class ChatTemplate(Template):
             rule = f"must be a conversation that the chat template can render ({error})"
             raise ActError(Fault(self.setting, messages, rule, "Mend the row, or use another template.")) from error
         return str(text)
+
+
+def _only(text: str, content: str, start: int, end: int) -> int | None:
+    """Where the content stands, if it stands in one place only: then no probe is needed to tell which it is."""
+    first = text.find(content, start, end)
+    return first if first >= 0 and text.find(content, first + 1, end) < 0 else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.data.spelling import spelled_starts
 
 _BYTE_LEVEL_SPACE = "Ġ"
 
@@ -27,23 +27,19 @@ class Tokens:
 
 
 class OffsetTokenizer:
-    """A tokenizer that tells where tokens start.
+    """A tokenizer that tells where tokens start: by its offsets, or, if it has none, by what its first tokens spell.
 
     Args:
-        tokenizer: A fast tokenizer.
-
-    Raises:
-        ActError: If the tokenizer has no offsets.
+        tokenizer: Any tokenizer of transformers.
+        by_prefixes: Whether to do without offsets; by default where there are none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
-            remedy = "Use a model that has a tokenizer.json."
-            raise ActError(Fault("model.target", type(tokenizer).__name__, "must be a fast tokenizer", remedy))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, by_prefixes: bool | None = None) -> None:
         self.tokenizer = tokenizer
+        self.by_prefixes = not tokenizer.is_fast if by_prefixes is None else by_prefixes
         added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
         self.special_ids = frozenset(tokenizer.all_special_ids).union(added)
-        self._trims_spaces = _trims_spaces(tokenizer)
+        self._trims_spaces = not self.by_prefixes and _trims_spaces(tokenizer)
 
     def __call__(self, text: str, add_special_tokens: bool) -> Tokens:
         """Tokenize ``text``, special tokens of its own included, whole.
@@ -51,27 +47,37 @@ class OffsetTokenizer:
         Args:
             text: Any text.
             add_special_tokens: Whether to add what the tokenizer adds by default.
+
+        Raises:
+            ActError: If the tokenizer has no offsets and does not spell the text that it was given.
         """
-        encoding = self.tokenizer(
+        locate = spelled_starts if self.by_prefixes else self._offset_starts
+        ids, starts = locate(self.tokenizer, text, add_special_tokens)
+        return Tokens(ids, starts, [token in self.special_ids for token in ids])
+
+    def _offset_starts(
+        self, tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
+    ) -> tuple[list[int], list[int]]:
+        encoding = tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
         )
         ids: list[int] = encoding["input_ids"]
         starts = [start for start, _ in encoding["offset_mapping"]]
         if self._trims_spaces:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            pieces = tokenizer.convert_ids_to_tokens(ids)
             starts = [max(0, start - _spaces(piece)) for start, piece in zip(starts, pieces, strict=True)]
-        inside = [sequence is not None for sequence in encoding.sequence_ids(0)]
-        self._place_added(starts, inside, len(text))
-        return Tokens(ids, starts, [token in self.special_ids for token in ids])
+        if add_special_tokens:
+            _place_added(starts, [sequence is not None for sequence in encoding.sequence_ids(0)], len(text))
+        return ids, starts
 
-    @staticmethod
-    def _place_added(starts: list[int], inside: list[bool], end: int) -> None:
-        """Give tokens that stand for no text (their offsets read 0, 0) a place before or after it."""
-        begun = False
-        for index, is_text in enumerate(inside):
-            begun = begun or is_text
-            if not is_text:
-                starts[index] = end if begun else -1
+
+def _place_added(starts: list[int], inside: list[bool], end: int) -> None:
+    """Give tokens that stand for no text (their offsets read 0, 0) a place before or after it."""
+    begun = False
+    for index, is_text in enumerate(inside):
+        begun = begun or is_text
+        if not is_text:
+            starts[index] = end if begun else -1
 
 
 def _trims_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:

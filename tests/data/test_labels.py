@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import IGNORED, Sample, TextTemplate, encode, make_template
+from act_lightning.data import IGNORED, Encoder, Sample, TextTemplate, encode, make_template
 from act_lightning.errors import ActError
 from tests.reference.labels import label
 from tests.tiny import CHATML, END, END_ID, PAD, PAD_ID, START, START_ID, tiny_tokenizer
@@ -128,9 +128,17 @@ def test_no_answer_no_sample(tokenizer: PreTrainedTokenizerFast, messages: list[
     assert encode(messages, make_template("chat", tokenizer, "t"), tokenizer, 99) is None
 
 
-def test_tokenizer_without_end_or_offsets_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ActError, match=r"must be a fast tokenizer.*tokenizer\.json"):
-        encode(exchange("a", "b"), TextTemplate("{prompt}"), ByT5Tokenizer(), 99)
+def test_tokenizer_without_end_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.eos_token = None
     with pytest.raises(ActError, match="end-of-sequence token, and the target's tokenizer has none"):
         encode(exchange("a", "b"), TextTemplate("{prompt}"), tokenizer, 99)
+    tokenizer.chat_template = CHATML + "{{ eos_token }}"
+    with pytest.raises(ActError, match=r"data.template = 'chat': writes the end-of-sequence token, .* has none"):
+        make_template("chat", tokenizer, "data.template")
+
+
+def test_prompt_length_is_where_the_first_answer_token_stands(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(make_template("chat", tokenizer, "t"), tokenizer, 1)
+    assert encoder.prompt_length(exchange("1?", "one")) == 13
+    assert encoder.prompt_length(exchange("1?", " ")) is None
+    assert encoder(exchange("1?", "one")) is None

@@ -69,7 +69,7 @@ def plainly(chosen: AbilityData) -> list[int]:
 
 
 quotas = st.builds(
-    PerGroup, st.just("kind"), st.integers(1, 3), st.sampled_from([None, ["physics", "art"]]), st.integers(0, 1)
+    PerGroup, st.just("kind"), st.integers(1, 2), st.sampled_from([None, ["physics", "art"]]), st.integers(0, 1)
 )
 
 

@@ -86,17 +86,24 @@ def test_conversations_that_a_chat_template_cannot_tell(template: str, messages:
 
 
 def test_conversations_that_a_text_template_cannot_tell() -> None:
-    with pytest.raises(
-        ActError, match=r"one user turn and one assistant turn, .* has user, assistant, user, assistant"
-    ):
+    with pytest.raises(ActError, match=r"one user turn and one assistant turn, .* has user, assistant, user, assist"):
         TextTemplate("{prompt}").render(TALK)
+
+
+def test_place_of_a_conversation_that_cannot_be_told() -> None:
+    with pytest.raises(
+        ActError, match=r"x.jsonl:3, data.template = .*earlier turns the chat template leaves unchanged"
+    ):
+        make_template("chat", tiny_tokenizer(FORGETFUL), "data.template").render(TALK, "x.jsonl:3")
+    with pytest.raises(ActError, match=r"x.jsonl:3, t = "):
+        TextTemplate("{prompt}", "t").render_prompt(TALK, "x.jsonl:3")
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("chat", "the target's has none. Name a .jinja file"),
-        ("tulu", "must be chat, a file that ends in .jinja, or text that contains {prompt}"),
+        ("chat", "the target's has none. Name one of alpaca, chatml"),
+        ("tulip", "tulu, wizardlm, wizardmath, a file that ends in .jinja, or text that contains {prompt}"),
         ("missing.jinja", "must be an existing file"),
     ],
 )
