@@ -15,7 +15,7 @@ from tests.front_door import Config, call, write_yaml
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 ROOT = Path(act_lightning.__file__).parent.parent
-CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))  # not for our command line
+CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))
 COMMAND = re.compile(r"python -m act_lightning (\w+) --config (\S+)")
 
 

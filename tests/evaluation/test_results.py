@@ -1,0 +1,144 @@
+"""What `test` writes, against the generations themselves; what `compare` makes of two runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from act_lightning.evaluation import wilson
+from tests.front_door import Config, basic, call, changed, left, run
+from tests.tiny import END_ID, save_model, tiny_model, tiny_tokenizer, write_jsonl
+
+FILES = ["numbers.jsonl", "results.csv", "results.json", "results.md", "words.jsonl"]
+
+
+def talker(folder: Path, seed: int) -> Path:
+    """A random model that ends some of its answers early."""
+    model = tiny_model("llama", seed=seed, tie_word_embeddings=False)
+    model.get_output_embeddings().weight.data[END_ID] *= 2.5
+    return save_model(model, tiny_tokenizer(), folder / f"model{seed}")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return talker(folder, 0), talker(folder, 3)
+
+
+@pytest.fixture
+def config(tmp_path: Path, models: tuple[Path, Path], ability_file: Path) -> Config:
+    """Two evaluation sets; some words are what the first model says."""
+    words = [{"prompt": f"Say {number}", "answer": "?"} for number in range(12)]
+    numbers = [{"prompt": f"Add {number}", "answer": "3"} for number in range(7)]
+    sets: Config = {
+        "words": {"path": str(write_jsonl(tmp_path / "w.jsonl", words)), "role": "recover", "max_new_tokens": 6},
+        "numbers": {"path": str(write_jsonl(tmp_path / "n.jsonl", numbers)), "role": "keep", "kind": "number"},
+    }
+    sets["numbers"] |= {"language": "en", "question": "benchmax", "max_new_tokens": 5}
+    config = changed(basic(tmp_path, models[0], models[1], ability_file), "data.evaluations", sets)
+    folder = tmp_path / "first"
+    assert run("predict", changed(config, "trainer.default_root_dir", str(folder))).status == 0
+    said = [row["prediction"] for row in lines(folder / "evaluations" / "words.jsonl")]
+    for row, text in zip(words[::2], said[::2], strict=True):
+        row["answer"] = text.strip() or "?"
+    write_jsonl(tmp_path / "w.jsonl", words)
+    return config
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def evaluated(config: Config, root: Path, model: Path) -> Path:
+    outcome = run("test", changed(changed(config, "trainer.default_root_dir", str(root)), "model.target", str(model)))
+    assert outcome.status == 0, outcome.err
+    return root / "evaluations"
+
+
+def test_results_are_what_the_generations_say(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
+    folder = evaluated(config, tmp_path / "tested", models[0])
+    assert left(folder) == FILES
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["model"], set(results["sets"])) == (str(models[0]), {"words", "numbers"})
+    table = {row["set"]: row for row in csv.DictReader(io.StringIO((folder / "results.csv").read_text()))}
+    markdown = (folder / "results.md").read_text()
+    for name, one in results["sets"].items():
+        rows = lines(folder / f"{name}.jsonl")
+        assert [row["row"] for row in rows] == list(range(len(rows)))
+        for count, key in (("correct", "correct"), ("flexible", "flexible_correct"), ("answered",) * 2):
+            assert one[count] == sum(row[key] for row in rows) == int(table[name][count])
+        assert one["truncated"] == sum(row["truncated"] for row in rows) > 0
+        assert one["tokens"][0] == pytest.approx(fmean(row["tokens"] for row in rows))
+        low, high = wilson(one["correct"], one["total"])
+        assert one["shares"]["exact_match"] == {"value": one["correct"] / one["total"], "low": low, "high": high}
+        assert f"| {name} | {one['role']} | {one['total']} |" in markdown
+    assert results["sets"]["words"]["correct"] >= 4
+    assert results["sets"]["words"]["truncated"] < 12
+    assert results["means"]["recover"]["value"] == results["sets"]["words"]["correct"] / 12
+    prompts = [row["prompt"] for row in lines(folder / "numbers.jsonl")]
+    assert "Question: Add 0\nStep-by-Step Answer:" in prompts[0]
+
+
+def test_compare_pairs_rows(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
+    roots = [tmp_path / "one", tmp_path / "two"]
+    before, after = (
+        lines(evaluated(config, root, model) / "words.jsonl") for root, model in zip(roots, models, strict=True)
+    )
+    gained = sum(new["correct"] > old["correct"] for old, new in zip(before, after, strict=True))
+    lost = sum(new["correct"] < old["correct"] for old, new in zip(before, after, strict=True))
+    assert lost >= 4
+    outcome = call("compare", *roots, "--format", "csv")
+    assert outcome.status == 0
+    (line,) = [
+        row
+        for row in csv.DictReader(io.StringIO(outcome.out))
+        if (row["set"], row["run"], row["match"]) == ("words", "two", "exact")
+    ]
+    assert (int(line["gained"]), int(line["lost"])) == (gained, lost)
+    assert float(line["difference"]) == pytest.approx((gained - lost) / 12)
+    assert float(line["low"]) < float(line["difference"]) < float(line["high"])
+    assert f"+{gained} −{lost}" in call("compare", *roots, "--format", "markdown").out
+    assert "exact match" in call("compare", *roots).out
+
+
+def test_compare_refuses_what_cannot_be_paired(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
+    one, other, fewer = tmp_path / "one", tmp_path / "other", tmp_path / "fewer"
+    evaluated(config, one, models[0])
+    words = lines(tmp_path / "w.jsonl")
+    write_jsonl(tmp_path / "w.jsonl", [*words[:-1], words[-1] | {"answer": "another"}])
+    evaluated(config, other, models[0])
+    evaluated(changed(config, "data.evaluations.words.limit", 5), fewer, models[0])
+    evaluated(changed(config, "data.evaluations.words", ...), tmp_path / "lacking", models[0])
+    rules = {other: "'row 11': must ask what set words", fewer: "'5 rows': must have the 12 rows of set words"}
+    rules |= {tmp_path / "lacking": "must have the sets of", tmp_path / "gone": "must be a run that was tested"}
+    for run_folder, rule in rules.items():
+        outcome = call("compare", one, run_folder)
+        assert outcome.status == 1
+        assert rule in outcome.err
+        assert len(outcome.err.splitlines()) == 1
+    assert call("compare", one).status == 2
+
+
+def test_a_broken_file_is_named(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
+    folder = evaluated(config, tmp_path / "one", models[0])
+    (folder / "words.jsonl").write_text('{"row": 0}\n')
+    outcome = call("compare", tmp_path / "one", tmp_path / "one")
+    assert (outcome.status, "words.jsonl" in outcome.err) == (1, True)
+
+
+def test_a_model_of_no_numbers_is_an_error_and_writes_nothing(config: Config, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.model.embed_tokens.weight.data[20] = float("nan")
+    model.lm_head.weight.data[20] = float("nan")
+    broken = save_model(model, tiny_tokenizer(), tmp_path / "broken")
+    root = tmp_path / "nan"
+    outcome = run("test", changed(config, "trainer.default_root_dir", str(root)), "--model.target", broken)
+    assert outcome.status == 1
+    assert "NaN" in outcome.err
+    assert not (root / "evaluations").exists()
