@@ -11,10 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from act_lightning.callbacks import HuggingFaceExport
-from act_lightning.checkpoints import load_model
+from act_lightning.cards import first_card
 from tests.front_door import Config, basic, call, changed, left, run
-from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.tiny import write_jsonl
 
 EXPORTS = {"merge": "merged", "fit": "model"}
@@ -136,9 +134,9 @@ def test_cards_that_cannot_be_replayed(tmp_path: Path) -> None:
 
 
 def test_a_model_trained_by_a_program_has_a_card_without_recipe(tmp_path: Path, target_folder: Path) -> None:
-    module = PlainModule(load_model(target_folder).train())
-    quiet_trainer(tmp_path, HuggingFaceExport(str(target_folder))).fit(module, padded(random_samples(4)))
-    assert record_of(tmp_path / "model" / "README.md")["models"]["model.target"]["name"] == target_folder.name
-    outcome = call("replay", tmp_path / "model")
+    card = tmp_path / "README.md"
+    card.write_text(first_card(str(target_folder), "", {}, "fit"))
+    assert record_of(card)["models"]["model.target"]["name"] == target_folder.name
+    outcome = call("replay", tmp_path)
     assert outcome.status == 1
     assert "made again by the program" in outcome.err
