@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import distributed
 from transformers import PreTrainedModel
 
@@ -34,6 +35,7 @@ from act_lightning.evaluation import (
     as_json,
     as_lines,
     as_markdown,
+    as_table,
     can_identify,
     generate_answers,
     greedy_matches,
@@ -209,10 +211,10 @@ def logged(results: Mapping[str, SetResult]) -> dict[str, float]:
     return found | {role: value for role, (value, _, _) in role_means(results).items()}
 
 
-def write_results(
+def publish(
     folder: Path, model: str, results: Mapping[str, SetResult], records: Mapping[str, Sequence[Record]]
 ) -> None:
-    """Write ``results.json``, ``results.csv``, ``results.md``, and ``<set>.jsonl`` with every generation.
+    """Print a table; write ``results.json``, ``results.csv``, ``results.md``, and every generation to ``<set>.jsonl``.
 
     Args:
         folder: ``<default_root_dir>/evaluations``.
@@ -225,6 +227,7 @@ def write_results(
     write_file(folder / "results.csv", as_csv(results))
     write_file(folder / "results.md", as_markdown(results))
     write_file(folder / "results.json", as_json(model, results))
+    Console().print(as_table(results))
 
 
 def _record(row: int, prompt: Prompt, settings: EvaluationData, generated: Generated) -> Record:

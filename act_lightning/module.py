@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from act_lightning.answering import Examination, logged, write_results
+from act_lightning.answering import Examination, logged, publish
 from act_lightning.checkpoints import load_model, locate, require_weights
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import Fault
@@ -171,7 +171,7 @@ class AbilityTransferModule(L.LightningModule):
         results, records = self._examination.results(), self._examination.all_records()
         self.log_dict(logged(results), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_results(Path(self.trainer.default_root_dir) / "evaluations", self.target, results, records)
+            publish(Path(self.trainer.default_root_dir) / "evaluations", self.target, results, records)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Row, prompt, greedy prediction and reference of every row."""

@@ -212,6 +212,20 @@ def test_each_row_is_tested_once(place: Path) -> None:
     root = two("test", found)
     values = [metrics(root, f"exact_match/{name}") for name in ("kept", "lost")] + [metrics(root, "keep")]
     assert values == [pytest.approx([value]) for value in (0.4, 1 / 3, (0.4 + 1 / 3) / 2)]
+    (place / "alone").mkdir()
+    alone = one(
+        "test", changed(found, "trainer", config["trainer"] | {"default_root_dir": str(place / "alone" / "run")})
+    )
+    for file in (*(f"{name}.jsonl" for name in sets), "results.json", "results.csv", "results.md"):
+        assert (root / "evaluations" / file).read_bytes() == (alone / "evaluations" / file).read_bytes()
+    two("predict", changed(found, "trainer.default_root_dir", str(place / "test" / "run")))
+    assert [json.loads(line)["row"] for line in (root / "evaluations" / "kept.jsonl").read_text().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def plugged(place: Path) -> Path:
