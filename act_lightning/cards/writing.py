@@ -15,7 +15,7 @@ from act_lightning.cards.portable import portable
 from act_lightning.cards.record import result_hashes, run_record
 from act_lightning.cards.results import result_rows
 from act_lightning.checkpoints import write_file
-from act_lightning.checkpoints.locate import CONFIG
+from act_lightning.checkpoints.carried import CONFIG
 from act_lightning.errors import ActError, Fault
 
 TRANSFER = "transfer.json"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,8 +20,9 @@ import act_lightning.channels
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints import models, names
 from act_lightning.checkpoints.atomic import write_file
+from act_lightning.checkpoints.cache import cache_folder
+from act_lightning.checkpoints.carried import CONFIG
 from act_lightning.checkpoints.header import Entry
-from act_lightning.checkpoints.locate import CONFIG
 from act_lightning.checkpoints.names import KeyMap, map_keys, tied_groups
 from act_lightning.errors import ActError
 
@@ -67,7 +67,7 @@ def describe(folder: Path, stored: Mapping[str, Entry] | None) -> Described:
         ActError: As :func:`~act_lightning.checkpoints.models.meta_model` and
             :func:`~act_lightning.checkpoints.names.map_keys`.
     """
-    path = _cache() / f"{_fingerprint(folder, stored)}.json"
+    path = cache_folder("described") / f"{_fingerprint(folder, stored)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return _from_json(json.loads(path.read_bytes()))
     found = describe_model(models.meta_model(folder), stored, str(folder))
@@ -90,11 +90,6 @@ def _vocabulary(model: PreTrainedModel) -> tuple[str, ...]:
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
     return tuple(name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows)
-
-
-def _cache() -> Path:
-    chosen = os.environ.get("ACT_LIGHTNING_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "act_lightning") / "described"
 
 
 def _fingerprint(folder: Path, stored: Mapping[str, Entry] | None) -> str:

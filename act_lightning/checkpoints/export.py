@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -15,31 +15,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.atomic import replacing_folder, storing
+from act_lightning.checkpoints.carried import CONFIG, carried_files
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.header import Header
-from act_lightning.checkpoints.locate import CONFIG
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.shards import INDEX
 from act_lightning.errors import ActError, Fault, refuse
 
-CARRIED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges*.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
-"""The target's files that an export keeps, byte for byte. Its card and its records of other runs are not among them."""
 _NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
 _CONFIG_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)')
 
@@ -165,7 +147,7 @@ def write_texts(
 ) -> None:
     """Write everything but weights: config, tokenizer and the like as the target's, ``extra_files``, and the index."""
     target = reader.folder
-    for path in _carried(target):
+    for path in carried_files(target):
         data = path.read_bytes()
         if dtype is not None and path.name == CONFIG:
             data = _CONFIG_DTYPE.sub(rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"', data)
@@ -180,11 +162,6 @@ def _write_text(path: Path, data: bytes) -> None:
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-
-
-def _carried(target: Path) -> Iterator[Path]:
-    for pattern in CARRIED:
-        yield from (path for path in sorted(target.glob(pattern)) if path.is_file() and path.suffix != ".py")
 
 
 def _write_index(folder: Path, target: Path, before: Mapping[str, Header], after: Mapping[str, Header]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -100,6 +100,24 @@ class Header:
             entries[key] = Entry(codes[key], shape, start, end)
             start = end
         return Header(entries, self.metadata, self.data_start)
+
+
+def header_of(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Header:
+    """The header of a new file of ``tensors``, given as dtype and shape by key; wider dtypes come first.
+
+    Raises:
+        ActError: A dtype that a plain language model is not stored in.
+    """
+    odd = [f"{key} {dtype}" for key, (dtype, _) in tensors.items() if dtype not in _CODES]
+    if odd:
+        rule = f"must have a dtype among {', '.join(DTYPES)}"
+        raise ActError(Fault("weights", odd[:5], rule, "Give plain, unquantized weights."))
+    entries, start = {}, 0
+    for key, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+        end = start + prod(shape) * dtype.itemsize
+        entries[key] = Entry(_CODES[dtype], shape, start, end)
+        start = end
+    return Header(entries, {"format": "pt"}, 0)
 
 
 def read_header(path: Path) -> Header:

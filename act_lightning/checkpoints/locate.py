@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from act_lightning.checkpoints.carried import CONFIG
+from act_lightning.checkpoints.pickled import PREFIX, converted
 from act_lightning.errors import ActError, Fault
 
 LABORATORY = "lab:"
-CONFIG = "config.json"
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _DUPLICATES = ("original/*", "onnx/*", "consolidated*")  # the same weights once more, in other formats
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -18,7 +19,8 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
     """Find the folder of ``model``, fetching it where it is not here yet.
 
     Args:
-        model: A folder, which comes first, a hub id such as ``Qwen/Qwen2.5-7B-Instruct``, or ``lab:generalist``.
+        model: A folder, which comes first, a hub id such as ``Qwen/Qwen2.5-7B-Instruct``, or ``lab:generalist``. With
+            ``bin:`` before a folder or hub id, its ``pytorch_model.bin`` is read, and converted into the cache.
         revision: A commit, branch or tag of the hub.
         setting: Where ``model`` was given, for messages.
         weights: Whether to fetch the weights of a hub model too; a plan needs only its config.
@@ -39,9 +41,19 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         from act_lightning.laboratory import model_folder
 
         return _with_config(model_folder(name.removeprefix(LABORATORY)), setting)
+    if name.startswith(PREFIX):
+        return _locate_pickled(name.removeprefix(PREFIX), revision, setting, weights)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name):
         raise ActError(Fault(setting, name, "must be a folder that exists", "Correct the path."))
     return _with_config(_download(name, revision, setting, weights), setting)
+
+
+def _locate_pickled(name: str, revision: str | None, setting: str, weights: bool) -> Path:
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and _HUB_ID.fullmatch(name):
+        folder = _with_config(_download(name, revision, setting, weights, "*.bin"), setting)
+        return converted(folder, setting) if weights else folder
+    return converted(locate(folder, revision, setting, weights), setting)
 
 
 def _refuse_revision(model: str | Path, revision: str | None, setting: str) -> None:
@@ -59,11 +71,11 @@ def _with_config(folder: Path, setting: str) -> Path:
     return folder
 
 
-def _download(model: str, revision: str | None, setting: str, weights: bool) -> Path:
+def _download(model: str, revision: str | None, setting: str, weights: bool, kind: str = "*.safetensors") -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    patterns = [*_TEXTS, "*.safetensors"] if weights else [*_TEXTS]
+    patterns = [*_TEXTS, kind] if weights else [*_TEXTS]
     try:
         return Path(
             huggingface_hub.snapshot_download(

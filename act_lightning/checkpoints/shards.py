@@ -87,7 +87,7 @@ def _no_safetensors(folder: Path, setting: str) -> Fault:
     foreign = sorted(path.name for pattern in _FOREIGN for path in folder.glob(pattern))
     if foreign:
         rule = f"must hold safetensors weights, and holds only {', '.join(foreign[:3])}"
-        remedy = "Convert them to safetensors: load the model with transformers and call save_pretrained."
+        remedy = "Convert them to safetensors; or write bin: before the model's name to have pytorch_model.bin read."
     else:
         rule, remedy = "must hold weights", f"Put {SINGLE}, or the files of {INDEX}, into the folder."
     return Fault(setting, str(folder), rule, remedy)

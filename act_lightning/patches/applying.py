@@ -13,8 +13,9 @@ from tqdm.auto import tqdm
 from act_lightning.cards import CARD
 from act_lightning.checkpoints import output_faults, replacing_folder, write_file
 from act_lightning.checkpoints.atomic import storing
+from act_lightning.checkpoints.carried import CARRIED
 from act_lightning.checkpoints.clone import clone_file
-from act_lightning.checkpoints.export import CARRIED, require_space
+from act_lightning.checkpoints.export import require_space
 from act_lightning.checkpoints.shards import INDEX, read_headers
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.patches.description import patched_card
