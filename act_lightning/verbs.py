@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.answering import of_all_processes
+from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
 from act_lightning.callbacks.preparation import prepare
 from act_lightning.callbacks.target import find_target
@@ -19,10 +20,17 @@ from act_lightning.checkpoints import output_faults, write_file
 from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, refuse
 from act_lightning.planning import Run
+from act_lightning.transfer.importance import FOLDER
 
 
-def profile(trainer: L.Trainer, run: Run) -> None:
-    """Measure the scores of every ability of every source that saved scores do not answer."""
+def profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
+    """Measure the scores of every ability of every source that saved scores do not answer, and what the method needs.
+
+    Args:
+        trainer: Its processes and devices are used.
+        run: The run.
+        scores: Whether scores are to be measured.
+    """
 
     def measure() -> None:
         trainer.strategy.setup_environment()
@@ -31,7 +39,10 @@ def profile(trainer: L.Trainer, run: Run) -> None:
             run.data.prepare_data()
         trainer.strategy.barrier("data prepared")
         run.data.setup("fit")
-        run.profiler.profile(trainer, run.model, run.data)
+        if scores:
+            run.profiler.profile(trainer, run.model, run.data)
+        if run.transfer.needs_fisher:
+            FisherInformation(run.sources).gather(trainer, run.model, run.data)
 
     _on_all_processes(trainer, measure)
 
@@ -42,12 +53,12 @@ def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     target = find_target(run.model, None, None)
     assert target.folder is not None
     refuse(output_faults(root / "merged", target.folder, "trainer.default_root_dir"))
-    if run.transfer.needs_profiling:
-        profile(trainer, run)
+    if run.transfer.needs_data:
+        profile(trainer, run, run.transfer.needs_profiling)
     if not trainer.is_global_zero:
         return
     scores = Path(run.transfer.scores) if run.transfer.scores else root / "scores"
-    known = run_seed(), target.digests(), target.folder
+    known = run_seed(), target.digests(), target.folder, root / FOLDER
     prepared = prepare(run.sources, target.inventory(), run.transfer.settings, scores, *known)
     told = merge_to_disk(root, target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device)
     rank_zero_info(told)

@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from act_lightning.callbacks.answers import AnswerEvaluation
     from act_lightning.callbacks.comparison import TransferComparison
     from act_lightning.callbacks.export import HuggingFaceExport
+    from act_lightning.callbacks.fisher import FisherInformation
     from act_lightning.callbacks.injection import MaskedTaskVectorInjection
     from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
     from act_lightning.callbacks.sources import AbilitySource
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AbilitySource",
     "ActivationDifferenceProfiler",
+    "AnswerEvaluation",
+    "FisherInformation",
     "HuggingFaceExport",
     "MaskedTaskVectorInjection",
     "TransferComparison",
@@ -23,6 +27,8 @@ __all__ = [
 _HOMES = {
     "AbilitySource": "sources",
     "ActivationDifferenceProfiler": "profiling",
+    "AnswerEvaluation": "answers",
+    "FisherInformation": "fisher",
     "HuggingFaceExport": "export",
     "MaskedTaskVectorInjection": "injection",
     "TransferComparison": "comparison",

@@ -28,6 +28,7 @@ from act_lightning.checkpoints import write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
 from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults
+from act_lightning.transfer.importance import FOLDER
 from act_lightning.transfer.settings import Scope, Share
 
 
@@ -75,6 +76,16 @@ class MaskedTaskVectorInjection(L.Callback):
         """Whether scores are needed and not given."""
         return self.settings.needs_scores and self.scores is None
 
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether Fisher information of target and sources is needed."""
+        return self.settings.needs_fisher
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the samples of the sources' abilities are needed."""
+        return self.needs_profiling or self.needs_fisher
+
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at a model."""
         found = self.settings.faults()
@@ -118,8 +129,9 @@ class MaskedTaskVectorInjection(L.Callback):
             ActError: If scores are missing or foreign, a mask selects nothing, or a value is NaN; in the last case
                 the model is partly changed and must not be used.
         """
-        scores = Path(self.scores) if self.scores else Path(trainer.default_root_dir) / "scores"
-        known = profiler.target_digests, profiler.target_folder
+        root = Path(trainer.default_root_dir)
+        scores = Path(self.scores) if self.scores else root / "scores"
+        known = profiler.target_digests, profiler.target_folder, root / FOLDER
         prepared = prepare(profiler.sources or [], inventory(model), self.settings, scores, run_seed(), *known)
         with prepared.injection() as injection:
             for name in injection.names:

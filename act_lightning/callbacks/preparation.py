@@ -23,6 +23,7 @@ from act_lightning.transfer import (
     select,
     transfer_report,
 )
+from act_lightning.transfer.importance import Importance, SavedFisher, source_path, target_path
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PreparedTransfer:
         report: The contents of ``transfer.json``.
         scale: λ of the transfer.
         target: The target's checkpoint, if there is one.
+        importance: Fisher information, where the method asks for it.
     """
 
     inventory: ChannelInventory
@@ -46,10 +48,11 @@ class PreparedTransfer:
     report: dict[str, Any]
     scale: float = 1.0
     target: Path | None = None
+    importance: Importance | None = None
 
     def injection(self) -> MaskedInjection:
         """The injection into parameters; use it as a context manager."""
-        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale)
+        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale, self.importance)
 
 
 def prepare(
@@ -60,6 +63,7 @@ def prepare(
     seed: int,
     target_digests: Sequence[str],
     target: Path | None = None,
+    fisher: Path | None = None,
 ) -> PreparedTransfer:
     """Read scores and select channels.
 
@@ -71,9 +75,11 @@ def prepare(
         seed: Seed of random selections and of methods that draw.
         target_digests: Digests under which the target's weights are known.
         target: The target's checkpoint, whose tokens say which entry of a source's vocabulary is which.
+        fisher: The folder of Fisher information, for a method that asks for it.
 
     Raises:
-        ActError: If scores are missing or belong to other weights, or a mask selects nothing.
+        ActError: If scores are missing or belong to other weights, a mask selects nothing, or the sources' scales make
+            no weights for the method.
     """
     selected, hashes = [], {"target": target_digests[0]}
     for source in sources:
@@ -94,7 +100,10 @@ def prepare(
     method = merging_method(settings.method)
     name = settings.method if isinstance(settings.method, str) else repr(settings.method)
     report = transfer_report(inventory, selected, selection=settings.selection, method=name, seed=seed, hashes=hashes)
-    return PreparedTransfer(inventory, selected, method, seed, report, settings.scale, target)
+    importance = None
+    if fisher is not None and method.needs_importance:
+        importance = saved_importance(fisher, sources, hashes, target_digests)
+    return PreparedTransfer(inventory, selected, method, seed, report, settings.scale, target, importance)
 
 
 def _scores_of(
@@ -111,6 +120,32 @@ def _scores_of(
     path = score_path(root, source.label, ability)
     record = saved_record(path, root, digests)
     return read_scores(path, inventory), record.tokens
+
+
+def saved_importance(
+    root: Path, sources: Sequence[AbilitySource], digests: Mapping[str, str], target_digests: Sequence[str]
+) -> Importance:
+    """The files of Fisher information, which must have been gathered on the models of this run.
+
+    Args:
+        root: The folder of all of them.
+        sources: The ability models.
+        digests: The digest of each source, by its label.
+        target_digests: Digests under which the target is known.
+
+    Raises:
+        ActError: If a file is missing, or was gathered on other weights.
+    """
+    targets: dict[Path, int] = {}
+    found = []
+    for source in sources:
+        paths = [source_path(root, source.label, ability) for ability in source.abilities]
+        records = [saved_record(path, root, {"source": [digests[source.label]]}) for path in paths]
+        found.append(SavedFisher({path: record.samples for path, record in zip(paths, records, strict=True)}))
+        targets |= {target_path(root, record.data): record.samples for record in records}
+    for path in targets:
+        saved_record(path, root, {"target": target_digests})
+    return Importance(found, SavedFisher(targets))
 
 
 def saved_record(path: Path, root: Path, digests: Mapping[str, Sequence[str]]) -> ScoreRecord:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
+from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.language_model import find_language_model, is_transferred
 from act_lightning.callbacks.measurement import Measurement, groups, measurements
+from act_lightning.callbacks.randomness import rng_as_before
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sibling_checks import refuse_strangers
 from act_lightning.callbacks.sources import AbilitySource, source_faults
@@ -77,8 +77,11 @@ class ActivationDifferenceProfiler(L.Callback):
         self.target_digests, channels = target.digests(), target.inventory()
         self.target_folder = target.folder
         refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
+        datamodule = getattr(trainer, "datamodule", None)
         if all(callback.needs_profiling for callback in transfers):
-            self.profile(trainer, pl_module, getattr(trainer, "datamodule", None))
+            self.profile(trainer, pl_module, datamodule)
+        if any(callback.needs_fisher for callback in transfers):
+            FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
 
     def profile(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
@@ -93,7 +96,7 @@ class ActivationDifferenceProfiler(L.Callback):
         refuse(self.faults())
         root = Path(trainer.default_root_dir) / "scores"
         refuse(check_writable(root, "trainer.default_root_dir"))
-        with _rng_as_before():  # a loader of the user's own may draw random numbers
+        with rng_as_before():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
             wanted = measurements(self.sources, target, datamodule, root)
             refuse_strangers(target, wanted)
@@ -143,16 +146,6 @@ class ActivationDifferenceProfiler(L.Callback):
             if trainer.is_global_zero:
                 write_scores(one.path, channels, scores, one.record)
         trainer.strategy.barrier("scores written")
-
-
-@contextmanager
-def _rng_as_before() -> Iterator[None]:
-    """Lightning's ``isolate_rng``, which restores nothing after an error, made to restore it then too."""
-    isolation = isolate_rng()
-    with ExitStack() as stack:
-        isolation.__enter__()
-        stack.callback(isolation.__exit__, None, None, None)
-        yield
 
 
 def _is_due(one: Measurement) -> bool:

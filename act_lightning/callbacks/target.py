@@ -57,7 +57,7 @@ class Target:
         return [self.identity().digest, *in_folder]
 
     @contextmanager
-    def ready(self, device: torch.device) -> Iterator[nn.Module]:
+    def ready(self, device: torch.device) -> Iterator[PreTrainedModel]:
         """The target on ``device`` in evaluation mode; a model of the user's is left as it was found."""
         if self.model is None:
             assert self.folder is not None

@@ -50,4 +50,5 @@ def _control(sources: Sequence[AbilitySource], done: PreparedTransfer, settings:
     """A transfer without scores: one mask a source, for its abilities share their budget."""
     once = [replace(source, name=source.label, abilities=["all abilities"]) for source in sources]
     digests, nowhere = [done.report["hashes"]["target"]], Path("no scores are read")
-    return prepare(once, done.inventory, settings, nowhere, done.seed, digests, done.target)
+    made = prepare(once, done.inventory, settings, nowhere, done.seed, digests, done.target)
+    return replace(made, importance=done.importance)

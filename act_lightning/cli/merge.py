@@ -101,11 +101,14 @@ def _needs_no_trainer(config: Config) -> bool:
     """Whether nothing is to be profiled, and rows are to be merged on the CPU."""
     import torch
 
+    from act_lightning.merging import merging_method
+
     transfer, accelerator = config.get("transfer", {}), config["trainer"].get("accelerator", "auto")
     ranked = transfer.get("selection", "activation") == "activation"
     known = transfer.get("selection", "activation") in _SELECTIONS
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    return known and on_cpu and not (ranked and not transfer.get("scores"))
+    gathers = merging_method(transfer.get("method", "task_arithmetic")).needs_importance
+    return known and on_cpu and not gathers and not (ranked and not transfer.get("scores"))
 
 
 def _prepare(config: Config) -> _Run:

@@ -76,7 +76,7 @@ def _checkpoint_faults(checkpoint: str | None, verb: str) -> list[Fault]:
 
 
 def _data_faults(run: Run, verb: str) -> list[Fault]:
-    if verb == "merge" and run.sources and not run.transfer.needs_profiling:
+    if verb == "merge" and run.sources and not run.transfer.needs_data:
         return []  # no data is read
     found = run.data.faults(verb if verb in _EVALUATING else "fit")
     if verb == "validate" and not run.data.validation:
@@ -99,7 +99,7 @@ def output_place_faults(run: Run, models: Models, verb: str) -> list[Fault]:
 def _source_faults(run: Run, verb: str) -> list[Fault]:
     if not run.sources:
         return _missing_sources(run, verb)
-    if not run.transfer.needs_profiling and verb != "profile":
+    if not run.transfer.needs_data and verb != "profile":
         return []
     known = ", ".join(run.data.abilities) or "none"
     return [

@@ -15,6 +15,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import first_row_not_finite
 from act_lightning.errors import ActError, Fault
 from act_lightning.merging import MergingMethod, Part, TensorPlace, apply_change, ready, works_by_rows
+from act_lightning.transfer.importance import Importance
 from act_lightning.transfer.selection import SelectedSource, joined
 from act_lightning.transfer.vectors import SourceVectors, element_mask
 
@@ -38,6 +39,7 @@ class MaskedInjection:
         method: How task vectors are merged.
         seed: Seed of random draws.
         scale: λ of the transfer, to which a method that votes or averages relates the sources' own.
+        importance: Fisher information, for a method that asks for it.
     """
 
     def __init__(
@@ -47,19 +49,27 @@ class MaskedInjection:
         method: MergingMethod,
         seed: int = 0,
         scale: float = 1.0,
+        importance: Importance | None = None,
     ) -> None:
         self._method = method
         self._seed = seed
         self._scale = scale
         self._shapes = inventory.shapes
         self._elements = inventory.elements(joined(list(sources), inventory.total))
-        self._sources = [SourceVectors(source, inventory.elements(source.mask), inventory.shapes) for source in sources]
+        saved = [None] * len(sources) if importance is None else importance.sources
+        self._sources = [
+            SourceVectors(source, inventory.elements(source.mask), inventory.shapes, its)
+            for source, its in zip(sources, saved, strict=True)
+        ]
+        self._importance = None if importance is None else importance.target
         self._open = ExitStack()
 
     def __enter__(self) -> MaskedInjection:
         """Open the sources' checkpoints."""
         for source in self._sources:
             self._open.enter_context(source)
+        if self._importance is not None:
+            self._open.enter_context(self._importance)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,7 +165,8 @@ class MaskedInjection:
     def _part(self, name: str, part: Tensor, rows: Tensor) -> Part:
         target = part.float()
         vectors = [source.vector(name, target, rows) for source in self._sources]
-        return vectors, TensorPlace(name, self._seed, rows)
+        own = None if self._importance is None else self._importance.rows(name, rows).to(part.device)
+        return vectors, TensorPlace(name, self._seed, rows, own)
 
 
 def _changed(part: Tensor, change: Tensor, selected: Tensor | None) -> Tensor:

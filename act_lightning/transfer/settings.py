@@ -44,6 +44,11 @@ class TransferSettings:
         """Whether this selection ranks channels by saved scores."""
         return self.selection == "activation"
 
+    @property
+    def needs_fisher(self) -> bool:
+        """Whether this method weighs by Fisher information."""
+        return not self._method_faults() and merging_method(self.method).needs_importance
+
     def faults(self, prefix: str = "transfer") -> list[Fault]:
         """What is wrong with these settings, without looking at a model."""
         found = ratio_faults(self.ratio, f"{prefix}.ratio") + scale_faults(self.scale, f"{prefix}.scale")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from types import TracebackType
 
 import torch
@@ -12,6 +13,7 @@ from act_lightning.channels import ElementSelection
 from act_lightning.checkpoints import CheckpointReader
 from act_lightning.errors import Fault, refuse
 from act_lightning.merging import TaskVector
+from act_lightning.transfer.importance import SavedFisher
 from act_lightning.transfer.selection import SelectedSource
 
 _NOTHING = ElementSelection()
@@ -24,12 +26,19 @@ class SourceVectors:
         source: The source with its mask.
         elements: What that mask selects of each parameter.
         shapes: The target's shape of each parameter.
+        importance: Its Fisher information, for a method that asks for it.
     """
 
     def __init__(
-        self, source: SelectedSource, elements: Mapping[str, ElementSelection], shapes: Mapping[str, torch.Size]
+        self,
+        source: SelectedSource,
+        elements: Mapping[str, ElementSelection],
+        shapes: Mapping[str, torch.Size],
+        importance: SavedFisher | None = None,
     ) -> None:
         self._source = source
+        self._importance = importance
+        self._open = ExitStack()
         self._shapes = {name: tuple(shapes[name]) for name in elements}
         self._elements = elements
         self._reader: CheckpointReader | None = None
@@ -42,12 +51,15 @@ class SourceVectors:
         """
         self._reader = CheckpointReader(self._source.folder)
         refuse(_shape_faults(self._source, self._reader, self._shapes))
+        if self._importance is not None:
+            self._open.enter_context(self._importance)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the checkpoint."""
+        self._open.close()
         self.reader.close()
 
     @property
@@ -85,9 +97,11 @@ class SourceVectors:
             moving &= paired
             everything = torch.ones(len(rows), *[1] * (target.ndim - 1), dtype=torch.bool) if mask is None else mask
             mask = everything & paired.view(-1, *[1] * (target.ndim - 1))
-        delta = self._delta(name, target, rows if partners is None else partners, moving)
+        numbers = rows if partners is None else partners
+        delta = self._delta(name, target, numbers, moving)
         mask = None if mask is None else mask.to(target.device)
-        return TaskVector(delta, self._source.scale, mask, self._source.name)
+        importance = None if self._importance is None else self._importance.rows(name, numbers).to(target.device)
+        return TaskVector(delta, self._source.scale, mask, self._source.name, importance)
 
     def _partners(self, name: str, rows: Tensor) -> Tensor | None:
         """The source's number of each row, −1 where it has none; ``None`` where both number alike."""

@@ -1,0 +1,67 @@
+"""Squared gradients, a sample at a time: the diagonal of the empirical Fisher information of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from act_lightning.data import Sample, collate
+from act_lightning.loss import answer_loss
+
+
+def summed_squared_gradients(model: PreTrainedModel, samples: Iterable[Sample]) -> dict[str, Tensor]:
+    """Σ_n (∂ log p(answer_n | prompt_n) / ∂θ)², the gradient of each sample squared before it is added.
+
+    Divided by the number of samples this is the diagonal of the empirical Fisher information (equation 2 of Matena and
+    Raffel 2022, https://arxiv.org/abs/2111.09832, with the labels for the expectation over the model's own answers).
+    Beside the model it takes a float32 number for each parameter and the gradient of one parameter at a time.
+
+    Args:
+        model: A causal language model; it is left as it was found, gradients included.
+        samples: Samples with answer tokens.
+
+    Returns:
+        float32, by parameter, of its shape, on its device; a tied parameter under its first name.
+    """
+    with squaring(model) as sums:
+        for sample in samples:
+            batch = {name: values.to(model.device) for name, values in collate([sample], 0).items()}
+            loss, _ = answer_loss(model, batch)
+            loss.backward()
+    return sums
+
+
+@contextmanager
+def squaring(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within it, every backward pass adds the squares of its gradients to the sums that are given.
+
+    Args:
+        model: The model; frozen parameters take part; when left, gradients are as they were.
+    """
+    parameters = dict(model.named_parameters())
+    sums = {name: torch.zeros_like(values, dtype=torch.float32) for name, values in parameters.items()}
+    before = {name: (values.requires_grad, values.grad) for name, values in parameters.items()}
+    with ExitStack() as stack, torch.enable_grad():
+        stack.callback(_restore, parameters, before)
+        for name, values in parameters.items():
+            values.requires_grad_(True).grad = None
+            hook = partial(_add_square, sums[name])
+            stack.callback(values.register_post_accumulate_grad_hook(hook).remove)
+        yield sums
+
+
+def _add_square(total: Tensor, parameter: Tensor) -> None:
+    assert parameter.grad is not None
+    gradient = parameter.grad.float()
+    parameter.grad = None
+    total.addcmul_(gradient, gradient)
+
+
+def _restore(parameters: dict[str, nn.Parameter], before: dict[str, tuple[bool, Tensor | None]]) -> None:
+    for name, (required, gradient) in before.items():
+        parameters[name].requires_grad_(required).grad = gradient
