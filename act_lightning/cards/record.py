@@ -58,13 +58,16 @@ def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     if not (recipe.get("data") or {}).get("abilities"):
         return {}
     from act_lightning.data import AbilityData, rows_fingerprint  # seconds to import, and nothing to read for a merge
+    from act_lightning.data.settings import PerGroup
 
     found: dict[str, str | None] = {}
     for name, settings in ((recipe.get("data") or {}).get("abilities") or {}).items():
         where = f"data.abilities.{name}"
         found[where] = None
         with suppress(ActError, OSError, TypeError):
-            found[where] = rows_fingerprint(AbilityData(**settings), where)
+            groups = settings.get("per_group")
+            given = {**settings, "per_group": PerGroup(**groups)} if groups else settings
+            found[where] = rows_fingerprint(AbilityData(**given), where)
     return found
 
 
