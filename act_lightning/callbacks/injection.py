@@ -22,12 +22,12 @@ from act_lightning.callbacks.placement import local_rows, strategy_faults
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.resuming import resumes
-from act_lightning.callbacks.sources import AbilitySource, source_ratios
+from act_lightning.callbacks.sources import AbilitySource, source_ratios, source_scales
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
-from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults
+from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults, weight_faults
 from act_lightning.transfer.importance import FOLDER
 from act_lightning.transfer.settings import Scope, Share
 
@@ -95,7 +95,8 @@ class MaskedTaskVectorInjection(L.Callback):
 
     def selection_faults(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[Fault]:
         """What is wrong with the selection, now that the target's channels are known."""
-        return selection_faults(channels, self.settings, source_ratios(sources, self.settings.ratio))
+        found = selection_faults(channels, self.settings, source_ratios(sources, self.settings.ratio))
+        return found + ([] if self.settings.faults() else weight_faults(self.settings, source_scales(sources)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from act_lightning.callbacks.sources import AbilitySource
+from act_lightning.callbacks.sources import AbilitySource, source_scales
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import identify, locate, match_folders
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod, merging_method
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
 from act_lightning.transfer import (
@@ -22,6 +22,7 @@ from act_lightning.transfer import (
     having_partners,
     select,
     transfer_report,
+    weight_faults,
 )
 from act_lightning.transfer.importance import Importance, SavedFisher, source_path, target_path
 
@@ -81,6 +82,7 @@ def prepare(
         ActError: If scores are missing or belong to other weights, a mask selects nothing, or the sources' scales make
             no weights for the method.
     """
+    refuse(weight_faults(settings, source_scales(sources)))
     selected, hashes = [], {"target": target_digests[0]}
     for source in sources:
         folder = locate(source.model, source.revision, "profile.sources.model")

@@ -86,6 +86,11 @@ def source_faults(sources: Sequence[AbilitySource] | None, setting: str = "profi
     return found
 
 
+def source_scales(sources: Sequence[AbilitySource], setting: str = "profile.sources") -> dict[str, float | None]:
+    """The scale of each source of its own, by the setting that says so."""
+    return {f"{setting}[{i}].scale": source.scale for i, source in enumerate(sources)}
+
+
 def source_ratios(
     sources: Sequence[AbilitySource], default: float | Fraction, setting: str = "profile.sources"
 ) -> dict[str, float | Fraction]:

@@ -57,6 +57,7 @@ class Fisher(MergingMethod):
 
     elementwise = True
     needs_importance = True
+    negative_weights = False
 
     target_weight: float = 1.0
 

@@ -67,10 +67,12 @@ class MergingMethod(ABC):
         weighs_each: Whether every source has a λ of its own (methods that sum), rather than one λ for the merged
             vector and a relative weight for each source (methods that vote or average).
         needs_importance: Whether task vectors and place must carry Fisher information.
+        negative_weights: Whether a source may weigh less than nothing.
     """
 
     weighs_each: bool = False
     needs_importance: bool = False
+    negative_weights: bool = True
 
     @property
     def elementwise(self) -> bool:

@@ -4,7 +4,7 @@ from act_lightning.transfer.counting import count_selected, selection_faults
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import describe_transfer, transfer_report
 from act_lightning.transfer.selection import SelectedSource, having_partners, partner_channels, select
-from act_lightning.transfer.settings import TransferSettings, scale_faults
+from act_lightning.transfer.settings import TransferSettings, scale_faults, weight_faults
 
 __all__ = [
     "MaskedInjection",
@@ -18,4 +18,5 @@ __all__ = [
     "select",
     "selection_faults",
     "transfer_report",
+    "weight_faults",
 ]

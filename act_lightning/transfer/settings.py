@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -71,6 +71,25 @@ class TransferSettings:
         except ActError as error:
             return list(error.faults)
         return []
+
+
+def weight_faults(settings: TransferSettings, scales: Mapping[str, float | None]) -> list[Fault]:
+    """What keeps the sources' scales from being weights relative to λ, for a method that votes or averages.
+
+    Args:
+        settings: The settings of the transfer, without faults.
+        scales: λ_m of each source by the setting that says so; ``None`` where it is λ.
+    """
+    method, own = merging_method(settings.method), {name: scale for name, scale in scales.items() if scale is not None}
+    if method.weighs_each:
+        return []
+    if settings.scale == 0:
+        rule = "must be transfer.scale times a weight, and that scale is 0"
+        return [Fault(name, scale, rule, "Leave it out, or choose another scale.") for name, scale in own.items()]
+    if method.negative_weights:
+        return []
+    rule = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
+    return [Fault(name, scale, rule, "Turn its sign.") for name, scale in own.items() if scale / settings.scale < 0]
 
 
 def scale_faults(scale: float, setting: str) -> list[Fault]:
