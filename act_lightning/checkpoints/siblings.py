@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from act_lightning.checkpoints.described import Described, describe
 from act_lightning.checkpoints.models import load_config
-from act_lightning.checkpoints.shards import stored_entries
+from act_lightning.checkpoints.shards import is_weightless, stored_entries
 from act_lightning.checkpoints.vocabulary import has_tokenizer
 from act_lightning.errors import ActError, Fault
 
@@ -111,9 +111,9 @@ def _unlike(ours: Described, theirs: Described) -> list[str]:
 
 def _vocabulary_faults(target: Path, source: Path, ours: Described, theirs: Described, setting: str) -> list[Fault]:
     sizes = [one.shapes[ours.vocabulary[0]][0] for one in (ours, theirs) if set(ours.vocabulary) <= one.shapes.keys()]
-    if len({*sizes}) == 1:
+    if len({*sizes}) <= 1:
         return []
-    lacking = [str(folder) for folder in (target, source) if not has_tokenizer(folder)]
+    lacking = [str(folder) for folder in (target, source) if not (has_tokenizer(folder) or is_weightless(folder))]
     if not lacking:
         return []
     rule = f"must have a tokenizer, and so must the target, for vocabularies of {sizes} entries are matched by token"
