@@ -16,7 +16,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write
 
 ROOT = Path(act_lightning.__file__).parent.parent
 CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))
-COMMAND = re.compile(r"python -m act_lightning (\w+) --config (\S+)")
+COMMAND = re.compile(r"python -m act_lightning ((?:data )?\w+)((?: --config \S+)+)")
 
 
 def content_of(file: Path) -> Config:
@@ -36,7 +36,7 @@ def of_laboratory(content: Config) -> bool:
 def verb_of(file: Path) -> str:
     """What the command at the head of a config does."""
     header = file.read_text(encoding="utf-8").split("\n\n")[0]
-    found = [match[1] for match in COMMAND.finditer(header) if ROOT / match[2] == file]
+    found = [match[1] for match in COMMAND.finditer(header) if str(file.relative_to(ROOT)) in match[2].split()]
     assert found, f"{file} does not open with the command that runs it"
     return found[0]
 
@@ -73,7 +73,7 @@ def small(content: Config, pair: tuple[Path, Path], folder: Path) -> Config:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_parses(file: Path) -> None:
-    outcome = call("fit", "--config", file, "--print_config")
+    outcome = call(*verb_of(file).split(), "--config", file, "--print_config")
     assert outcome.status == 0, outcome.err
     assert yaml.safe_load(outcome.out)
 
