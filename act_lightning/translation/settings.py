@@ -137,6 +137,10 @@ def _ability_faults(settings: TranslationSettings, abilities: Mapping[str, Abili
         if name in abilities and abilities[name].limit is None:
             rule = "must say how many rows each language gets, for the ability is in translate.distinct"
             faults.append(Fault(f"data.abilities.{name}.limit", None, rule, "Write a number, such as 1500."))
+        if name in abilities and abilities[name].per_group is not None:
+            rule = "must not stand beside translate.distinct, which takes further rows as they come"
+            remedy = "Give each group as an ability of its own, with filter."
+            faults.append(Fault(f"data.abilities.{name}.per_group", abilities[name].per_group, rule, remedy))
     return faults
 
 

@@ -14,6 +14,16 @@ from typing import Any
 
 MARK = re.compile(r"<k\d+/>")
 Texts = dict[str, str]
+WORDS = {
+    "Modern Standard Arabic": "كلمة",
+    "Bengali": "শব্দ",
+    "Japanese": "ことば",
+    "Korean": "낱말",
+    "Telugu": "పదం",
+    "Thai": "คำ",
+    "Simplified Chinese": "词",
+}
+"""A word of each language whose script is looked at."""
 
 
 @dataclass
@@ -67,16 +77,17 @@ class Server:
         return [json.loads(body["messages"][1]["content"]) for body in self.asked]
 
 
-def swahili(text: str) -> str:
-    """Every word in capitals becomes another; marks, numbers and punctuation stay."""
+def reworded(text: str, word: str) -> str:
+    """Every word becomes ``word``; marks, numbers and punctuation stay."""
     pieces = re.split(r"(<k\d+/>)", text)
-    return "".join(piece if MARK.fullmatch(piece) else re.sub(r"[A-Za-z]+", "neno", piece) for piece in pieces)
+    return "".join(piece if MARK.fullmatch(piece) else re.sub(r"[A-Za-z]+", word, piece) for piece in pieces)
 
 
 def translated(messages: list[Texts]) -> Answer:
     """A good translation of what the messages hold."""
-    texts = json.loads(messages[1]["content"])
-    return Answer(json.dumps({name: swahili(text) for name, text in texts.items()}))
+    texts, told = json.loads(messages[1]["content"]), messages[0]["content"]
+    word = next((word for language, word in WORDS.items() if f"into {language}" in told), "neno")
+    return Answer(json.dumps({name: reworded(text, word) for name, text in texts.items()}))
 
 
 @contextmanager
