@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from act_lightning.evaluation import (
     judge_number,
     language_of,
     role_means,
+    without_network,
 )
 
 _COUNTED = ("correct", "flexible_correct", "answered", "truncated")
@@ -128,10 +129,8 @@ class Examination:
         self.records: dict[str, list[Record]] = {name: [] for name in data.evaluation_names}
         self.shares = {name: {key: Share().to(device) for key in (*_COUNTED, "in_language")} for name in self.records}
         self.tokens = {name: Mean().to(device) for name in self.records}
-        if not can_identify() and any(one.language for one in data.evaluations.values()):
-            warnings.warn(
-                "The language of outputs is not looked at: pip install 'act-lightning[language]'", stacklevel=2
-            )
+        for message in _shortcomings(data.evaluations.values()):
+            warnings.warn(message, stacklevel=2)
 
     def answer(self, model: PreTrainedModel, batch: Mapping[str, Any], number: int) -> None:
         """Generate and judge what a batch of the set with this number asks.
@@ -228,6 +227,15 @@ def publish(
     write_file(folder / "results.md", as_markdown(results))
     write_file(folder / "results.json", as_json(model, results))
     Console().print(as_table(results))
+
+
+def _shortcomings(sets: Iterable[EvaluationData]) -> Iterator[str]:
+    """What this machine cannot do for these sets."""
+    sets = list(sets)
+    if any(one.language for one in sets) and not can_identify():
+        yield "The language of outputs is not looked at: pip install 'act-lightning[language]'"
+    if any(one.kind == "code" for one in sets) and not without_network():
+        yield "Code that the model writes runs with access to the network: this machine cannot take it away (unshare)"
 
 
 def _record(row: int, prompt: Prompt, settings: EvaluationData, generated: Generated) -> Record:

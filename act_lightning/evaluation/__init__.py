@@ -9,7 +9,7 @@ from act_lightning.evaluation.metrics import ExactMatch, Mean, Share
 from act_lightning.evaluation.records import Record, as_lines, read_records
 from act_lightning.evaluation.results import SetResult, as_csv, as_json, as_markdown, as_table, read_results, role_means
 from act_lightning.evaluation.sameness import exact_match, loose_match
-from act_lightning.evaluation.sandbox import passes
+from act_lightning.evaluation.sandbox import passes, without_network
 from act_lightning.evaluation.tables import Row, models_csv, models_table, row_of
 from act_lightning.evaluation.teacher_forced import greedy_matches
 
@@ -54,4 +54,5 @@ __all__ = [
     "role_means",
     "row_of",
     "wilson",
+    "without_network",
 ]

@@ -52,7 +52,7 @@ def passes(code: str, test: str, entry_point: str, seconds: float = SECONDS, mem
     marker = f"passed {os.urandom(8).hex()}"  # so that leaving early is no success
     program = f"{code}\n\n{test}\n\ncheck({entry_point})\n"
     runner = _RUNNER.format(limits=_limits(seconds, memory), marker=marker)
-    return marker in _run([*_no_network(), sys.executable, "-I", "-c", runner], program, seconds)
+    return marker in _run([*without_network(), sys.executable, "-I", "-c", runner], program, seconds)
 
 
 def _limits(seconds: float, memory: int) -> dict[str, int]:
@@ -92,8 +92,8 @@ def _run(command: list[str], program: str, seconds: float) -> str:
 
 
 @cache
-def _no_network() -> tuple[str, ...]:
-    """The beginning of a command that takes the network away, where this machine permits it."""
+def without_network() -> tuple[str, ...]:
+    """The beginning of a command that takes the network away; empty where this machine does not permit it."""
     program = shutil.which("unshare")
     prefix = (program, "--user", "--net") if program else ()
     tried = prefix and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0

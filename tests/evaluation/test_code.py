@@ -10,7 +10,7 @@ import pytest
 
 from act_lightning.evaluation import judge_code, passes
 from act_lightning.evaluation.code import completed
-from act_lightning.evaluation.sandbox import _no_network
+from act_lightning.evaluation.sandbox import without_network
 
 PROMPT = 'from typing import List\n\n\ndef double(numbers: List[int]) -> List[int]:\n    """Twice each."""\n'
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
@@ -84,8 +84,8 @@ def test_nothing_is_seen_or_left_of_the_caller(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not _no_network(), reason="this machine permits no user namespaces")
-def test_no_network() -> None:
+@pytest.mark.skipif(not without_network(), reason="this machine permits no user namespaces")
+def testwithout_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert not passes(harmful(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"), CHECK, "act")
