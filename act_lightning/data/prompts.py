@@ -16,6 +16,7 @@ from act_lightning.data.micro_batches import MicroBatch
 from act_lightning.data.settings import EvaluationData
 from act_lightning.data.templates import Template, make_template
 from act_lightning.data.tokens import OffsetTokenizer
+from act_lightning.errors import located
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,9 @@ def evaluation_template(
 
 
 def _prompt(item: Item, template: Template, tokenize: OffsetTokenizer) -> Prompt:
-    rendered = template.render_prompt(item.messages)
-    tokens = tokenize(rendered.text, rendered.add_special_tokens)
+    rendered = template.render_prompt(item.messages, item.place)
+    with located(item.place):
+        tokens = tokenize(rendered.text, rendered.add_special_tokens)
     end = len(rendered.text)
     ids = [token for token, start in zip(tokens.ids, tokens.starts, strict=True) if start < end]
     return Prompt(torch.tensor(ids), rendered.text, item)

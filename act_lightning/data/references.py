@@ -33,7 +33,7 @@ def read_references(
     encode = Encoder(evaluation_template(where, settings, tokenizer, default_template), tokenizer, sys.maxsize)
     found = []
     for item in read_items(settings, where):
-        sample = encode(item.messages)
+        sample = encode(item.messages, item.place)
         assert sample is not None, "an item has an answer"
         found.append(replace(sample, labels=last_answer(sample.labels)))
     return found

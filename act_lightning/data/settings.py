@@ -67,6 +67,10 @@ class AbilityData:
     template: str | None = None
     role: Literal["keep", "recover"] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.per_group, dict):  # as a saved config has it
+            self.per_group = PerGroup(**self.per_group)
+
 
 @dataclass
 class EvaluationData(AbilityData):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "x.jsonl", ROWS)
 
 
-def used(path: Path, **chosen: Any) -> list[int]:
+def used(path: Path | str, **chosen: Any) -> list[int]:
     conversations = iter_conversations(AbilityData(str(path), **chosen), "data.abilities.x")
     return [int(conversation.messages[0]["content"]) for conversation in conversations]
 
@@ -93,6 +94,11 @@ def test_order_of_choices(
     else:
         with pytest.raises(ActError, match="leaves no row"):
             list(found)
+
+
+def test_groups_of_a_saved_config(file: Path) -> None:
+    saved = asdict(AbilityData(str(file), per_group=PerGroup("kind", 1, ["physics", "art"])))
+    assert used(**saved) == [0, 1]
 
 
 def test_disjoint_parts_of_one_shuffle(file: Path) -> None:
