@@ -73,7 +73,9 @@ def write_run(run: Path, channels: ChannelInventory, pair: int) -> None:
                 versions={"torch": torch.__version__},
             )
             scores = drawn_scores(channels, language, domain, pair)
-            write_scores(score_path(run / "scores", source.split("/")[-1], f"{domain}-{language}"), channels, scores, record)
+            write_scores(
+                score_path(run / "scores", source.split("/")[-1], f"{domain}-{language}"), channels, scores, record
+            )
 
 
 def drawn_scores(channels: ChannelInventory, language: str, domain: str, pair: int) -> Tensor:

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -81,9 +82,20 @@ def selected_by_module(masks: Mapping[str, Tensor], inventory: ChannelInventory)
     """
     where, frames = places(inventory), {}
     for name, mask in masks.items():
-        chosen = [int(mask[span].sum()) for _, span in inventory.spans()]
-        frames[name] = where.assign(selected=chosen, share=pd.Series(chosen) / where["channels"])
+        chosen = module_counts(mask, inventory)
+        frames[name] = where.assign(selected=chosen, share=chosen / where["channels"])
     return pd.concat(frames, names=["ability"]).reset_index(level=0).reset_index(drop=True)
+
+
+def module_counts(mask: Tensor, inventory: ChannelInventory) -> np.ndarray:
+    """How many channels of each module a mask selects, int64 ``[modules]``."""
+    starts = [span.start for _, span in inventory.spans()]
+    return np.add.reduceat(mask.numpy(), starts, dtype=np.int64)
+
+
+def size(mask: Tensor) -> int:
+    """How many channels a mask selects."""
+    return int(np.count_nonzero(mask.numpy()))
 
 
 def by_layer_and_type(selected: pd.DataFrame, value: str) -> pd.DataFrame:
@@ -133,7 +145,7 @@ def head_and_embedding(masks: Mapping[str, Tensor], inventory: ChannelInventory)
         Columns ``selected``, ``lm_head`` and ``embedding`` (channels), and the last two again as shares.
     """
     head, embedding = vocabulary_modules(inventory)
-    rows = {name: [int((mask & part).sum()) for part in (mask, head, embedding)] for name, mask in masks.items()}
+    rows = {name: [size(mask & part) for part in (mask, head, embedding)] for name, mask in masks.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["selected", "lm_head", "embedding"])
     for part in ("lm_head", "embedding"):
         frame[f"{part} share"] = frame[part] / frame["selected"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.analysis.abilities import Ability
+from act_lightning.analysis.location import module_counts, size
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import rank, share_of, top, union
 
@@ -46,12 +47,12 @@ def shared_channels(masks: Masks) -> pd.DataFrame:
 def overlap_matrix(masks: Masks) -> pd.DataFrame:
     """The share of the row's mask that the column's mask also selects (Table 1, Figure 20)."""
     shared = shared_channels(masks)
-    return shared.div(pd.Series({name: int(mask.sum()) for name, mask in masks.items()}), axis=0)
+    return shared.div(pd.Series({name: size(mask) for name, mask in masks.items()}), axis=0)
 
 
 def chance_overlap(masks: Masks) -> pd.DataFrame:
     """The overlap to be expected if the column's mask were as many channels drawn at random: k / n."""
-    shares = {name: float(mask.double().mean()) for name, mask in masks.items()}
+    shares = {name: size(mask) / mask.numel() for name, mask in masks.items()}
     return pd.DataFrame([shares] * len(masks), list(masks))
 
 
@@ -64,10 +65,10 @@ def chance_overlap_by_module(masks: Masks, inventory: ChannelInventory) -> pd.Da
         masks: Bool ``[channels]`` by ability.
         inventory: The channels.
     """
-    counts = torch.tensor([[int(mask[span].sum()) for _, span in inventory.spans()] for mask in masks.values()])
-    sizes = torch.tensor([module.count for module in inventory.modules])
-    expected = (counts.double() / sizes) @ counts.double().T / counts.sum(1, keepdim=True)
-    return pd.DataFrame(expected.numpy(), list(masks), list(masks))
+    counts = np.stack([module_counts(mask, inventory) for mask in masks.values()])
+    sizes = np.array([module.count for module in inventory.modules])
+    expected = (counts / sizes) @ counts.T / counts.sum(axis=1, keepdims=True)
+    return pd.DataFrame(expected, list(masks), list(masks))
 
 
 def cross_language_overlap(masks: Masks, abilities: Mapping[str, Ability]) -> pd.DataFrame:
@@ -97,8 +98,8 @@ def cross_language_overlap(masks: Masks, abilities: Mapping[str, Ability]) -> pd
 
 
 def _shared(row: Tensor, column: Tensor) -> tuple[int, float, float]:
-    shared = int((row & column).sum())
-    return shared, shared / int(row.sum()), float(column.double().mean())
+    shared = size(row & column)
+    return shared, shared / size(row), size(column) / column.numel()
 
 
 def overlap_over_ratios(
@@ -128,9 +129,7 @@ def _first(order: Tensor, ratio: float, total: int) -> Tensor:
     return mask
 
 
-def overlap_by_group(
-    matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], str]
-) -> pd.DataFrame:
+def overlap_by_group(matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """Means of overlaps over groups of pairs of abilities.
 
     Args:
@@ -141,7 +140,9 @@ def overlap_by_group(
         A row per group: ``pairs``, and the mean of each matrix.
     """
     members = pd.Series(groups)
-    values = {name: pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float) for name, matrix in matrices.items()}
+    values = {
+        name: pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float) for name, matrix in matrices.items()
+    }
     frame = pd.DataFrame({name: series.groupby(members, sort=False).mean() for name, series in values.items()})
     frame.insert(0, "pairs", members.value_counts())
     return frame

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from act_lightning.analysis.location import EMBEDDINGS, HEADS
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.scores import ScoreRecord, read_record, read_scores
@@ -118,9 +119,10 @@ def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
 def _usual_place(name: str) -> tuple[object, ...]:
     """Embeddings, then the layers by number, then what follows them, the head last."""
     layer, leaf = re.search(r"\.(\d+)\.", name), name.rsplit(".", 1)[-1]
-    kind = 1 if layer else 0 if re.match("(embed(?!_out)|wte|wpe)", leaf) else 3 if leaf in ("lm_head", "embed_out") else 2
     usual = _USUAL.index(leaf) if leaf in _USUAL else len(_USUAL)
-    return kind, int(layer.group(1)) if layer else 0, usual, name
+    if layer:
+        return 1, int(layer.group(1)), usual, name
+    return 0 if leaf in EMBEDDINGS else 3 if leaf in HEADS else 2, 0, usual, name
 
 
 def _score_files(run: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def weight_change(
 def _blocks(
     owned: OwnedParameter, shape: torch.Size, target: CheckpointReader, source: CheckpointReader
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Squared differences of some rows of one parameter, float32 ``[rows, columns]``, each with the channels it is of."""
+    """Squared differences of some rows of one parameter, float32 ``[rows, columns]``, with the channels they are of."""
     step = max(1, _BLOCK // shape[1:].numel())
     for start in range(0, shape[0], step):
         rows = torch.arange(start, min(start + step, shape[0]))
@@ -90,7 +90,8 @@ def average_ranks(values: Tensor) -> Tensor:
     """
     _, group, sizes = torch.unique(values, return_inverse=True, return_counts=True)
     last = torch.cumsum(sizes, 0).double()
-    return (last - (sizes.double() - 1) / 2)[group]
+    ranks: Tensor = (last - (sizes.double() - 1) / 2)[group]
+    return ranks
 
 
 def _correlation(left: Tensor, right: Tensor) -> float:

@@ -96,7 +96,7 @@ def _parts(frame: pd.DataFrame, by: str) -> list[tuple[Hashable, pd.DataFrame]]:
 def _line(axes: Axes, curve: pd.DataFrame, name: str, color: str, width: float, dash: object = "-") -> EndLabel:
     """Draw a CCDF as far as logarithms go, and say where it ends."""
     shown = curve[(curve["threshold"] > 0) & (curve["share"] > 0)]
-    axes.plot(shown["threshold"], shown["share"], color=color, lw=width, ls=dash, gid=name)  # type: ignore[arg-type]
+    axes.plot(shown["threshold"], shown["share"], color=color, lw=width, ls=dash, gid=name)
     if shown.empty:
         return EndLabel(1.0, 1.0, name, color)
     return EndLabel(shown["threshold"].iloc[-1], shown["share"].iloc[-1], name, color)
@@ -113,10 +113,16 @@ def _layers(axes: Axes, curves: pd.DataFrame, quantity: str) -> None:
     layers = [str(layer) for layer in curves["layer"].unique() if layer != OUTSIDE]
     colors = dict(zip(layers, ordinal(len(layers)), strict=True)) | {OUTSIDE: SERIES[1]}
     named = {*layers[:: max(1, -(-len(layers) // 6))], layers[-1], OUTSIDE} if layers else {OUTSIDE}
-    ends = {str(layer): _line(axes, part, str(layer), colors[str(layer)], 1.0) for layer, part in _parts(curves, "layer")}
+    ends = {
+        str(layer): _line(axes, part, str(layer), colors[str(layer)], 1.0) for layer, part in _parts(curves, "layer")
+    }
     _log_log(axes, quantity)
     axes.set_title("by layer")
-    texts = [end._replace(text=end.text if end.text == OUTSIDE else f"layer {end.text}") for end in ends.values() if end.text in named]
+    texts = [
+        end._replace(text=end.text if end.text == OUTSIDE else f"layer {end.text}")
+        for end in ends.values()
+        if end.text in named
+    ]
     label_ends(axes, texts)
 
 

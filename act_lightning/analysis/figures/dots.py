@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -30,12 +31,13 @@ def dots_figure(
     rows = range(len(values))
     axes.hlines(rows, 0, 1, transform=axes.get_yaxis_transform(), color=GRID, lw=0.8)
     for at, name in enumerate(values.columns):
-        color, filled = SERIES[at % len(SERIES)], at == 0
-        style = {"ls": "", "marker": _MARKERS[at % len(_MARKERS)], "ms": 5, "mec": color, "mfc": color if filled else SURFACE}
-        axes.plot(values[name], list(rows), gid=str(name), label=str(name), **style)
+        color = SERIES[at % len(SERIES)]
+        fill = color if at == 0 else SURFACE
+        style: dict[str, Any] = {"marker": _MARKERS[at % len(_MARKERS)], "ms": 5, "mec": color, "mfc": fill}
+        axes.plot(values[name], list(rows), gid=str(name), ls="", label=str(name), **style)
     for name, value in (references or {}).items():
         axes.axvline(value, color=MUTED, lw=0.8, ls=(0, (2, 2)), gid=name)
-        axes.annotate(name, (value, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", color=MUTED, fontsize=7.5)  # fmt: skip
+        axes.text(value, -0.55, f" {name}", va="bottom", color=MUTED, fontsize=7.5)
     axes.set_yticks(list(rows), [str(name) for name in values.index])
     axes.set(xlabel=quantity, ylim=(len(values) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")

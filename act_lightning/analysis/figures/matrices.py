@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from act_lightning.analysis.figures.palette import GRID, MUTED, ON_HIGH, ON_LOW, SEQUENTIAL, SURFACE
+from act_lightning.analysis.figures.palette import MUTED, ON_HIGH, ON_LOW, SEQUENTIAL, SURFACE
 from act_lightning.analysis.figures.style import panels, styled
 from act_lightning.analysis.location import by_layer_and_type
 

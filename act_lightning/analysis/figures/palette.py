@@ -52,7 +52,7 @@ _NAMES = {light: name for name, (light, _) in COLORS.items()}
 
 def ordinal(count: int) -> list[str]:
     """``count`` colors of the ramp from early to late, none of them close to the page's."""
-    strong = [light for light, _ in RAMP[4:]]
+    strong = [light for light, _ in RAMP[5:]]
     return [strong[round(i * (len(strong) - 1) / max(1, count - 1))] for i in range(count)]
 
 

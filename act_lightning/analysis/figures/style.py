@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec
@@ -11,11 +12,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from act_lightning.analysis.figures.palette import GRID, INK, MUTED, SURFACE
 
 _P = ParamSpec("_P")
-_STYLE = {
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_STYLE: Any = {  # matplotlib types the keys one by one
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -54,8 +57,7 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with mpl.rc_context(_STYLE):
             figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()  # ticks take their colors when they are first drawn,
-            figure.draw_without_rendering()  # and their room in the layout when it is made again
+            figure.draw_without_rendering()  # ticks take their colors when they are first drawn
             figure.set_layout_engine("none")  # what was laid out stays, and is not laid out at every drawing
         return figure
 
@@ -70,27 +72,42 @@ def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Axes]]:
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as SVG text."""
+    """The figure as SVG text, cut to what is drawn."""
     with mpl.rc_context(_STYLE):
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches=_extent(figure))
     return text.getvalue()
 
 
-def as_png(figure: Figure, dpi: int = 160) -> bytes:
-    """The figure as PNG."""
+def as_png(figure: Figure, dpi: int = 144) -> bytes:
+    """The figure as PNG, cut to what is drawn."""
     with mpl.rc_context(_STYLE):
         data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=dpi)
+        figure.savefig(data, format="png", dpi=dpi, bbox_inches=_extent(figure))
     return data.getvalue()
+
+
+def _extent(figure: Figure) -> Bbox:
+    """What is drawn, in inches, with a margin; labels may lie outside of the figure's own size."""
+    return figure.get_tightbbox().padded(0.08)
 
 
 def log_axis(axes: Axes, which: str) -> None:
     """Make the axis ``x`` or ``y`` logarithmic, with plain numbers at powers of ten; typeset ones take seconds."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def power_of_ten(value: float) -> str:
+    """A power of ten as an axis shows it.
+
+    >>> power_of_ten(0.01), power_of_ten(1e-5), power_of_ten(1000.0)
+    ('0.01', '10⁻⁵', '1000')
+    """
+    exponent = round(math.log10(value))
+    return f"{value:g}" if abs(exponent) <= 3 else "10" + str(exponent).translate(_RAISED)
 
 
 class EndLabel(NamedTuple):

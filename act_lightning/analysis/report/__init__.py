@@ -53,7 +53,14 @@ def make_report(
     out = out or runs[0] / "report"
     require_report_folder(out)
     evidence = gather(
-        runs, ratios, shown=shown, readings=readings, folders=folders, weights=weights, mixed_versions=mixed_versions, quiet=quiet
+        runs,
+        ratios,
+        shown=shown,
+        readings=readings,
+        folders=folders,
+        weights=weights,
+        mixed_versions=mixed_versions,
+        quiet=quiet,
     )
     parts = [part for build in SECTIONS for part in build(evidence)]
     title = "Ability channels of " + " and ".join(dict.fromkeys(pair.label for pair in evidence.saved.pairs))

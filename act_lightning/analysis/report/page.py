@@ -90,8 +90,13 @@ def _key(item: Picture | Table) -> tuple[str, str]:
 def _write(folder: Path, item: Picture | Table) -> Markup | list[list[Cell]]:
     """Write the files of one item, and give what the page shows of it."""
     if isinstance(item, Table):
-        item.frame.to_csv(folder / "tables" / f"{item.name}.csv", lineterminator="\n", index_label=item.frame.index.name or "")
-        return [_cells(item, name, row) for name, row in zip(item.frame.index, item.frame.itertuples(index=False), strict=True)]
+        item.frame.to_csv(
+            folder / "tables" / f"{item.name}.csv", lineterminator="\n", index_label=item.frame.index.name or ""
+        )
+        return [
+            _cells(item, name, row)
+            for name, row in zip(item.frame.index, item.frame.itertuples(index=False), strict=True)
+        ]
     svg = as_svg(item.figure)
     (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
     (folder / "figures" / f"{item.name}.png").write_bytes(as_png(item.figure))
@@ -107,8 +112,8 @@ def _cells(table: Table, name: object, row: Sequence[Any]) -> list[Cell]:
 def cell(value: object, share: bool) -> Cell:
     """A value as a table shows it.
 
-    >>> cell(0.25331, True), cell(17505, False).text, cell(float("nan"), True).text, cell("math", False).text
-    (Cell(text='25.3 %', value='0.25331'), '17,505', '–', 'math')
+    >>> cell(0.25331, True), cell(17505, False).text, cell(0.19, True).text, cell(float("nan"), True).text
+    (Cell(text='25.3 %', value='0.25331'), '17,505', '19.0 %', '–')
     """
     if isinstance(value, str):
         return Cell(value)
@@ -116,9 +121,15 @@ def cell(value: object, share: bool) -> Cell:
         return Cell("–")
     number = float(value)  # type: ignore[arg-type]
     if share:
-        return Cell(f"{100 * number:.3g} %" if number < 1 else "100 %", repr(number))
-    whole = number == int(number) and not isinstance(value, float)
-    return Cell(f"{int(number):,}", repr(int(number))) if whole else Cell(f"{number:.4g}", repr(number))
+        return Cell(f"{_digits(100 * number, 3)} %", repr(number))
+    if isinstance(value, float):
+        return Cell(_digits(number, 4), repr(number))
+    return Cell(f"{int(number):,}", repr(int(number)))
+
+
+def _digits(number: float, digits: int) -> str:
+    """As many digits as asked for, also where the last are 0; nothing of a zero's."""
+    return f"{number:#.{digits}g}".rstrip(".") if number else "0"
 
 
 def inline_svg(svg: str, name: str) -> Markup:
@@ -133,9 +144,15 @@ def inline_svg(svg: str, name: str) -> Markup:
 
 
 def _render(
-    title: str, parts: Sequence[Section | Absent], limits: Sequence[str], drawn: dict[tuple[str, str], Any], now: datetime
+    title: str,
+    parts: Sequence[Section | Absent],
+    limits: Sequence[str],
+    drawn: dict[tuple[str, str], Any],
+    now: datetime,
 ) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,

@@ -20,6 +20,6 @@ SECTIONS: tuple[Builder, ...] = (
 )
 LIMITS = (
     "How sure a mask is (split halves, bootstrap, number of samples): scores are means over all samples here.",
-    "Whether the selected channels cause the ability: a large difference says where two models act differently, not why.",
+    "Whether the selected channels cause the ability: scores say where two models act differently, not why.",
 )
 """What no section of this report shows, whatever the data."""

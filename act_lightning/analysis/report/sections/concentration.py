@@ -37,8 +37,8 @@ def _content(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
     return [
         Picture(
             view.named("ccdf"),
-            "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a threshold. "
-            "Labels stand at the largest score of each ability.",
+            "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a "
+            "threshold. Labels stand at the largest score of each ability.",
             ccdf_figure(curves, colors, view.evidence.ratio),
         ),
         Picture(

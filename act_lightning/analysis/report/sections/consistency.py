@@ -11,8 +11,8 @@ from act_lightning.analysis.report.evidence import Evidence
 from act_lightning.analysis.report.wording import percent, percents
 
 _CLAIM = (
-    "Finding 4: “Ability-specific channels exhibit consistency after fine-tuning.” Figure 3 compares Math-Instruct vs. Instruct "
-    "with Coder-Instruct vs. Instruct; the paper gives its values as bars only."
+    "Finding 4: “Ability-specific channels exhibit consistency after fine-tuning.” Figure 3 compares "
+    "Math-Instruct vs. Instruct with Coder-Instruct vs. Instruct; the paper gives its values as bars only."
 )
 _TITLE = "Finding 4: whether masks agree across pairs of models"
 
@@ -30,7 +30,9 @@ def consistency_section(evidence: Evidence) -> list[Section | Absent]:
     )
     caption = f"Figures 3 and 21. Overlap of one ability's masks at p = {p} across pairs of models."
     section.content += [
-        Picture("consistency", caption, dots_figure(_by_pairs(table), "overlap", {"chance": table["chance"].mean()}, True)),
+        Picture(
+            "consistency", caption, dots_figure(_by_pairs(table), "overlap", {"chance": table["chance"].mean()}, True)
+        ),
         Table("consistency", "The same in numbers.", table.set_index("ability"), frozenset({"overlap", "chance"})),
     ]
     return [section]

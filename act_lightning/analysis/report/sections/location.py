@@ -12,8 +12,8 @@ from act_lightning.analysis.report.evidence import Evidence, PairView
 from act_lightning.analysis.report.wording import numbers, percent, percents
 
 _CLAIM = (
-    "Finding 2: “Activation difference distributions across different layers exhibit consistent patterns.” Deeper layers and "
-    "the language modeling head tend to larger extrema; no single layer or module dominates."
+    "Finding 2: “Activation difference distributions across different layers exhibit consistent patterns.” "
+    "Deeper layers and the language modeling head tend to larger extrema; no single layer or module dominates."
 )
 
 
@@ -34,8 +34,8 @@ def _masks(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
     return [
         Picture(
             view.named("composition"),
-            f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; last row: "
-            "all channels, what a random mask would hold.",
+            f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; last "
+            "row: all channels, what a random mask would hold.",
             composition_figure(shares),
         ),
         Table(
@@ -59,8 +59,8 @@ def _sentence(view: PairView, vocabulary: pd.DataFrame) -> str:
     all_channels = head_and_embedding({"all": everything}, view.evidence.saved.inventory).loc["all"]
     of = f"{view.pair.label}: of" if view.heading else "Of"
     return (
-        f"{of} the channels selected at p = {percent(view.evidence.ratio)}, {percents(vocabulary['lm_head share'])} are rows "
-        f"of lm_head ({numbers(vocabulary['lm_head'])} of {numbers(vocabulary['selected'])} per ability) and "
+        f"{of} the channels selected at p = {percent(view.evidence.ratio)}, {percents(vocabulary['lm_head share'])} "
+        f"are rows of lm_head ({numbers(vocabulary['lm_head'])} of {numbers(vocabulary['selected'])} per ability) and "
         f"{percents(vocabulary['embedding share'])} features of the embedding; of all channels these are "
         f"{percent(all_channels['lm_head share'])} and {percent(all_channels['embedding share'])}."
     )

@@ -42,13 +42,13 @@ def _rows(view: PairView) -> pd.DataFrame:
                 "name": ability.name,
                 "language": ability.language or "not named",
                 "domain": ability.domain,
-                "pair": view.pair.label,
-                "run": view.pair.run.name,
                 "samples": record.samples,
                 "dropped": record.dropped,
                 "answer tokens": record.tokens,
                 "precision": record.dtype,
                 "versions": versions,
+                "pair": view.pair.label,
+                "run": view.pair.run.name,
             }
         )
     return pd.DataFrame(rows)

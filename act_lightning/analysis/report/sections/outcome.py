@@ -14,7 +14,6 @@ from act_lightning.analysis.report.evidence import Evidence
 from act_lightning.analysis.report.wording import counted, percent
 from act_lightning.analysis.saved import read_json
 from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation import wilson
 
 _TITLE = "What the run moved, and what came of it"
 
@@ -59,18 +58,23 @@ def _transfer(content: Any, end: str, summary: list[str]) -> Table:  # noqa: ANN
         }
         summary.append(_moved(name, rows[name]))
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    caption = f"What was transferred from each source (union of its abilities' masks); selection “{content['selection']}”."
+    caption = (
+        f"What was transferred from each source (union of its abilities' masks); selection “{content['selection']}”."
+    )
     return Table(f"transfer{end}", caption, frame, frozenset({"p", "share of channels", "share of parameters"}))
 
 
 def _moved(source: str, row: dict[str, Any]) -> str:
     return (
-        f"The run moved {counted(row['channels'], 'channel')} from {source} ({percent(row['share of parameters'])} of the "
-        f"parameters): {counted(row['lm_head'], 'row')} of lm_head, {counted(row['embedding'], 'feature')} of the embedding."
+        f"The run moved {counted(row['channels'], 'channel')} from {source} ({percent(row['share of parameters'])} of "
+        f"the parameters): {counted(row['lm_head'], 'row')} of lm_head, "
+        f"{counted(row['embedding'], 'feature')} of the embedding."
     )
 
 
 def _evaluations(content: Any, end: str, summary: list[str]) -> Table:  # noqa: ANN401 - JSON
+    from act_lightning.evaluation import wilson  # brings transformers, seconds that most reports do without
+
     rows = []
     for row in content:
         for name, total in row["total"].items():
@@ -80,4 +84,6 @@ def _evaluations(content: Any, end: str, summary: list[str]) -> Table:  # noqa: 
     columns = ["model", "parameters moved", "set", "correct", "items", "accuracy", "95 % from", "to"]
     frame = pd.DataFrame(rows, columns=columns).set_index("model")
     shares = frozenset({"parameters moved", "accuracy", "95 % from", "to"})
-    return Table(f"evaluations{end}", "Exact match of every model of the run's comparison, with Wilson intervals.", frame, shares)
+    return Table(
+        f"evaluations{end}", "Exact match of every model of the run's comparison, with Wilson intervals.", frame, shares
+    )

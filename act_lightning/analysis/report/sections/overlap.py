@@ -22,15 +22,16 @@ from act_lightning.analysis.overlaps import (
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
 from act_lightning.analysis.report.content import Absent, Picture, Section, Table
 from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.report.wording import percent
+from act_lightning.analysis.report.wording import percent, percents
 from act_lightning.masks import share_of
 
 CURVE = (0.001, 0.003, 0.01, 0.03, 0.1)
 """The values of p at which overlaps are drawn."""
 _CLAIM = (
-    "Finding 3: “Ability-specific channels are naturally disentangled.” At the top 1 % of Qwen2.5-7B (Math-Instruct vs. "
-    "Instruct), EN-Math and AR-Math share 25.3 %, EN-Math and AR-Science 21 %, EN-Math and EN-Science 67.6 % (Table 1)."
+    "Finding 3: “Ability-specific channels are naturally disentangled.” At the top 1 % of Qwen2.5-7B (Math-Instruct "
+    "vs. Instruct), EN-Math shares 25.3 % with AR-Math, 21 % with AR-Science and 67.6 % with EN-Science (Table 1)."
 )
+_REST = "overlap without lm_head and embedding"
 _TITLE = "Finding 3: what masks of different abilities share"
 Items = list[Picture | Table | str]
 
@@ -60,30 +61,29 @@ def _against_chance(view: PairView, summary: list[str]) -> Items:
     }
     rest = ~(head | embedding)
     if rest.any() and not rest.all() and share_of(int(rest.sum()), ratio):
-        matrices["overlap without lm_head and embedding"] = overlap_matrix(top_masks(view.scores, ratio, rest))
+        matrices[_REST] = overlap_matrix(top_masks(view.scores, ratio, rest))
     table = overlap_by_group(matrices, pair_groups(view.abilities))
-    summary.append(_sentence(view, table))
+    summary += _sentences(view, table)
     caption = (
-        f"Mean overlap of two masks at p = {percent(ratio)}, over ordered pairs of abilities, against what chance gives: "
-        "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head and "
-        "embedding are left out of the ranking."
+        f"Mean overlap of two masks at p = {percent(ratio)}, over ordered pairs of abilities, against chance: "
+        "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head "
+        "and embedding are left out of the ranking."
     )
     return [Table(view.named("overlap-by-group"), caption, table, frozenset(matrices))]
 
 
-def _sentence(view: PairView, table: pd.DataFrame) -> str:
-    of = f"{view.pair.label}: two" if view.heading else "Two"
-    parts = [
-        f"{percent(row['overlap'])} for {group} (chance {percent(row['chance'])}, within modules "
-        f"{percent(row['chance within modules'])}{_without(row)})"
-        for group, row in table.iterrows()
+def _sentences(view: PairView, table: pd.DataFrame) -> list[str]:
+    of = f"{view.pair.label}: at" if view.heading else "At"
+    means = "; ".join(f"{group} {percent(share)}" for group, share in table["overlap"].items())
+    found = [
+        f"{of} p = {percent(view.evidence.ratio)} the masks of two abilities share on average, {means}. By chance they "
+        f"would share {percents(table['chance'])}; drawn at random within each module, "
+        f"{percents(table['chance within modules'])}."
     ]
-    return f"{of} abilities share on average {'; '.join(parts)} of their selected channels."
-
-
-def _without(row: pd.Series) -> str:
-    name = "overlap without lm_head and embedding"
-    return f"; without lm_head and embedding {percent(row[name])}" if name in row else ""
+    if _REST in table:
+        rest = ", ".join(percent(share) for share in table[_REST])
+        found.append(f"With lm_head and embedding left out of the ranking, that becomes {rest}.")
+    return found
 
 
 def _at(view: PairView, ratio: float) -> Items:
@@ -98,9 +98,15 @@ def _at(view: PairView, ratio: float) -> Items:
             f"Table 1, Table 5, Figure 20. Overlap of the masks at p = {p} in % of the base ability's (row's) mask.",
             overlap_figure(matrix, [ability.language for ability in view.abilities.values()]),
         ),
-        Table(view.named(f"overlap{end}"), f"Tables 1 and 5 at p = {p}: overlap, normalized by the row's mask.", matrix, frozenset(matrix.columns), few),
-        Table(view.named(f"shared{end}"), f"Tables 1 and 5 at p = {p}: number of shared channels.", shared, frozenset(), few),
-    ]  # fmt: skip
+        Table(
+            view.named(f"overlap{end}"),
+            f"Tables 1 and 5 at p = {p}: overlap, normalized by the row's mask.",
+            matrix,
+            frozenset(matrix.columns),
+            few,
+        ),
+        Table(view.named(f"shared{end}"), f"Tables 1 and 5 at p = {p}: number of shared channels.", shared, shown=few),
+    ]
     if len(cross):
         items.append(_cross_lingual(view, cross, end, p))
     if ratio == RATIO:
@@ -121,7 +127,11 @@ def _beside_the_paper(view: PairView, matrix: pd.DataFrame, cross: pd.DataFrame)
     """Our overlaps beside the paper's, where both have the abilities."""
     known = view.paper if view.paper and view.paper.overlaps else None
     paper = known or QWEN_7B_MATH
-    rows = [(row, column, matrix.loc[row, column], value) for (row, column), value in paper.overlaps.items() if _has(matrix, row, column)]  # fmt: skip
+    rows = [
+        (row, column, matrix.loc[row, column], share)
+        for (row, column), share in paper.overlaps.items()
+        if row in matrix.index and column in matrix.columns
+    ]
     rows += _unions(cross, paper.cross_lingual)
     if not rows:
         return []
@@ -129,10 +139,6 @@ def _beside_the_paper(view: PairView, matrix: pd.DataFrame, cross: pd.DataFrame)
     other = "" if known else " (another pair than ours)"
     caption = f"Overlap beside the paper's {paper.overlap_table}, which is of {paper.name}{other}."
     return [Table(view.named("overlap-paper"), caption, frame, frozenset({"overlap", "paper"}))]
-
-
-def _has(matrix: pd.DataFrame, row: str, column: str) -> bool:
-    return row in matrix.index and column in matrix.columns
 
 
 def _unions(cross: pd.DataFrame, paper: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
@@ -151,7 +157,15 @@ def _curve(view: PairView) -> Items:
     curves = overlap_over_ratios(view.scores, ratios, pair_groups(view.abilities))
     return [
         Picture(
-            view.named("overlap-over-p"), "Mean overlap of two abilities at every p, beside chance.", ratios_figure(curves)
+            view.named("overlap-over-p"),
+            "Mean overlap of two abilities at every p, beside chance.",
+            ratios_figure(curves),
         ),
-        Table(view.named("overlap-over-p"), "The same in numbers.", curves.set_index("ratio"), frozenset({"overlap"}), False),
+        Table(
+            view.named("overlap-over-p"),
+            "The same in numbers.",
+            curves.set_index("ratio"),
+            frozenset({"overlap"}),
+            False,
+        ),
     ]

@@ -19,8 +19,8 @@ from act_lightning.checkpoints import CheckpointReader, meta_model
 from act_lightning.errors import ActError
 
 _CLAIM = (
-    "Finding 5: “Ability-specific channels selected by activations differ from largely updated ones during fine-tuning.” "
-    "In Table 2 the two top 1 % overlap by 3.83–5.62 %, where random masks overlap by 1 %."
+    "Finding 5: “Ability-specific channels selected by activations differ from largely updated ones during "
+    "fine-tuning.” In Table 2 the two top 1 % overlap by 3.83–5.62 %, where random masks overlap by 1 %."
 )
 _TITLE = "Finding 5: activation differences against weight changes"
 Items = list[Picture | Table | str]
@@ -59,31 +59,39 @@ def _content(view: PairView, change: Tensor, summary: list[str]) -> Items:
     table = agreement(view.scores, change, view.evidence.ratio)
     paper = view.paper or QWEN_7B_MATH
     if view.evidence.ratio == RATIO:
-        table["paper"] = pd.Series({label: share for label, (share, _) in paper.weight.items() if label in table.index}, dtype=float)
+        table["paper"] = pd.Series(
+            {label: share for label, share in paper.weight.items() if label in table.index}, dtype=float
+        )
     summary.append(_sentence(view, table))
-    return [*_overlap(view, table, paper.name + ("" if view.paper else ", another pair than ours"), paper.weight_table), *_curves(view, change)]
+    return [
+        *_overlap(view, table, paper.name + ("" if view.paper else ", another pair than ours"), paper.weight_table),
+        *_curves(view, change),
+    ]
 
 
 def _sentence(view: PairView, table: pd.DataFrame) -> str:
     of = f"{view.pair.label}: the" if view.heading else "The"
     return (
-        f"{of} channels with the largest weight change are {percents(table['overlap'])} of those with the largest scores "
-        f"(top {percent(view.evidence.ratio)} of both; random {percent(table['chance'].iloc[0])}; the paper's Table 2: "
+        f"{of} channels with the largest weight change are {percents(table['overlap'])} of those with the "
+        f"largest scores (top {percent(view.evidence.ratio)} of both; random {percent(table['chance'].iloc[0])}; the paper's Table 2: "
         f"3.83–5.62 %); rank correlation over all channels {numbers(table['rank correlation'])}."
     )
 
 
 def _overlap(view: PairView, table: pd.DataFrame, paper: str, number: str) -> Items:
-    p, shown = percent(view.evidence.ratio), [name for name in ("overlap", "paper") if name in table and table[name].notna().any()]  # fmt: skip
+    table = table.dropna(axis=1, how="all")
+    p, shown = percent(view.evidence.ratio), [name for name in ("overlap", "paper") if name in table]
     beside = f" The paper's ({number}) are of {paper}." if "paper" in shown else ""
-    caption = f"Tables 2 and 6–10. Overlap of the top {p} by weight change with the top {p} by activation difference.{beside}"
+    caption = (
+        f"Tables 2 and 6–10. Overlap of the top {p} by weight change with the top {p} by activation difference.{beside}"
+    )
     references = {"random": float(table["chance"].iloc[0])}
     return [
         Picture(view.named("weight-overlap"), caption, dots_figure(table[shown], "overlap", references, percent=True)),
         Table(
             view.named("weight-overlap"),
             f"{caption} Rank correlation: Spearman's, over all channels.",
-            table.dropna(axis=1, how="all"),
+            table,
             frozenset({"overlap", "chance", "paper"}),
         ),
     ]
@@ -94,7 +102,9 @@ def _curves(view: PairView, change: Tensor) -> Items:
     by_layer, by_type = (ccdfs_by(change, inventory, by) for by in ("layer", "type"))
     return [
         Picture(
-            view.named("weight-ccdf"), "Figure 22, left. CCDF of channel-wise ℓ2 weight differences.", total_figure(ccdf(change))
+            view.named("weight-ccdf"),
+            "Figure 22, left. CCDF of channel-wise ℓ2 weight differences.",
+            total_figure(ccdf(change)),
         ),
         Picture(
             view.named("weight-places"),
