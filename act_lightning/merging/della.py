@@ -46,7 +46,7 @@ def keep_probabilities(vector: TaskVector, density: float, spread: float) -> Ten
     )
     outside = (size < 0).sum(1, keepdim=True)
     among = size.shape[1] - 1 - outside
-    share = torch.where(among > 0, (ranks - outside) / among.clamp(min=1), 0.5)
+    share = torch.where(among > 0, (ranks - outside).clamp(min=0) / among.clamp(min=1), 0.5)
     return (density - spread + share * 2 * spread).view(vector.delta.shape)
 
 

@@ -1,0 +1,174 @@
+"""Every merging method through ``merge`` and ``fit``, with masks and without: what a slow re-statement merges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from act_lightning.merging import METHODS
+from tests.front_door import Config, basic, changed, run
+from tests.reference import act, merging
+from tests.reference.channels import channels, moved
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+SCALES = {"m": 0.4, "n": 0.7}
+RATIOS = {"m": "0.2", "n": "0.3"}
+MINE = """
+from dataclasses import dataclass
+from act_lightning.merging import MergingMethod
+
+@dataclass(frozen=True)
+class First(MergingMethod):
+    share: float = 1.0
+
+    def merge(self, vectors, place):
+        return vectors[0].restricted() * self.share
+"""
+
+
+@dataclass
+class Case:
+    """A tied target, two sources, and a run that has measured their scores."""
+
+    target: PreTrainedModel
+    sources: dict[str, PreTrainedModel]
+    config: Config
+    root: Path
+
+    def offers(self, name: str, masked: bool) -> list[merging.Offer]:
+        """What each source offers for a parameter, with the information that the run has gathered."""
+        before, found = self.target.get_parameter(name).detach(), []
+        for source, model in self.sources.items():
+            file = self.root / "fisher" / "sources" / source / "d.safetensors"
+            fisher = load_file(file)[name].double().numpy() if file.is_file() else None
+            delta = (model.get_parameter(name).detach() - before).double().numpy()
+            mask = self.marks(source, masked)[name].numpy()
+            found.append(merging.Offer(delta, SCALES[source], mask, source, fisher))
+        return found
+
+    def marks(self, source: str, masked: bool) -> dict[str, Tensor]:
+        numbers = set(range(len(channels(self.target))))
+        if masked:
+            scores = self.root / "scores" / source / "d.safetensors"
+            numbers = act.union_of([scores], self.target, RATIOS[source])
+        return moved(self.target, numbers)
+
+    def expected(self, method: str, masked: bool) -> dict[str, Tensor]:
+        fisher = {
+            name: values
+            for file in (self.root / "fisher" / "target").glob("*.safetensors")
+            for name, values in load_file(file).items()
+        }
+        found = {}
+        for name, values in self.target.named_parameters():
+            own = fisher[name].double().numpy() if fisher else None
+            drawing = merging.Drawing(name, 42)
+            change = merging.change_by(method, self.offers(name, masked), 0.4, drawing, own)
+            found[name] = values.detach() + torch.from_numpy(change)
+        return found
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    root = tmp_path_factory.mktemp("methods")
+    target = tiny_model("llama", tie_word_embeddings=True)
+    sources = {name: sibling_of(target, seed) for seed, name in enumerate(SCALES, start=1)}
+    models = {"target": target, **sources}
+    folders = {name: save_model(model, tiny_tokenizer(), root / name) for name, model in models.items()}
+    data = write_jsonl(root / "d.jsonl", [{"prompt": f"Say {i}", "answer": "two words"} for i in range(5)])
+    config = basic(root, folders["target"], folders["m"], data)
+    config["profile"]["sources"] = [
+        {"model": str(folders[name]), "abilities": ["d"], "ratio": float(RATIOS[name]), "scale": scale}
+        for name, scale in SCALES.items()
+    ]
+    config["transfer"] = {"scale": 0.4}
+    config["trainer"] |= {"max_steps": 0, "logger": False, "enable_checkpointing": False}
+    outcome = run("profile", config)
+    assert outcome.status == 0, outcome.err
+    return Case(target, sources, config, root / "run")
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "whole"])
+@pytest.mark.parametrize("method", METHODS)
+def test_merge_and_fit(method: str, masked: bool, case: Case) -> None:
+    selection = {"selection": "activation" if masked else "all"}
+    config = changed(case.config, "transfer", {**case.config["transfer"], "method": method, **selection})
+    for verb in ("merge", "fit"):
+        outcome = run(verb, config)
+        assert outcome.status == 0, outcome.err
+    merged, fitted = (load_file(case.root / part / "model.safetensors") for part in ("merged", "model"))
+    act.assert_same_bits(fitted, merged)
+    expected = case.expected(method, masked)
+    assert set(merged) == set(expected)
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            merged[name].double(), values, rtol=1e-6, atol=1e-7, msg=lambda said, n=name: f"{n}: {said}"
+        )
+    assert any(not torch.equal(merged[name], before) for name, before in case.target.named_parameters())
+    selected = {name: self_or(case, name, masked) for name in merged}
+    for name, before in case.target.named_parameters():
+        assert torch.equal(merged[name][~selected[name]], before[~selected[name]]), "what no mask selects stays"
+
+
+def self_or(case: Case, name: str, masked: bool) -> Tensor:
+    """What any source's mask selects of a parameter."""
+    return torch.stack([case.marks(source, masked)[name] for source in case.sources]).any(0)
+
+
+def test_methods_with_settings_of_their_own(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "methods_of_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = changed(case.config, "transfer.selection", "all")
+    before = dict(case.target.named_parameters())
+    everything = {"class_path": "act_lightning.merging.TIES", "init_args": {"density": 1.0, "average": False}}
+    mine = {"class_path": "methods_of_mine.First", "init_args": {"share": 0.5}}
+    for method in (everything, mine):
+        outcome = run("merge", changed(config, "transfer.method", method))
+        assert outcome.status == 0, outcome.err
+    for name, found in load_file(case.root / "merged" / "model.safetensors").items():
+        theirs = case.sources["m"].get_parameter(name)
+        torch.testing.assert_close(found, before[name] + 0.4 * 0.5 * (theirs - before[name]))
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("tiez", "transfer.method = 'tiez': must name a merging method: task_arithmetic, ties, "),
+        ({"class_path": "act_lightning.merging.TIES", "init_args": {"density": 2}}, "TIES.density = 2.0: must lie in"),
+        ({"class_path": "act_lightning.merging.TIES", "init_args": {"dens": 0.2}}, "'dens' is not accepted"),
+        ({"class_path": "act_lightning.merging.NOPE"}, "has no attribute 'NOPE'"),
+        ({"class_path": "torch.nn.Linear"}, "torch.nn.Linear"),
+    ],
+)
+def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, said: str, case: Case) -> None:
+    outcome = run("merge", changed(case.config, "transfer.method", method))
+    assert outcome.status != 0
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "own", "said"),
+    [
+        (
+            "ties",
+            0.0,
+            0.7,
+            "profile.sources[1].scale = 0.7: must be transfer.scale times a weight, and that scale is 0",
+        ),
+        ("fisher", 0.4, -0.7, "profile.sources[1].scale = -0.7: must have the sign of transfer.scale, 0.4, for Fisher"),
+    ],
+)
+def test_scales_that_make_no_weights(method: str, scale: float, own: float, said: str, case: Case) -> None:
+    config = changed(
+        changed(case.config, "transfer", {"method": method, "scale": scale}), "profile.sources.1.scale", own
+    )
+    outcome = run("merge", config)
+    assert outcome.status == 1
+    assert said in outcome.err
