@@ -24,6 +24,7 @@ from act_lightning.errors import refuse
 
 _BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
 _MOSTLY = 0.5
+_MOST_THREADS = 4  # each takes memory, and the disk is what they wait for
 
 
 class Change(Protocol):
@@ -136,10 +137,10 @@ def _open_shard(
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use for one tensor, each at work on a tensor of its own."""
+    """As many threads as torch would use for one tensor, up to a few, each at work on a tensor of its own."""
     count = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
+        with ThreadPoolExecutor(min(count, _MOST_THREADS), initializer=lambda: torch.set_num_threads(1)) as pool:
             yield pool
     finally:
         torch.set_num_threads(count)

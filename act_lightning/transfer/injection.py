@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,10 +23,20 @@ from act_lightning.transfer.vectors import SourceVectors, element_mask
 
 _IN_CACHE = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
 _ELSEWHERE = 1 << 25  # what keeps an accelerator busy
+_REMEMBERED = 1 << 25  # elements of task vectors, 128 MiB: those of a smaller tensor are read once, not once a pass
 
 _CPU = torch.device("cpu")
 
 ReadRows = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Some rows of a parameter: their numbers, the target's values, and what a method is given."""
+
+    rows: Tensor
+    target: Tensor
+    part: Part
 
 
 class MaskedInjection:
@@ -141,15 +153,12 @@ class MaskedInjection:
         Raises:
             ActError: If a value read or written is NaN or infinite.
         """
-        chunks = self._chunks(name, rows, device)
-        merge = ready(self._method, lambda: self._parts(name, read, chunks), self._scale)
-        for part_rows in chunks:
-            part = read(part_rows)
-            change = merge(*self._part(name, part, part_rows))
-            selected = element_mask(self._elements[name], part_rows, part.ndim)
-            changed = _changed(part, change, selected)
-            _require_finite(changed, name, "the merged weights", part_rows)
-            yield part_rows, changed
+        steps = self._steps(name, read, rows, device)
+        merge = ready(self._method, lambda: (step.part for step in steps()), self._scale)
+        for step in steps():
+            changed = self._changed(name, step, merge(*step.part))
+            _require_finite(changed, name, "the merged weights", step.rows)
+            yield step.rows, changed
         for source in self._sources:
             source.release(name)
 
@@ -159,20 +168,29 @@ class MaskedInjection:
         elements = _IN_CACHE if device.type == "cpu" else _ELSEWHERE
         return torch.split(rows, max(1, elements // self._shapes[name][1:].numel()))
 
-    def _parts(self, name: str, read: ReadRows, chunks: Iterable[Tensor]) -> Iterator[Part]:
-        return (self._part(name, read(rows), rows) for rows in chunks)
+    def _steps(self, name: str, read: ReadRows, rows: Tensor, device: torch.device) -> Callable[[], Iterable[_Step]]:
+        """What goes through the rows; for a method that goes several times, keeping them where they are few."""
+        chunks = self._chunks(name, rows, device)
 
-    def _part(self, name: str, part: Tensor, rows: Tensor) -> Part:
-        target = part.float()
-        vectors = [source.vector(name, target, rows) for source in self._sources]
-        own = None if self._importance is None else self._importance.rows(name, rows).to(part.device)
-        return vectors, TensorPlace(name, self._seed, rows, own)
+        def go() -> Iterator[_Step]:
+            return (self._step(name, read(part), part) for part in chunks)
 
+        elements = len(rows) * self._shapes[name][1:].numel() * len(self._sources)
+        if self._method.elementwise or elements > _REMEMBERED:
+            return go
+        return cache(lambda: list(go()))
 
-def _changed(part: Tensor, change: Tensor, selected: Tensor | None) -> Tensor:
-    if selected is None:
-        return (part.float() + change).to(part.dtype)
-    return apply_change(part, change, selected.to(part.device))
+    def _step(self, name: str, target: Tensor, rows: Tensor) -> _Step:
+        exact = target.float()
+        vectors = [source.vector(name, exact, rows) for source in self._sources]
+        own = None if self._importance is None else self._importance.rows(name, rows).to(target.device)
+        return _Step(rows, target, (vectors, TensorPlace(name, self._seed, rows, own)))
+
+    def _changed(self, name: str, step: _Step, change: Tensor) -> Tensor:
+        selected = element_mask(self._elements[name], step.rows, step.target.ndim)
+        if selected is None:
+            return (step.target.float() + change).to(step.target.dtype)
+        return apply_change(step.target, change, selected.to(step.target.device))
 
 
 def _within(rows: Tensor, first: int, count: int) -> Tensor:

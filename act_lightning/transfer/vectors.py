@@ -111,7 +111,7 @@ class SourceVectors:
     def _delta(self, name: str, target: Tensor, numbers: Tensor, moving: Tensor) -> Tensor:
         """θ_abl − θ_trg of the rows that move, and zeros."""
         if bool(moving.all()):
-            return self.reader.rows(name, numbers).to(target.device).float() - target
+            return self.reader.rows(name, numbers).to(target.device).float().sub_(target)
         delta = torch.zeros_like(target)
         if bool(moving.any()):
             here = moving.nonzero().squeeze(1)
