@@ -1,0 +1,243 @@
+"""Merging from disk to disk, paired with mergekit 0.1.5 and with ``cp``: wall time, peak memory, bytes read.
+
+    python benchmarks/merge.py --size 200M --mergekit /path/to/venv/bin/mergekit-yaml
+
+Writes a random Llama and two siblings in bfloat16, shard by shard; merges them by whole commands, ours and the peer's in
+turn, so that each pair meets the same machine; and reports the median of the pairs' ratios. One round goes before those
+that count: files lie in the page cache for both, as far as memory holds them. mergekit wants an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    import torch
+
+SIZES = {  # hidden, MLP, layers, heads, key-value heads
+    "20M": (256, 704, 4, 4, 2),
+    "200M": (1024, 2816, 12, 16, 4),
+    "500M": (1280, 3456, 22, 20, 4),
+    "1.5B": (2048, 5632, 30, 32, 8),
+}
+VOCABULARY = 32000
+SHARD = 1 << 30
+DENSITY = 0.2
+SCALE = 0.4
+RATIO = 0.01
+SOURCES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a command took: seconds and bytes."""
+
+    wall: float
+    peak: int
+
+
+def main() -> None:
+    """Write the models, run the pairs, print a table."""
+    options = _options()
+    root = options.folder / options.size
+    # Elsewhere, for a process starts with the peak memory of the one that started it.
+    with get_context("spawn").Pool(1) as pool:
+        parameters = pool.apply(write_inputs, (root, options.size))
+    print(f"{parameters / 1e6:.0f} M parameters, bfloat16, {len(SOURCES)} sources, {os.cpu_count()} cores")
+    rows = [pair(name, root, options) for name in options.methods]
+    print("\n".join(["| | ours | peer | ratio | our peak | peer's peak |", "|---|---|---|---|---|---|", *rows]))
+    if not options.keep:
+        shutil.rmtree(root)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="200M")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mergekit", default="mergekit-yaml", help="the command of an environment with mergekit 0.1.5")
+    parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-merge"))
+    parser.add_argument("--keep", action="store_true", help="leave models and results in the folder")
+    return parser.parse_args()
+
+
+def write_inputs(root: Path, size: str) -> int:
+    """Write models and scores; returns the number of parameters."""
+    parameters = write_models(root, size)
+    write_scores(root)
+    return parameters
+
+
+def write_models(root: Path, size: str) -> int:
+    """Write target and sources, a shard at a time in memory; returns the number of parameters."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+    hidden, inner, layers, heads, groups = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    with torch.device("meta"):
+        shapes = {name: tuple(one.shape) for name, one in AutoModelForCausalLM.from_config(config).named_parameters()}
+    vocabulary = {f"t{number}": number for number in range(VOCABULARY)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="t0")))
+    for number, name in enumerate(("target", *SOURCES)):
+        if not (root / name / "config.json").is_file():
+            _write_weights(root / name, shapes, number)
+            tokenizer.save_pretrained(root / name)
+            config.save_pretrained(root / name)
+    return sum(map(prod, shapes.values()))
+
+
+def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], number: int) -> None:
+    """Random weights, and for a sibling a tenth of as much again; in shards of at most a gigabyte."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        needed = 2 * prod(shape)
+        if size + needed > SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += needed
+    index = {}
+    for count, names in enumerate(shards, start=1):
+        file = f"model-{count:05}-of-{len(shards):05}.safetensors"
+        save_file({name: _random(name, shapes[name], number) for name in names}, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    total = 2 * sum(map(prod, shapes.values()))
+    content = {"metadata": {"total_size": total}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def _random(name: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
+    import torch
+
+    values = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(hash_of(name)))
+    if number:
+        values += 0.002 * torch.randn(shape, generator=torch.Generator().manual_seed(hash_of(f"{name} {number}")))
+    return values.bfloat16()
+
+
+def hash_of(text: str) -> int:
+    """A seed for ``text``, the same in every process."""
+    return int.from_bytes(text.encode()[-7:], "big") + 31 * len(text)
+
+
+def write_scores(root: Path) -> None:
+    """Scores with a heavy tail for one ability of each source, as a profile would have saved them."""
+    import torch
+
+    from act_lightning.checkpoints import describe, identify, stored_entries
+    from act_lightning.scores import ScoreRecord, score_path, write_scores
+
+    channels = describe(root / "target", stored_entries(root / "target")).channels
+    assert channels is not None
+    for number, name in enumerate(SOURCES):
+        identities = {role: {"digest": identify(root / folder).digest} for role, folder in _roles(name).items()}
+        record = ScoreRecord(1, 1, 0, _roles(name), identities, "", "bfloat16")
+        scores = torch.randn(channels.total, generator=torch.Generator().manual_seed(number)).exp()
+        write_scores(score_path(root / "scores", name, "ability"), channels, scores, record)
+
+
+def _roles(source: str) -> dict[str, str]:
+    return {"target": "target", "source": source}
+
+
+def pair(method: str, root: Path, options: argparse.Namespace) -> str:
+    """Run ours and the peer in turn; a row of the table."""
+    commands = [_ours(method, root), PEERS[method](method, root, options)]
+    taken: list[list[Taken]] = [[], []]
+    for turn in range(options.rounds + 1):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            found = _timed(commands[side], root / ("ours", "peer")[side])
+            if turn:
+                taken[side].append(found)
+    ratios = sorted(ours.wall / peer.wall for ours, peer in zip(*taken, strict=True))
+    walls = [statistics.median(one.wall for one in side) for side in taken]
+    peaks = [max(one.peak for one in side) / 1e6 for side in taken]
+    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return f"| {method} | {walls[0]:.1f} s | {walls[1]:.1f} s | {spread} | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB |"
+
+
+def _timed(command: list[str], out: Path) -> Taken:
+    """Run a command that writes below ``out``, which is emptied first."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    start = perf_counter()
+    with (out / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+    wall = perf_counter() - start
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{(out / 'log').read_text()[-2000:]}")
+    return Taken(wall, usage.ru_maxrss * 1024)
+
+
+def _ours(method: str, root: Path) -> list[str]:
+    transfer = {"scores": str(root / "scores"), "ratio": RATIO} if method == "act" else {"selection": "all"}
+    names = SOURCES[:1] if method == "act" else SOURCES
+    config = {
+        "model": {"target": str(root / "target")},
+        "profile": {"sources": [{"model": str(root / name), "abilities": ["ability"]} for name in names]},
+        "transfer": {"scale": SCALE, **transfer, "method": "task_arithmetic" if method == "act" else method},
+        "trainer": {"accelerator": "cpu", "default_root_dir": str(root / "ours")},
+    }
+    (root / f"ours-{method}.yaml").write_text(yaml.safe_dump(config))
+    return [sys.executable, "-m", "act_lightning", "merge", "--config", str(root / f"ours-{method}.yaml")]
+
+
+def _mergekit(method: str, root: Path, options: argparse.Namespace) -> list[str]:
+    name = {"dare": "dare_linear"}.get(method, method)
+    weights = {"weight": SCALE, **({} if method == "task_arithmetic" else {"density": DENSITY})}
+    config = {
+        "merge_method": name,
+        "base_model": str(root / "target"),
+        "models": [{"model": str(root / source), "parameters": weights} for source in SOURCES],
+        "dtype": "bfloat16",
+        "parameters": {"normalize": False},
+    }
+    (root / f"peer-{method}.yaml").write_text(yaml.safe_dump(config))
+    return [options.mergekit, str(root / f"peer-{method}.yaml"), str(root / "peer" / "merged"), "--copy-tokenizer"]
+
+
+def _copy(method: str, root: Path, options: argparse.Namespace) -> list[str]:
+    return ["cp", "-r", str(root / "target"), str(root / "peer" / "merged")]
+
+
+PEERS: dict[str, Callable[[str, Path, argparse.Namespace], list[str]]] = {
+    "task_arithmetic": _mergekit,
+    "dare": _mergekit,
+    "ties": _mergekit,
+    "act": _copy,
+}
+
+if __name__ == "__main__":
+    main()
