@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.labels import IGNORED, Encoder, Sample, has_answers
-from act_lightning.data.rows import read_rows
+from act_lightning.data.rows import LocatedConversation, iter_conversations
 from act_lightning.data.settings import AbilityData
-from act_lightning.data.shapes import Conversation
 from act_lightning.data.templates import make_template
 from act_lightning.errors import ActError, Fault
 
@@ -108,15 +107,18 @@ def tokenize_ability(
     where = f"data.abilities.{name}"
     setting = "data.template" if settings.template is None else f"{where}.template"
     template = make_template(settings.template or default_template, tokenizer, setting)
-    conversations = read_rows(settings, where)
-    found = _encode_all(conversations, Encoder(template, tokenizer, max_length), name)
+    conversations = list(iter_conversations(settings, where))
+    encoder = Encoder(template, tokenizer, max_length)
+    found = _encode_all(conversations, encoder, name)
     samples = [sample for sample in found if sample is not None]
     dropped = len(found) - len(samples)
     ability = TokenizedAbility(name, samples, len(found), dropped, _cut(samples))
-    empty = sum(not has_answers(conversation) for conversation in conversations)
+    empty = sum(not has_answers(one.messages) for one in conversations)
     losses = f"{empty} with an empty or no answer, {dropped - empty} without an answer token in {max_length} tokens"
     if not samples:
         rule = f"must have a row with answer tokens, but all {len(found)} are dropped: {losses}"
+        if lengths := [length for one in conversations if (length := encoder.prompt_length(one.messages)) is not None]:
+            rule += f"; the shortest prompt takes {min(lengths)}"
         raise ActError(Fault(where, settings.path, rule, "Check the answers, or raise data.max_length."))
     rank_zero_info(
         f"{name}: {len(samples)} samples, {ability.tokens} answer tokens, {ability.cut} cut; dropped: {losses}"
@@ -124,7 +126,7 @@ def tokenize_ability(
     return ability
 
 
-def _encode_all(conversations: Sequence[Conversation], encode: Encoder, name: str) -> list[Sample | None]:
+def _encode_all(conversations: Sequence[LocatedConversation], encode: Encoder, name: str) -> list[Sample | None]:
     quiet = rank_zero_only.rank != 0  # type: ignore[attr-defined]  # set at run time
     bar = tqdm(conversations, desc=f"tokenizing {name}", unit="row", delay=_QUIET_SECONDS, leave=False, disable=quiet)
-    return [encode(conversation) for conversation in bar]
+    return [encode(messages, place) for place, messages in bar]

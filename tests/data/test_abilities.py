@@ -40,9 +40,18 @@ def test_counts_are_kept_and_reported(
 def test_no_row_left_says_why(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", ROWS)
     with pytest.raises(
-        ActError, match="all 4 are dropped: 1 with an empty or no answer, 3 without an answer token in 1"
+        ActError,
+        match="all 4 are dropped: 1 with an empty or no answer, 3 without an answer token in 1 tokens; the shortest "
+        "prompt takes 3",
     ):
         tokenize(path, tokenizer, 1)
+
+
+def test_row_that_the_template_cannot_tell_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write_jsonl(tmp_path / "x.jsonl", [ROWS[0], {"messages": talk * 2}])
+    with pytest.raises(ActError, match=r"x.jsonl:2, data.abilities.x.template = '{prompt}: ': can tell one user turn"):
+        tokenize(path, tokenizer, 15)
 
 
 def test_fingerprint_sees_every_id_label_and_border() -> None:
