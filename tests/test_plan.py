@@ -1,4 +1,4 @@
-"""``plan``: golden counts, problems and warnings, from configs and headers only, without a Trainer."""
+"""``plan``: golden counts, problems and warnings, from configs, headers and a few rows, without a Trainer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from act_lightning.planning.forecast import optimizer_bytes
+from act_lightning.planning.strategies import shares
 from act_lightning.planning.training import process_count
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
@@ -85,9 +87,16 @@ def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, q
     config["transfer"] = {"ratio": 0.01, "scale": 0.4}
     plan = planned(config)
     assert plan["channels"] == {"total": 1750528, "per_ability": {"d": 17505}}
-    assert plan["parameters"] == {"total": 7_615_616_512}
-    assert plan["memory"] == {"profiling": 2 * 2 * 7_615_616_512, "training": 4 * 4 * 7_615_616_512}
-    assert (plan["disk"]["model"], plan["disk"]["scores"]) == (2 * 7_615_616_512, 4 * 1750528)
+    parameters = 7_615_616_512
+    assert plan["parameters"]["total"] == parameters
+    assert plan["parameters"]["per_ability"]["d"]["expected"] == pytest.approx(parameters * 0.01, rel=1e-4)
+    memory, eighth = plan["memory"], 4 * parameters // 8
+    assert memory["profiling"] == 2 * 2 * parameters
+    held = [memory[f"training_{name}"] for name in ("weights", "gradients", "optimizer")]
+    assert held == [eighth, eighth, 2 * eighth], "float32 weights, gradients and two moments, over eight ranks"
+    assert memory["training"] == sum(held) + memory["training_activations"]
+    assert (plan["disk"]["model"], plan["disk"]["scores"]) == (2 * parameters, 4 * 1750528)
+    assert plan["disk"]["checkpoint"] == 12 * parameters
     for setting in ("model.target", "profile.sources[0].model"):
         assert "no weights" in about(plan, setting, "note")[0]["message"]
     assert "max_position_embeddings: 4096" in about(plan, "profile.sources[0].model", "note")[1]["message"]
@@ -102,20 +111,150 @@ def test_a_strategy_given_as_a_class_is_not_built(config: Config) -> None:
     assert "FSDPStrategy" in about(planned(config), "trainer.strategy", "warning")[0]["message"]
 
 
-def test_nothing_is_written_and_no_weight_is_opened(config: Config, tmp_path: Path) -> None:
-    pair = {name: tmp_path / name for name in ("target", "source")}
-    shutil.copytree(config["model"]["target"], pair["target"])
-    shutil.copytree(config["profile"]["sources"][0]["model"], pair["source"])
-    for folder in pair.values():  # the values are gone, the headers tell as before
-        weights = load_file(folder / "model.safetensors")
-        save_file(
-            {name: torch.full_like(one, torch.nan) for name, one in weights.items()}, folder / "model.safetensors"
-        )
-    config["model"]["target"], config["profile"]["sources"][0]["model"] = map(str, pair.values())
+def test_nothing_is_written_and_only_a_few_rows_are_read(config: Config, tmp_path: Path) -> None:
+    pair = spoiled(
+        config, tmp_path, lambda name, one: one if ".0.self_attn" in name else torch.full_like(one, torch.nan)
+    )
     before = left(tmp_path)
-    plan = planned(config)
-    assert plan["problems"] == []
+    assert planned(config, "--for", "merge", status=1)["problems"][0]["message"].count("NaN") == 1
     assert [path for path in left(tmp_path) if path not in before] == ["config.yaml"]
+    for folder in pair:  # headers tell the rest
+        (folder / "model.safetensors").unlink()
+    assert {problem["level"] for problem in planned(config)["problems"]} == {"note"}
+
+
+def spoiled(config: Config, root: Path, edit: Callable[[str, torch.Tensor], torch.Tensor]) -> list[Path]:
+    """Copies of both models, the source with other weights, named in ``config``."""
+    copies = []
+    for name, place in (("target", config["model"]), ("source", config["profile"]["sources"][0])):
+        key = "target" if name == "target" else "model"
+        shutil.copytree(place[key], root / name)
+        place[key] = str(root / name)
+        copies.append(root / name)
+    weights = load_file(copies[1] / "model.safetensors")
+    save_file({name: edit(name, one) for name, one in weights.items()}, copies[1] / "model.safetensors")
+    return copies
+
+
+@pytest.mark.parametrize(
+    ("edit", "level", "words"),
+    [
+        (lambda name, one: torch.randn_like(one), "error", "no sibling of the target"),
+        (lambda name, one: one + 0.5 * torch.randn_like(one), "warning", "distant relative"),
+        (lambda name, one: one + 1e-3 * torch.randn_like(one), None, ""),
+    ],
+)
+def test_strangers_are_told_from_siblings(
+    config: Config, tmp_path: Path, edit: Callable[[str, torch.Tensor], torch.Tensor], level: str | None, words: str
+) -> None:
+    spoiled(config, tmp_path, edit)
+    plan = planned(config, status=int(level == "error"))
+    found = plan["parameters"]["siblings"]["s"]
+    assert abs(found["chance"]) < 0.1
+    assert [(one["level"], words in one["message"]) for one in plan["problems"]] == ([(level, True)] if level else [])
+    if level == "error":
+        assert abs(found["cosine"]) < 0.1
+        assert found["difference"] > 1
+
+
+def test_one_model_under_two_names_is_noticed(config: Config, target_folder: Path) -> None:
+    plan = planned(changed(config, "profile.sources.0.model", str(target_folder)))
+    assert plan["parameters"]["siblings"]["s"]["difference"] == 0
+    assert "hardly anything to transfer" in about(plan, "profile.sources[0].model", "warning")[0]["message"]
+
+
+def test_differences_of_tokenizers_templates_and_dtypes(config: Config, tmp_path: Path) -> None:
+    _, source = spoiled(config, tmp_path, lambda name, one: one.bfloat16())
+    tokenizer = tiny_tokenizer("{{ messages }}")
+    tokenizer.add_tokens(["brand-new"])
+    tokenizer.eos_token = "<|im_start|>"
+    tokenizer.save_pretrained(source)
+    notes = [problem["message"] for problem in about(planned(config), "profile.sources[0].model", "note")]
+    for words in ("chat templates differ", "eos_token:", "1 tokens are the source's alone: 'brand-new'", "as bfloat16"):
+        assert sum(words in note for note in notes) == 1, words
+    content = json.loads((source / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    warned = about(planned(config), "profile.sources[0].model", "warning")
+    assert "2 tokens have another number in the source: 'A', 'B'" in warned[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "works"),
+    [("profile", ["profiling"]), ("merge", ["profiling", "merge"]), ("fit", ["profiling", "training"])],
+)
+def test_each_verb_is_planned_for_what_it_does(config: Config, verb: str, works: list[str]) -> None:
+    plan = planned(changed(config, "trainer.accumulate_grad_batches", 4), "--for", verb)
+    assert [name for name in ("profiling", "merge", "training") if plan["memory"][name]] == works
+    written = {"profile": ["scores"], "merge": ["scores", "model"], "fit": ["scores", "model", "checkpoint"]}
+    assert [name for name in ("scores", "model", "checkpoint") if plan["disk"][name]] == written[verb]
+    assert bool(about(plan, "trainer.accumulate_grad_batches", "warning")) == (verb == "fit")
+    assert (
+        len(
+            about(
+                planned(changed(config, "profile", ...), "--for", verb, status=int(verb != "fit")),
+                "profile.sources",
+                "note" if verb == "fit" else "error",
+            )
+        )
+        == 1
+    )
+
+
+def strategy(name: str, **arguments: object) -> Config:
+    return {"class_path": f"lightning.pytorch.strategies.{name}", "init_args": arguments}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "weights", "gradients", "state"),
+    [
+        ({"strategy": "auto"}, 1, 1, 1),
+        ({"strategy": "ddp"}, 1, 2, 1),
+        ({"strategy": "fsdp"}, 1 / 8, 1 / 8, 1 / 8),
+        ({"strategy": strategy("FSDPStrategy", sharding_strategy="SHARD_GRAD_OP")}, 1, 1 / 8, 1 / 8),
+        ({"strategy": strategy("FSDPStrategy", sharding_strategy="NO_SHARD")}, 1, 1, 1),
+        ({"strategy": strategy("FSDPStrategy", sharding_strategy="HYBRID_SHARD"), "num_nodes": 2}, 1 / 8, 1 / 8, 1 / 8),
+        ({"strategy": strategy("ModelParallelStrategy")}, 1, 1, 1),
+        ({"strategy": strategy("ModelParallelStrategy", data_parallel_size=8)}, 1 / 8, 1 / 8, 1 / 8),
+        ({"strategy": "deepspeed_stage_1"}, 1, 1, 1 / 8),
+        ({"strategy": strategy("DeepSpeedStrategy", stage=3)}, 1 / 8, 1 / 8, 1 / 8),
+    ],
+)
+def test_what_a_rank_holds_under_each_strategy(trainer: Config, weights: float, gradients: float, state: float) -> None:
+    held = shares({"devices": 8, **trainer})
+    assert (held.weights, held.gradients, held.optimizer) == (weights, gradients, state)
+    assert shares({"strategy": "deepspeed_stage_2_offload"}).offloaded
+
+
+def test_optimizer_state_is_measured() -> None:
+    sgd = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+    assert [optimizer_bytes(one, torch.float32) for one in ("adamw", sgd)] == [8, 4]
+    assert optimizer_bytes("adam", torch.bfloat16) == 4
+    assert optimizer_bytes({"class_path": "torch.optim.Adafactor"}, torch.float32) < 0.1
+    assert optimizer_bytes({"class_path": "bitsandbytes.optim.Adam8bit"}, torch.float32) == pytest.approx(2, abs=0.1)
+
+
+def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("act_lightning.planning.forecast.host_memory", lambda: 1000)
+    found = planned(config)["problems"]
+    assert [problem["setting"] for problem in found] == ["model.dtype", "trainer.strategy"]
+    assert "this machine's host has 0.0 GB" in found[0]["message"]
+
+
+def test_time_is_told_when_asked_for(config: Config) -> None:
+    outcome = run("plan", config, "--json", "--calibrate")
+    time = json.loads(outcome.out)["time"]
+    assert time["training"] > time["profiling"] > 0
+    assert time["profiled_tokens"] == time["trained_tokens"] > 1000
+    assert "time: training" in run("plan", config, "--calibrate").out
+    broken = changed(config, "data.max_length", 1)
+    assert about(json.loads(run("plan", broken, "--json", "--calibrate").out), "data.abilities.d", "error")
+
+
+def test_validation_sets_that_are_trained_on_are_noted(config: Config) -> None:
+    config["data"]["validation"] = ["d"]
+    assert "d: validated on, and trained on" in about(planned(config), "data.validation", "note")[0]["message"]
 
 
 def test_counts_follow_ratio_scope_exclusion_and_selection(config: Config) -> None:

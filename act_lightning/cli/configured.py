@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
@@ -105,6 +105,9 @@ class ActCLI(LightningCLI):
             parser.add_argument(f"--{name}", type=kind | None, help="Taken from a config of `fit`; leave it out here.")
         if subcommand == "plan":
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+            verbs = Literal["fit", "merge", "profile"]
+            parser.add_argument("--for", type=verbs, default="fit", help="The verb that is planned.")
+            parser.add_argument("--calibrate", action="store_true", help="Measure this machine, and tell the time.")
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -190,7 +193,8 @@ class ActCLI(LightningCLI):
         elif subcommand == "merge":
             merge(self.trainer, self.run, self.recipe())
         elif subcommand == "plan":
-            self.exit_status = print_plan(make_plan(self.run), as_json=self.config.plan.json)
+            given = self.config.plan
+            self.exit_status = print_plan(make_plan(self.run, given["for"], given.calibrate), as_json=given.json)
         elif subcommand == "predict":
             predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
             write_predictions(self.trainer, self.run, predictions or [])

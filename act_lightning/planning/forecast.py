@@ -1,31 +1,154 @@
-"""Forecasts of memory and disk, in bytes, from numbers of parameters alone."""
+"""Forecasts of memory and disk, in bytes, from numbers of parameters, the strategy and the optimizer."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import resolve_dtype, stored_dtype
+from act_lightning.checkpoints import load_config, resolve_dtype, stored_dtype
+from act_lightning.errors import ActError
 from act_lightning.module import training_dtype
+from act_lightning.optimizers import make_optimizer
+from act_lightning.planning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
+from act_lightning.planning.strategies import shares
+from act_lightning.planning.training import process_count
 
 _SCORE_BYTES = 4
+_MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
+_TRIAL = 256
+_ADAM_MOMENTS = 2
+_LESS = {
+    "profiling": ("model.dtype", "Compare the models in bfloat16 (model.dtype), or on a larger device."),
+    "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
+    "merge": ("model.target", "Merge on a larger machine."),
+}
 
 
-def memory_forecast(run: Run, parameters: int, target: Path) -> dict[str, int]:
-    """Bytes of the models that are compared at a time; and of weights, gradients and two moments in training.
+def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
+    """Bytes that one process holds at the peaks of ``profiling``, ``merge`` and ``training``, and what they consist of.
 
-    Activations come on top; optimizers of 8 bits need less than is said here.
+    What a verb does not do takes nothing. ``training`` is the sum of the entries that begin with its name; activations
+    are told for a micro-batch of full length. ``host`` and ``device`` are what this machine has.
     """
-    compared = resolve_dtype(run.model.weights_dtype, target)
-    trained = training_dtype(str(run.trainer.get("precision") or "32-true"))
-    models = 1 + _sources_together(run) if run.sources else 0
+    found = {"profiling": 0, "merge": 0, "training": 0}
+    if run.sources:
+        compared = resolve_dtype(run.model.weights_dtype, target)
+        models = 1 + _sources_together(run) if profiles(run, verb) else 0
+        found["profiling"] = models * channels.parameters * compared.itemsize
+    if verb == "merge":
+        largest = max((prod(shape) for shape in channels.shapes.values()), default=0)
+        found["merge"] = _MERGE_TENSORS * largest * stored_dtype(target).itemsize + _MERGE_BYTES
+    if verb == "fit":
+        parts = _training_parts(run, channels.parameters, target)
+        found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
+    device = device_memory()
+    return found | {"host": host_memory()} | ({} if device is None else {"device": device})
+
+
+def profiles(run: Run, verb: str) -> bool:
+    """Whether a verb has to measure scores, as far as settings tell."""
+    return bool(run.sources) and (verb == "profile" or run.transfer.needs_profiling)
+
+
+def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
+    """Bytes of scores, of the exported model and of one checkpoint, as far as a verb writes them, and what is free."""
+    stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
+    root = run.root.absolute()
+    place = next(path for path in (root, *root.parents) if path.is_dir())
+    abilities = sum(len(source.abilities) for source in run.sources) if profiles(run, verb) else 0
+    kept = _trained(run).itemsize + optimizer_bytes(run.model.optimizer, _trained(run))
     return {
-        "profiling": models * parameters * compared.itemsize,
-        "training": parameters * 4 * trained.itemsize,
+        "scores": abilities * channels.total * _SCORE_BYTES,
+        "model": 0 if verb == "profile" else channels.parameters * stored.itemsize,
+        "checkpoint": round(channels.parameters * kept) if verb == "fit" else 0,
+        "free": shutil.disk_usage(place).free,
     }
+
+
+def space_problems(disk: Mapping[str, int]) -> list[Problem]:
+    """A warning where what a run writes does not fit on the disk."""
+    needed = disk["scores"] + disk["model"] + disk["checkpoint"]
+    if needed <= disk["free"]:
+        return []
+    message = f"scores, model and a checkpoint take {needed / 1e9:.1f} GB, and {disk['free'] / 1e9:.1f} GB are free"
+    return [Problem("warning", "trainer.default_root_dir", message, "Choose a folder on a larger disk.")]
+
+
+def memory_problems(run: Run, memory: Mapping[str, int]) -> list[Problem]:
+    """Warnings where this machine has too little; another machine may be meant, so they are no errors."""
+    on_host = runs_on_host(run.trainer)
+    processes = (process_count(run.trainer) or 1) // int(run.trainer.get("num_nodes") or 1) if on_host else 1
+    found = []
+    for work, (setting, remedy) in _LESS.items():
+        kind = "host" if on_host or work == "merge" else "device"
+        needed, there = memory[work] * (1 if work == "merge" else processes), memory.get(kind)
+        if there is not None and needed > there:
+            message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {there / 1e9:.1f} GB"
+            found.append(Problem("warning", setting, message, remedy))
+    return found
+
+
+def optimizer_bytes(setting: str | Mapping[str, Any], dtype: torch.dtype) -> float:
+    """Bytes of state that an optimizer keeps for a parameter, found by one step on a small matrix.
+
+    >>> optimizer_bytes("adam", torch.float32)
+    8.0
+    """
+    matrix = torch.nn.Parameter(torch.zeros(_TRIAL, _TRIAL, dtype=dtype))
+    matrix.grad = torch.zeros_like(matrix)
+    try:
+        optimizer = make_optimizer(setting, [matrix], 1.0)
+        optimizer.step()
+    except (ActError, RuntimeError, ValueError, NotImplementedError, AttributeError, ImportError):
+        # Refused elsewhere, or made for other devices: bitsandbytes' are of 8 bits by name.
+        width = 1 if "8bit" in str(setting) else dtype.itemsize
+        return float(_ADAM_MOMENTS * width)
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    large = [value for value in states if value.numel() > 1]
+    return sum(value.numel() * value.element_size() for value in large) / matrix.numel()
+
+
+def _trained(run: Run) -> torch.dtype:
+    return training_dtype(str(run.trainer.get("precision") or "32-true"))
+
+
+def _training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
+    held, trained = shares(run.trainer), _trained(run)
+    state = optimizer_bytes(run.model.optimizer, trained) * held.optimizer * (not held.offloaded)
+    return {
+        "weights": round(parameters * trained.itemsize * held.weights),
+        "gradients": round(parameters * trained.itemsize * held.gradients),
+        "optimizer": round(parameters * state),
+        "activations": _activations(run, target),
+    }
+
+
+def _activations(run: Run, target: Path) -> int:
+    """Bytes kept for the backward pass by a micro-batch of full length, its logits in float32 included.
+
+    A layer of a gated decoder keeps, for each token, about eight vectors of the hidden size (inputs and outputs of the
+    norms, queries, attention, the residual stream), keys, values, and four vectors inside the gated network; with
+    checkpointing, all layers keep their inputs, and one the rest.
+    """
+    config = load_config(target).get_text_config()
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    heads = int(getattr(config, "num_attention_heads", 1) or 1)
+    keys = int(getattr(config, "num_key_value_heads", None) or heads) * hidden // heads
+    half = str(run.trainer.get("precision") or "32-true").startswith(("bf16", "16"))
+    size = 2 if half else 4
+    layer = (8 * hidden + 2 * keys + 4 * inner) * size
+    kept = layers * hidden * size + layer if run.model.gradient_checkpointing else layers * layer
+    logits = int(config.vocab_size) * (size + 4 + 4)  # as computed, in float32, and their gradient
+    return run.data.batch_size * run.data.max_length * (kept + logits)
 
 
 def _sources_together(run: Run) -> int:
@@ -37,26 +160,3 @@ def _sources_together(run: Run) -> int:
         names = set(source.abilities).union(*(group[0] for group in linked))
         groups.append((names, 1 + sum(group[1] for group in linked)))
     return max(size for _, size in groups)
-
-
-def disk_forecast(run: Run, channels: ChannelInventory, target: Path) -> dict[str, int]:
-    """Bytes of scores, of the exported model and of one checkpoint, and what is free."""
-    stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
-    trained = training_dtype(str(run.trainer.get("precision") or "32-true"))
-    root = run.root.absolute()
-    place = next(path for path in (root, *root.parents) if path.is_dir())
-    return {
-        "scores": sum(len(source.abilities) for source in run.sources) * channels.total * _SCORE_BYTES,
-        "model": channels.parameters * stored.itemsize,
-        "checkpoint": channels.parameters * 3 * trained.itemsize,
-        "free": shutil.disk_usage(place).free,
-    }
-
-
-def space_problems(disk: dict[str, int]) -> list[Problem]:
-    """A warning where what a run writes does not fit on the disk."""
-    needed = disk["scores"] + disk["model"] + disk["checkpoint"]
-    if needed <= disk["free"]:
-        return []
-    message = f"scores, model and a checkpoint take {needed / 1e9:.1f} GB, and {disk['free'] / 1e9:.1f} GB are free"
-    return [Problem("warning", "trainer.default_root_dir", message, "Choose a folder on a larger disk.")]

@@ -1,4 +1,4 @@
-"""What a run will do and what will go wrong, from configs and headers only."""
+"""What a run will do and what will go wrong, from configs, headers and a few rows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import config_differences, is_weightless, meta_model
+from act_lightning.checkpoints import config_differences, is_weightless, meta_model, stored_dtype
 from act_lightning.errors import ActError
+from act_lightning.planning.calibration import time_forecast
 from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
-from act_lightning.planning.forecast import disk_forecast, memory_forecast, space_problems
+from act_lightning.planning.forecast import disk_forecast, memory_forecast, memory_problems, space_problems
+from act_lightning.planning.lineage import lineage
 from act_lightning.planning.models import Models, look
 from act_lightning.planning.problem import Level, Problem, from_fault
 from act_lightning.planning.run import Run
-from act_lightning.planning.selection import selection_counts
+from act_lightning.planning.selection import parameter_ranges, selection_counts
+from act_lightning.planning.tokenizers import tokenizer_problems
 from act_lightning.planning.training import training_problems
+
+_KEPT = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
 
 
 @dataclass
@@ -24,21 +29,25 @@ class Plan:
 
     Attributes:
         channels: ``total``, and ``per_ability``: how many channels p selects; ``None`` where only the scores can tell.
-        parameters: ``total`` number of the target's elements, all of which are fine-tuned.
-        memory: Bytes of the pair in profiling, and of weights, gradients and optimizer state in training.
+        parameters: ``total`` number of the target's elements, all of which are fine-tuned; ``per_ability``, how many of
+            them the selected channels own; and where weights are there ``siblings``, how alike rows of the pair are.
+        memory: Bytes that one process holds in profiling, in the merge and in training, and that this machine has.
         disk: Bytes that are written, and that are free.
         problems: What is wrong or worth knowing: errors, then warnings, then notes.
+        time: Seconds on this machine; empty unless asked for.
     """
 
     channels: dict[str, Any] = field(default_factory=dict)
-    parameters: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    time: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts, lists, strings and numbers."""
-        return asdict(self)
+        """As plain dicts, lists, strings and numbers; ``time`` only where it was measured."""
+        values = asdict(self)
+        return values if self.time else {key: value for key, value in values.items() if key != "time"}
 
     @property
     def has_error(self) -> bool:
@@ -46,44 +55,94 @@ class Plan:
         return any(problem.level == "error" for problem in self.problems)
 
 
-def make_plan(run: Run) -> Plan:
-    """Plan a run; it never builds a Trainer or opens weights, and mistakes become problems of the plan."""
+def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
+    """Plan a run; it never builds a Trainer or loads weights, and mistakes become problems of the plan.
+
+    Args:
+        run: The run.
+        verb: What is planned: ``fit``, ``merge`` or ``profile``.
+        calibrate: Whether to measure the speed of this machine, which reads the abilities.
+    """
     models, plan = look(run), Plan()
-    faults = setting_faults(run, "plan") + models.faults + transfer_faults(run, models)
-    faults += output_place_faults(run, models, "fit")
+    faults = setting_faults(run, "plan" if verb == "fit" else verb) + models.faults + transfer_faults(run, models)
+    faults += output_place_faults(run, models, verb)
     plan.problems = [from_fault(fault) for fault in distinct(faults)]
-    plan.problems += training_problems(run)
+    plan.problems += training_problems(run) if verb == "fit" else []
     if models.target is not None:
-        plan.problems += _model_notes(run, models, models.target)
-        _forecast(plan, run, models, models.target)
+        plan.problems += _pair_problems(plan, run, models, models.target)
+        _forecast(plan, run, models, models.target, verb)
+        if calibrate and not plan.has_error:
+            _measure(plan, run, models.target, verb)
     plan.problems.sort(key=lambda problem: get_args(Level).index(problem.level))
     return plan
 
 
-def _forecast(plan: Plan, run: Run, models: Models, target: Path) -> None:
+def _forecast(plan: Plan, run: Run, models: Models, target: Path, verb: str) -> None:
     try:
         channels = models.channels or inventory(meta_model(target))
-        plan.parameters = {"total": channels.parameters}
-        plan.memory = memory_forecast(run, channels.parameters, target)
-        plan.disk = disk_forecast(run, channels, target)
+        plan.parameters = {"total": channels.parameters, **plan.parameters}
+        plan.memory = memory_forecast(run, channels, target, verb)
+        plan.disk = disk_forecast(run, channels, target, verb)
     except ActError:
         return  # told already, or no matter: plain fine-tuning needs no channels
-    plan.channels = {"total": channels.total, "per_ability": selection_counts(run, channels)}
-    plan.problems += space_problems(plan.disk)
+    counts = selection_counts(run, channels)
+    plan.channels = {"total": channels.total, "per_ability": counts}
+    plan.parameters["per_ability"] = parameter_ranges(run, channels, counts)
+    plan.problems += space_problems(plan.disk) + memory_problems(run, plan.memory)
 
 
-def _model_notes(run: Run, models: Models, target: Path) -> list[Problem]:
-    """Missing weights, and values in which the configs of the pair differ."""
-    names = {f"profile.sources[{i}].model": (run.sources[i].model, folder) for i, folder in models.sources.items()}
-    found = []
-    for setting, (name, folder) in {"model.target": (run.model.target, target), **names}.items():
-        if is_weightless(folder):
-            message = f"{folder} holds a config but no weights, so only shapes were compared"
-            here = Path(name).expanduser().is_dir()
-            remedy = "Put the weights there before the run." if here else "The run will fetch them."
-            found.append(Problem("note", setting, message, remedy))
-    for setting, (_, folder) in names.items():
-        remedy = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
-        differences = config_differences(target, folder)
-        found += [Problem("note", setting, str(difference), remedy) for difference in differences]
+def _measure(plan: Plan, run: Run, target: Path, verb: str) -> None:
+    try:
+        plan.time = time_forecast(run, target, verb)
+    except ActError as error:
+        plan.problems += [from_fault(fault) for fault in error.faults]
+
+
+def _pair_problems(plan: Plan, run: Run, models: Models, target: Path) -> list[Problem]:
+    """Missing weights, and everything in which target and sources differ; how alike they are goes into the plan."""
+    places = {f"profile.sources[{i}].model": (run.sources[i].model, folder) for i, folder in models.sources.items()}
+    found = [
+        problem
+        for setting, (name, folder) in {"model.target": (run.model.target, target), **places}.items()
+        for problem in _weight_notes(setting, name, folder)
+    ]
+    for i, folder in models.sources.items():
+        setting = f"profile.sources[{i}].model"
+        for difference in config_differences(target, folder):
+            found.append(Problem("note", setting, str(difference), _KEPT))
+        found += _dtype_notes(target, folder, setting) + tokenizer_problems(target, folder, setting)
+        found += _lineage_problems(plan, target, folder, setting, run.sources[i].label)
     return found
+
+
+def _weight_notes(setting: str, name: str, folder: Path) -> list[Problem]:
+    if not is_weightless(folder):
+        return []
+    message = f"{folder} holds a config but no weights, so only shapes were compared"
+    here = Path(name).expanduser().is_dir()
+    return [
+        Problem(
+            "note", setting, message, "Put the weights there before the run." if here else "The run will fetch them."
+        )
+    ]
+
+
+def _dtype_notes(target: Path, source: Path, setting: str) -> list[Problem]:
+    mine, other = (str(stored_dtype(folder)).removeprefix("torch.") for folder in (target, source))
+    if mine == other:
+        return []
+    message = f"stored as {other}, the target as {mine}"
+    return [Problem("note", setting, message, "Nothing to do: differences are taken in float32, and rounded once.")]
+
+
+def _lineage_problems(plan: Plan, target: Path, source: Path, setting: str, name: str) -> list[Problem]:
+    if is_weightless(target) or is_weightless(source):
+        return []
+    try:
+        found = lineage(target, source)
+    except ActError as error:
+        return [from_fault(fault) for fault in error.faults]
+    if found is None:
+        return []
+    plan.parameters.setdefault("siblings", {})[name] = found.to_json()
+    return found.problems(setting)

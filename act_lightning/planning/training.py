@@ -13,7 +13,8 @@ PAPER_UPDATE = 16
 
 def training_problems(run: Run) -> list[Problem]:
     """Warnings on updates of other than 16 samples, precisions that lose small updates, strategies that shard."""
-    return [*_source_problems(run), *_update_problems(run), *_precision_problems(run), *_strategy_problems(run)]
+    problems = [*_source_problems(run), *_update_problems(run), *_precision_problems(run), *_strategy_problems(run)]
+    return problems + _validation_problems(run)
 
 
 def _source_problems(run: Run) -> list[Problem]:
@@ -45,6 +46,15 @@ def _precision_problems(run: Run) -> list[Problem]:
         return []
     message = f"weights in {precision} lose most updates to rounding at a learning rate such as 2e-5"
     return [Problem("warning", "trainer.precision", message, "Use bf16-mixed, which keeps float32 weights.")]
+
+
+def _validation_problems(run: Run) -> list[Problem]:
+    named = run.data.validation if isinstance(run.data.validation, list) else []
+    both = [name for name in named if name in run.data.train]
+    if not both:
+        return []
+    message = f"{', '.join(both)}: validated on, and trained on as well, so that the loss says little of new rows"
+    return [Problem("note", "data.validation", message, "Name data.train without them, or write a share to hold out.")]
 
 
 def _strategy_problems(run: Run) -> list[Problem]:
