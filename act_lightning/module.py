@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from act_lightning.answering import Examination, logged, publish
@@ -19,6 +21,7 @@ from act_lightning.errors import Fault
 from act_lightning.evaluation import generate_answers
 from act_lightning.loss import answer_loss
 from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
+from act_lightning.sharding import load_sharded
 from act_lightning.validation import Validation, answer_statistics, validation_roles
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -87,10 +90,20 @@ class AbilityTransferModule(L.LightningModule):
             return
         folder = locate(self.target, self.revision)
         require_weights(folder, "model.target")
-        self.model = load_model(folder, training_dtype(self.trainer.precision)).train()
+        self.model = self._load(folder, training_dtype(self.trainer.precision)).train()
         if self.gradient_checkpointing:
             old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
             getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
+
+    def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """The whole model, or this process's part of it under FSDP2."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy):
+            return load_model(folder, dtype)
+        assert self.device_mesh is not None
+        gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+        return load_sharded(folder, dtype, self.device_mesh["data_parallel"], strategy.root_device, policy)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert parameters, but keep float32 buffers so, as transformers does: rotary frequencies need it.

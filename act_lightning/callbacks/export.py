@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.callbacks.language_model import find_language_model, require_language_model, transfer_record
-from act_lightning.callbacks.placement import local_rows
+from act_lightning.callbacks.placement import is_sharded
 from act_lightning.callbacks.target import named_checkpoint
 from act_lightning.cards import CARD, complete_card, first_card
-from act_lightning.checkpoints import export_model, locate, output_faults, resolve_dtype
+from act_lightning.checkpoints import CheckpointReader, export_model, locate, output_faults, resolve_dtype
 from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.sharding import Layout
 
 
 class HuggingFaceExport(L.Callback):
@@ -46,28 +47,36 @@ class HuggingFaceExport(L.Callback):
             refuse(output_faults(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export, on the first process."""
+        """Export: the first process writes, and all of them gather, a parameter at a time, where they hold shards."""
+        layout = Layout(require_language_model(pl_module), trainer.strategy.model)
         if trainer.is_global_zero:
-            self.export(_place(trainer), pl_module, transfer_record(require_language_model(pl_module)))
+            self.export(_place(trainer), pl_module, transfer_record(require_language_model(pl_module)), layout)
+        elif is_sharded(trainer):
+            with CheckpointReader(self._folder(pl_module)) as reader:
+                for name in reader.stored_names:
+                    layout.whole(name)
         trainer.strategy.barrier("exported")
 
-    def export(self, out: Path, pl_module: L.LightningModule, transfer: dict[str, Any]) -> None:
+    def export(
+        self, out: Path, pl_module: L.LightningModule, transfer: dict[str, Any], layout: Layout | None = None
+    ) -> None:
         """Write the model to ``out``.
 
         Args:
             out: The folder to be.
             pl_module: Holds the model.
             transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
+            layout: How the model is spread over processes; by default this one holds all of it.
 
         Raises:
             ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
         """
-        model = require_language_model(pl_module)
+        layout = layout or Layout(require_language_model(pl_module))
         folder = self._folder(pl_module)
         export_model(
             out,
             folder,
-            lambda name: local_rows(model.get_parameter(name)).values,
+            layout.whole,
             chosen_dtype(self.dtype, folder),
             described_files(self._name(pl_module), self.recipe, transfer, "fit"),
         )

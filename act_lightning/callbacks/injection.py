@@ -18,15 +18,16 @@ from act_lightning.callbacks.language_model import (
     require_language_model,
     transfer_record,
 )
-from act_lightning.callbacks.placement import local_rows, strategy_faults
+from act_lightning.callbacks.placement import strategy_faults
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sources import AbilitySource, source_ratios, source_scales
-from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
+from act_lightning.sharding import Layout
 from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults, weight_faults
 from act_lightning.transfer.importance import FOLDER
 from act_lightning.transfer.settings import Scope, Share
@@ -109,13 +110,23 @@ class MaskedTaskVectorInjection(L.Callback):
         if profiler is None:
             return
         model = require_language_model(pl_module)
-        if resumes(trainer):
-            mark_transferred(model, self.record)
-        elif is_transferred(model):
-            self.record = transfer_record(model)
-        else:
-            self.inject(trainer, model, profiler)
-        if trainer.is_global_zero and self.record:
+        if not resumes(trainer):
+            if is_transferred(model):
+                self.record = transfer_record(model)
+            else:
+                self.inject(trainer, model, profiler)
+        self._write_down(trainer, model)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write down what moved before the checkpoint, which a strategy that shards restores after ``on_fit_start``."""
+        if self.record and not is_transferred(model := require_language_model(pl_module)):
+            self._write_down(trainer, model)
+
+    def _write_down(self, trainer: L.Trainer, model: PreTrainedModel) -> None:
+        if not self.record:
+            return
+        mark_transferred(model, self.record)
+        if trainer.is_global_zero:
             write_file(Path(trainer.default_root_dir) / "transfer.json", json.dumps(self.record, indent=2) + "\n")
 
     def inject(
@@ -133,10 +144,10 @@ class MaskedTaskVectorInjection(L.Callback):
         root = Path(trainer.default_root_dir)
         scores = Path(self.scores) if self.scores else root / "scores"
         known = profiler.target_digests, profiler.target_folder, root / FOLDER
-        prepared = prepare(profiler.sources or [], inventory(model), self.settings, scores, run_seed(), *known)
+        channels = profiler.channels(model)
+        prepared = prepare(profiler.sources or [], channels, self.settings, scores, run_seed(), *known)
         with prepared.injection() as injection:
-            for name in injection.names:
-                part = local_rows(model.get_parameter(name))
+            for name, part in Layout(model, trainer.strategy.model).parts(injection.names):
                 injection.apply_(name, part.values, part.first_row)
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)

@@ -1,38 +1,38 @@
-"""Which part of a parameter this process holds: what a sharding strategy has to say for rows to be injected."""
+"""Strategies under which a transfer can run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from act_lightning.errors import Fault
 
-
-@dataclass(frozen=True)
-class LocalRows:
-    """Consecutive rows of a parameter, writable in place.
-
-    Attributes:
-        values: The rows held here; the whole parameter where nothing is sharded.
-        first_row: Number of the first of them in the whole parameter.
-    """
-
-    values: Tensor
-    first_row: int
-
-
-def local_rows(parameter: nn.Parameter) -> LocalRows:
-    """The rows of ``parameter`` that this process holds: all of them, on the strategies of today."""
-    return LocalRows(parameter.data, 0)
+_REMEDY = "Use one device, ddp, FSDPStrategy or ModelParallelStrategy; or `merge` first, and fine-tune its result."
 
 
 def strategy_faults(trainer: L.Trainer) -> list[Fault]:
-    """The fault of a strategy that shards parameters, which injection cannot write to yet."""
-    if isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    """The fault of a strategy under which rows cannot be injected.
+
+    DeepSpeed copies the weights that its optimizer works on before a callback may change them.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        return _mesh_faults(strategy)
+    if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)):
         return []
-    rule = "must keep whole parameters on every process (one device or DDP) for a transfer"
-    remedy = "Use trainer.strategy: auto or ddp; or run `merge` first and fine-tune its result with this strategy."
-    return [Fault("trainer.strategy", type(trainer.strategy).__name__, rule, remedy)]
+    rule = "must be one of one device, DDP, FSDP1 and FSDP2 for a transfer"
+    return [Fault("trainer.strategy", type(strategy).__name__, rule, _REMEDY)]
+
+
+def is_sharded(trainer: L.Trainer) -> bool:
+    """Whether no process holds the whole model while training."""
+    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def _mesh_faults(strategy: ModelParallelStrategy) -> list[Fault]:
+    """What is wrong with the sizes of FSDP2 on the mesh that is set up."""
+    if strategy.device_mesh["tensor_parallel"].size() == 1:
+        return []
+    rule = "must be 1: rows are injected and trained in shards of data parallelism"
+    remedy = "Set tensor_parallel_size: 1 and data_parallel_size: the number of processes; `auto` shards nothing."
+    return [Fault("trainer.strategy.tensor_parallel_size", strategy._tensor_parallel_size, rule, remedy)]

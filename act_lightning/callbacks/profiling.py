@@ -20,7 +20,7 @@ from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sibling_checks import refuse_strangers
 from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
-from act_lightning.channels import ChannelInventory
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, load_model, match_folders
 from act_lightning.data import collate, deal, token_budget_batches
 from act_lightning.errors import Fault, refuse
@@ -55,6 +55,7 @@ class ActivationDifferenceProfiler(L.Callback):
         self.revision = revision
         self.target_digests: list[str] = []
         self.target_folder: Path | None = None
+        self._channels: ChannelInventory | None = None
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at files."""
@@ -76,12 +77,17 @@ class ActivationDifferenceProfiler(L.Callback):
         target = find_target(pl_module, self.target, self.revision)
         self.target_digests, channels = target.digests(), target.inventory()
         self.target_folder = target.folder
+        self._channels = channels
         refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
         datamodule = getattr(trainer, "datamodule", None)
         if all(callback.needs_profiling for callback in transfers):
             self.profile(trainer, pl_module, datamodule)
         if any(callback.needs_fisher for callback in transfers):
             FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
+
+    def channels(self, model: nn.Module) -> ChannelInventory:
+        """The target's channels as found before a strategy could flatten its parameters, or else those of ``model``."""
+        return self._channels or inventory(model)
 
     def profile(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None

@@ -85,6 +85,12 @@ class CheckpointReader:
         """All parameters in the model's order, tied ones under each of their names."""
         return tuple(self.keymap.keys)
 
+    @property
+    def stored_names(self) -> list[str]:
+        """Every parameter under one name, tied ones once, in the order of the files."""
+        keys = (key for header in self.headers.values() for key in header.entries)
+        return [self.keymap.names[key] for key in keys if key in self.keymap.names]
+
     def key(self, name: str) -> str:
         """The checkpoint's key for the parameter ``name``."""
         return self.keymap.keys[name]

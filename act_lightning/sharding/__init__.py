@@ -1,6 +1,6 @@
 """Which part of a model each process holds: loading by parts (FSDP2), writing to them, and putting them together."""
 
-from act_lightning.sharding.layout import LocalRows, local_rows, whole
+from act_lightning.sharding.layout import Layout, LocalRows, local_rows
 from act_lightning.sharding.loading import load_sharded
 
-__all__ = ["LocalRows", "load_sharded", "local_rows", "whole"]
+__all__ = ["Layout", "LocalRows", "load_sharded", "local_rows"]
