@@ -44,8 +44,12 @@ def load_config(folder: Path) -> PretrainedConfig:
     return config
 
 
-def meta_model(folder: Path) -> PreTrainedModel:
+def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The causal language model of ``folder`` on the meta device: names, shapes and ties, without any weights.
+
+    Args:
+        folder: A folder that holds a config.
+        dtype: The dtype of all parameters; by default the one that the config names.
 
     Raises:
         ActError: As :func:`load_config`, or the config is of no causal language model.
@@ -55,7 +59,9 @@ def meta_model(folder: Path) -> PreTrainedModel:
     config = load_config(folder)
     try:
         with _quiet(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype or config.dtype, trust_remote_code=False
+            )
     except (ValueError, TypeError, RuntimeError) as error:
         raise ActError(_unloadable(folder, "must be the config of a causal language model", error)) from error
     return model

@@ -38,10 +38,8 @@ def load_sharded(
         ActError: As :class:`~act_lightning.checkpoints.CheckpointReader`; NaN or infinity in the rows read here.
     """
     with CheckpointReader(folder) as reader:
-        model = meta_model(folder)
+        model = meta_model(folder, dtype)
         model.name_or_path = str(folder)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
         _make_buffers(model, device)
         _shard(model, mesh, policy or MixedPrecisionPolicy())
         for parameter, names in _owners(model).items():

@@ -1,0 +1,59 @@
+"""FSDP1, which flattens parameters, as torch runs it on two CPU processes: written to and gathered unit by unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sharding.processes import on_processes
+from tests.tiny import save_model, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+WRITTEN = """
+import sys
+from functools import partial
+from pathlib import Path
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from act_lightning.checkpoints import load_model
+from act_lightning.sharding import Layout
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.net = model
+
+dist.init_process_group("gloo")
+for folder in map(Path, sys.argv[1:]):
+    for original in (True, False):
+        expected, model = load_model(folder, torch.float32), load_model(folder, torch.float32)
+        layers = {type(m) for m in model.modules() if type(m).__name__ in set(model._no_split_modules)}
+        policy = partial(transformer_auto_wrap_policy, transformer_layer_cls=layers)
+        device = torch.device("cpu")
+        root = FullyShardedDataParallel(
+            Wrapped(model), use_orig_params=original, auto_wrap_policy=policy, device_id=device
+        )
+        layout, parameters = Layout(model, root), dict(expected.named_parameters())
+        with torch.no_grad():
+            for name, part in layout.parts(list(parameters)):
+                change = torch.randn(part.values.shape, generator=torch.Generator().manual_seed(len(name)))
+                assert part.first_row == 0 and part.values.shape == parameters[name].shape, name
+                part.values.add_(change)
+                parameters[name].add_(change)
+        for name, parameter in parameters.items():
+            assert torch.equal(layout.whole(name), parameter), name
+        ids = torch.arange(5, 17).view(1, -1)
+        torch.testing.assert_close(root.module.net(input_ids=ids).logits, expected(input_ids=ids).logits)
+dist.destroy_process_group()
+"""
+
+
+def test_what_is_written_unit_by_unit_stays(tmp_path: Path) -> None:
+    """With biases, tied, and with matrices stored the other way round."""
+    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma2", "gpt2")]
+    for folder in folders:
+        save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
+    on_processes(2, WRITTEN, *folders)
