@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from act_lightning.checkpoints import CheckpointReader, meta_model
 from act_lightning.sharding.layout import local_rows
 
+_KEEPS_STEP = "_is_fsdp_managed_module"  # makes transformers' generation wait for other processes' longer answers
 _BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory beside what the process keeps
 
 
@@ -44,8 +45,9 @@ def load_sharded(
         _shard(model, mesh, policy or MixedPrecisionPolicy())
         for parameter, names in _owners(model).items():
             _place(model, names, _filled(names[0], parameter, reader, device))
-    model._is_fsdp_managed_module = True  # transformers' generation then keeps processes in step
-    return model.eval()
+    setattr(model, _KEEPS_STEP, True)
+    model.train(False)
+    return model
 
 
 def _make_buffers(model: PreTrainedModel, device: torch.device) -> None:
