@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.front_door import Config, write_yaml
+from tests.front_door import Config, run, write_yaml
 
 _SECONDS = 300
 

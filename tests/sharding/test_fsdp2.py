@@ -67,6 +67,17 @@ def config_of(place: Path, architecture: str, name: str, processes: int) -> Conf
     return config
 
 
+def fitted(place: Path, architecture: str) -> tuple[Path, Path]:
+    """The folders of a fit by one process and by two."""
+    alone = FSDP2(1).run("fit", config_of(place, architecture, "1", 1))
+    return alone, FSDP2(2).run("fit", config_of(place, architecture, "2", 2))
+
+
+@pytest.fixture(scope="module")
+def qwen2(place: Path) -> tuple[Path, Path]:
+    return fitted(place, "qwen2")
+
+
 def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> None:
     folders = [tmp_path / architecture for architecture in ARCHITECTURES]
     for folder in folders:
@@ -74,10 +85,7 @@ def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> N
     on_processes(2, LOADED, *folders)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "gemma3_text"])
-def test_the_same_transfer_and_the_same_updates(place: Path, architecture: str) -> None:
-    alone = FSDP2(1).run("fit", config_of(place, architecture, "1", 1))
-    together = FSDP2(2).run("fit", config_of(place, architecture, "2", 2))
+def assert_the_same_fit(alone: Path, together: Path) -> None:
     reports = [json.loads((root / "transfer.json").read_text()) for root in (alone, together)]
     assert reports[0] == reports[1]
     single, sharded = (weights(root / "model") for root in (alone, together))
@@ -86,23 +94,30 @@ def test_the_same_transfer_and_the_same_updates(place: Path, architecture: str) 
         torch.testing.assert_close(sharded[name], values, rtol=0, atol=1e-6)
 
 
+def test_the_same_transfer_and_the_same_updates(qwen2: tuple[Path, Path]) -> None:
+    assert_the_same_fit(*qwen2)
+
+
+def test_the_same_of_tied_weights(place: Path) -> None:
+    assert_the_same_fit(*fitted(place, "gemma3_text"))
+
+
 def test_the_injection_to_the_bit(place: Path) -> None:
     """At so low a rate what was injected stays."""
     still = [changed(config_of(place, "qwen2", f"still-{n}", n), "model.learning_rate", 1e-30) for n in (1, 2)]
-    alone, together = (FSDP2(n).run("fit", config) for n, config in zip((1, 2), still, strict=True))
-    assert_same_bits(weights(together / "model"), weights(alone / "model"))
-    assert any(
-        not torch.equal(values, weights(place / "qwen2")[name]) for name, values in weights(alone / "model").items()
-    )
+    alone, together = (weights(FSDP2(n).run("fit", config) / "model") for n, config in zip((1, 2), still, strict=True))
+    assert_same_bits(together, alone)
+    before = weights(place / "qwen2")
+    assert any(not torch.equal(values, before[name]) for name, values in alone.items())
 
 
-def test_a_fit_that_goes_on_injects_no_second_time(place: Path) -> None:
-    config = changed(config_of(place, "qwen2", "halves", 2), "trainer.max_epochs", 1)
-    root = FSDP2(2).run("fit", config)
+def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], place: Path) -> None:
+    """And ends where one without a break ends; two epochs begin as one does."""
+    root = qwen2[1]
     before = (root / "transfer.json").read_text()
     (root / "transfer.json").unlink()
-    config = changed(config, "trainer.max_epochs", 2)
-    FSDP2(2).run("fit", config, "--ckpt_path", root / "checkpoints" / "last.ckpt")
+    further = changed(config_of(place, "qwen2", "2", 2), "trainer.max_epochs", 2)
+    FSDP2(2).run("fit", further, "--ckpt_path", root / "checkpoints" / "last.ckpt")
     assert (root / "transfer.json").read_text() == before
     whole = FSDP2(2).run("fit", changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2))
     assert_same_bits(weights(root / "model"), weights(whole / "model"))
