@@ -1,11 +1,10 @@
-"""Programs on several CPU processes, and the command line under a strategy that shards."""
+"""Programs on several CPU processes, and ``fit`` under a strategy that shards."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -24,26 +23,20 @@ def on_processes(count: int, program: str, *arguments: object) -> None:
     call_program(*where, script, *arguments)
 
 
-@dataclass(frozen=True)
-class FSDP2:
-    """FSDP2 on so many processes; with one process, no strategy at all.
-
-    Attributes:
-        processes: Their number.
-    """
-
-    processes: int
-
-    def run(self, verb: str, config: Config, *arguments: object) -> Path:
-        """A verb of the command line, which starts the other processes itself; gives the run's folder."""
-        root = Path(config["trainer"]["default_root_dir"])
-        sizes = {"data_parallel_size": self.processes, "tensor_parallel_size": 1}
-        strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
-        config["trainer"] |= {"devices": self.processes} | ({"strategy": strategy} if self.processes > 1 else {})
-        call_program(
-            "-m", "act_lightning", verb, "--config", write_yaml(root.with_name("config.yaml"), config), *arguments
-        )
+def fit(config: Config, processes: int, *arguments: object) -> Path:
+    """``fit`` under FSDP2 on so many processes, or by one without a strategy; gives the run's folder."""
+    root = Path(config["trainer"]["default_root_dir"])
+    config["trainer"]["devices"] = processes
+    if processes == 1:
+        outcome = run("fit", config, *arguments)
+        assert outcome.status == 0, outcome.err
         return root
+    sizes = {"data_parallel_size": processes, "tensor_parallel_size": 1}
+    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
+    config["trainer"]["strategy"] = strategy
+    file = write_yaml(root.with_name("config.yaml"), config)
+    call_program("-m", "act_lightning", "fit", "--config", file, *arguments)
+    return root
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

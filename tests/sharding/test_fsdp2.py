@@ -10,7 +10,7 @@ import torch
 
 from tests.front_door import Config, basic, changed
 from tests.reference.act import assert_same_bits
-from tests.sharding.processes import FSDP2, on_processes, weights
+from tests.sharding.processes import fit, on_processes, weights
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -69,8 +69,8 @@ def config_of(place: Path, architecture: str, name: str, processes: int) -> Conf
 
 def fitted(place: Path, architecture: str) -> tuple[Path, Path]:
     """The folders of a fit by one process and by two."""
-    alone = FSDP2(1).run("fit", config_of(place, architecture, "1", 1))
-    return alone, FSDP2(2).run("fit", config_of(place, architecture, "2", 2))
+    alone = fit(config_of(place, architecture, "1", 1), 1)
+    return alone, fit(config_of(place, architecture, "2", 2), 2)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_same_of_tied_weights(place: Path) -> None:
 def test_the_injection_to_the_bit(place: Path) -> None:
     """At so low a rate what was injected stays."""
     still = [changed(config_of(place, "qwen2", f"still-{n}", n), "model.learning_rate", 1e-30) for n in (1, 2)]
-    alone, together = (weights(FSDP2(n).run("fit", config) / "model") for n, config in zip((1, 2), still, strict=True))
+    alone, together = (weights(fit(config, n) / "model") for n, config in zip((1, 2), still, strict=True))
     assert_same_bits(together, alone)
     before = weights(place / "qwen2")
     assert any(not torch.equal(values, before[name]) for name, values in alone.items())
@@ -117,7 +117,7 @@ def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], pla
     before = (root / "transfer.json").read_text()
     (root / "transfer.json").unlink()
     further = changed(config_of(place, "qwen2", "2", 2), "trainer.max_epochs", 2)
-    FSDP2(2).run("fit", further, "--ckpt_path", root / "checkpoints" / "last.ckpt")
+    fit(further, 2, "--ckpt_path", root / "checkpoints" / "last.ckpt")
     assert (root / "transfer.json").read_text() == before
-    whole = FSDP2(2).run("fit", changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2))
+    whole = fit(changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2), 2)
     assert_same_bits(weights(root / "model"), weights(whole / "model"))
