@@ -40,10 +40,11 @@ VERBS = {
     ),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
     "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
-    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", module="data"),
     "card": Verb("Write the card of a run's exported models again, with its results and all hashes.", module="card"),
     "replay": Verb("Make a run again from its card, and say whether the bits are the same.", module="replay"),
+    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", module="data"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
+    "report": Verb("Draw the paper's findings from saved scores: one page, its figures and tables.", module="report"),
 }
 
 
