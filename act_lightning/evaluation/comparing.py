@@ -12,7 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation.intervals import McNemar, mcnemar, paired_difference
+from act_lightning.evaluation.intervals import McNemar, mcnemar, mean_of, paired_difference
 from act_lightning.evaluation.records import Record, read_records
 from act_lightning.evaluation.results import SetResult, markdown_table, read_results, role_means, share_shown, shown
 
@@ -173,22 +173,26 @@ def _row(comparison: Comparison, title: str, name: str) -> list[str]:
     row = [name, first.role, str(first.total), share_shown(*_counts(first, title))]
     for found, differences in zip(comparison.results[1:], _differences(comparison, title), strict=True):
         one = differences[name]
-        change = f"{100 * one.value:+.1f} ({100 * one.low:+.0f} to {100 * one.high:+.0f})"
-        items = f"+{one.test.gained} −{one.test.lost}"
-        row += [share_shown(*_counts(found[name], title)), f"{change} {items}", f"{one.test.p_value:.2g}"]
+        change = f"{_change(one.value, one.low, one.high)} +{one.test.gained} −{one.test.lost}"
+        row += [share_shown(*_counts(found[name], title)), change, f"{one.test.p_value:.2g}"]
     return row
 
 
 def _mean_rows(comparison: Comparison) -> list[list[str]]:
-    """Means of the sets of each role; of them there is no paired test."""
+    """Means of the sets of each role, and of the differences on them; of these there is no paired test."""
     means = [role_means(results) for results in comparison.results]
     rows = []
-    for role, (base, low, high) in means[0].items():
-        row = ["mean", role, "", shown(base, low, high)]
-        for other in means[1:]:
-            row += [shown(*other[role]), f"{100 * (other[role][0] - base):+.1f}", ""]
+    for role, mean in means[0].items():
+        row = ["mean", role, "", shown(*mean)]
+        for other, differences in zip(means[1:], comparison.exact, strict=True):
+            of_role = [one for name, one in differences.items() if comparison.results[0][name].role == role]
+            row += [shown(*other[role]), _change(*mean_of([(one.value, one.low, one.high) for one in of_role])), ""]
         rows.append(row)
     return rows
+
+
+def _change(value: float, low: float, high: float) -> str:
+    return f"{100 * value:+.1f} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
 def _counts(result: SetResult, title: str) -> tuple[int, int]:

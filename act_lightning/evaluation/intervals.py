@@ -69,22 +69,34 @@ def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, s
     return low, high
 
 
-def mean_of_shares(counts: Sequence[tuple[int, int]]) -> tuple[float, float, float]:
-    """The mean of independent shares, each counted alike, with an interval from theirs: ``√Σ(pᵢ - lᵢ)² / k`` below it.
+Interval = tuple[float, float, float]
+"""A value, and the lower and upper bound of its 95 % interval."""
 
-    (G. Y. Zou, A. Donner, "Construction of confidence limits about effect measures", Stat. Med. 27, 2008.)
+
+def mean_of_shares(counts: Sequence[tuple[int, int]]) -> Interval:
+    """The mean of independent shares, each counted alike, with its interval.
 
     Args:
         counts: How many were right, and of how many, for each share; at least one.
-
-    Returns:
-        The mean, and its lower and upper bound, at 95 %.
     """
-    shares = [correct / total for correct, total in counts]
-    bounds = [wilson(correct, total) for correct, total in counts]
-    below = sqrt(sum((share - low) ** 2 for share, (low, _) in zip(shares, bounds, strict=True)))
-    above = sqrt(sum((high - share) ** 2 for share, (_, high) in zip(shares, bounds, strict=True)))
-    mean, number = sum(shares) / len(shares), len(shares)
+    return mean_of([(correct / total, *wilson(correct, total)) for correct, total in counts])
+
+
+def mean_of(parts: Sequence[Interval]) -> Interval:
+    """The mean of independent numbers with an interval from theirs: ``√Σ(vᵢ - lᵢ)² / k`` below it, and so above.
+
+    (G. Y. Zou, A. Donner, "Construction of confidence limits about effect measures", Stat. Med. 27, 2008.)
+
+    >>> [round(bound, 3) for bound in mean_of([(0.5, 0.2, 0.9), (0.3, -0.1, 0.6)])]
+    [0.4, 0.15, 0.65]
+
+    Args:
+        parts: At least one.
+    """
+    number = len(parts)
+    below = sqrt(sum((value - low) ** 2 for value, low, _ in parts))
+    above = sqrt(sum((high - value) ** 2 for value, _, high in parts))
+    mean = sum(value for value, _, _ in parts) / number
     return mean, mean - below / number, mean + above / number
 
 

@@ -127,7 +127,10 @@ def _csv_line(name: str, result: SetResult) -> dict[str, object]:
     return line
 
 
-_HEAD = ("set", "role", "items", "exact match", "flexible", "answered", "right if answered", "chance", "cut", "tokens")
+_HEAD = (
+    *("set", "role", "items", "exact match", "flexible", "answered", "right if answered"),
+    *("chance", "in language", "cut", "tokens"),
+)
 
 
 def cells(results: Results) -> list[tuple[str, ...]]:
@@ -143,8 +146,9 @@ def _cells(name: str, one: SetResult) -> tuple[str, ...]:
     columns = ("exact_match", "flexible_match", "answered", "accuracy_among_answered")
     measured = [share_shown(*shares[column]) for column in columns]
     chance = f"{100 * one.chance:.1f}" if one.chance else ""
+    language = share_shown(*shares["in_language"]) if one.worded else ""
     cut, tokens = share_shown(*shares["truncated"]), f"{one.tokens[0]:.0f}"
-    return name, one.role, str(one.total), *measured, chance, cut, tokens
+    return name, one.role, str(one.total), *measured, chance, language, cut, tokens
 
 
 def share_shown(holds: int, total: int) -> str:
@@ -163,11 +167,11 @@ def shown(value: float, low: float, high: float) -> str:
 
 def as_table(results: Results) -> Table:
     """A table for the terminal."""
-    table = Table(title="Shares in % with their 95 % intervals", box=SIMPLE)
+    table = Table(title="Shares in %, below them their 95 % intervals", box=SIMPLE)
     for column in _HEAD:
-        table.add_column(column, justify="left" if column in ("set", "role") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in _HEAD[:2] else "right", overflow="fold")
     for row in cells(results):
-        table.add_row(*row)
+        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
     return table
 
 
