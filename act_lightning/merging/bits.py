@@ -41,3 +41,12 @@ def at_least(numbers: Tensor, limit: int | Tensor) -> Tensor:
     [0, -1, -1]
     """
     return (limit - 1 - numbers).bitwise_right_shift_(31)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """A view ``[rows, elements of a row]`` of a tensor of any number of dimensions, empty ones too.
+
+    >>> as_rows(torch.zeros(0, 2, 3)).shape
+    torch.Size([0, 6])
+    """
+    return tensor.view(len(tensor), tensor.shape[1:].numel())

@@ -12,7 +12,7 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.errors import refuse
+from act_lightning.errors import Fault
 from act_lightning.masks import share_of
 from act_lightning.merging.density import kept_count, share_faults
 from act_lightning.merging.dropping import thinned, weighted
@@ -51,9 +51,9 @@ class Breadcrumbs(SurveyingMethod):
     density: float = 0.9
     outliers: float = 0.01
 
-    def __post_init__(self) -> None:
-        """Refuse what is no share."""
-        refuse(share_faults(self.density, "Breadcrumbs.density") + share_faults(self.outliers, "Breadcrumbs.outliers"))
+    def faults(self) -> list[Fault]:
+        """What is no share."""
+        return share_faults(self.density, "Breadcrumbs.density") + share_faults(self.outliers, "Breadcrumbs.outliers")
 
     def survey(self, parts: Parts) -> list[list[Limit]]:
         """For each source, where the outliers end, and where what stays ends."""

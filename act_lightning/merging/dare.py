@@ -9,7 +9,7 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.errors import refuse
+from act_lightning.errors import Fault
 from act_lightning.merging.density import share_faults
 from act_lightning.merging.draws import keeps
 from act_lightning.merging.dropping import Rescale, norm_factors, rescale_faults, thinned, weighted
@@ -54,9 +54,10 @@ class DARE(SurveyingMethod):
     density: float = 0.1
     rescale: Rescale = "density"
 
-    def __post_init__(self) -> None:
-        """Refuse a density that is no share, and an unknown way to rescale."""
-        refuse(share_faults(self.density, "DARE.density") + rescale_faults(self.rescale, "DARE.rescale"))
+    def faults(self) -> list[Fault]:
+        """A density that is no share, and an unknown way to rescale."""
+        name = type(self).__name__
+        return share_faults(self.density, f"{name}.density") + rescale_faults(self.rescale, f"{name}.rescale")
 
     @property
     def elementwise(self) -> bool:

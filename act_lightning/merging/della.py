@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault, refuse
+from act_lightning.errors import Fault
+from act_lightning.merging.bits import as_rows
 from act_lightning.merging.density import share_faults
 from act_lightning.merging.draws import uniform
 from act_lightning.merging.dropping import Rescale, l1, norm_factor, rescale_faults, thinned, weighted
@@ -39,7 +40,7 @@ def keep_probabilities(vector: TaskVector, density: float, spread: float) -> Ten
     size = vector.delta.abs()
     if vector.mask is not None:
         size = torch.where(vector.mask, size, -1.0)
-    size = size.view(1, -1) if size.ndim < 2 else size.view(len(size), -1)
+    size = size.unsqueeze(0) if size.ndim < 2 else as_rows(size)
     order = size.argsort(dim=1, stable=True)
     ranks = torch.empty_like(size).scatter_(
         1, order, torch.arange(size.shape[1], device=size.device).float().expand_as(size)
@@ -87,14 +88,14 @@ class DELLA(MergingMethod):
     rescale: Rescale = "density"
     average: bool = True
 
-    def __post_init__(self) -> None:
-        """Refuse probabilities outside (0, 1), and an unknown way to rescale."""
-        faults = share_faults(self.density, "DELLA.density") + rescale_faults(self.rescale, "DELLA.rescale")
+    def faults(self) -> list[Fault]:
+        """Probabilities outside (0, 1), and an unknown way to rescale."""
+        found = share_faults(self.density, "DELLA.density") + rescale_faults(self.rescale, "DELLA.rescale")
         most = min(self.density, 1 - self.density)
-        if not faults and most and not 0 <= self.spread < most:
+        if not found and most and not 0 <= self.spread < most:
             rule = f"must be at least 0 and below {most:g}, so that density ± spread lie in (0, 1)"
-            faults.append(Fault("DELLA.spread", self.spread, rule, "Choose a smaller spread."))
-        refuse(faults)
+            found.append(Fault("DELLA.spread", self.spread, rule, "Choose a smaller spread."))
+        return found
 
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
         """The elected mean of the thinned task vectors of a whole tensor."""

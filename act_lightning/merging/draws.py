@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from act_lightning.merging.bits import at_least
+from act_lightning.merging.bits import as_rows, at_least
 from act_lightning.merging.method import TensorPlace
 
 _POSITIVE = 0x7FFFFFFF
@@ -42,7 +42,7 @@ def keeps(density: float, shape: torch.Size, place: TensorPlace, source: str, de
     if density == 1:
         return found.fill_(-1)
     for block, bits in _blocks(shape, place, source, device):
-        found.view(len(found), -1)[block] = at_least(bits.bitwise_and_(_POSITIVE), 2**31 - int(density * 2**31))
+        as_rows(found)[block] = at_least(bits.bitwise_and_(_POSITIVE), 2**31 - int(density * 2**31))
     return found
 
 
@@ -50,7 +50,7 @@ def uniform(shape: torch.Size, place: TensorPlace, source: str, device: torch.de
     """Uniform draws from the multiples of 2⁻²⁴ in [0, 1), float32; arguments as of :func:`keeps`."""
     found = torch.empty(shape, dtype=torch.float32, device=device)
     for block, bits in _blocks(shape, place, source, device):
-        found.view(len(found), -1)[block] = (bits >> 8 & 0xFFFFFF).float() * 2**-24
+        as_rows(found)[block] = (bits >> 8 & 0xFFFFFF).float() * 2**-24
     return found
 
 

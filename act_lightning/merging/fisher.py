@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault, refuse
+from act_lightning.errors import Fault
 from act_lightning.merging.method import MergingMethod, TaskVector, TensorPlace
 
 
@@ -61,11 +61,12 @@ class Fisher(MergingMethod):
 
     target_weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        """Refuse a negative weight."""
-        if isinstance(self.target_weight, bool) or not 0 <= self.target_weight < float("inf"):
-            rule = "must be a number that is not negative"
-            refuse([Fault("Fisher.target_weight", self.target_weight, rule, "Write 1, or 0 to average sources only.")])
+    def faults(self) -> list[Fault]:
+        """A negative weight."""
+        if not isinstance(self.target_weight, bool) and 0 <= self.target_weight < float("inf"):
+            return []
+        rule = "must be a number that is not negative"
+        return [Fault("Fisher.target_weight", self.target_weight, rule, "Write 1, or 0 to average sources only.")]
 
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
         """The weighted average, as a change of the target."""

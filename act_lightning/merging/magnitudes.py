@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.merging.bits import at_least
+from act_lightning.merging.bits import as_rows, at_least
 from act_lightning.merging.method import Parts, TaskVector, TensorPlace
 
 _MAGNITUDE = 0x7FFFFFFF
@@ -44,7 +44,7 @@ class Limit:
         Returns:
             A bit mask (int32), of the shape of ``delta``.
         """
-        found = magnitude_bits(delta).view(len(delta), -1)
+        found = as_rows(magnitude_bits(delta))
         if self.last is None:
             return at_least(found, self.bits).view(delta.shape)
         row, column = self.last
@@ -151,7 +151,7 @@ def _place_ties(parts: Parts, fine: Sequence[Sequence[tuple[int, int]]]) -> list
             found = magnitude_bits(vectors[m].restricted()) == limits[m][i].bits
             wanted[m, i] -= int(found.sum())
             if wanted[m, i] <= 0:
-                row, column = found.view(len(found), -1).nonzero()[ties - 1].tolist()
+                row, column = as_rows(found).nonzero()[ties - 1].tolist()
                 limits[m][i] = Limit(limits[m][i].bits, (int(row_numbers(place, found)[row]), column))
                 del wanted[m, i]
         if not wanted:

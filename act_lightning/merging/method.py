@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from act_lightning.errors import Fault
 from act_lightning.merging.bits import masked
 
 
@@ -82,6 +83,10 @@ class MergingMethod(ABC):
         :class:`SurveyingMethod`.
         """
         return False
+
+    def faults(self) -> list[Fault]:
+        """What is wrong with the method's own settings; looked for before any work."""
+        return []
 
     @abstractmethod
     def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:

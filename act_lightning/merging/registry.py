@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging.arithmetic import TaskArithmetic
 from act_lightning.merging.breadcrumbs import Breadcrumbs
 from act_lightning.merging.dare import DARE
@@ -27,12 +27,13 @@ def merging_method(method: str | MergingMethod) -> MergingMethod:
     """The method of that name, with its default settings, or the method itself.
 
     Raises:
-        ActError: If no method has that name.
+        ActError: If no method has that name, or a setting of the method is not as it must be.
 
     >>> merging_method("task_arithmetic")
     TaskArithmetic()
     """
     if isinstance(method, MergingMethod):
+        refuse(method.faults())
         return method
     if method not in METHODS:
         known = ", ".join(METHODS)

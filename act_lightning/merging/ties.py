@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.errors import refuse
+from act_lightning.errors import Fault
 from act_lightning.merging.density import kept_count, share_faults
 from act_lightning.merging.dropping import thinned
 from act_lightning.merging.election import elect
@@ -49,9 +49,9 @@ class TIES(SurveyingMethod):
     density: float = 0.2
     average: bool = True
 
-    def __post_init__(self) -> None:
-        """Refuse a density that is no share."""
-        refuse(share_faults(self.density, "TIES.density"))
+    def faults(self) -> list[Fault]:
+        """A density that is no share."""
+        return share_faults(self.density, "TIES.density")
 
     def survey(self, parts: Parts) -> list[Limit] | None:
         """Where the largest magnitudes of each source end; ``None`` where nothing is trimmed."""
