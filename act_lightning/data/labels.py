@@ -36,10 +36,10 @@ class Sample:
     cut: bool = False
 
 
-def answer_mask(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens belong to an answer.
+def answer_spans(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """First answer token of each answer and the one after its last, without answers that have none.
 
-    A token does when it starts at or after the first character of an answer, up to and including the first special
+    A token belongs to an answer when it starts at or after its first character, up to and including the first special
     token at or after the answer's end. If none stands there before the next answer, the answer ends with its text.
 
     Args:
@@ -47,15 +47,27 @@ def answer_mask(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[bool
         answers: Where each answer starts and ends in it, in order.
 
     >>> tokens = Tokens(ids=[7, 8, 9, 2, 5], starts=[0, 2, 4, 6, 7], special=[False, False, False, True, False])
+    >>> answer_spans(tokens, [(2, 6)])
+    [(1, 4)]
+    """
+    limits = [*(start for start, _ in answers[1:]), sys.maxsize]
+    spans = []
+    for (start, end), limit in zip(answers, limits, strict=True):
+        first, after = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
+        beyond = range(after, bisect_left(tokens.starts, limit))
+        spans.append((first, next((index + 1 for index in beyond if tokens.special[index]), after)))
+    return [(first, stop) for first, stop in spans if first < stop]
+
+
+def answer_mask(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which tokens belong to an answer, as :func:`answer_spans` has it.
+
+    >>> tokens = Tokens(ids=[7, 8, 9, 2, 5], starts=[0, 2, 4, 6, 7], special=[False, False, False, True, False])
     >>> answer_mask(tokens, [(2, 6)])
     [False, True, True, True, False]
     """
     mask = [False] * len(tokens.ids)
-    limits = [*(start for start, _ in answers[1:]), sys.maxsize]
-    for (start, end), limit in zip(answers, limits, strict=True):
-        first, after = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
-        beyond = range(after, bisect_left(tokens.starts, limit))
-        stop = next((index + 1 for index in beyond if tokens.special[index]), after)
+    for first, stop in answer_spans(tokens, answers):
         mask[first:stop] = [True] * (stop - first)
     return mask
 
@@ -99,14 +111,14 @@ class Encoder:
         """
         if not has_answers(conversation):
             return None
-        rendered, tokens, mask = self._labeled(conversation, place)
-        length = max((index + 1 for index, answer in enumerate(mask) if answer), default=0)
-        kept = min(length, self.max_length)
-        if not any(mask[:kept]):
+        rendered, tokens, spans = self._labeled(conversation, place)
+        if not spans or spans[0][0] >= self.max_length:
             return None
-        ids = torch.tensor(tokens.ids[:kept])
-        labels = torch.where(torch.tensor(mask[:kept]), ids, IGNORED)
-        return Sample(ids, labels, rendered.text, cut=length > kept)
+        ids = torch.tensor(tokens.ids[: min(spans[-1][1], self.max_length)])
+        labels = torch.full_like(ids, IGNORED)
+        for first, stop in spans:
+            labels[first:stop] = ids[first:stop]
+        return Sample(ids, labels, rendered.text, cut=spans[-1][1] > self.max_length)
 
     def prompt_length(self, conversation: Conversation, place: str | None = None) -> int | None:
         """Number of tokens before the first answer token; ``None`` if there is none, whatever the limit.
@@ -120,16 +132,16 @@ class Encoder:
         """
         if not has_answers(conversation):
             return None
-        _, _, mask = self._labeled(conversation, place)
-        return mask.index(True) if True in mask else None
+        _, _, spans = self._labeled(conversation, place)
+        return spans[0][0] if spans else None
 
-    def _labeled(self, conversation: Conversation, place: str | None) -> tuple[Rendered, Tokens, list[bool]]:
+    def _labeled(self, conversation: Conversation, place: str | None) -> tuple[Rendered, Tokens, list[tuple[int, int]]]:
         rendered = self.template.render(conversation, place)
         with located(place):
             tokens = self.tokenize(rendered.text, rendered.add_special_tokens)
         if rendered.close_with_eos:
             tokens = self._closed(tokens, len(rendered.text))
-        return rendered, tokens, answer_mask(tokens, rendered.answers)
+        return rendered, tokens, answer_spans(tokens, rendered.answers)
 
     def _closed(self, tokens: Tokens, end: int) -> Tokens:
         if self.eos is None or tokens.ids[-1:] == [self.eos]:
