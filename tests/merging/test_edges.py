@@ -77,7 +77,7 @@ def task_vectors(draw: Any) -> list[TaskVector]:
 
 
 @pytest.mark.parametrize("method", MANY, ids=NAMES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(vectors=task_vectors())
 def test_finite_and_zero_where_no_mask_selects(method: MergingMethod, vectors: list[TaskVector]) -> None:
     change = merged(method, vectors)
@@ -91,7 +91,7 @@ def test_finite_and_zero_where_no_mask_selects(method: MergingMethod, vectors: l
 
 
 @pytest.mark.parametrize("method", [one for one in MANY if works_by_rows(one)], ids=repr)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(vectors=task_vectors(), cuts=st.lists(st.integers(1, 11), max_size=4))
 def test_parts_are_merged_as_the_whole(method: MergingMethod, vectors: list[TaskVector], cuts: list[int]) -> None:
     edges = [0, *sorted(set(cuts)), 12]
