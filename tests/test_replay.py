@@ -101,7 +101,7 @@ def test_a_card_is_written_again_with_results(tmp_path: Path, config: Config, ta
     (tmp_path / "run/evaluations").mkdir(exist_ok=True)
     (tmp_path / "run/evaluations/gsm.json").write_text('{"exact": 0.25}')
     printed = call("card", tmp_path / "run", "--print")
-    assert "| gsm | exact | 0.25 |" in printed.out
+    assert "| gsm |  | exact | 0.25 |" in printed.out
     assert call("card", tmp_path / "run").status == 0
     card = tmp_path / "run/merged/README.md"
     assert card.read_text() in printed.out

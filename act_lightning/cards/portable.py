@@ -72,7 +72,7 @@ def settled(
             return places.get(setting, value)
         if setting.startswith(_OUTPUTS):
             return str(out / value)
-        found = next((folder / value for folder in folders if (folder / value).exists()), None)
+        found = next((folder / value for folder in folders if _holds(folder, value)), None)
         if found is None:
             where = ", ".join(str(folder) for folder in folders)
             remedy = f"Name the folder that holds it with --from, or its own place with --{setting}."
@@ -90,6 +90,11 @@ def _keep_names(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> None:
     before, after = ((one.get("profile") or {}).get("sources") or [] for one in (recipe, result))
     for old, new in zip(before, after, strict=True):
         new.setdefault("name", re.split(r"[/:\\]", old["model"].rstrip("/\\"))[-1])
+
+
+def _holds(folder: Path, name: str) -> bool:
+    """Whether ``folder`` holds a file or folder of this name, or of this pattern, as data sets may be given."""
+    return (folder / name).exists() or ("*" in name and any(folder.glob(name)))
 
 
 def _is_private(setting: str, value: object) -> bool:

@@ -10,7 +10,7 @@ from act_lightning.checkpoints.pickled import PREFIX, converted
 from act_lightning.errors import ActError, Fault
 
 LABORATORY = "lab:"
-_TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 _DUPLICATES = ("original/*", "onnx/*", "consolidated*")  # the same weights once more, in other formats
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

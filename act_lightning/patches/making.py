@@ -89,5 +89,7 @@ def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, An
         found["recipe"], found["record"] = read_card(tuned)
         found["licenses"] |= {model["name"]: model["license"] for model in found["record"]["models"].values()}
     if transfer := read_transfer(tuned):
+        for source in transfer.get("sources", {}).values():
+            source["model"] = short(source.get("model", ""))
         found["transfer"] = transfer
     return found

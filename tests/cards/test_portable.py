@@ -16,6 +16,7 @@ RECIPE = {
         "abilities": {
             "a": {"path": "C:\\data\\a.jsonl"},
             "b": {"path": "org/data"},
+            "d": {"path": "/home/me/part-*.jsonl"},
             "c": {"path": "data/c.jsonl", "template": "/{prompt}/"},
         },
         "template": "~/templates/mine.jinja",
@@ -31,11 +32,13 @@ def test_absolute_paths_are_shortened_and_nothing_else() -> None:
     assert found["data"]["abilities"] == {
         "a": {"path": "a.jsonl"},
         "b": {"path": "org/data"},
+        "d": {"path": "part-*.jsonl"},
         "c": {"path": "data/c.jsonl", "template": "/{prompt}/"},
     }
     assert shortened == [
         "model.target",
         "data.abilities.a.path",
+        "data.abilities.d.path",
         "data.template",
         "profile.sources.1.model",
         "trainer.default_root_dir",
@@ -44,12 +47,13 @@ def test_absolute_paths_are_shortened_and_nothing_else() -> None:
 
 
 def test_paths_of_this_machine_are_put_in(tmp_path: Path) -> None:
-    for name in ("base", "other", "a.jsonl"):
+    for name in ("base", "other", "a.jsonl", "part-1.jsonl"):
         (tmp_path / name).mkdir()
     places = {"data.template": "/elsewhere/mine.jinja"}
     found = settled(*portable(RECIPE), [tmp_path / "none", tmp_path], Path("out"), places)
     assert found["model"]["target"] == str(tmp_path / "base")
     assert found["data"]["abilities"]["a"]["path"] == str(tmp_path / "a.jsonl")
+    assert found["data"]["abilities"]["d"]["path"] == str(tmp_path / "part-*.jsonl")
     assert found["data"]["template"] == "/elsewhere/mine.jinja"
     assert found["trainer"]["default_root_dir"] == "out"
     assert found["trainer"]["logger"]["init_args"]["save_dir"] == "out/logs"
@@ -60,7 +64,14 @@ def test_everything_that_is_not_found_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ActError) as caught:
         settled(*portable(RECIPE), [tmp_path], Path("out"))
     settings = [fault.setting for fault in caught.value.faults]
-    assert settings == ["model.target", "data.abilities.a.path", "data.template", "profile.sources.1.model"]
+    lost = [
+        "model.target",
+        "data.abilities.a.path",
+        "data.abilities.d.path",
+        "data.template",
+        "profile.sources.1.model",
+    ]
+    assert settings == lost
 
 
 @pytest.mark.parametrize(
@@ -85,8 +96,8 @@ def test_results_of_comparisons_and_of_anything_else(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"gsm": {"exact": 0.5, "seeded": true, "name": "x"}}')
     (tmp_path / "broken.json").write_text("{")
     assert result_rows(tmp_path)[1:] == [
-        ["gsm", "transfer", "75.0% (3 of 4)"],
-        ["no", "transfer", "no items"],
-        ["other", "gsm.exact", "0.5"],
+        ["gsm", "transfer", "exact match", "75.0% (3 of 4)"],
+        ["no", "transfer", "exact match", "no items"],
+        ["other", "", "gsm.exact", "0.5"],
     ]
     assert result_rows(tmp_path / "nowhere") == []

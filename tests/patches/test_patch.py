@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from act_lightning.cards import first_card
 from act_lightning.errors import ActError
 from act_lightning.patches import apply_patch, make_patch, open_patch, revert_patch
 from tests.front_door import left
@@ -103,6 +104,20 @@ def test_apply_then_revert(tmp_path: Path, architecture: str, dtype: torch.dtype
     revert_patch(tmp_path / "patched", [patch], tmp_path / "reverted")
     assert contents(tmp_path / "reverted") == contents(base), "whole files, byte for byte"
     assert left(tmp_path / "p") == ["a.safetensors"]
+
+
+def test_where_a_patch_comes_from(tmp_path: Path, base: Path, tuned: Path) -> None:
+    folder = shutil.copytree(tuned, tmp_path / "tuned")
+    transfer = {"sources": {"s": {"model": "/home/me/models/other", "scale": 0.4}}}
+    (folder / "transfer.json").write_text(json.dumps(transfer))
+    (folder / "README.md").write_text(first_card(str(base), "seed_everything: 7", transfer, "fit"))
+    origin = make_patch(base, folder, tmp_path / "a.safetensors", ("org/base", str(folder))).record.provenance
+    assert (origin["base"], origin["tuned"]) == ("org/base", "tuned")
+    assert origin["transfer"]["sources"]["s"] == {"model": "other", "scale": 0.4}
+    assert origin["recipe"] == {"seed_everything": 7}
+    assert origin["licenses"] == {"org/base": {"license": "mit"}, "base": {"license": "mit"}, "other": {}}
+    assert str(tmp_path) not in json.dumps(origin)
+    assert "/home/me" not in json.dumps(origin)
 
 
 def test_a_fine_tuned_model_in_other_shards(tmp_path: Path, base: Path) -> None:
