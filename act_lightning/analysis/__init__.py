@@ -33,7 +33,7 @@ from act_lightning.analysis.overlaps import (
     top_masks,
 )
 from act_lightning.analysis.saved import Pair, SavedScores, read_runs
-from act_lightning.analysis.weight_change import agreement, average_ranks, weight_change
+from act_lightning.analysis.weights import agreement, average_ranks, weight_change
 
 __all__ = [
     "Ability",

@@ -96,7 +96,7 @@ def _read(name: str, reading: str) -> Ability:
 
 
 def _place(ability: Ability) -> tuple[object, ...]:
-    language, domain = ability.language or "", ability.domain
+    language, domain = ability.language or "~", ability.domain  # those without one come last
     return (_index(language, PAPER_LANGUAGES), language, _index(domain, PAPER_DOMAINS), domain, ability.name)
 
 

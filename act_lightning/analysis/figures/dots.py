@@ -34,7 +34,7 @@ def dots_figure(
         color = SERIES[at % len(SERIES)]
         fill = color if at == 0 else SURFACE
         style: dict[str, Any] = {"marker": _MARKERS[at % len(_MARKERS)], "ms": 5, "mec": color, "mfc": fill}
-        axes.plot(values[name], list(rows), gid=str(name), ls="", label=str(name), **style)
+        axes.plot(values[name], list(rows), gid=str(name), ls="", clip_on=False, label=str(name), **style)
     for name, value in (references or {}).items():
         axes.axvline(value, color=MUTED, lw=0.8, ls=(0, (2, 2)), gid=name)
         axes.text(value, -0.55, f" {name}", va="bottom", color=MUTED, fontsize=7.5)

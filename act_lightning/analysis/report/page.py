@@ -22,6 +22,7 @@ from act_lightning.errors import ActError, Fault
 
 PAGE = "index.html"
 _CONTENT = {PAGE, "figures", "tables"}
+_PIXELS = 1.5  # at most so many of a page for one point of a figure
 _GENERATOR = '<meta name="generator" content="act_lightning report">'
 
 
@@ -138,7 +139,10 @@ def inline_svg(svg: str, name: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)
     body = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{name}-", body)
-    body = re.sub(r' (width|height)="[\d.]+pt"', "", body, count=2)
+    width = re.search(r' width="([\d.]+)pt"', body)
+    limit = f' style="max-width: {float(width.group(1)) * _PIXELS:.0f}px"' if width else ""
+    body = re.sub(r' width="[\d.]+pt"', limit, body, count=1)
+    body = re.sub(r' height="[\d.]+pt"', "", body, count=1)
     body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
     return Markup(body)
 
@@ -153,6 +157,7 @@ def _render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["glued"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from act_lightning.analysis.distribution import ccdfs, concentration
 from act_lightning.analysis.figures import SCORE, ability_colors, ccdf_figure, dots_figure
 from act_lightning.analysis.paper import SHARE_BELOW, THRESHOLD
@@ -26,11 +28,7 @@ def concentration_section(evidence: Evidence) -> list[Section | Absent]:
 
 def _content(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
     table, p = concentration(view.scores, view.evidence.ratio), percent(view.evidence.ratio)
-    summary.append(_sentence(view, table["held by top p"], table["Gini"], table["lowest selected"]))
-    summary.append(
-        f"{percents(1 - table[f'> {THRESHOLD:g}'])} of the channels stay at or below {THRESHOLD} (paper, "
-        f"Qwen2.5-7B: about {percent(SHARE_BELOW)})."
-    )
+    summary.append(_sentence(view, table))
     curves = ccdfs(view.scores)
     colors = ability_colors({label: one.domain for label, one in view.abilities.items()})
     shares = frozenset({"held by top p", *(name for name in table.columns if name.startswith(">"))})
@@ -56,9 +54,11 @@ def _content(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
     ]
 
 
-def _sentence(view: PairView, held: object, gini: object, lowest: object) -> str:
+def _sentence(view: PairView, table: pd.DataFrame) -> str:
     of = f"{view.pair.label}: the" if view.heading else "The"
     return (
-        f"{of} top {percent(view.evidence.ratio)} of channels hold {percents(held)} of the total score "  # type: ignore[arg-type]
-        f"(Gini {numbers(gini)}); they begin at a score of {numbers(lowest)}."  # type: ignore[arg-type]
+        f"{of} top {percent(view.evidence.ratio)} of channels hold {percents(table['held by top p'])} of the total "
+        f"score (Gini {numbers(table['Gini'])}) and begin at a score of {numbers(table['lowest selected'])}; "
+        f"{percents(1 - table[f'> {THRESHOLD:g}'])} of the channels stay at or below {THRESHOLD} (paper, Qwen2.5-7B: "
+        f"about {percent(SHARE_BELOW)} below)."
     )

@@ -46,9 +46,9 @@ def _rows(view: PairView) -> pd.DataFrame:
                 "dropped": record.dropped,
                 "answer tokens": record.tokens,
                 "precision": record.dtype,
-                "versions": versions,
                 "pair": view.pair.label,
                 "run": view.pair.run.name,
+                "versions": versions,
             }
         )
     return pd.DataFrame(rows)

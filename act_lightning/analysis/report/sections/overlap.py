@@ -63,7 +63,7 @@ def _against_chance(view: PairView, summary: list[str]) -> Items:
     if rest.any() and not rest.all() and share_of(int(rest.sum()), ratio):
         matrices[_REST] = overlap_matrix(top_masks(view.scores, ratio, rest))
     table = overlap_by_group(matrices, pair_groups(view.abilities))
-    summary += _sentences(view, table)
+    summary.append(_sentence(view, table))
     caption = (
         f"Mean overlap of two masks at p = {percent(ratio)}, over ordered pairs of abilities, against chance: "
         "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head "
@@ -72,18 +72,16 @@ def _against_chance(view: PairView, summary: list[str]) -> Items:
     return [Table(view.named("overlap-by-group"), caption, table, frozenset(matrices))]
 
 
-def _sentences(view: PairView, table: pd.DataFrame) -> list[str]:
+def _sentence(view: PairView, table: pd.DataFrame) -> str:
     of = f"{view.pair.label}: at" if view.heading else "At"
     means = "; ".join(f"{group} {percent(share)}" for group, share in table["overlap"].items())
-    found = [
-        f"{of} p = {percent(view.evidence.ratio)} the masks of two abilities share on average, {means}. By chance they "
+    rest = ", ".join(percent(share) for share in table[_REST]) if _REST in table else ""
+    return (
+        f"{of} p = {percent(view.evidence.ratio)} the masks of two abilities share on average: {means}. By chance they "
         f"would share {percents(table['chance'])}; drawn at random within each module, "
         f"{percents(table['chance within modules'])}."
-    ]
-    if _REST in table:
-        rest = ", ".join(percent(share) for share in table[_REST])
-        found.append(f"With lm_head and embedding left out of the ranking, that becomes {rest}.")
-    return found
+        + (f" With lm_head and embedding left out of the ranking they share {rest}." if rest else "")
+    )
 
 
 def _at(view: PairView, ratio: float) -> Items:

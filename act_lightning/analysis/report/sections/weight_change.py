@@ -13,7 +13,7 @@ from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
 from act_lightning.analysis.report.content import Absent, Picture, Section, Table
 from act_lightning.analysis.report.evidence import Evidence, PairView
 from act_lightning.analysis.report.wording import numbers, percent, percents
-from act_lightning.analysis.weight_change import agreement, weight_change
+from act_lightning.analysis.weights import agreement, weight_change
 from act_lightning.channels import inventory
 from act_lightning.checkpoints import CheckpointReader, meta_model
 from act_lightning.errors import ActError
@@ -73,8 +73,8 @@ def _sentence(view: PairView, table: pd.DataFrame) -> str:
     of = f"{view.pair.label}: the" if view.heading else "The"
     return (
         f"{of} channels with the largest weight change are {percents(table['overlap'])} of those with the "
-        f"largest scores (top {percent(view.evidence.ratio)} of both; random {percent(table['chance'].iloc[0])}; the paper's Table 2: "
-        f"3.83–5.62 %); rank correlation over all channels {numbers(table['rank correlation'])}."
+        f"largest scores (top {percent(view.evidence.ratio)} of both; random {percent(table['chance'].iloc[0])}; the "
+        f"paper's Table 2: 3.83–5.62 %); rank correlation over all channels {numbers(table['rank correlation'])}."
     )
 
 
