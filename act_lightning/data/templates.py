@@ -122,13 +122,15 @@ def _source(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> 
     if template in NAMES:
         refuse(named_faults(template, tokenizer, setting))
         return named_template(template)
-    if template != CHAT:
-        return Path(template).read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
+    if template == CHAT and not tokenizer.chat_template:
         rule = "needs a tokenizer with a chat template, and the target's has none"
         remedy = f"Name one of {', '.join(NAMES)} or a .jinja file, or write a text that contains {PROMPT}."
         raise ActError(Fault(setting, template, rule, remedy))
-    return str(tokenizer.get_chat_template())
+    try:
+        return str(tokenizer.get_chat_template()) if template == CHAT else Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        remedy = "Name a .jinja file in UTF-8."
+        raise ActError(Fault(setting, template, f"cannot be read: {error}", remedy)) from error
 
 
 class TextTemplate(Template):

@@ -114,5 +114,14 @@ def test_templates_that_do_not_exist(template: str, message: str) -> None:
     assert caught.value.faults[0].setting == "data.template"
 
 
+def test_templates_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jinja").write_bytes(b"\xff")
+    several = tiny_tokenizer()
+    several.chat_template = {"tool_use": CHATML, "rag": CHATML}
+    for template in (str(tmp_path / "x.jinja"), "chat"):
+        with pytest.raises(ActError, match=r"data.template = .*: cannot be read"):
+            make_template(template, several, "data.template")
+
+
 def test_tokenizer_fixture_has_a_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     assert make_template("chat", tokenizer, "data.template").render(TALK[:2]).answers
