@@ -132,6 +132,8 @@ _HEAD = (
     *("chance", "in language", "cut", "tokens"),
 )
 
+_NOT_SHOWN = ("role", "right if answered", "tokens")
+
 
 def cells(results: Results) -> list[tuple[str, ...]]:
     """The table's rows as text: shares in % with their 95 % intervals; then the means of each role."""
@@ -166,12 +168,16 @@ def shown(value: float, low: float, high: float) -> str:
 
 
 def as_table(results: Results) -> Table:
-    """A table for the terminal."""
-    table = Table(title="Shares in %, below them their 95 % intervals", box=SIMPLE)
-    for column in _HEAD:
-        table.add_column(column, justify="left" if column in _HEAD[:2] else "right", overflow="fold")
-    for row in cells(results):
-        table.add_row(*(cell.replace(" (", "\n(") for cell in row))
+    """A table for the terminal: as Markdown has it, but for what is empty, or told by the files alone."""
+    columns = list(zip(_HEAD, *cells(results), strict=True))
+    kept = [column for column in columns if any(column[1:]) and column[0] not in _NOT_SHOWN]
+    table = Table(title="Shares in %, below them their 95 % intervals", box=SIMPLE, pad_edge=False)
+    for title, *_ in kept:
+        table.add_column(title.replace(" ", "\n"), justify="left" if title == "set" else "right", no_wrap=True)
+    roles = columns[1][1:]
+    for role, row in zip(roles, zip(*(column[1:] for column in kept), strict=True), strict=True):
+        name, *shares = (cell.replace(" (", "\n(") for cell in row)
+        table.add_row(f"{name}\n({role})", *shares)
     return table
 
 
