@@ -58,7 +58,7 @@ def refused(config: Config, *words: str, verb: str = "fit") -> Outcome:
         ("transfer.exclude", ["nothing.*"], "must match at least one of the 21 modules"),
         ("transfer.exclude", ["*"], "must leave some channels"),
         ("transfer.selection", "weight", "'weight': must be one of activation, random, all"),
-        ("transfer.method", "ties", "'ties': must name a merging method"),
+        ("transfer.method", "averaging", "'averaging': must name a merging method"),
         ("transfer.scores", "nowhere", "Run `profile` first"),
         ("data.abilities", {"a/b": {"path": "x.jsonl"}}, "[A-Za-z0-9._-]+"),
         ("data.abilities", {"d": None}, "must hold an ability"),

@@ -194,7 +194,7 @@ def test_an_injection_needs_a_profiler(target_folder: Path, tmp_path: Path) -> N
     [
         ({"ratio": 2}, r"transfer\.ratio"),
         ({"scale": float("nan")}, r"transfer\.scale"),
-        ({"method": "ties"}, r"transfer\.method"),
+        ({"method": "averaging"}, r"transfer\.method"),
         ({"exclude": ["nothing*"]}, r"transfer\.exclude"),
         ({"ratio": 1.0e-6}, "at least one of 940 channels"),
         ({"scores": "nowhere"}, r"transfer\.scores"),
