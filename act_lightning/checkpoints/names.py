@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from act_lightning.checkpoints.header import FLOATS, Entry
-from act_lightning.errors import Fault, refuse
+from act_lightning.errors import ActError, Fault, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,8 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) ->
         place: The checkpoint's folder, for messages.
 
     Raises:
-        ActError: Parameters that are not stored, tensors that belong to none, other shapes, quantized dtypes.
+        ActError: Parameters that are not stored, or fused on loading, tensors that belong to none, other shapes,
+            quantized dtypes.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     ties = tied_groups(model)
@@ -57,9 +58,12 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) ->
         name: own[stored_name] for group in ties for stored_name in group if stored_name in own for name in group
     }
     keys = {name: key for name in shapes if (key := own.get(name) or aliases.get(name))}
+    missing = [name for name in shapes if name not in keys]
+    if missing and _fuses(model):
+        raise ActError(_fused_fault(place, missing))
     refuse(
         (
-            *_listed(place, [name for name in shapes if name not in keys], "must hold every parameter of the model"),
+            *_listed(place, missing, "must hold every parameter of the model"),
             *_listed(place, [key for key in extra if key not in others], "must hold parameters of the model only"),
             *_wrong_tensors(place, names, stored, shapes),
         )
@@ -106,6 +110,19 @@ def _rename(key: str, renamings: Iterable[WeightRenaming], known: Collection[str
         key, _ = renaming.rename_source_key(key)
     bare = key.removeprefix(f"{prefix}.")
     return next((name for name in (key, bare, f"{prefix}.{key}") if name in known), key)
+
+
+def _fuses(model: PreTrainedModel) -> bool:
+    """Whether transformers makes some parameters of several stored tensors."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    return not all(isinstance(item, WeightRenaming) for item in get_model_conversion_mapping(model))
+
+
+def _fused_fault(place: str, names: list[str]) -> Fault:
+    rule = f"must store parameters as the model holds them, and transformers fuses {len(names)} from several on loading"
+    return Fault(place, names[:5], rule, "Mixtures of experts cannot be transferred: choose a dense decoder.")
 
 
 def _is_ignored(model: PreTrainedModel, key: str, name: str) -> bool:

@@ -56,6 +56,14 @@ def test_renamings_of_transformers_are_followed(tmp_path: Path) -> None:
         assert all(torch.equal(reader.read(name), parameter) for name, parameter in expected.items())
 
 
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_fused_on_loading_are_refused(architecture: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, architecture, num_local_experts=2, num_experts=2, num_experts_per_tok=1)
+    with pytest.raises(ActError, match=r"transformers fuses 4 .*choose a dense decoder") as caught:
+        CheckpointReader(folder)
+    assert len(caught.value.faults) == 1
+
+
 def test_prefixless_keys_and_old_frequencies(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     stored = load_file(folder / "model.safetensors")
