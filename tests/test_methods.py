@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import act_lightning
 from act_lightning.merging import METHODS
 from tests.front_door import Config, basic, changed, run
 from tests.reference import act, merging
@@ -19,6 +21,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write
 
 SCALES = {"m": 0.4, "n": 0.7}
 RATIOS = {"m": "0.2", "n": "0.3"}
+OVERLAYS = list((Path(act_lightning.__file__).parent.parent / "configs" / "methods").glob("*.yaml"))
 MINE = """
 from dataclasses import dataclass
 from act_lightning.merging import MergingMethod
@@ -129,6 +132,15 @@ def test_methods_with_settings_of_their_own(case: Case, tmp_path: Path, monkeypa
     for name, found in load_file(case.root / "merged" / "model.safetensors").items():
         theirs = case.sources["m"].get_parameter(name)
         torch.testing.assert_close(found, before[name] + 0.4 * 0.5 * (theirs - before[name]))
+
+
+@pytest.mark.parametrize("overlay", sorted(OVERLAYS), ids=lambda file: file.stem)
+def test_shipped_overlays(overlay: Path, case: Case) -> None:
+    """Each names its method with the defaults of its class."""
+    outcome = run("merge", case.config, "--config", overlay)
+    assert outcome.status == 0, outcome.err
+    method = json.loads((case.root / "transfer.json").read_text())["method"]
+    assert method == repr(METHODS[overlay.stem]())
 
 
 @pytest.mark.parametrize(
