@@ -135,9 +135,7 @@ def quiet() -> Iterator[None]:
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm_eval and what it brings
 
 
-@pytest.mark.parametrize(
-    ("kind", "language"), [*(("math", one) for one in ("en", "ja", "zh")), ("science", "sw"), ("code", "en")]
-)
+@pytest.mark.parametrize(("kind", "language"), [("math", "ja"), ("math", "zh"), ("science", "sw"), ("code", "en")])
 def test_both_give_the_same_verdicts_on_the_same_outputs(folder: Path, kind: str, language: str) -> None:
     settings, prompts = prompts_of(folder, kind, language)
     texts = CODE_OUTPUTS if kind == "code" else outputs(400)[1 :: 400 // len(prompts)][: len(prompts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,9 +32,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return talker(folder, 0), talker(folder, 3)
 
 
-@pytest.fixture
-def config(tmp_path: Path, models: tuple[Path, Path], ability_file: Path) -> Config:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path]) -> Config:
     """Two evaluation sets; some words are what the first model says."""
+    tmp_path = tmp_path_factory.mktemp("sets")
     words = [{"prompt": f"Say {number}", "answer": "?"} for number in range(12)]
     numbers = [{"prompt": f"Add {number}", "answer": "3"} for number in range(7)]
     sets: Config = {
@@ -41,13 +43,22 @@ def config(tmp_path: Path, models: tuple[Path, Path], ability_file: Path) -> Con
         "numbers": {"path": str(write_jsonl(tmp_path / "n.jsonl", numbers)), "role": "keep", "kind": "number"},
     }
     sets["numbers"] |= {"language": "en", "question": "benchmax", "max_new_tokens": 5}
-    config = changed(basic(tmp_path, models[0], models[1], ability_file), "data.evaluations", sets)
+    config = changed(basic(tmp_path, models[0], models[1], tmp_path / "w.jsonl"), "data.evaluations", sets)
     folder = tmp_path / "first"
     assert run("predict", changed(config, "trainer.default_root_dir", str(folder))).status == 0
     said = [row["prediction"] for row in lines(folder / "evaluations" / "words.jsonl")]
     for row, text in zip(words[::2], said[::2], strict=True):
         row["answer"] = text.strip() or "?"
     write_jsonl(tmp_path / "w.jsonl", words)
+    return config
+
+
+@pytest.fixture
+def config(made: Config, tmp_path: Path) -> Config:
+    """The same, with files that a test may change."""
+    config = made
+    for name, one in made["data"]["evaluations"].items():
+        config = changed(config, f"data.evaluations.{name}.path", shutil.copy(one["path"], tmp_path))
     return config
 
 
