@@ -166,8 +166,9 @@ def compare_on_batch(
     Args:
         target: The model to be improved, in evaluation mode.
         sources: Its siblings, on the same device.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, right padded; answer tokens
-            are where the labels are not −100.
+        batch: ``input_ids`` and ``labels``, int64 ``[rows, length]``, with ``attention_mask`` of rows that are padded
+            on the right, or ``position_ids`` that restart at every sample of a packed row; answer tokens are where the
+            labels are not −100.
         metrics: One metric a source.
         names: Full names of the modules to compare.
 
@@ -197,8 +198,13 @@ def _consumer(waiting: Mapping[str, deque[Tensor]], metric: MeanAbsoluteDifferen
 
 
 def _forward(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    mask = batch["attention_mask"]
-    model(input_ids=batch["input_ids"], attention_mask=None if bool(mask.all()) else mask, use_cache=False)
+    mask = batch.get("attention_mask")
+    model(
+        input_ids=batch["input_ids"],
+        attention_mask=None if mask is None or bool(mask.all()) else mask,
+        position_ids=batch.get("position_ids"),
+        use_cache=False,
+    )
 
 
 def _unambiguous(batch: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
@@ -210,6 +216,6 @@ def _unambiguous(batch: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, 
     heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
     if batch["input_ids"].shape[1] not in heads:
         return batch
-    fill = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-    longer = {name: nn.functional.pad(batch[name], (0, 1), value=value) for name, value in fill.items()}
+    fill = {"labels": IGNORED}  # and zeros elsewhere: a sample of its own at the end of a packed row
+    longer = {name: nn.functional.pad(values, (0, 1), value=fill.get(name, 0)) for name, values in batch.items()}
     return _unambiguous(longer, model)

@@ -17,8 +17,9 @@ def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Te
 
     Args:
         model: A causal language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, and if wanted
-            ``position_ids``; answer tokens are where the labels, which are not shifted, are not −100.
+        batch: ``input_ids`` and ``labels``, int64 ``[rows, length]``; ``attention_mask`` where there is padding;
+            ``position_ids``, if wanted, which restart at every sample of a packed row. Answer tokens are where the
+            labels, which are not shifted, are not −100; nothing predicts the first token of a sample.
 
     Returns:
         The sum, float32 scalar, and the number of answer tokens. Without answer tokens the sum is zero and still
@@ -40,6 +41,8 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
     """
     following = batch["labels"][:, 1:]
     wanted = following != IGNORED
+    if "position_ids" in batch:
+        wanted &= batch["position_ids"][:, 1:] != 0
     predicting = torch.nn.functional.pad(wanted, (0, 1))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
     head = model.get_output_embeddings()
