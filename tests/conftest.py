@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from act_lightning.laboratory.cache import cache_root
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 
@@ -28,6 +29,17 @@ def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the session's own, but for the laboratory's models, which are built once for all sessions."""
+    root, laboratory = tmp_path_factory.mktemp("cache"), cache_root()
+    laboratory.mkdir(parents=True, exist_ok=True)
+    (root / "laboratory").symlink_to(laboratory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACT_LIGHTNING_CACHE", str(root))
+        yield
 
 
 @pytest.fixture

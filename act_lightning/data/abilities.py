@@ -7,18 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from tqdm.auto import tqdm
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.labels import IGNORED, Encoder, Sample, has_answers
-from act_lightning.data.rows import LocatedConversation, iter_conversations
+from act_lightning.data.cache import PreparedSet, cache_root, prepared
+from act_lightning.data.cache_key import cache_key
+from act_lightning.data.labels import Encoder, Sample
+from act_lightning.data.preparation import PreparedShard, prepare_shards, process_count
+from act_lightning.data.rows import iter_conversations, rows_fingerprint
 from act_lightning.data.settings import AbilityData
+from act_lightning.data.storage import answer_tokens, cut_samples
 from act_lightning.data.templates import make_template
 from act_lightning.errors import ActError, Fault
-
-_QUIET_SECONDS = 2.0
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -41,14 +43,14 @@ class TokenizedAbility:
 
     Attributes:
         name: Name of the ability.
-        samples: Those that have answer tokens, in the order of the rows.
+        samples: Those that have answer tokens, in the order of the rows; read from disk when they are asked for.
         rows: Number of rows read.
         dropped: Number of rows with an empty answer, or without any answer token.
         cut: Number of samples that were cut at ``max_length``.
     """
 
     name: str
-    samples: list[Sample]
+    samples: Sequence[Sample]
     rows: int
     dropped: int
     cut: int
@@ -61,7 +63,7 @@ class TokenizedAbility:
     @cached_property
     def tokens(self) -> int:
         """Number of answer tokens."""
-        return sum(int((sample.labels != IGNORED).sum()) for sample in self.samples)
+        return answer_tokens(self.samples)
 
     def hold_out(self, share: float) -> tuple[TokenizedAbility, TokenizedAbility]:
         """Part the last ⌊n · share⌋ samples, one at least, from the others.
@@ -81,18 +83,20 @@ class TokenizedAbility:
             rule = f"must leave a sample to train on, and {self.name} has {len(self.samples)}"
             raise ActError(Fault("data.validation", share, rule, "Add rows, or name abilities to validate on."))
         last = self.samples[kept:]
-        first = replace(self, samples=self.samples[:kept], rows=self.rows - held, cut=_cut(self.samples[:kept]))
-        return first, TokenizedAbility(self.name, last, held, 0, _cut(last))
-
-
-def _cut(samples: Sequence[Sample]) -> int:
-    return sum(sample.cut for sample in samples)
+        first = replace(self, samples=self.samples[:kept], rows=self.rows - held, cut=cut_samples(self.samples[:kept]))
+        return first, TokenizedAbility(self.name, last, held, 0, cut_samples(last))
 
 
 def tokenize_ability(
-    name: str, settings: AbilityData, tokenizer: PreTrainedTokenizerBase, default_template: str, max_length: int
+    name: str,
+    settings: AbilityData,
+    tokenizer: PreTrainedTokenizerBase,
+    default_template: str,
+    max_length: int,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
 ) -> TokenizedAbility:
-    """Read an ability's rows, and turn them into samples.
+    """Read an ability's rows, and turn them into samples; or take those that an earlier call has left on disk.
 
     Args:
         name: Name of the ability.
@@ -100,6 +104,8 @@ def tokenize_ability(
         tokenizer: The target's tokenizer.
         default_template: Template where the ability has none of its own.
         max_length: Longer sequences are cut at the end.
+        num_proc: Number of processes; by default one for each core, up to 16.
+        cache_dir: Folder of prepared sets; see :func:`~act_lightning.data.cache.cache_root`.
 
     Raises:
         ActError: If its rows cannot be read or rendered, or none of them has an answer token.
@@ -107,26 +113,33 @@ def tokenize_ability(
     where = f"data.abilities.{name}"
     setting = "data.template" if settings.template is None else f"{where}.template"
     template = make_template(settings.template or default_template, tokenizer, setting)
-    conversations = list(iter_conversations(settings, where))
-    encoder = Encoder(template, tokenizer, max_length)
-    found = _encode_all(conversations, encoder, name)
-    samples = [sample for sample in found if sample is not None]
-    dropped = len(found) - len(samples)
-    ability = TokenizedAbility(name, samples, len(found), dropped, _cut(samples))
-    empty = sum(not has_answers(one.messages) for one in conversations)
-    losses = f"{empty} with an empty or no answer, {dropped - empty} without an answer token in {max_length} tokens"
-    if not samples:
-        rule = f"must have a row with answer tokens, but all {len(found)} are dropped: {losses}"
-        if lengths := [length for one in conversations if (length := encoder.prompt_length(one.messages)) is not None]:
-            rule += f"; the shortest prompt takes {min(lengths)}"
-        raise ActError(Fault(where, settings.path, rule, "Check the answers, or raise data.max_length."))
-    rank_zero_info(
-        f"{name}: {len(samples)} samples, {ability.tokens} answer tokens, {ability.cut} cut; dropped: {losses}"
+    encode = Encoder(template, tokenizer, max_length)
+
+    def prepare(folder: Path) -> list[PreparedShard]:
+        conversations = iter_conversations(settings, where)
+        return prepare_shards(conversations, encode, folder, process_count(num_proc), f"tokenizing {name}")
+
+    rows = rows_fingerprint(settings, where)
+    key = None if rows is None else cache_key(rows, template, tokenizer, max_length)
+    found = prepared(cache_root(cache_dir), key, prepare)
+    if not found.samples:
+        prompts = (encode.prompt_length(messages) for _, messages in iter_conversations(settings, where))
+        raise ActError(_empty_fault(where, settings.path, _losses(found, max_length), found.rows, prompts))
+    ability = TokenizedAbility(
+        name, found.samples, found.rows, found.rows - len(found.samples), cut_samples(found.samples)
     )
+    counts = f"{len(ability.samples)} samples, {ability.tokens} answer tokens, {ability.cut} cut"
+    rank_zero_info(f"{name}: {counts}; dropped: {_losses(found, max_length)}")
     return ability
 
 
-def _encode_all(conversations: Sequence[LocatedConversation], encode: Encoder, name: str) -> list[Sample | None]:
-    quiet = rank_zero_only.rank != 0  # type: ignore[attr-defined]  # set at run time
-    bar = tqdm(conversations, desc=f"tokenizing {name}", unit="row", delay=_QUIET_SECONDS, leave=False, disable=quiet)
-    return [encode(messages, place) for place, messages in bar]
+def _empty_fault(where: str, path: str, losses: str, rows: int, prompts: Iterable[int | None]) -> Fault:
+    rule = f"must have a row with answer tokens, but all {rows} are dropped: {losses}"
+    if known := [length for length in prompts if length is not None]:
+        rule += f"; the shortest prompt takes {min(known)}"
+    return Fault(where, path, rule, "Check the answers, or raise data.max_length.")
+
+
+def _losses(found: PreparedSet, max_length: int) -> str:
+    unanswered = found.rows - len(found.samples) - found.empty
+    return f"{found.empty} with an empty or no answer, {unanswered} without an answer token in {max_length} tokens"
