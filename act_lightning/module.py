@@ -47,10 +47,13 @@ class AbilityTransferModule(L.LightningModule):
 
     Attributes:
         model: The model, from ``configure_model`` on.
+        reads_packed_rows: Tells a data module that batches may be packed: several samples in one row, whose
+            ``position_ids`` restart, without an attention mask.
     """
 
     _examination: Examination
     _validation: Validation
+    reads_packed_rows = True
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class AbilityTransferModule(L.LightningModule):
         scheduler = make_scheduler(self.lr_scheduler, optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
         """Forget the window of a fit that was interrupted; an epoch ends with an update."""
         self._window_tokens, self._window_loss = 0, 0.0
 

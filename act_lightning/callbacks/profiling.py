@@ -22,7 +22,7 @@ from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, load_model, match_folders
-from act_lightning.data import collate, deal, token_budget_batches
+from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
 from act_lightning.scores import require_finite, write_scores
 from act_lightning.transfer import partner_channels
@@ -37,7 +37,8 @@ class ActivationDifferenceProfiler(L.Callback):
 
     Args:
         sources: The ability models; ``None`` means plain fine-tuning, in which case nothing is done.
-        tokens_per_batch: Bound on rows × length of a padded batch.
+        tokens_per_batch: Bound on rows × length of a padded batch, or on the length of a packed row. Batches are of
+            samples of like length, at most 2 % of them padding; ``data.packing: true`` packs them instead.
         target: Folder or hub id of the target, for a LightningModule that builds its model in ``configure_model``.
         revision: Revision of that hub id.
     """
@@ -135,17 +136,15 @@ class ActivationDifferenceProfiler(L.Callback):
     ) -> None:
         device = trainer.strategy.root_device
         names = [module.name for module in channels.modules]
-        samples = together[0].samples.samples
-        batches = token_budget_batches([len(sample.input_ids) for sample in samples], self.tokens_per_batch)
+        samples, config, processes = together[0].samples, target.config, trainer.world_size
         title = f"profiling {', '.join(one.label for one in together)}"
-        total = sum(len(sample.input_ids) for sample in samples)
+        total = sum(lengths(samples.samples))
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for numbers in deal(batches, trainer.global_rank, trainer.world_size):
-                batch = collate([samples[number] for number in numbers], 0)
+            for batch in samples.batches(config, self.tokens_per_batch, trainer.global_rank, processes):  # type: ignore[arg-type]
                 on_device = {name: values.to(device) for name, values in batch.items()}
                 compare_on_batch(target, sources, on_device, metrics, names)
-                done = int(batch["attention_mask"].sum()) * trainer.world_size  # as many by every process, about
-                bar.update(min(done, total - bar.n))
+                done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+                bar.update(min(done * processes, total - bar.n))  # as many by every process, about
         for one, metric in zip(together, metrics, strict=True):
             scores = metric.compute()
             require_finite(one.path, channels, scores)  # on all processes, so that none waits for one that has stopped

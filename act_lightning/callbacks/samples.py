@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from transformers import PretrainedConfig
 
 from act_lightning.callbacks.sources import AbilitySource
-from act_lightning.data import AbilityDataModule, Sample, fingerprint, unbatch
+from act_lightning.data import (
+    MOST_WASTE,
+    AbilityDataModule,
+    Batch,
+    Packing,
+    Sample,
+    answer_tokens,
+    collate,
+    deal,
+    fingerprint,
+    lengths,
+    pack,
+    packs,
+    token_budget_batches,
+    unbatch,
+)
 from act_lightning.errors import ActError, Fault
 
 _TENSORS = ("input_ids", "labels", "attention_mask")
@@ -23,21 +38,33 @@ class AbilitySamples:
         samples: Those with answer tokens.
         dropped: Number of rows without answer tokens, or without an answer.
         fingerprint: SHA-256 over all token ids and labels.
+        packing: Whether they may be packed; see :func:`~act_lightning.data.packs`.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     dropped: int
     fingerprint: str
+    packing: Packing = "auto"
 
     @property
     def tokens(self) -> int:
         """Number of answer tokens."""
-        return sum(answer_tokens(sample.labels) for sample in self.samples)
+        return answer_tokens(self.samples)
 
+    def batches(self, config: PretrainedConfig, budget: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """One process's share of the samples, in batches of like length.
 
-def answer_tokens(labels: Tensor) -> int:
-    """Number of answer tokens in labels of any shape."""
-    return int((labels != -100).sum())
+        Args:
+            config: The config of the models that read them.
+            budget: Bound on the tokens of a batch, padding included.
+            rank: Number of the process.
+            world_size: Number of processes.
+        """
+        packed = packs(self.packing, config, by_length=True)
+        batches = token_budget_batches(lengths(self.samples), budget, MOST_WASTE, packed)
+        for numbers in deal(batches, rank, world_size):
+            chosen = [self.samples[number] for number in numbers]
+            yield pack(chosen) if packed else collate(chosen, 0)
 
 
 def ability_samples(source: AbilitySource, ability: str, datamodule: object) -> AbilitySamples:
@@ -48,13 +75,14 @@ def ability_samples(source: AbilitySource, ability: str, datamodule: object) -> 
     """
     if ability in source.loaders:
         return _from_batches(ability, source.loaders[ability])
-    known = datamodule.tokenized if isinstance(datamodule, AbilityDataModule) else {}
-    if ability not in known:
-        rule = f"must be one of data.abilities: {', '.join(known) or 'none'}"
-        remedy = "Add it there, or give the source's abilities as a dict of batches."
-        raise ActError(Fault("profile.sources.abilities", ability, rule, remedy))
-    found = known[ability]
-    return AbilitySamples(list(found.samples), found.dropped, found.fingerprint)
+    if isinstance(datamodule, AbilityDataModule) and ability in datamodule.tokenized:
+        found = datamodule.tokenized[ability]
+        return AbilitySamples(found.samples, found.dropped, found.fingerprint, datamodule.packing)
+    known = ", ".join(datamodule.tokenized) if isinstance(datamodule, AbilityDataModule) else "none"
+    remedy = "Add it there, or give the source's abilities as a dict of batches."
+    raise ActError(
+        Fault("profile.sources.abilities", ability, f"must be one of data.abilities: {known or 'none'}", remedy)
+    )
 
 
 def _from_batches(ability: str, batches: Iterable[dict[str, Any]]) -> AbilitySamples:
@@ -62,7 +90,7 @@ def _from_batches(ability: str, batches: Iterable[dict[str, Any]]) -> AbilitySam
     for batch in batches:
         _check(batch, ability)
         rows += unbatch(batch)
-    kept = [sample for sample in rows if answer_tokens(sample.labels)]
+    kept = [sample for sample in rows if answer_tokens([sample])]
     if not kept:
         rule = f"must hold answer tokens, that is labels other than -100; {len(rows)} rows have none"
         raise ActError(Fault(f"abilities[{ability!r}]", "batches", rule, "Check how the labels are made."))

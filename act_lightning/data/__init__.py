@@ -2,7 +2,7 @@
 
 from act_lightning.checkpoints import name_faults
 from act_lightning.data.abilities import TokenizedAbility, fingerprint, tokenize_ability
-from act_lightning.data.batches import Batch, collate, deal, token_budget_batches, unbatch
+from act_lightning.data.batches import MOST_WASTE, Batch, collate, deal, token_budget_batches, unbatch
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.items import Item, read_items
 from act_lightning.data.labels import IGNORED, Encoder, Sample, answer_mask, encode, has_answers
@@ -10,19 +10,22 @@ from act_lightning.data.micro_batches import (
     MicroBatch,
     MicroBatchLoader,
     MicroBatchSampler,
-    TrainingLoader,
     deal_evenly,
 )
+from act_lightning.data.packing import Packing, pack, packs
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
 from act_lightning.data.questions import strict_pattern
 from act_lightning.data.references import last_answer, read_references
 from act_lightning.data.rows import LocatedConversation, iter_conversations, read_rows, rows_fingerprint
 from act_lightning.data.settings import AbilityData, EvaluationData, PerGroup
 from act_lightning.data.shapes import Conversation, Message
+from act_lightning.data.storage import answer_tokens, lengths
 from act_lightning.data.templates import ChatTemplate, Rendered, Template, TextTemplate, make_template
+from act_lightning.data.training_loader import TrainingLoader
 
 __all__ = [
     "IGNORED",
+    "MOST_WASTE",
     "AbilityData",
     "AbilityDataModule",
     "Batch",
@@ -36,6 +39,7 @@ __all__ = [
     "MicroBatch",
     "MicroBatchLoader",
     "MicroBatchSampler",
+    "Packing",
     "PerGroup",
     "Prompt",
     "Rendered",
@@ -45,6 +49,7 @@ __all__ = [
     "TokenizedAbility",
     "TrainingLoader",
     "answer_mask",
+    "answer_tokens",
     "collate",
     "collate_prompts",
     "deal",
@@ -54,8 +59,11 @@ __all__ = [
     "has_answers",
     "iter_conversations",
     "last_answer",
+    "lengths",
     "make_template",
     "name_faults",
+    "pack",
+    "packs",
     "read_items",
     "read_prompts",
     "read_references",

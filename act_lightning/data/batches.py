@@ -15,6 +15,8 @@ from act_lightning.errors import ActError, Fault
 
 Batch = dict[str, Tensor]
 Dealt = TypeVar("Dealt")
+MOST_WASTE = 0.02
+"""The share of a batch that may be padding, where samples can be grouped by length."""
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
@@ -69,28 +71,39 @@ def _lengths(positions: Tensor) -> list[int]:
     return [end - start for start, end in pairwise(edges)]
 
 
-def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group samples of like length so that rows × longest stays within a budget.
+def token_budget_batches(
+    lengths: Sequence[int], budget: int, waste: float = 1.0, packed: bool = False
+) -> list[list[int]]:
+    """Group samples of like length so that each group's tokens, padding included, stay within a budget.
 
     The longest come first, so that a batch too large for the memory shows at once.
 
     Args:
         lengths: Tokens of each sample.
-        budget: Bound on rows × longest; a single longer sample is a batch of its own.
+        budget: Bound on rows × longest, or for packed rows on the sum of lengths; a single longer sample is a batch of
+            its own.
+        waste: Bound on the share of a batch that is padding.
+        packed: Whether the samples of a batch are packed into one row, without padding.
 
     Returns:
         Indices of the samples in each batch; every sample in exactly one.
 
     >>> token_budget_batches([3, 9, 4, 4], budget=8)
     [[1], [2, 3], [0]]
+    >>> token_budget_batches([3, 5, 4, 4], budget=12, packed=True)
+    [[1, 2], [3, 0]]
     """
     batches: list[list[int]] = []
+    longest, tokens = 0, 0  # of the last batch
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and (len(batches[-1]) + 1) * longest <= budget:
+        together = tokens + lengths[index]
+        room = together if packed else (len(batches[-1]) + 1) * longest if batches else 0
+        if batches and room <= budget and together >= room * (1 - waste):
             batches[-1].append(index)
+            tokens = together
         else:
             batches.append([index])
+            longest = tokens = lengths[index]
     return batches
 
 

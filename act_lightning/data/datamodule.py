@@ -9,26 +9,30 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import lightning as L
-from transformers import PreTrainedTokenizerBase
+from torch.utils.data import ConcatDataset
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from act_lightning.checkpoints import load_tokenizer, locate
+from act_lightning.checkpoints import load_config, load_tokenizer, locate
 from act_lightning.data.abilities import TokenizedAbility, tokenize_ability
-from act_lightning.data.batches import Batch, token_budget_batches
+from act_lightning.data.batches import MOST_WASTE, Batch, token_budget_batches
 from act_lightning.data.checks import EVALUATING, evaluation_faults, positive_faults, training_faults
 from act_lightning.data.labels import Sample
 from act_lightning.data.micro_batches import (
     MicroBatch,
     MicroBatchLoader,
     MicroBatchSampler,
-    TrainingLoader,
     collate_chosen,
     deal_evenly,
 )
+from act_lightning.data.packing import Packing, packs
+from act_lightning.data.progress import FitProgress
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
 from act_lightning.data.references import read_references
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.data.sources import kind_of, load_from_hub
+from act_lightning.data.storage import lengths
 from act_lightning.data.templates import template_faults
+from act_lightning.data.training_loader import TrainingLoader
 from act_lightning.errors import ActError, Fault, refuse
 
 Settings = TypeVar("Settings", bound=AbilityData)
@@ -50,6 +54,14 @@ class AbilityDataModule(L.LightningDataModule):
         max_length: Longer sequences are cut at the end.
         target: Folder or hub id of the model whose tokenizer is used.
         revision: Revision of that hub id.
+        packing: Whether the samples of a micro-batch stand in one row one after the other, or in rows of their own that
+            are padded. ``auto`` packs them in training, where they are of any length, if the model keeps them apart,
+            and pads where samples of like length stand together, which wastes less than 2 %: in validation and
+            profiling; and in training of a model that cannot be given packed rows, whose micro-batches are then
+            composed of samples of like length.
+        num_proc: Processes that turn rows into tokens; by default one for each core, up to 16.
+        cache_dir: Folder of the tokenized sets, where later runs find them again; by default
+            ``$ACT_LIGHTNING_CACHE/data`` or ``~/.cache/act_lightning/data``. Any of it may be deleted at any time.
     """
 
     def __init__(
@@ -64,6 +76,9 @@ class AbilityDataModule(L.LightningDataModule):
         max_length: int = 2048,
         target: str = "",
         revision: str | None = None,
+        packing: Packing = "auto",
+        num_proc: int | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         self.abilities = _present(abilities)
@@ -76,6 +91,9 @@ class AbilityDataModule(L.LightningDataModule):
         self.max_length = max_length
         self.target = target
         self.revision = revision
+        self.packing = packing
+        self.num_proc = num_proc
+        self.cache_dir = cache_dir
 
     def faults(self, stage: str | None = None) -> list[Fault]:
         """Everything that is wrong with the settings, as far as no data need be read.
@@ -89,6 +107,7 @@ class AbilityDataModule(L.LightningDataModule):
             faults = training_faults(self.train, self.validation, self.abilities) + evaluation_faults(self.evaluations)
         faults += positive_faults(self.batch_size, "data.batch_size")
         faults += positive_faults(self.max_length, "data.max_length")
+        faults += [] if self.num_proc is None else positive_faults(self.num_proc, "data.num_proc")
         return faults + template_faults(self.template, "data.template")
 
     @cached_property
@@ -99,8 +118,12 @@ class AbilityDataModule(L.LightningDataModule):
             raise ActError(Fault("data.target", self.target, "must name the model whose tokenizer is used", remedy))
         return load_tokenizer(locate(self.target, self.revision, weights=False))
 
+    @cached_property
+    def _config(self) -> PretrainedConfig:
+        return load_config(locate(self.target, self.revision, weights=False))
+
     def prepare_data(self) -> None:
-        """Fetch tokenizer and hub data sets, on one process of each node.
+        """Fetch tokenizer and hub data sets, and tokenize the abilities, on one process of each node.
 
         Raises:
             ActError: If settings are wrong, or something is not to be had.
@@ -108,11 +131,11 @@ class AbilityDataModule(L.LightningDataModule):
         stage = self.trainer.state.fn if self.trainer else None
         refuse(self.faults(stage))
         _ = self.tokenizer
-        abilities = {} if stage in EVALUATING else self.abilities
-        for section, sets in (("data.abilities", abilities), ("data.evaluations", self.evaluations)):
-            for name, settings in sets.items():
-                if kind_of(settings.path) == "hub":
-                    load_from_hub(settings, f"{section}.{name}")
+        for name, settings in self.evaluations.items():
+            if kind_of(settings.path) == "hub":
+                load_from_hub(settings, f"data.evaluations.{name}")
+        if stage not in EVALUATING:
+            _ = self._parts
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs, once.
@@ -128,6 +151,7 @@ class AbilityDataModule(L.LightningDataModule):
             remedy = "Name abilities, or a share of each to hold out."
             raise ActError(Fault("data.validation", [], "must name something to validate on", remedy))
         if stage in (None, "fit", "validate"):
+            _ = self.packing is not True or packs(True, self._config, by_length=False)
             _ = self.tokenized
         if stage in (None, "fit", "test", "predict"):
             _ = self.prompts
@@ -165,7 +189,8 @@ class AbilityDataModule(L.LightningDataModule):
     @cached_property
     def _parts(self) -> dict[str, tuple[TokenizedAbility, TokenizedAbility | None]]:
         def read(name: str, settings: AbilityData) -> tuple[TokenizedAbility, TokenizedAbility | None]:
-            ability = tokenize_ability(name, settings, self.tokenizer, self.template, self.max_length)
+            limits = self.max_length, self.num_proc, self.cache_dir
+            ability = tokenize_ability(name, settings, self.tokenizer, self.template, *limits)
             if isinstance(self.validation, list) or name not in self.train:
                 return ability, None
             return ability.hold_out(self.validation)
@@ -184,18 +209,23 @@ class AbilityDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """This process's micro-batches of the samples of all abilities in ``train``."""
-        samples = [sample for name in self.train for sample in self.tokenized[name].samples]
+        sets = [self.tokenized[name].samples for name in self.train]
+        samples: Any = ConcatDataset(sets)  # type: ignore[arg-type]  # sequences are data sets
+        several = self.batch_size > 1
+        packed = several and self._packs(by_length=False)
+        of_each = [length for one in sets for length in lengths(one)] if several and not packed else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        sampler = MicroBatchSampler(len(samples), self.batch_size, self.shuffle, seed, *self._share)
-        return TrainingLoader(samples, sampler, self._pad_id)
+        sampler = MicroBatchSampler(len(samples), self.batch_size, self.shuffle, seed, *self._share, lengths=of_each)
+        progress = FitProgress(self.trainer) if self.trainer else None
+        return TrainingLoader(samples, sampler, self._pad_id, packed, progress)
 
     def val_dataloader(self) -> list[MicroBatchLoader[Batch]]:
         """One loader for each validation set, in batches of as many tokens as a micro-batch of training may have."""
         loaders = []
         for name in self.validation_names:
-            samples = self.held_out[name].samples
-            chosen = self._dealt([len(sample.input_ids) for sample in samples])
-            loaders.append(MicroBatchLoader(chosen, partial(collate_chosen, samples, self._pad_id)))
+            samples, packed = self.held_out[name].samples, self._packs(by_length=True)
+            chosen = self._dealt(lengths(samples), MOST_WASTE, packed)
+            loaders.append(MicroBatchLoader(chosen, partial(collate_chosen, samples, self._pad_id, packed)))
         if not loaders:  # Lightning doubts that this was the intention; it is
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return loaders
@@ -220,8 +250,15 @@ class AbilityDataModule(L.LightningDataModule):
         """The same loaders as for testing."""
         return self.test_dataloader()
 
-    def _dealt(self, lengths: Sequence[int]) -> list[MicroBatch]:
-        return deal_evenly(token_budget_batches(lengths, self.batch_size * self.max_length), *self._share)
+    def _dealt(self, lengths: Sequence[int], waste: float = 1.0, packed: bool = False) -> list[MicroBatch]:
+        batches = token_budget_batches(lengths, self.batch_size * self.max_length, waste, packed)
+        return deal_evenly(batches, *self._share)
+
+    def _packs(self, by_length: bool) -> bool:
+        """Whether samples are packed: ``auto`` asks the LightningModule, too, which may want an attention mask."""
+        module = getattr(self.trainer, "lightning_module", None)
+        may = self.packing is True or getattr(module, "reads_packed_rows", False)
+        return may and packs(self.packing, self._config, by_length)
 
     @property
     def _share(self) -> tuple[int, int]:
