@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import AddedToken
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from tests.checkpoints.test_pickled import pickled
 from tests.front_door import Config, basic, changed, run
 from tests.reference import act as reference
 from tests.reference.act import Moving
@@ -142,13 +144,80 @@ def test_nothing_moves_at_a_scale_of_zero(tmp_path: Path, ability_file: Path) ->
     assert all(torch.equal(values, before[name]) for name, values in stored(transfer.root / "merged").items())
 
 
-def test_the_card_names_the_models_and_the_record_their_hashes(tmp_path: Path, ability_file: Path) -> None:
+def test_the_record_holds_hashes(tmp_path: Path, ability_file: Path) -> None:
     transfer = a_transfer(tmp_path, ability_file, "llama", True, torch.float32)
     assert run("merge", transfer.config).status == 0
-    card = (transfer.root / "merged" / "README.md").read_text()
     report = json.loads((transfer.root / "transfer.json").read_text())
     digests = [report["hashes"][name] for name in ("target", "m", "n", "mask m", "mask n")]
     assert len({*digests}) == 5
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
-    assert all(f"`{name}`" in card for name in ("target", "m", "n"))
-    assert str(tmp_path) not in card, "paths of one's machine are nobody's business"
+
+
+# Vocabularies, ties and formats that differ
+
+
+def all_moved(tmp_path: Path, data: Path, target: Any, source: Any, *arguments: object) -> dict[str, Any]:
+    """Every channel of ``source`` at λ = 0.5, and the report; profiled before, to see that this is no obstacle."""
+    config = basic(tmp_path, target, source, data)
+    assert run("profile", config).status == 0
+    outcome = run("merge", config, "--transfer.selection", "all", "--transfer.scale", 0.5, *arguments)
+    assert outcome.status == 0, outcome.err
+    report: dict[str, Any] = json.loads((tmp_path / "run" / "transfer.json").read_text())
+    return report
+
+
+def with_tokens(*tokens: str) -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens])
+    return tokenizer
+
+
+def test_vocabularies_meet_by_token(tmp_path: Path, ability_file: Path) -> None:
+    """Numbered otherwise, lacking in one, and padding: entries without a partner keep every bit."""
+    target, source = tiny_model("qwen2", vocab_size=310), tiny_model("qwen2", seed=1, vocab_size=302)
+    folders = [
+        save_model(target, with_tokens("<a>", "<b>", "<c>"), tmp_path / "t"),
+        save_model(source, with_tokens("<b>", "<a>"), tmp_path / "s"),
+    ]
+    report = all_moved(tmp_path, ability_file, *folders)["sources"]["s"]
+    assert report["vocabulary"] == {"stayed": 8, "tokens": ["<c>"], "without_token": 7}
+    theirs = dict(source.named_parameters())
+    for name, before in target.named_parameters():
+        expected = before.detach().clone()
+        other = theirs[name]
+        if before.shape != other.shape:
+            other = other[torch.tensor([*range(300), 301, 300])]
+        here = slice(0, len(other))
+        expected[here] = before[here] + 0.5 * (other - before[here])
+        assert torch.equal(stored(tmp_path / "run" / "merged")[name], expected), name
+    assert report["parameters"] == target.num_parameters() - 2 * 8 * 32
+    (path,) = (tmp_path / "run" / "scores").rglob("*.safetensors")
+    assert not load_file(path)["lm_head"][302:].any(), "what has no partner scores nothing"
+
+
+def test_a_tied_source_is_one_whose_matrices_are_equal(tmp_path: Path, ability_file: Path) -> None:
+    target, source = tiny_model("llama"), tiny_model("llama", seed=1, tie_word_embeddings=True)
+    folders = [save_model(model, tiny_tokenizer(), tmp_path / name) for name, model in (("t", target), ("s", source))]
+    all_moved(tmp_path, ability_file, *folders)
+    theirs = dict(source.named_parameters(remove_duplicate=False))
+    for name, before in target.named_parameters():
+        assert torch.equal(stored(tmp_path / "run" / "merged")[name], before + 0.5 * (theirs[name] - before)), name
+    outcome = run("merge", basic(tmp_path, folders[1], folders[0], ability_file))
+    assert outcome.status == 1
+    assert "must tie its embedding and lm_head as the target does" in outcome.err
+
+
+def test_pickled_models_are_read_where_they_are_called_so(
+    tmp_path: Path, ability_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    target, source = pickled(tmp_path / "t", shards="20KB"), tmp_path / "s"
+    save_model(tiny_model("llama", seed=1), tiny_tokenizer(), source)
+    outcome = run("merge", basic(tmp_path, target, source, ability_file))
+    assert outcome.status == 1
+    assert "write bin: before the model's name" in outcome.err
+    all_moved(tmp_path, ability_file, f"bin:{target}", source)
+    theirs = dict(tiny_model("llama", seed=1).named_parameters())
+    for name, before in tiny_model("llama", dtype=torch.bfloat16).named_parameters():
+        expected = (before.float() + 0.5 * (theirs[name] - before.float())).bfloat16()
+        assert torch.equal(stored(tmp_path / "run" / "merged")[name], expected), name
