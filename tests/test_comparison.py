@@ -238,6 +238,21 @@ def test_plain_fine_tuning_is_compared_with_its_target(setting: Setting) -> None
     assert list(setting.fit(TransferComparison())) == ["target", "fine-tuning"]
 
 
+def test_other_kinds_of_answers_are_generated_and_judged(setting: Setting) -> None:
+    def sets_of_another_kind() -> AbilityDataModule:
+        data = of_exact_answers()
+        for one in data.evaluations.values():
+            one.kind, one.pattern, one.max_new_tokens = "number", "(ok|yes|no)", 12
+        return data
+
+    exact, of_exact_answers = setting.fit(TransferComparison()), setting.data
+    setting.net, setting.data = copy.deepcopy(setting.target).train(), sets_of_another_kind  # type: ignore[method-assign]
+    judged = setting.fit(TransferComparison())
+    assert judged["target"] == exact["target"]
+    assert judged["source s"] == exact["source s"]
+    assert judged["source s"].right == {"kept": "0010", "lost": "11100"}
+
+
 def test_a_comparison_needs_evaluation_sets(setting: Setting) -> None:
     trainer = quiet_trainer(setting.root / "run", TransferComparison())
     with pytest.raises(ActError, match=r"data\.evaluations.*must hold evaluation sets for TransferComparison"):

@@ -153,11 +153,11 @@ def comparison_csv(comparison: Comparison) -> str:
         for name, first in comparison.results[0].items():
             for place, label in enumerate(comparison.labels):
                 right, total = _counts(comparison.results[place][name], title)
-                line: list[object] = [name, first.role, label, title.split()[0], right, total]
+                changed: tuple[object, ...] = ("",) * 6
                 if place:
                     one = _differences(comparison, title)[place - 1][name]
-                    line += [one.value, one.low, one.high, *one.test]
-                writer.writerow(line)
+                    changed = (one.value, one.low, one.high, *one.test)
+                writer.writerow([name, first.role, label, title.split()[0], right, total, *changed])
     return text.getvalue()
 
 

@@ -100,7 +100,7 @@ def models_csv(rows: Sequence[Row], roles: Mapping[str, str]) -> str:
             correct, total = row.correct[name], row.total[name]
             low, high = wilson(correct, total)
             share = "" if row.share is None else row.share
-            test = against(rows[0], row, name) or ()
+            test = against(rows[0], row, name) or ("", "", "")
             writer.writerow([row.model, share, name, role, correct, total, correct / total, low, high, *test])
     return text.getvalue()
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from act_lightning.evaluation import Row, models_csv, models_table, wilson
+from act_lightning.evaluation import Row, models_csv, models_table, row_of, wilson
 
 ROLES = {"sums": "keep", "words": "recover", "verbs": "recover"}
 ROWS = [
@@ -44,3 +44,15 @@ def test_csv_has_a_line_for_each_model_and_set() -> None:
 def test_sets_of_one_role_only() -> None:
     models_table(ROWS, {"sums": "keep"})
     assert "recover" not in models_csv(ROWS, {"sums": "keep"})
+
+
+def test_models_are_compared_with_the_first_on_the_same_items() -> None:
+    first = row_of("target", None, {"sums": [True, True, False, False], "words": [False] * 3})
+    other = row_of("transfer", 0.5, {"sums": [True, False, True, True], "words": [True] * 3})
+    assert (other.correct, other.total) == ({"sums": 3, "words": 3}, {"sums": 4, "words": 3})
+    lines = list(csv.DictReader(io.StringIO(models_csv([first, other], {"sums": "keep", "words": "recover"}))))
+    assert [(line["gained"], line["lost"]) for line in lines] == [("", ""), ("", ""), ("2", "1"), ("3", "0")]
+    assert float(lines[3]["p_value"]) == 0.25
+    console = Console(width=120, file=io.StringIO(), force_terminal=False)
+    console.print(models_table([first, other], {"sums": "keep", "words": "recover"}))
+    assert "+2 −1" in console.file.getvalue()  # type: ignore[attr-defined]
