@@ -100,7 +100,8 @@ def _nothing_left(source: RowSource, settings: AbilityData, where: str) -> ActEr
     remedy = f"The first row, {first[0]}, is {_shown(first[1])}."
     if settings.skip and any(True for _ in select(source, replace(settings, skip=0, limit=1), where)):
         return ActError(Fault(f"{where}.skip", settings.skip, "leaves no row", "Skip fewer rows."))
-    return ActError(Fault(f"{where}.filter", settings.filter, "leaves no row", remedy))
+    blamed = "filter" if settings.filter else "per_group"
+    return ActError(Fault(f"{where}.{blamed}", getattr(settings, blamed), "leaves no row", remedy))
 
 
 def _shown(row: Row, longest: int = 200) -> str:

@@ -136,6 +136,7 @@ def test_groups_without_enough_rows(file: Path) -> None:
         ({"filter": "kind > 3"}, "x.jsonl:1, kind", "must be a number, for filter"),
         ({"filter": "kind == neither"}, "filter", "leaves no row. The first row"),
         ({"skip": 40}, "skip", "leaves no row"),
+        ({"per_group": PerGroup("kind", 1, skip=40)}, "per_group", "leaves no row"),
         ({"skip": -1}, "skip", "must be at least 0"),
         ({"limit": 0}, "limit", "must be at least 1"),
         ({"per_group": PerGroup("sort", 3)}, "x.jsonl:1, per_group.column", "must be a column of every row"),
