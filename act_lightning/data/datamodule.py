@@ -50,8 +50,8 @@ class AbilityDataModule(L.LightningDataModule):
         evaluations: Evaluation sets by name; ``null`` removes a name that an earlier config gave.
         batch_size: Samples in a micro-batch of training.
         shuffle: Whether training shuffles its samples in every epoch.
-        template: ``chat`` (the target's own), a shipped name such as ``wizardmath``, text that contains ``{prompt}``, or
-            a chat template in a ``.jinja`` file.
+        template: ``chat`` (the target's own), a shipped name such as ``wizardmath``, text that contains ``{prompt}``,
+            or a chat template in a ``.jinja`` file.
         max_length: Longer sequences are cut at the end.
         target: Folder or hub id of the model whose tokenizer is used.
         revision: Revision of that hub id.
