@@ -143,6 +143,14 @@ def test_shipped_overlays(overlay: Path, case: Case) -> None:
     assert method == repr(METHODS[overlay.stem]())
 
 
+def test_a_plan_tells_what_fisher_information_takes(case: Case) -> None:
+    outcome = run("plan", changed(case.config, "transfer.method", "fisher"), "--json")
+    plan, parameters = json.loads(outcome.out), case.target.num_parameters()
+    assert plan["memory"]["fisher"] == parameters * (4 + 4)
+    assert plan["disk"]["fisher"] == parameters * 4 * 3, "of two sources and the target"
+    assert json.loads(run("plan", case.config, "--json").out)["disk"]["fisher"] == 0
+
+
 @pytest.mark.parametrize(
     ("method", "said"),
     [

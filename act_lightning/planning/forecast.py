@@ -22,27 +22,31 @@ from act_lightning.planning.strategies import shares
 from act_lightning.planning.training import process_count
 
 _SCORE_BYTES = 4
+_FISHER_BYTES = 4  # a parameter, in memory and in each file
 _MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
 _TRIAL = 256
 _ADAM_MOMENTS = 2
 _LESS = {
     "profiling": ("model.dtype", "Compare the models in bfloat16 (model.dtype), or on a larger device."),
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
+    "fisher": ("model.dtype", "Gather Fisher information in bfloat16 (model.dtype), or on a larger device."),
     "merge": ("model.target", "Merge on a larger machine."),
 }
 
 
 def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Bytes that one process holds at the peaks of ``profiling``, ``merge`` and ``training``, and what they consist of.
+    """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge`` and ``training``, and of what.
 
     What a verb does not do takes nothing. ``training`` is the sum of the entries that begin with its name; activations
     are told for a micro-batch of full length. ``host`` and ``device`` are what this machine has.
     """
-    found = {"profiling": 0, "merge": 0, "training": 0}
+    found = {"profiling": 0, "fisher": 0, "merge": 0, "training": 0}
     if run.sources:
         compared = resolve_dtype(run.model.weights_dtype, target)
         models = 1 + _sources_together(run) if profiles(run, verb) else 0
         found["profiling"] = models * channels.parameters * compared.itemsize
+        if run.transfer.needs_fisher:
+            found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
         largest = max((prod(shape) for shape in channels.shapes.values()), default=0)
         found["merge"] = _MERGE_TENSORS * largest * stored_dtype(target).itemsize + _MERGE_BYTES
@@ -59,7 +63,7 @@ def profiles(run: Run, verb: str) -> bool:
 
 
 def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Bytes of scores, of the exported model and of one checkpoint, as far as a verb writes them, and what is free."""
+    """Bytes of scores, Fisher information, exported model and a checkpoint, as far as a verb writes them, and free."""
     stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
     root = run.root.absolute()
     place = next(path for path in (root, *root.parents) if path.is_dir())
@@ -67,15 +71,22 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     kept = _trained(run).itemsize + optimizer_bytes(run.model.optimizer, _trained(run))
     return {
         "scores": abilities * channels.total * _SCORE_BYTES,
+        "fisher": _fisher_files(run) * channels.parameters * _FISHER_BYTES,
         "model": 0 if verb == "profile" else channels.parameters * stored.itemsize,
         "checkpoint": round(channels.parameters * kept) if verb == "fit" else 0,
         "free": shutil.disk_usage(place).free,
     }
 
 
+def _fisher_files(run: Run) -> int:
+    """How many files of Fisher information the method needs: one an ability for each source, and for the target."""
+    abilities = [ability for source in run.sources for ability in source.abilities]
+    return len(abilities) + len(set(abilities)) if run.transfer.needs_fisher else 0
+
+
 def space_problems(disk: Mapping[str, int]) -> list[Problem]:
     """A warning where what a run writes does not fit on the disk."""
-    needed = disk["scores"] + disk["model"] + disk["checkpoint"]
+    needed = sum(disk.values()) - disk["free"]
     if needed <= disk["free"]:
         return []
     message = f"scores, model and a checkpoint take {needed / 1e9:.1f} GB, and {disk['free'] / 1e9:.1f} GB are free"
