@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from act_lightning.analysis import (
     ccdf,
@@ -60,11 +62,12 @@ def drawn(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
 
 def covering(figure: Figure) -> list[tuple[str, str]]:
     """Texts that cover each other."""
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    renderer = FigureCanvasAgg(figure).get_renderer()
     for axes in figure.axes:
         ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        # of an annotation the text alone, not the line to its point
         texts = [text for text in (*axes.texts, *ticks, axes.title, axes.xaxis.label) if text.get_text()]
-        boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
+        boxes = [(text.get_text(), Text.get_window_extent(text, renderer)) for text in texts]
         found = [(a, b) for (a, x), (b, y) in combinations(boxes, 2) if x.padded(-1).overlaps(y.padded(-1))]
         if found:
             return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import count
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -104,6 +105,8 @@ def _line(axes: Axes, curve: pd.DataFrame, name: str, color: str, width: float, 
 
 def _log_log(axes: Axes, quantity: str) -> None:
     axes.set(xlabel=quantity, ylabel="share of channels above")
+    if not any(len(np.atleast_1d(line.get_xdata())) for line in axes.lines):
+        axes.set(xlim=(0.1, 10), ylim=(0.001, 1))  # no value above 0: logarithms need limits
     log_axis(axes, "x")
     log_axis(axes, "y")
     axes.margins(x=0.02)

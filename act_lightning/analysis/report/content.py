@@ -18,12 +18,12 @@ class Picture:
     Attributes:
         name: Of its files, unique in the report.
         caption: What it shows; what it is in the paper comes first.
-        figure: The figure.
+        draw: Makes the figure when it is written: matplotlib takes seconds for a dozen.
     """
 
     name: str
     caption: str
-    figure: Figure
+    draw: Callable[[], Figure]
 
 
 @dataclass(frozen=True)

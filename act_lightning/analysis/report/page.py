@@ -98,9 +98,10 @@ def _write(folder: Path, item: Picture | Table) -> Markup | list[list[Cell]]:
             _cells(item, name, row)
             for name, row in zip(item.frame.index, item.frame.itertuples(index=False), strict=True)
         ]
-    svg = as_svg(item.figure)
+    figure = item.draw()
+    svg = as_svg(figure)
     (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
-    (folder / "figures" / f"{item.name}.png").write_bytes(as_png(item.figure))
+    (folder / "figures" / f"{item.name}.png").write_bytes(as_png(figure))
     return inline_svg(svg, item.name)
 
 

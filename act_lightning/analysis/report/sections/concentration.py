@@ -37,12 +37,12 @@ def _content(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
             view.named("ccdf"),
             "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a "
             "threshold. Labels stand at the largest score of each ability.",
-            ccdf_figure(curves, colors, view.evidence.ratio),
+            partial(ccdf_figure, curves, colors, view.evidence.ratio),
         ),
         Picture(
             view.named("thresholds"),
             f"The lowest score among the top {p} of each ability, and its largest score.",
-            dots_figure(table[["lowest selected", "max"]], SCORE),
+            partial(dots_figure, table[["lowest selected", "max"]], SCORE),
         ),
         Table(
             view.named("concentration"),

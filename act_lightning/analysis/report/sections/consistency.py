@@ -31,7 +31,9 @@ def consistency_section(evidence: Evidence) -> list[Section | Absent]:
     caption = f"Figures 3 and 21. Overlap of one ability's masks at p = {p} across pairs of models."
     section.content += [
         Picture(
-            "consistency", caption, dots_figure(_by_pairs(table), "overlap", {"chance": table["chance"].mean()}, True)
+            "consistency",
+            caption,
+            partial(dots_figure, _by_pairs(table), "overlap", {"chance": table["chance"].mean()}, True),
         ),
         Table("consistency", "The same in numbers.", table.set_index("ability"), frozenset({"overlap", "chance"})),
     ]

@@ -36,7 +36,7 @@ def _masks(view: PairView, summary: list[str]) -> list[Picture | Table | str]:
             view.named("composition"),
             f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; last "
             "row: all channels, what a random mask would hold.",
-            composition_figure(shares),
+            partial(composition_figure, shares),
         ),
         Table(
             view.named("head-and-embedding"),
@@ -75,12 +75,12 @@ def _ability(view: PairView, label: str) -> list[Picture | Table | str]:
             view.named(f"places-{name}"),
             f"Figures 1b, 1c, 13–19. {label}: CCDFs within each layer and within each type of module; “outside” are "
             "embedding, final norm and head.",
-            places_figure(by_layer, by_type),
+            partial(places_figure, by_layer, by_type),
         ),
         Picture(
             view.named(f"layers-{name}"),
             f"{label}: channels selected at p = {percent(view.evidence.ratio)}, layer × type of module: how many, and "
             "which share of the rows there.",
-            layers_figure(selected),
+            partial(layers_figure, selected),
         ),
     ]

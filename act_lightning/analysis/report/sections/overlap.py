@@ -94,7 +94,7 @@ def _at(view: PairView, ratio: float) -> Items:
         Picture(
             view.named(f"overlap{end}"),
             f"Table 1, Table 5, Figure 20. Overlap of the masks at p = {p} in % of the base ability's (row's) mask.",
-            overlap_figure(matrix, [ability.language for ability in view.abilities.values()]),
+            partial(overlap_figure, matrix, [ability.language for ability in view.abilities.values()]),
         ),
         Table(
             view.named(f"overlap{end}"),
@@ -157,7 +157,7 @@ def _curve(view: PairView) -> Items:
         Picture(
             view.named("overlap-over-p"),
             "Mean overlap of two abilities at every p, beside chance.",
-            ratios_figure(curves),
+            partial(ratios_figure, curves),
         ),
         Table(
             view.named("overlap-over-p"),

@@ -87,7 +87,11 @@ def _overlap(view: PairView, table: pd.DataFrame, paper: str, number: str) -> It
     )
     references = {"random": float(table["chance"].iloc[0])}
     return [
-        Picture(view.named("weight-overlap"), caption, dots_figure(table[shown], "overlap", references, percent=True)),
+        Picture(
+            view.named("weight-overlap"),
+            caption,
+            partial(dots_figure, table[shown], "overlap", references, percent=True),
+        ),
         Table(
             view.named("weight-overlap"),
             f"{caption} Rank correlation: Spearman's, over all channels.",
@@ -104,11 +108,11 @@ def _curves(view: PairView, change: Tensor) -> Items:
         Picture(
             view.named("weight-ccdf"),
             "Figure 22, left. CCDF of channel-wise ℓ2 weight differences.",
-            total_figure(ccdf(change)),
+            partial(total_figure, ccdf(change)),
         ),
         Picture(
             view.named("weight-places"),
             "Figure 22, middle and right. The same within each layer and within each type of module.",
-            places_figure(by_layer, by_type, CHANGE),
+            partial(places_figure, by_layer, by_type, CHANGE),
         ),
     ]
