@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from act_lightning.answering import Examination, logged, publish
 from act_lightning.checkpoints import load_model, locate, require_weights
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import Fault
 from act_lightning.evaluation import generate_answers
+from act_lightning.examination import Examination, logged, publish
 from act_lightning.loss import answer_loss
 from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
 from act_lightning.sharding import load_sharded

@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.answering import of_all_processes
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
 from act_lightning.callbacks.preparation import prepare
@@ -19,6 +18,7 @@ from act_lightning.callbacks.target import find_target
 from act_lightning.checkpoints import output_faults, write_file
 from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, refuse
+from act_lightning.examination import of_all_processes
 from act_lightning.planning import Run
 from act_lightning.transfer.importance import FOLDER
 

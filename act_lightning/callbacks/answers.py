@@ -9,11 +9,11 @@ import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm.auto import tqdm
 
-from act_lightning.answering import Examination, publish
 from act_lightning.callbacks.language_model import require_language_model
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.evaluation import SetResult
+from act_lightning.examination import Examination, publish
 
 
 class AnswerEvaluation(L.Callback):

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -146,18 +147,16 @@ def comparison_csv(comparison: Comparison) -> str:
     """A line for each set, run and way of reading answers; differences are to the first run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["set", "role", "run", "match", "correct", "total", "difference", "low", "high", "gained", "lost", "p_value"]
-    )
-    for title in _BOTH:
-        for name, first in comparison.results[0].items():
-            for place, label in enumerate(comparison.labels):
-                right, total = _counts(comparison.results[place][name], title)
-                changed: tuple[object, ...] = ("",) * 6
-                if place:
-                    one = _differences(comparison, title)[place - 1][name]
-                    changed = (one.value, one.low, one.high, *one.test)
-                writer.writerow([name, first.role, label, title.split()[0], right, total, *changed])
+    head = ["set", "role", "run", "match", "correct", "total", "difference", "low", "high", "gained", "lost", "p_value"]
+    writer.writerow(head)
+    for title, name, place in product(_BOTH, comparison.results[0], range(len(comparison.labels))):
+        right, total = _counts(comparison.results[place][name], title)
+        changed: tuple[object, ...] = ("",) * 6
+        if place:
+            one = _differences(comparison, title)[place - 1][name]
+            changed = (one.value, one.low, one.high, *one.test)
+        role, label = comparison.results[0][name].role, comparison.labels[place]
+        writer.writerow([name, role, label, title.split()[0], right, total, *changed])
     return text.getvalue()
 
 
