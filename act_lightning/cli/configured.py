@@ -98,7 +98,10 @@ class ActCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         kwargs["description"] = VERBS[subcommand].about
         if subcommand not in _OWN_VERBS:
-            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand == "test":
+                parser.set_defaults(verbose=False)  # which would print all metrics once more for every set
+            return parser
         parser = self.init_parser(**kwargs)
         self._add_arguments(parser)
         for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # which a config that fit has saved holds
