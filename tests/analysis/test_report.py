@@ -257,7 +257,8 @@ _MEASURE = """<script>
 const wide = [...document.querySelectorAll("main > section > *")].filter(e => e.scrollWidth > e.clientWidth + 1);
 const flat = [...document.querySelectorAll("figure svg")].filter(e => e.getBoundingClientRect().height < 50);
 document.title = JSON.stringify({page: document.documentElement.scrollWidth > innerWidth, wide: wide.length,
-  flat: flat.length, figures: document.querySelectorAll("figure svg").length, broken: document.querySelectorAll("parsererror").length});
+  flat: flat.length, figures: document.querySelectorAll("figure svg").length,
+  broken: document.querySelectorAll("parsererror").length});
 </script>"""
 
 
@@ -275,7 +276,7 @@ def test_the_page_opens_in_a_browser(page: Page, tmp_path: Path) -> None:
     assert measured == {"page": False, "wide": 0, "flat": 0, "figures": expected, "broken": 0}
     for scheme, bright in (("1", True), ("0", False)):
         shot = tmp_path / f"{scheme}.png"
-        subprocess.run([*command, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", copy.as_uri()],
-                       capture_output=True, check=True, timeout=120)  # fmt: skip
+        options = [f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}"]
+        subprocess.run([*command, *options, copy.as_uri()], capture_output=True, check=True, timeout=120)
         corner = Image.open(shot).convert("L").getpixel((2, 2))
         assert (corner > 200) == bright
