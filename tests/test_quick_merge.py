@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import yaml
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.checkpoints import describe, stored_entries
 from act_lightning.cli import configured
 from act_lightning.cli.merge import SECTIONS, SOURCE, _understand
 from act_lightning.cli.plain_config import read_plainly
@@ -163,12 +165,13 @@ def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monke
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
     target = tiny_model("llama", dtype=torch.bfloat16, vocab_size=32000, hidden_size=1024)
     largest = target.lm_head.weight.nbytes
-    t, a, b = (save_model(target, tiny_tokenizer(), tmp_path / name) for name in "tab")
+    t = save_model(target, tiny_tokenizer(), tmp_path / "t")
+    a, b = (Path(shutil.copytree(t, tmp_path / name, copy_function=os.link)) for name in "ab")
+    describe(t, stored_entries(t))
     config = basic(tmp_path, t, a, tmp_path / "none.jsonl")
     config = changed(changed(config, "data", ...), "model.learning_rate", ...)
     config["profile"]["sources"].append({"model": str(b), "abilities": ["d"], "name": "b"})
     config["transfer"] = {"selection": "all"}
-    measured(config)
     for method in ("task_arithmetic", "ties"):
         found = measured(config, "--transfer.method", method)
         assert not {*FORBIDDEN} & {*found["modules"]}

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from act_lightning.errors import ActError, Fault
 from act_lightning.merging import MergingMethod, Part, TensorPlace, apply_change, ready, works_by_rows
 from act_lightning.transfer.importance import Importance
 from act_lightning.transfer.selection import SelectedSource, joined
-from act_lightning.transfer.vectors import SourceVectors, element_mask
+from act_lightning.transfer.vectors import SourceVectors
 
 _IN_CACHE = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
 _ELSEWHERE = 1 << 25  # what keeps an accelerator busy
@@ -156,7 +157,7 @@ class MaskedInjection:
         steps = self._steps(name, read, rows, device)
         merge = ready(self._method, lambda: (step.part for step in steps()), self._scale)
         for step in steps():
-            changed = self._changed(name, step, merge(*step.part))
+            changed = _changed(step, merge(*step.part))
             _require_finite(changed, name, "the merged weights", step.rows)
             yield step.rows, changed
         for source in self._sources:
@@ -186,11 +187,14 @@ class MaskedInjection:
         own = None if self._importance is None else self._importance.rows(name, rows).to(target.device)
         return _Step(rows, target, (vectors, TensorPlace(name, self._seed, rows, own)))
 
-    def _changed(self, name: str, step: _Step, change: Tensor) -> Tensor:
-        selected = element_mask(self._elements[name], step.rows, step.target.ndim)
-        if selected is None:
-            return (step.target.float() + change).to(step.target.dtype)
-        return apply_change(step.target, change, selected.to(step.target.device))
+
+def _changed(step: _Step, change: Tensor) -> Tensor:
+    """The target with ``change`` added where any source's mask lets it move."""
+    masks = [vector.mask for vector in step.part[0]]
+    selected = [mask for mask in masks if mask is not None]
+    if len(selected) < len(masks):  # one source moves everything
+        return (step.target.float() + change).to(step.target.dtype)
+    return apply_change(step.target, change, reduce(or_, selected))
 
 
 def _within(rows: Tensor, first: int, count: int) -> Tensor:

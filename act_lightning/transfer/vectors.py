@@ -89,24 +89,22 @@ class SourceVectors:
             ActError: If a value read is NaN or infinite.
         """
         selection = self._elements.get(name, _NOTHING)
-        mask = element_mask(selection, rows, target.ndim)
-        partners = self._partners(name, rows)
-        moving = _moving(selection, rows)
-        if partners is not None:
-            paired = partners >= 0
+        mask, moving = _element_mask(selection, rows, target.ndim), _moving(selection, rows)
+        numbers = self._numbers(name, rows)
+        if bool((numbers < 0).any()):
+            paired = numbers >= 0
             moving &= paired
-            everything = torch.ones(len(rows), *[1] * (target.ndim - 1), dtype=torch.bool) if mask is None else mask
-            mask = everything & paired.view(-1, *[1] * (target.ndim - 1))
-        numbers = rows if partners is None else partners
+            in_row = paired.view(-1, *[1] * (target.ndim - 1))
+            mask = in_row if mask is None else mask & in_row
         delta = self._delta(name, target, numbers, moving)
         mask = None if mask is None else mask.to(target.device)
         importance = None if self._importance is None else self._importance.rows(name, numbers).to(target.device)
         return TaskVector(delta, self._source.scale, mask, self._source.name, importance)
 
-    def _partners(self, name: str, rows: Tensor) -> Tensor | None:
-        """The source's number of each row, −1 where it has none; ``None`` where both number alike."""
+    def _numbers(self, name: str, rows: Tensor) -> Tensor:
+        """The source's number of each row, −1 where it has none."""
         match = self._source.vocabulary
-        return None if match is None or name not in match.names else match.rows[rows]
+        return rows if match is None or name not in match.names else match.rows[rows]
 
     def _delta(self, name: str, target: Tensor, numbers: Tensor, moving: Tensor) -> Tensor:
         """θ_abl − θ_trg of the rows that move, and zeros."""
@@ -150,7 +148,7 @@ def _moving(selection: ElementSelection, rows: Tensor) -> Tensor:
     return torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
 
 
-def element_mask(selection: ElementSelection, rows: Tensor, ndim: int) -> Tensor | None:
+def _element_mask(selection: ElementSelection, rows: Tensor, ndim: int) -> Tensor | None:
     """What ``selection`` selects in these rows: bool, broadcastable to ``[rows, …]``; ``None`` for all of it."""
     mask = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
     if bool(mask.all()) or (selection.columns is not None and bool(selection.columns.all())):
