@@ -13,7 +13,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice, pairwise
 from zlib import crc32
 
 import numpy as np
@@ -21,7 +21,10 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 Owners = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
 
+_Runs = tuple[Hashes, Owners]
+_NONE: _Runs = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int32)
 RUN = 13
 """Words in a row that make two prompts the same material."""
 _COMMON = 10  # a run in more prompts than these is a form of words, not material
@@ -29,14 +32,9 @@ _MOST_RUNS = 2**25  # of one set, 0.4 GB; beyond it every second run is left out
 _AT_ONCE = 4096  # prompts
 _MULTIPLIERS = np.random.default_rng(0).integers(1, 2**63, RUN, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads a word's 32 bits over 64
-_SPACED = re.compile(r"(?<=\d) *([-*/%]) *(?=\d)")
-_LOOSE = re.compile(r"(?<!\d)[-*/%]|[-*/%](?!\d)")
-# Scripts that write no blanks: every letter is a word.
-_UNSPACED = re.compile(r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff])")
-
-
-_Runs = tuple[Hashes, Owners]
-_NONE: _Runs = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int32)
+_OPERATOR = re.compile(r"(?<=\d) *([-*/%]) *(?=\d)|[-*/%]")
+_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF))
+"""Thai and Lao, Burmese, Khmer, kana and Chinese characters: scripts without blanks, whose letters count as words."""
 
 
 class _Cleaning(dict[int, str]):
@@ -44,9 +42,12 @@ class _Cleaning(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
-        blank = unicodedata.category(letter)[0] in "PZC" and letter not in "-*/%"
-        self[code] = " " if blank else letter
-        return self[code]
+        if unicodedata.category(letter)[0] in "PZC" and letter not in "-*/%":
+            letter = " "
+        elif any(first <= code <= last for first, last in _UNSPACED):
+            letter = f" {letter} "
+        self[code] = letter
+        return letter
 
 
 _CLEANING = _Cleaning()
@@ -55,13 +56,14 @@ _CLEANING = _Cleaning()
 def normalized(text: str) -> str:
     r"""Text without what does not matter: NFKC, casefolded, punctuation and white space as single blanks.
 
-    Between two numbers ``- * / %`` stay, for a sum is another with another sign.
+    Between two numbers ``- * / %`` stay, for a sum is another with another sign. Letters of scripts without blanks
+    stand apart.
 
-    >>> normalized("What  is “5 - 3”?\nWell-known!")
-    'what is 5-3 well known'
+    >>> normalized("What  is “5 - 3”?\nWell-known: 苹果")
+    'what is 5-3 well known 苹 果'
     """
     cleaned = unicodedata.normalize("NFKC", text).casefold().translate(_CLEANING)
-    return " ".join(_LOOSE.sub(" ", _SPACED.sub(r"\1", cleaned)).split())
+    return " ".join(_OPERATOR.sub(lambda match: match[1] or " ", cleaned).split())
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,6 @@ class Prompts:
     def thinned(self, one_in: int) -> Prompts:
         """Only the runs that a set with fewer of them has kept, too."""
         return Prompts(self.texts, *_thinned((self.runs, self.owners), one_in), max(one_in, self.one_in))
-
-    def among(self, runs: Hashes) -> Prompts:
-        """Only the runs that are among ``runs``."""
-        kept = np.isin(self.runs, runs)
-        return Prompts(self.texts, self.runs[kept], self.owners[kept], self.one_in)
-
-    def found_in(self, other: Prompts) -> npt.NDArray[np.bool_]:
-        """Which prompts stand in the other set, bool ``[prompts]``."""
-        found = np.isin(self.texts, other.texts)
-        found[self.owners[np.isin(self.runs, other.runs)]] = True
-        return found
 
 
 @dataclass(frozen=True)
@@ -143,19 +134,30 @@ def _hash(text: str) -> int:
 
 
 def _runs_of(batch: list[str], first: int) -> _Runs:
-    """The runs of some prompts, with the numbers of their prompts, the first of which is ``first``."""
-    found = [_runs(_UNSPACED.sub(r" \1 ", text).split()) for text in batch]
-    return _joined([(runs, np.full(len(runs), first + place, dtype=np.int32)) for place, runs in enumerate(found)])
+    """Hashes of every 13 words in a row of some prompts, without repeats; the first prompt has number ``first``.
+
+    They are multilinear modulo 2^64: a sum of the words' hashes, each times a number of its place.
+    """
+    words = [text.split() for text in batch]
+    codes = np.array([crc32(word.encode()) for text in words for word in text], dtype=np.uint64) * _MIX
+    owners = np.repeat(np.arange(first, first + len(batch), dtype=np.int32), [len(text) for text in words])
+    count = len(codes) - RUN + 1
+    if count < 1:
+        return _NONE
+    sums = np.zeros(count, dtype=np.uint64)
+    for place, multiplier in enumerate(_MULTIPLIERS):
+        sums += codes[place : place + count] * multiplier
+    whole = owners[:count] == owners[RUN - 1 :]  # no run goes on into the next prompt
+    mixed = sums ^ (sums >> np.uint64(32))  # the low bits alone would tell little
+    return _without_repeats(mixed[whole], owners[:count][whole])
 
 
-def _runs(words: list[str]) -> Hashes:
-    """Multilinear hashes modulo 2^64 of every 13 words in a row, without repeats."""
-    if len(words) < RUN:
-        return _NONE[0]
-    codes = np.array([crc32(word.encode()) for word in words], dtype=np.uint64) * _MIX
-    windows = np.lib.stride_tricks.sliding_window_view(codes, RUN)
-    sums = (windows * _MULTIPLIERS).sum(axis=1, dtype=np.uint64)
-    return np.unique(sums ^ (sums >> np.uint64(32)))  # the low bits alone would tell little
+def _without_repeats(runs: Hashes, owners: Owners) -> _Runs:
+    order = np.lexsort((runs, owners))
+    runs, owners = runs[order], owners[order]
+    new = np.ones(len(runs), dtype=np.bool_)
+    new[1:] = (runs[1:] != runs[:-1]) | (owners[1:] != owners[:-1])
+    return runs[new], owners[new]
 
 
 def _thinned(part: _Runs, one_in: int) -> _Runs:
@@ -179,31 +181,60 @@ def overlaps(abilities: Mapping[str, Prompts], evaluations: Mapping[str, Prompts
     Returns:
         The pairs, the largest share first.
     """
-    one_in = max((prompts.one_in for prompts in (*abilities.values(), *evaluations.values())), default=1)
-    sets = [
-        (name, kind, prompts.thinned(one_in))
-        for kind, named in (("ability", abilities), ("evaluation", evaluations))
-        for name, prompts in named.items()
-    ]
-    shared = _in_two([prompts.runs for _, _, prompts in sets])
-    sets = [(name, kind, prompts.among(shared)) for name, kind, prompts in sets]
-    found = []
-    for place, (first, kind, prompts) in enumerate(sets):
-        for second, _, others in sets[place + 1 :] if kind == "ability" else []:
-            overlap = _overlap(first, prompts, second, others)
-            found += [overlap] if overlap.share > more_than else []
-    return sorted(found, key=lambda overlap: -overlap.share)
+    named = {("ability", name): one for name, one in abilities.items()}
+    named |= {("evaluation", name): one for name, one in evaluations.items()}
+    one_in = max((one.one_in for one in named.values()), default=1)
+    same, either = _found([one.thinned(one_in) for one in named.values()])
+    sizes = [max(len(one.texts), 1) for one in named.values()]
+    pairs = []
+    for (i, (kind, first)), (j, (_, second)) in combinations(enumerate(named), 2):
+        share = max(either[i, j] / sizes[i], either[j, i] / sizes[j])
+        if kind == "ability" and share > more_than:
+            counts = int(either[i, j]), int(either[j, i])
+            pairs.append(Overlap(first, second, *counts, float(share), int(same[i, j])))
+    return sorted(pairs, key=lambda pair: -pair.share)
 
 
-def _in_two(all_runs: list[Hashes]) -> Hashes:
-    """Runs that at least two sets have: few, so that comparing every pair is cheap."""
-    distinct = [np.unique(runs) for runs in all_runs]
-    runs, times = np.unique(np.concatenate([_NONE[0], *distinct]), return_counts=True)
-    return runs[times > 1]
+def _found(sets: list[Prompts]) -> tuple[Counts, Counts]:
+    """How many prompts of each set (rows) stand in each other one (columns): by text, and by text or run."""
+    starts = np.cumsum([0, *(len(one.texts) for one in sets)])
+    own = [np.arange(start, end) for start, end in pairwise(starts)]
+    texts = _where(np.concatenate([_NONE[0], *(one.texts for one in sets)]), np.concatenate([_NONE[1], *own]), starts)
+    owners = [one.owners + start for one, start in zip(sets, starts[:-1], strict=True)]
+    runs = _where(np.concatenate([_NONE[0], *(one.runs for one in sets)]), np.concatenate([_NONE[1], *owners]), starts)
+    return _counts(texts, starts), _counts(texts | runs, starts)
 
 
-def _overlap(first: str, prompts: Prompts, second: str, others: Prompts) -> Overlap:
-    of_first, of_second = prompts.found_in(others), others.found_in(prompts)
-    share = max((float(found.mean()) for found in (of_first, of_second) if len(found)), default=0.0)
-    same = int(np.isin(prompts.texts, others.texts).sum())
-    return Overlap(first, second, int(of_first.sum()), int(of_second.sum()), share, same)
+def _where(hashes: Hashes, prompts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Hashes:
+    """In which sets each prompt stands, as bits: uint64 ``[prompts, sets / 64]``.
+
+    Args:
+        hashes: Hashes of all sets.
+        prompts: The prompt that each belongs to, numbered through all sets.
+        starts: The number of each set's first prompt, and of all.
+    """
+    words = len(starts) // 64 + 1
+    found = np.zeros((starts[-1], words), dtype=np.uint64)
+    if not len(hashes):
+        return found
+    order = np.argsort(hashes, kind="stable")
+    equal = hashes[order][1:] == hashes[order][:-1]
+    order = order[np.append(False, equal) | np.append(equal, False)]  # few: what stands nowhere else is left out
+    _, groups = np.unique(hashes[order], return_inverse=True)
+    prompts = prompts[order]
+    places = np.searchsorted(starts, prompts, side="right") - 1
+    present = np.zeros((len(order), words), dtype=np.uint64)
+    np.bitwise_or.at(present, (groups, places // 64), np.uint64(1) << (places % 64).astype(np.uint64))
+    np.bitwise_or.at(found, prompts, present[groups])
+    return found
+
+
+def _counts(found: Hashes, starts: npt.NDArray[np.int64]) -> Counts:
+    bits = [np.uint64(1) << np.uint64(place % 64) for place in range(len(starts) - 1)]
+    return np.array(
+        [
+            [int((found[start:end, place // 64] & bit > 0).sum()) for place, bit in enumerate(bits)]
+            for start, end in pairwise(starts)
+        ],
+        dtype=np.int64,
+    ).reshape(len(bits), len(bits))

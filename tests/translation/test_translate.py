@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,12 @@ from act_lightning.data import AbilityData, read_rows
 from act_lightning.errors import ActError
 from act_lightning.translation import Price, TranslationSettings, print_report, translate
 from act_lightning.translation.endpoint import _retry_after
+from tests.front_door import write_yaml
 from tests.tiny import write_jsonl
 from tests.translation.server import Answer, Server, Texts, serving, translated
 
 SECRET = "sk-never-to-be-seen"
-FAST = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9}
+FAST: dict[str, Any] = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9}
 
 
 @pytest.fixture
@@ -54,7 +58,8 @@ def settings(server: Server, tmp_path: Path, **changes: Any) -> TranslationSetti
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    return rows
 
 
 def test_rows_come_back_in_order_with_what_must_be_kept(
@@ -269,3 +274,27 @@ def test_rows_that_cannot_be_translated(server: Server, tmp_path: Path) -> None:
 )
 def test_pauses_that_an_endpoint_asks_for(header: str | None, seconds: float) -> None:
     assert _retry_after(header) == seconds
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(server: Server, math: dict[str, AbilityData], tmp_path: Path) -> None:
+    server.answer = lambda messages, before: replace(translated(messages), after=0.1)
+    wanted: dict[str, Any] = {"languages": ["sw"], "out": str(tmp_path / "out"), "model": "small", "concurrency": 2}
+    wanted |= {"base_url": server.url, **FAST}
+    sums = {"path": math["math"].path, "columns": math["math"].columns}
+    file = write_yaml(tmp_path / "c.yaml", {"data": {"abilities": {"math": sums}}, "translate": wanted})
+    command = [sys.executable, "-m", "act_lightning", "data", "translate", "--config", str(file)]
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+        while killed.poll() is None and not (ledger.exists() and ledger.read_bytes().count(b"\n") > 2):
+            time.sleep(0.01)
+        killed.kill()
+    assert not (tmp_path / "out" / "math-sw.parquet").exists()
+    paid = ledger.read_bytes().count(b"\n")
+    math["math"].limit = None
+    report = translate(math, TranslationSettings(**wanted))
+    questions = 12  # of 12 rows: every answer differs
+    assert 2 < paid < questions
+    assert (report.requests, report.sets["math-sw"].attempts) == (questions - paid, questions)
+    assert len(server.asked) <= questions + 2  # two were under way
+    assert len(rows_of(tmp_path / "out" / "math-sw.parquet")) == 12
