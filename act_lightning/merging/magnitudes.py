@@ -112,17 +112,13 @@ def _count_upper(parts: Parts) -> tuple[list[Tensor], list[int]]:
 
 def _count_lower(parts: Parts, buckets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
     """For each source and each upper half in question, how often each lower half occurs with it."""
-    counted: list[list[Tensor]] = [[] for _ in buckets]
+    counted = [[torch.zeros((), dtype=torch.int64) for _ in its] for its in buckets]
     for vectors, _ in parts():
         for its, its_buckets, vector in zip(counted, buckets, vectors, strict=True):
             bits = magnitude_bits(vector.restricted()).flatten()
             for i, bucket in enumerate(its_buckets):
                 low = bits[bits >> _HALF == bucket] & (1 << _HALF) - 1
-                found = torch.bincount(low, minlength=1 << _HALF)
-                if i < len(its):
-                    its[i] += found
-                else:
-                    its.append(found)
+                its[i] = its[i] + torch.bincount(low, minlength=1 << _HALF)
     return counted
 
 
