@@ -69,6 +69,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def evaluated(config: Config, root: Path, model: Path) -> Path:
     outcome = run("test", changed(changed(config, "trainer.default_root_dir", str(root)), "model.target", str(model)))
     assert outcome.status == 0, outcome.err
+    assert "Shares in %" in outcome.out
+    assert "DataLoader" not in outcome.out, "Lightning's table would repeat every figure for every set"
     return root / "evaluations"
 
 
