@@ -90,7 +90,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, target_folder: Path, source_fo
 
 @pytest.fixture(scope="module")
 def page(run: Path) -> Page:
-    return Page(make_report([run], ratios=(P, 0.1), shown=("math-en",), quiet=True))
+    result = call("report", run, "--ratio", P, 0.1, "--show", "math-en")
+    assert (result.status, result.out) == (0, f"{run}/report/index.html\n")
+    return Page(run / "report" / "index.html")
 
 
 def content(evidence: Evidence) -> list[Picture | Table | str]:
@@ -170,12 +172,13 @@ def test_the_papers_numbers_stand_beside_ours(run: Path) -> None:
 
 def test_one_ability_of_one_pair_is_enough(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", abilities=("gsm8k",))
-    result = call("report", run, "--ability", "gsm8k=math-en", "--ratio", P)
-    assert (result.status, result.out) == (0, f"{run}/report/index.html\n")
-    words = Page(run / "report" / "index.html").words
-    assert "EN-Math" in words
-    assert "Finding 3: what masks of different abilities share: it needs the scores of two abilities" in words
-    assert "the run has neither transfer.json" in words
+    evidence = gather([run], (P,), readings={"gsm8k": "math-en"}, quiet=True)
+    assert list(evidence.abilities) == ["EN-Math"]
+    parts = [part for build in SECTIONS for part in build(evidence)]
+    reasons = {part.title[:9]: part.reason for part in parts if isinstance(part, Absent)}
+    assert reasons["Finding 3"] == "it needs the scores of two abilities of one pair of models."
+    assert "name two or more runs" in reasons["Finding 4"]
+    assert "neither transfer.json" in reasons["What the "]
 
 
 def small_report(out: Path, name: str = "x") -> Path:
