@@ -51,4 +51,4 @@ def _control(sources: Sequence[AbilitySource], done: PreparedTransfer, settings:
     once = [replace(source, name=source.label, abilities=["all abilities"]) for source in sources]
     digests, nowhere = [done.report["hashes"]["target"]], Path("no scores are read")
     made = prepare(once, done.inventory, settings, nowhere, done.seed, digests, done.target)
-    return replace(made, importance=done.importance)
+    return replace(made, importance=done.importance if made.method.needs_importance else None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from act_lightning.errors import Fault
 from act_lightning.merging.density import share_faults
-from act_lightning.merging.draws import keeps
+from act_lightning.merging.draws import SMALLEST, keeps
 from act_lightning.merging.dropping import Rescale, norm_factors, rescale_faults, thinned, weighted
 from act_lightning.merging.method import Parts, SurveyingMethod, TaskVector, TensorPlace
 
@@ -80,4 +80,4 @@ class DARE(SurveyingMethod):
         """What makes up for the dropped elements of each source."""
         if survey is not None:
             return survey
-        return [1 / self.density if self.rescale == "density" and self.density else 1.0] * len(vectors)
+        return [1 / self.density if self.rescale == "density" and self.density >= SMALLEST else 1.0] * len(vectors)

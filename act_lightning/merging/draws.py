@@ -15,6 +15,7 @@ from torch import Tensor
 from act_lightning.merging.bits import as_rows, at_least
 from act_lightning.merging.method import TensorPlace
 
+SMALLEST = 2.0**-31  # the smallest probability that is told from 0
 _POSITIVE = 0x7FFFFFFF
 _BLOCK = 1 << 16  # positions hashed together: their 256 KiB stay in the processor's cache
 # triple32, a hash of 32 bits of very small bias: C. Wellons, https://nullprogram.com/blog/2018/07/31/

@@ -38,6 +38,7 @@ MANY = [
     DARE(0.5, "norm"),
     DARETIES(0.5, "norm", average=False),
     DARE(0.5, "none"),
+    DARE(1e-320),
     Breadcrumbs(0.4, 0.3),
     DELLA(0.4, 0.3, "norm"),
     Fisher(target_weight=0),
