@@ -82,7 +82,7 @@ SHIPPED = {
     "wizardlm": (
         4,
         f"<s>{VICUNA} USER: What is two? ASSISTANT: The sum is é.</s>USER: 1+1 ASSISTANT: २</s>",
-        "▁USER : ▁ <0x31> <0x2B> <0x31> ▁ASS IST AN T: ▁ *<0xE0> *<0xA5> *<0xA8> *</s>",
+        "AN T: ▁ *<0xE0> *<0xA5> *<0xA8> *</s>",
     ),
     "tulu": (
         4,
