@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from act_lightning.checkpoints.pickled import PREFIX
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -19,7 +21,9 @@ def is_hub_id(name: str) -> bool:
 def short(name: str) -> str:
     """A hub id as it is; of a folder the last part, for paths of one's machine are nobody's business.
 
-    >>> short("Qwen/Qwen2.5-7B"), short("/home/me/models/mine/")
-    ('Qwen/Qwen2.5-7B', 'mine')
+    >>> short("Qwen/Qwen2.5-7B"), short("/home/me/models/mine/"), short("bin:/home/me/old")
+    ('Qwen/Qwen2.5-7B', 'mine', 'bin:old')
     """
-    return name if is_hub_id(name) else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    rest = name.removeprefix(prefix)
+    return name if is_hub_id(rest) else prefix + re.split(r"[/\\]", rest.rstrip("/\\"))[-1]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from act_lightning.cards.names import short
+from act_lightning.checkpoints.pickled import PREFIX
 from act_lightning.errors import Fault, refuse
 
 # Settings that hold a path even where the file has gone since; other text may begin with a slash and be none.
@@ -100,6 +101,7 @@ def _holds(folder: Path, name: str) -> bool:
 def _is_private(setting: str, value: object) -> bool:
     if not isinstance(value, str) or "\n" in value:
         return False
+    value = value.removeprefix(PREFIX)
     absolute = value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute()
     return absolute and ((setting.rpartition(".")[2] in _PATHS and "{" not in value) or _exists(value))
 
