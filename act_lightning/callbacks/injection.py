@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from act_lightning.callbacks.language_model import (
@@ -24,7 +27,7 @@ from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sources import AbilitySource, source_ratios, source_scales
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import write_file
+from act_lightning.checkpoints import CheckpointReader, write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
 from act_lightning.sharding import Layout
@@ -146,9 +149,9 @@ class MaskedTaskVectorInjection(L.Callback):
         known = profiler.target_digests, profiler.target_folder, root / FOLDER
         channels = profiler.channels(model)
         prepared = prepare(profiler.sources or [], channels, self.settings, scores, run_seed(), *known)
-        with prepared.injection() as injection:
+        with prepared.injection() as injection, _rows_of(profiler.target_folder) as read:
             for name, part in Layout(model, trainer.strategy.model).parts(injection.names):
-                injection.apply_(name, part.values, part.first_row)
+                injection.apply_(name, part.values, part.first_row, read and partial(read, name))
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)
         rank_zero_info(describe_transfer(prepared.report))
@@ -166,6 +169,16 @@ class MaskedTaskVectorInjection(L.Callback):
 def run_seed() -> int:
     """The seed that Lightning's ``seed_everything`` set, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+@contextmanager
+def _rows_of(folder: Path | None) -> Iterator[Callable[[str, Tensor], Tensor] | None]:
+    """Reads rows of the target's parameters, for processes that hold a part of them; ``None`` without a checkpoint."""
+    if folder is None:
+        yield None
+    else:
+        with CheckpointReader(folder) as reader:
+            yield reader.rows
 
 
 def _sources_of(trainer: L.Trainer) -> ActivationDifferenceProfiler | None:

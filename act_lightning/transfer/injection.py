@@ -107,7 +107,7 @@ class MaskedInjection:
         return selection.rows.nonzero().squeeze(1)
 
     @torch.no_grad()
-    def apply_(self, name: str, values: Tensor, first_row: int = 0) -> None:
+    def apply_(self, name: str, values: Tensor, first_row: int = 0, original: ReadRows | None = None) -> None:
         """Change the selected elements of a parameter, or of some consecutive rows of it, in place.
 
         Args:
@@ -115,12 +115,15 @@ class MaskedInjection:
             values: The target's original values, any floating dtype and device: the whole parameter or the rows from
                 ``first_row`` on that this process holds.
             first_row: Number of the first row in the whole parameter.
+            original: Gives the target's original values of any rows, for a method that must know the whole parameter
+                where this process holds a part of it.
 
         Raises:
             ActError: If a value read or written is NaN or infinite, or a method that must know the whole parameter is
                 given a part of it.
         """
-        if not self._method.elementwise and len(values) < self._shapes[name][0]:
+        partly = len(values) < self._shapes[name][0]
+        if partly and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
             rule = f"must be given {name} whole, and this process holds {len(values)} of its rows"
             raise ActError(Fault("transfer.method", type(self._method).__name__, rule, "Transfer with `merge` first."))
 
@@ -129,14 +132,24 @@ class MaskedInjection:
             _require_finite(part, name, "the target", rows)
             return part
 
+        def known(rows: Tensor) -> Tensor:
+            assert original is not None
+            return original(rows).to(values.device, values.dtype)
+
         rows = self.rows(name)
         wanted = rows[_within(rows, first_row, len(values))]
-        for changed_rows, changed in self.changes(name, read, wanted, values.device):
+        surveyed = known if partly and original is not None else None
+        for changed_rows, changed in self.changes(name, read, wanted, values.device, surveyed):
             values[_cut(changed_rows - first_row)] = changed
 
     @torch.no_grad()
     def changes(
-        self, name: str, read: ReadRows, rows: Tensor, device: torch.device = _CPU
+        self,
+        name: str,
+        read: ReadRows,
+        rows: Tensor,
+        device: torch.device = _CPU,
+        survey: ReadRows | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """New values of some rows of a parameter, a few rows at a time.
 
@@ -145,8 +158,9 @@ class MaskedInjection:
             read: Gives the target's original values of some rows, any floating dtype. It is asked for each row before
                 that row is given back: once, or by methods that look at the whole first, more often.
             rows: The rows wanted, ascending, among those of :meth:`rows`; for a method that must know the whole
-                parameter, all of these.
+                parameter, all of these, unless there is a ``survey``.
             device: Where ``read`` puts them.
+            survey: Gives, as ``read``, any rows, for a method that must know the whole parameter.
 
         Yields:
             Numbers of rows, and their new values in the dtype of the original ones.
@@ -155,7 +169,8 @@ class MaskedInjection:
             ActError: If a value read or written is NaN or infinite.
         """
         steps = self._steps(name, read, rows, device)
-        merge = ready(self._method, lambda: (step.part for step in steps()), self._scale)
+        looked_at = steps if survey is None else self._steps(name, survey, self.rows(name), device)
+        merge = ready(self._method, lambda: (step.part for step in looked_at()), self._scale)
         for step in steps():
             changed = _changed(step, merge(*step.part))
             _require_finite(changed, name, "the merged weights", step.rows)
