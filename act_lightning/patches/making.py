@@ -71,7 +71,17 @@ def _place_faults(out: Path, base: Path, tuned: Path) -> list[Fault]:
         return [Fault("out", str(out), "must be a file, and is a folder", "Name a file in it.")]
     if out.resolve().parent in (base.resolve(), tuned.resolve()):
         return [Fault("out", str(out), "must not stand among a model's own files", "Choose another folder.")]
+    if out.exists() and not _is_patch(out):
+        return [Fault("out", str(out), "must be free, or hold an earlier patch", "Choose another name.")]
     return []
+
+
+def _is_patch(path: Path) -> bool:
+    try:
+        open_patch(path)
+    except ActError:
+        return False
+    return True
 
 
 def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, Any]:

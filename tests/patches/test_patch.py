@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -218,7 +219,7 @@ def test_models_that_do_not_pair(tmp_path: Path, base: Path, make: Callable[...,
     assert left(tmp_path)[0] == "tuned", "no patch, and nothing temporary"
 
 
-def test_files_that_are_no_patch(tmp_path: Path, base: Path, patch: Path) -> None:
+def test_files_that_are_no_patch(tmp_path: Path, base: Path, tuned: Path, patch: Path) -> None:
     data, copy = patch.read_bytes(), tmp_path / "copy.safetensors"
     for content, words in (
         (data[:-10], "truncated"),
@@ -233,4 +234,18 @@ def test_files_that_are_no_patch(tmp_path: Path, base: Path, patch: Path) -> Non
             apply_patch(base, [copy], tmp_path / "out")
     with pytest.raises(ActError, match="among a model's own files"):
         make_patch(base, base, next(base.glob("*.safetensors")))
+    copy.write_bytes(b"notes")
+    with pytest.raises(ActError, match="must be free"):
+        make_patch(base, tuned, copy)
     assert left(tmp_path) == ["copy.safetensors"]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, base: Path, patch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("act_lightning.patches.applying.shutil.copyfile", full)
+    monkeypatch.setattr("act_lightning.patches.applying.clone_file", lambda *_: False)
+    with pytest.raises(ActError, match="No space left"):
+        apply_patch(base, [patch], tmp_path / "out")
+    assert left(tmp_path) == []
