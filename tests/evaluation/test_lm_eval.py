@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
@@ -65,8 +66,9 @@ CODE_OUTPUTS = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tasks as they are shipped, but for where their rows come from."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     shutil.copytree(TASKS, tmp_path / "tasks")
     for kind, rows in ROWS.items():
         base = tmp_path / "tasks" / kind / f"_{kind}_yaml"

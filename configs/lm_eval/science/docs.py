@@ -12,7 +12,7 @@ _INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 def with_choices(dataset: datasets.Dataset) -> datasets.Dataset:
     """Add ``choice1`` to ``choice4``, the list ``choices`` and ``answer``, a letter such as ``(B)``."""
-    return dataset.map(_with_choices, with_indices=True)
+    return dataset.map(_with_choices, with_indices=True, load_from_cache_file=False)
 
 
 def _with_choices(row: dict[str, Any], number: int) -> dict[str, Any]:
