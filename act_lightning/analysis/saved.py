@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -240,8 +239,3 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise ActError(Fault(str(path), path.name, f"must be JSON ({error})", "Delete the file.")) from error
-
-
-def stacked(scores: Mapping[str, Tensor]) -> Tensor:
-    """The scores of several abilities as one tensor ``[abilities, channels]``."""
-    return torch.stack(list(scores.values()))

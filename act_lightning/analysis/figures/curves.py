@@ -18,8 +18,8 @@ from act_lightning.analysis.location import EMBEDDINGS, HEADS, OUTSIDE
 SCORE = "averaged activation difference Δa"
 CHANGE = "ℓ2 norm of the channel's weight change"
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.2, 1.5, 1.2)), (0, (3, 3)))
-_MARGIN = 1.1  # inches right of a panel for its labels
 # The family of a type of module by words in its name, the first that fits; one color each.
+_FAMILY_COLORS = (1, 4, 3, 2, 0)
 _FAMILIES = (HEADS, EMBEDDINGS, ("norm", "ln_"), ("gate", "up", "down", "mlp", "fc", "h_to"), ("",))
 
 
@@ -139,9 +139,6 @@ def _types(axes: Axes, curves: pd.DataFrame, quantity: str) -> None:
     _log_log(axes, quantity)
     axes.set_title("by type of module")
     label_ends(axes, ends)
-
-
-_FAMILY_COLORS = (1, 4, 3, 2, 0)
 
 
 def _family(kind: str) -> int:
