@@ -120,6 +120,44 @@ def test_updates_equal_a_plain_loop(name: str, rows: int, accumulate: int, tmp_p
     assert min(moved) > 50e-5 or name == "gpt2", "every parameter moves by far more than the tolerance"
 
 
+@pytest.mark.parametrize("packing", ["auto", True])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_sixteen_packed_samples_make_the_update_of_sixteen_micro_batches(
+    name: str, packing: Any, tmp_path: Path
+) -> None:
+    """Through the data module: three updates of 16, 16 and 8 samples, whatever stands in a micro-batch."""
+    folder = saved(model_of(name), tmp_path)
+    file = write_jsonl(
+        tmp_path / "d.jsonl", [{"prompt": f"say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(40)]
+    )
+    found, shapes = [], Shapes()
+    for batch_size, accumulate in SHAPES:
+        ours = AbilityTransferModule(str(folder), learning_rate=RATE, optimizer=ADAM)
+        data = AbilityDataModule(
+            {"d": AbilityData(str(file))}, batch_size=batch_size, target=str(folder), packing=packing
+        )
+        quiet_trainer(tmp_path, shapes, accumulate_grad_batches=accumulate).fit(ours, data)
+        assert ours.trainer.global_step == 3
+        found.append({key: values.detach() for key, values in ours.language_model.named_parameters()})
+    assert shapes.rows == {1}, "one row, however many samples"
+    assert shapes.packed == 3 + 10
+    for weights in found[1:]:
+        for key, values in weights.items():
+            torch.testing.assert_close(values, found[0][key], rtol=0, atol=1e-6, msg=key)
+
+
+class Shapes(L.Callback):
+    """Notes how many rows batches have, and how many batches are packed."""
+
+    def __init__(self) -> None:
+        self.rows: set[int] = set()
+        self.packed = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rows.add(len(batch["input_ids"]))
+        self.packed += "position_ids" in batch
+
+
 def test_an_average_of_micro_batches_would_be_something_else(tmp_path: Path) -> None:
     """That the comparison above can fail: the mean over micro-batches' means is outside its tolerance."""
     model = model_of("llama").train()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from act_lightning.data import AbilityData, AbilityDataModule
 from act_lightning.errors import ActError
@@ -17,6 +21,30 @@ from tests.reference.act import assert_same_bits
 from tests.tiny import write_jsonl
 
 SETTINGS: dict[str, Any] = {"accumulate_grad_batches": 4, "max_epochs": 2, "limit_val_batches": 0}
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from act_lightning.data import AbilityData, AbilityDataModule
+from act_lightning.module import AbilityTransferModule
+from safetensors.torch import save_file
+from tests.loops import quiet_trainer
+from tests.test_mid_epoch import Saver
+
+if __name__ == "__main__":
+    target, file, processes, after, path = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
+    root = Path(file).parent
+    data = AbilityDataModule({"d": AbilityData(file)}, batch_size=2, target=target)
+    module = AbilityTransferModule(target, learning_rate=1.0e-3)
+    strategy = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
+    accumulate = {"accumulate_grad_batches": 4 // processes, "max_epochs": 2, "limit_val_batches": 0}
+    saver = Saver(after)
+    trainer = quiet_trainer(root, saver, **strategy, **accumulate)
+    trainer.fit(module, data, ckpt_path=path[0] if path else None)
+    if trainer.is_global_zero and path:
+        save_file(module.state_dict(), root / "weights.safetensors")
+"""
 
 
 class Saver(L.Callback):
@@ -84,3 +112,26 @@ def test_the_rest_of_another_epoch_is_refused(file: Path, target_folder: Path) -
     fit(file, target_folder, Saver(8))
     with pytest.raises(ActError, match=r"ckpt_path = 'epoch 0, after 16 samples': must give the samples in the order"):
         fit(file, target_folder, path=file.parent / "saved.ckpt", shuffle=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "behind", "after"), [(2, 2, 1), (1, 4, 2), (2, 3, 2)])
+def test_with_another_number_of_processes(
+    before: int, behind: int, after: int, file: Path, target_folder: Path
+) -> None:
+    """After the first update of four micro-batches, or in the midst of the second: the same updates."""
+    expected = fit(file, target_folder)
+    script = file.with_name("script.py")
+    script.write_text(SCRIPT)
+    run_script(script, target_folder, file, before, behind)
+    run_script(script, target_folder, file, after, 0, file.with_name("saved.ckpt"))
+    found = load_file(file.with_name("weights.safetensors"))
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, rtol=0, atol=2e-6)
+
+
+def run_script(*command: object) -> None:
+    """A program of Python's that starts the second process itself."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]

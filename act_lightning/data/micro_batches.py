@@ -17,7 +17,7 @@ from act_lightning.data.labels import IGNORED, Sample
 from act_lightning.data.packing import pack
 
 Collated = TypeVar("Collated")
-_SORTED_TOGETHER = 100  # micro-batches: enough that those of like length differ little, and meet others every epoch
+_SORTED_TOGETHER = 400  # micro-batches: enough that lengths differ little in one, few enough to mix large sets anew
 
 
 @dataclass(frozen=True)
