@@ -51,23 +51,23 @@ def test_what_is_kept(text: str, kept: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "line", "value"),
+    ("last", "value"),
     [
-        ("The answer is: 42", "The answer is: 42", "42"),
-        ("**Final Answer:** $\\boxed{4}$. I hope it is correct.", ..., "$\\boxed{4}$. I hope it is correct."),
-        ("Therefore, the answer is B.", "Therefore, the answer is B.", "B."),
-        ("answer: (C)", "answer: (C)", "(C)"),
-        ("The answer is: photosynthesis", None, None),  # a word of the language
-        ("Answer in 3 words", None, None),
-        ("The answer is that " + "because 1 " * 20, None, None),  # a sentence
+        ("The answer is: 42", "42"),
+        ("**Final Answer:** $\\boxed{4}$. I hope it is correct.", "$\\boxed{4}$. I hope it is correct."),
+        ("Therefore, the answer is B.", "B."),
+        ("answer: (C)", "(C)"),
+        ("The answer is: photosynthesis", None),  # a word of the language
+        ("Answer in 3 words", None),
+        ("The answer is that " + "because 1 " * 20, None),  # a sentence
     ],
 )
-def test_final_answers(last: str, line: str | None, value: str | None) -> None:
-    wanted: tuple[tuple[FinalAnswer, str | None], ...] = (("line", last if line is ... else line), ("value", value))
+def test_final_answers(last: str, value: str | None) -> None:
+    wanted: tuple[tuple[FinalAnswer, str | None], ...] = (("line", last), ("value", value))
     for kind, kept in wanted:
         hidden = protect(f"A thought.\n{last}\n", kind)
-        assert hidden.final is (kept is not None)
-        assert kept is None or hidden.kept[-1] == kept
+        assert hidden.final is (value is not None)
+        assert value is None or hidden.kept[-1] == kept
         assert hidden.restore(hidden.text) == f"A thought.\n{last}\n"
     assert not protect(last).final  # in a prompt it is an instruction
 
