@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,7 +90,7 @@ def _abilities(data: AbilityDataModule, samples: int) -> list[InspectedSet]:
 
 
 def _inspected(
-    data: AbilityDataModule, name: str, kind: str, samples: list[Sample], rows: int, count: int
+    data: AbilityDataModule, name: str, kind: str, samples: Sequence[Sample], rows: int, count: int
 ) -> InspectedSet:
     shown = [pieces(sample, data.tokenizer) for sample in chosen(samples, count)]
     return InspectedSet(name, kind, figures_of(samples, rows), shown)
