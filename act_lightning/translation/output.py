@@ -40,7 +40,7 @@ def write_translation(path: Path, work: Sequence[Assignment], outcomes: Mapping[
 
 
 def write_set_aside(path: Path, work: Sequence[Assignment], outcomes: Mapping[str, Outcome]) -> None:
-    """Write the rows without a translation as JSONL, each with the reasons; nothing is written if there are none.
+    """Write the rows without a translation as JSONL, each with the reasons; the file is empty if there are none.
 
     Args:
         path: The file to be.
