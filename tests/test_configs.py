@@ -16,7 +16,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write
 
 ROOT = Path(act_lightning.__file__).parent.parent
 CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))
-COMMAND = re.compile(r"python -m act_lightning ((?:data )?\w+)((?: --config \S+)+)")
+COMMAND = re.compile(r"-m act_lightning ((?:data )?\w+)((?: --config \S+)+)")
 
 
 def content_of(file: Path) -> Config:
