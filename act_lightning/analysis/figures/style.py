@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, ParamSpec
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from act_lightning.analysis.figures.palette import GRID, INK, MUTED, SURFACE
@@ -93,21 +93,27 @@ def _extent(figure: Figure) -> Bbox:
 
 
 def log_axis(axes: Axes, which: str) -> None:
-    """Make the axis ``x`` or ``y`` logarithmic, with plain numbers at powers of ten; typeset ones take seconds."""
+    """Make the axis ``x`` or ``y`` of what is drawn logarithmic, with plain numbers; typeset ones take seconds."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    if high / low < 3:
+        axis.set_major_locator(MaxNLocator(5))  # may hold no power of ten at all
+    elif high / low < 30:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
     axis.set_minor_locator(NullLocator())
 
 
-def power_of_ten(value: float) -> str:
-    """A power of ten as an axis shows it.
+def plain_number(value: float) -> str:
+    """A number as a logarithmic axis shows it: far powers of ten as such.
 
-    >>> power_of_ten(0.01), power_of_ten(1e-5), power_of_ten(1000.0)
-    ('0.01', '10⁻⁵', '1000')
+    >>> plain_number(0.01), plain_number(1e-5), plain_number(1000.0), plain_number(2e-5)
+    ('0.01', '10⁻⁵', '1000', '2e-05')
     """
-    exponent = round(math.log10(value))
-    return f"{value:g}" if abs(exponent) <= 3 else "10" + str(exponent).translate(_RAISED)
+    exponent = round(math.log10(value)) if value > 0 else 0
+    far = abs(exponent) > 3 and math.isclose(value, 10.0**exponent)
+    return "10" + str(exponent).translate(_RAISED) if far else f"{value:g}"
 
 
 class EndLabel(NamedTuple):
