@@ -44,6 +44,7 @@ def merge_to_disk(
     written = None if dtype == "auto" else resolve_dtype(dtype, target, "model.export_dtype")
     with prepared.injection() as injection:
         merge_checkpoint(root / "merged", target, injection, written, files, device)
+        read = f"{injection.bytes_read:,} bytes of the sources' tensors read"
     complete_card(root / "merged", verify=False)
     write_file(root / _RECORD, record)
-    return f"{describe_transfer(prepared.report)}\nmerged model written to {root / 'merged'}"
+    return f"{describe_transfer(prepared.report)}\n{read}\nmerged model written to {root / 'merged'}"

@@ -2,9 +2,10 @@
 
     python benchmarks/merge.py --size 200M --mergekit /path/to/venv/bin/mergekit-yaml
 
-Writes a random Llama and two siblings in bfloat16, shard by shard; merges them by whole commands, ours and the peer's in
-turn, so that each pair meets the same machine; and reports the median of the pairs' ratios. One round goes before those
-that count: files lie in the page cache for both, as far as memory holds them. mergekit wants an environment of its own.
+Writes a random Llama and two siblings in bfloat16, shard by shard; merges them by whole commands, ours and the peer's
+in turn, so that each pair meets the same machine; and reports the median of the pairs' ratios. One round goes before
+those that count: files lie in the page cache for both, as far as memory holds them, and ours has described the models.
+mergekit wants an environment of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import yaml
 
@@ -140,15 +142,12 @@ def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], number: int
 def _random(name: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
     import torch
 
-    values = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(hash_of(name)))
+    values = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(crc32(name.encode())))
     if number:
-        values += 0.002 * torch.randn(shape, generator=torch.Generator().manual_seed(hash_of(f"{name} {number}")))
+        values += 0.002 * torch.randn(
+            shape, generator=torch.Generator().manual_seed(crc32(f"{name} {number}".encode()))
+        )
     return values.bfloat16()
-
-
-def hash_of(text: str) -> int:
-    """A seed for ``text``, the same in every process."""
-    return int.from_bytes(text.encode()[-7:], "big") + 31 * len(text)
 
 
 def write_scores(root: Path) -> None:
@@ -183,6 +182,7 @@ def pair(method: str, root: Path, options: argparse.Namespace) -> str:
     ratios = sorted(ours.wall / peer.wall for ours, peer in zip(*taken, strict=True))
     walls = [statistics.median(one.wall for one in side) for side in taken]
     peaks = [max(one.peak for one in side) / 1e6 for side in taken]
+    print(method, next(line for line in (root / "ours" / "log").read_text().splitlines() if "bytes" in line))
     spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     return f"| {method} | {walls[0]:.1f} s | {walls[1]:.1f} s | {spread} | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB |"
 

@@ -139,11 +139,21 @@ def _open_shard(
 def _threads() -> Iterator[ThreadPoolExecutor]:
     """As many threads as torch would use for one tensor, up to a few, each at work on a tensor of its own."""
     count = torch.get_num_threads()
+    _reuse_freed_memory()
     try:
         with ThreadPoolExecutor(min(count, _MOST_THREADS), initializer=lambda: torch.set_num_threads(1)) as pool:
             yield pool
     finally:
         torch.set_num_threads(count)
+
+
+def _reuse_freed_memory() -> None:
+    """Have glibc use freed buffers again, rather than give each back to the kernel and fault its pages in anew.
+
+    The size from which it does so grows to that of the largest block freed so far, up to 32 MiB (M_MMAP_THRESHOLD in
+    mallopt(3)). The block is never touched, so that it takes no memory; a third of the time of TIES goes without it.
+    """
+    torch.empty(30 << 20, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
