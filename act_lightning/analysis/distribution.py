@@ -57,8 +57,8 @@ def gini(values: Tensor) -> float:
     (0.0, 0.75)
     """
     ascending, n = np.sort(values.numpy()).astype(float), values.numel()
-    weights = 2 * np.arange(1, n + 1) - n - 1
-    return float((weights * ascending).sum() / (n * ascending.sum()))
+    weights = np.arange(1 - n, n, 2, dtype=float)
+    return float(weights @ ascending / (n * ascending.sum()))
 
 
 def share_held(values: Tensor, ratio: float) -> float:
@@ -68,7 +68,7 @@ def share_held(values: Tensor, ratio: float) -> float:
     0.6
     """
     largest = torch.topk(values, share_of(values.numel(), ratio)).values
-    return float(largest.double().sum() / values.double().sum())
+    return float(largest.sum(dtype=torch.float64) / values.sum(dtype=torch.float64))
 
 
 def concentration(
