@@ -174,6 +174,7 @@ class _TensorMerge:
         if one.rows is not None:
             for rows, values in self.change.changes(one.changed, self._reading(one), one.rows, self.device):
                 self._store(one, rows, values)
+            self.reader.release(one.changed)
         return one.after.size
 
     def _reading(self, one: _Stored) -> Callable[[Tensor], Tensor]:
