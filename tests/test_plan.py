@@ -101,14 +101,28 @@ def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, q
         assert "no weights" in about(plan, setting, "note")[0]["message"]
     assert "max_position_embeddings: 4096" in about(plan, "profile.sources[0].model", "note")[1]["message"]
     assert not about(plan, "trainer.accumulate_grad_batches", "warning")
-    assert "fsdp shards parameters" in about(plan, "trainer.strategy", "warning")[0]["message"]
+    assert not [one for one in about(plan, "trainer.strategy", "warning") if "takes" not in one["message"]]
 
 
 def test_a_strategy_given_as_a_class_is_not_built(config: Config) -> None:
     fsdp = "lightning.pytorch.strategies.FSDPStrategy"
     strategy = {"class_path": fsdp, "init_args": {"sharding_strategy": "FULL_SHARD", "cpu_offload": True}}
     config["trainer"] |= EIGHT_GPUS | {"strategy": strategy}
-    assert "FSDPStrategy" in about(planned(config), "trainer.strategy", "warning")[0]["message"]
+    plan = planned(config)
+    assert plan["memory"]["training_weights"] == 4 * plan["parameters"]["total"] // 8
+    assert plan["memory"]["training_optimizer"] == 0, "it lies in the host's memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, "shards nothing"),
+        ("deepspeed_stage_3", "cannot transfer into"),
+    ],
+)
+def test_warns_of_strategies_that_do_not_do_what_is_wanted(config: Config, given: object, words: str) -> None:
+    config["trainer"] |= EIGHT_GPUS | {"strategy": given}
+    assert words in about(planned(config), "trainer.strategy", "warning")[0]["message"]
 
 
 def test_nothing_is_written_and_only_a_few_rows_are_read(config: Config, tmp_path: Path) -> None:

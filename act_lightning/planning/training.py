@@ -9,10 +9,11 @@ from act_lightning.planning.problem import Level, Problem
 from act_lightning.planning.run import Run
 
 PAPER_UPDATE = 16
+_SIZES = ("data_parallel_size", "tensor_parallel_size")
 
 
 def training_problems(run: Run) -> list[Problem]:
-    """Warnings on updates of other than 16 samples, precisions that lose small updates, strategies that shard."""
+    """Warnings on updates of other than 16 samples, precisions that lose small updates, strategies that do not fit."""
     problems = [*_source_problems(run), *_update_problems(run), *_precision_problems(run), *_strategy_problems(run)]
     return problems + _validation_problems(run)
 
@@ -59,13 +60,19 @@ def _validation_problems(run: Run) -> list[Problem]:
 
 def _strategy_problems(run: Run) -> list[Problem]:
     strategy = run.trainer.get("strategy")
-    name = str(strategy.get("class_path") if isinstance(strategy, Mapping) else strategy)
-    shards = any(word in name.lower() for word in ("fsdp", "deepspeed", "modelparallel"))
-    if not (run.sources and shards):
-        return []
-    message = f"{name.rpartition('.')[2]} shards parameters, and `fit` can transfer only into whole ones so far"
-    remedy = "Use ddp; or run `merge`, and fine-tune merged/ with this strategy and without profile.sources."
-    return [Problem("warning", "trainer.strategy", message, remedy)]
+    name, sizes = str(strategy), dict[str, Any]()
+    if isinstance(strategy, Mapping):
+        name, sizes = str(strategy.get("class_path")).rpartition(".")[2], strategy.get("init_args") or {}
+    setting = "trainer.strategy"
+    if run.sources and "deepspeed" in name.lower():
+        message = f"{name} may part parameters in a way that `fit` cannot transfer into"
+        remedy = "Use ddp or FSDP; or run `merge`, and fine-tune merged/ without profile.sources."
+        return [Problem("warning", setting, message, remedy)]
+    if "modelparallel" in name.lower() and "auto" in (sizes.get(key, "auto") for key in _SIZES):
+        message = f"{name} with automatic sizes shards nothing over the devices of one node"
+        remedy = "Set data_parallel_size to the number of processes and tensor_parallel_size to 1."
+        return [Problem("warning", setting, message, remedy)]
+    return []
 
 
 def process_count(trainer: Mapping[str, Any]) -> int | None:
