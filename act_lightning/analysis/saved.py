@@ -105,7 +105,7 @@ def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
     try:
         with safe_open(path, framework="pt") as file:
             counts = {name: int(file.get_slice(name).get_shape()[0]) for name in file.keys()}
-            order = json.loads((file.metadata() or {}).get("modules", "null"))
+            order = json.loads((file.metadata() or {}).get("act", "{}")).get("modules")
     except (OSError, SafetensorError, IndexError, ValueError) as error:
         raise ActError(_unreadable(path, str(error))) from error
     if order is not None and (not isinstance(order, list) or sorted(map(str, order)) != sorted(counts)):

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--show", nargs="+", default=[], metavar="ABILITY",
-        help="Abilities whose layers and modules are shown; by default the first two.",
+        help="Abilities whose layers and modules are shown; by default the first.",
     )  # fmt: skip
     parser.add_argument(
         "--ability", action="append", default=[], metavar="NAME=DOMAIN-LANGUAGE",

@@ -16,7 +16,7 @@ from act_lightning.errors import Fault, refuse
 from act_lightning.masks import ratio_faults, share_of
 
 __all__ = ["Absent", "Builder", "Evidence", "PairView", "Picture", "Section", "Table", "gather", "make_report"]
-_SHOWN = 2
+_SHOWN = 1  # each takes seconds
 
 
 def make_report(
@@ -37,7 +37,7 @@ def make_report(
         runs: Folders of runs, each with ``scores/<source>/<ability>.safetensors``.
         out: The folder of the report; by default ``report`` in the first run's.
         ratios: Values of p; the first is that of all findings, overlaps are shown at every one.
-        shown: Abilities, by name or label, whose layers and modules are shown; by default the first two.
+        shown: Abilities, by name or label, whose layers and modules are shown; by default the first.
         readings: For the name of an ability one to read in its place, such as ``{"gsm8k": "math-en"}``.
         folders: Where models lie, by the names that scores give them.
         weights: Whether to read both models' weights, where they are on disk (Finding 5).
