@@ -93,8 +93,9 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     """
     require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
-    order = json.dumps([module.name for module in inventory.modules])  # the library sorts tensors by name
-    save_tensors(path, tensors, {"act": json.dumps(asdict(record), sort_keys=True), "modules": order})
+    order = [module.name for module in inventory.modules]  # the library sorts tensors by name
+    # one entry of metadata, for the library writes several in any order
+    save_tensors(path, tensors, {"act": json.dumps(asdict(record) | {"modules": order}, sort_keys=True)})
 
 
 def read_record(path: Path) -> ScoreRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,13 +27,13 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, str]], None]) -> None:
-    """Save a score file again, changed."""
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
+    """Save a score file again, its tensors or its record changed."""
     with safe_open(path, "pt") as file:
-        metadata = dict(file.metadata())
+        told = json.loads(file.metadata()["act"])
     tensors = load_file(path)
-    change(tensors, metadata)
-    save_file(tensors, path, metadata)
+    change(tensors, told)
+    save_file(tensors, path, {"act": json.dumps(told)})
 
 
 def test_runs_are_read_in_the_models_order(run: Path) -> None:
@@ -47,7 +48,7 @@ def test_runs_are_read_in_the_models_order(run: Path) -> None:
 
 def test_without_an_order_in_the_files_the_usual_one_is_taken(run: Path) -> None:
     for path in run.glob("scores/*/*"):
-        rewrite(path, lambda _, metadata: metadata.pop("modules"))
+        rewrite(path, lambda _, told: told.pop("modules"))
     saved = read_runs([run])
     names = [module.name for module in saved.inventory.modules]
     assert not saved.ordered
@@ -113,20 +114,20 @@ def test_other_channels_and_other_orders_are_refused_by_name(run: Path, tmp_path
     other = write_run(tmp_path / "other", CODER)
     path = score_path(other / "scores", "source", "math-en")
 
-    def reverse(_: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        metadata["modules"] = json.dumps(json.loads(metadata["modules"])[::-1])
+    def reverse(_: dict[str, torch.Tensor], told: dict[str, Any]) -> None:
+        told["modules"] = told["modules"][::-1]
 
     rewrite(path, reverse)
     with pytest.raises(ActError, match=r"other/scores/source/math-en.*in another order"):
         read_runs([run, other])
-    rewrite(path, lambda tensors, metadata: [tensors.pop("lm_head"), metadata.pop("modules")] and None)
+    rewrite(path, lambda tensors, told: [tensors.pop("lm_head"), told.pop("modules")] and None)
     with pytest.raises(ActError, match=r"other/scores/source/math-en.*must have the .* channels of"):
         read_runs([run, other])
 
 
 def test_an_order_of_other_modules_is_damage(run: Path) -> None:
     path = score_path(run / "scores", "source", "math-en")
-    rewrite(path, lambda _, metadata: metadata.update(modules='["lm_head"]'))
+    rewrite(path, lambda _, told: told.update(modules=["lm_head"]))
     with pytest.raises(ActError, match=r"its order of modules names others"):
         saved_channels(path)
 
