@@ -106,7 +106,7 @@ def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
         with safe_open(path, framework="pt") as file:
             counts = {name: int(file.get_slice(name).get_shape()[0]) for name in file.keys()}
             order = json.loads((file.metadata() or {}).get("act", "{}")).get("modules")
-    except (OSError, SafetensorError, IndexError, ValueError) as error:
+    except (OSError, SafetensorError, IndexError, ValueError, AttributeError) as error:
         raise ActError(_unreadable(path, str(error))) from error
     if order is not None and (not isinstance(order, list) or sorted(map(str, order)) != sorted(counts)):
         raise ActError(_unreadable(path, "its order of modules names others than it holds"))
