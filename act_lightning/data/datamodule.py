@@ -113,7 +113,7 @@ class AbilityDataModule(L.LightningDataModule):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The target's tokenizer, the only part of the target that is read here."""
+        """The target's tokenizer."""
         if not self.target:
             remedy = "Give the target's folder or hub id."
             raise ActError(Fault("data.target", self.target, "must name the model whose tokenizer is used", remedy))
