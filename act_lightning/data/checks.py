@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from act_lightning.checkpoints import name_faults
-from act_lightning.data.questions import question_faults
-from act_lightning.data.rows import row_faults
+from act_lightning.data.asking.questions import question_faults
+from act_lightning.data.labeling.templates import template_faults
+from act_lightning.data.reading.rows import row_faults
 from act_lightning.data.settings import AbilityData, EvaluationData
-from act_lightning.data.templates import template_faults
 from act_lightning.errors import Fault
 
 EVALUATING = ("test", "predict")

@@ -13,26 +13,26 @@ from torch.utils.data import ConcatDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from act_lightning.checkpoints import load_config, load_tokenizer, locate
-from act_lightning.data.abilities import TokenizedAbility, tokenize_ability
-from act_lightning.data.batches import MOST_WASTE, Batch, token_budget_batches
-from act_lightning.data.checks import EVALUATING, evaluation_faults, positive_faults, training_faults
-from act_lightning.data.labels import Sample
-from act_lightning.data.micro_batches import (
+from act_lightning.data.asking.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.asking.references import read_references
+from act_lightning.data.batching.batches import MOST_WASTE, Batch, token_budget_batches
+from act_lightning.data.batching.micro_batches import (
     MicroBatch,
     MicroBatchLoader,
     MicroBatchSampler,
     collate_chosen,
     deal_evenly,
 )
-from act_lightning.data.packing import Packing, packs
-from act_lightning.data.progress import FitProgress
-from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
-from act_lightning.data.references import read_references
+from act_lightning.data.batching.packing import Packing, packs
+from act_lightning.data.batching.progress import FitProgress
+from act_lightning.data.batching.training_loader import TrainingLoader
+from act_lightning.data.checks import EVALUATING, evaluation_faults, positive_faults, training_faults
+from act_lightning.data.keeping.abilities import TokenizedAbility, tokenize_ability
+from act_lightning.data.keeping.storage import lengths
+from act_lightning.data.labeling.labels import Sample
+from act_lightning.data.labeling.templates import template_faults
+from act_lightning.data.reading.sources import kind_of, load_from_hub
 from act_lightning.data.settings import AbilityData, EvaluationData
-from act_lightning.data.sources import kind_of, load_from_hub
-from act_lightning.data.storage import lengths
-from act_lightning.data.templates import template_faults
-from act_lightning.data.training_loader import TrainingLoader
 from act_lightning.errors import ActError, Fault, refuse
 
 Settings = TypeVar("Settings", bound=AbilityData)

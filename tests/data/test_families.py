@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from act_lightning.data import IGNORED, Conversation, Encoder, make_template
-from act_lightning.data.named import NAMES
-from act_lightning.data.tokens import OffsetTokenizer
+from act_lightning.data.labeling.named import NAMES
+from act_lightning.data.labeling.tokens import OffsetTokenizer
 from act_lightning.errors import ActError
 from tests.families import FAMILIES, chatml, llama2, mistral, qwen
 from tests.tiny import CHATML

@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data import EvaluationData, Item, read_items, read_prompts, strict_pattern
-from act_lightning.data.benchmax import LANGUAGES
-from act_lightning.data.questions import can_match, question_faults
+from act_lightning.data.asking.benchmax import LANGUAGES
+from act_lightning.data.asking.questions import can_match, question_faults
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
 from act_lightning.channels import inventory
 from act_lightning.data import IGNORED, Sample, collate, pack, packs, unbatch
-from act_lightning.data.isolation import packing_obstacle
+from act_lightning.data.batching.isolation import packing_obstacle
 from act_lightning.errors import ActError
 from act_lightning.loss import answer_loss
 from tests.loops import messages, random_samples

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from act_lightning.data import AbilityData, iter_conversations
-from act_lightning.data import row_source as sources
+from act_lightning.data.reading import row_source as sources
 from act_lightning.data.settings import PerGroup
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl

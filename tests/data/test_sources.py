@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from act_lightning.data import AbilityData, iter_conversations, read_rows, rows_fingerprint
-from act_lightning.data import json_array as arrays
-from act_lightning.data.sources import open_rows
+from act_lightning.data.reading import json_array as arrays
+from act_lightning.data.reading.sources import open_rows
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from act_lightning.data.benchmax import LANGUAGES, math_pattern
+from act_lightning.data.asking.benchmax import LANGUAGES, math_pattern
 from act_lightning.evaluation import first_match, judge_choice, judge_number, last_choice, last_number, loose_match
 
 extraction = pytest.importorskip("lm_eval.filters.extraction")

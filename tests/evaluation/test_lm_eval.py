@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 import act_lightning
 from act_lightning.answering import judge
 from act_lightning.data import EvaluationData, MicroBatch, Prompt, collate_prompts, read_prompts, strict_pattern
-from act_lightning.data.benchmax import LANGUAGES, math_pattern, science_question
+from act_lightning.data.asking.benchmax import LANGUAGES, math_pattern, science_question
 from act_lightning.evaluation import generate_answers
 from tests.evaluation.test_extraction import outputs
 from tests.tiny import tiny_model, tiny_tokenizer, write_jsonl

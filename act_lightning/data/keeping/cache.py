@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.checkpoints import check_writable, replacing_folder
 from act_lightning.checkpoints.atomic import storing
-from act_lightning.data.cache_key import file_digest
-from act_lightning.data.preparation import PreparedShard
-from act_lightning.data.storage import StoredSamples
+from act_lightning.data.keeping.cache_key import file_digest
+from act_lightning.data.keeping.preparation import PreparedShard
+from act_lightning.data.keeping.storage import StoredSamples
 from act_lightning.errors import refuse
 
 _MANIFEST = "manifest.json"

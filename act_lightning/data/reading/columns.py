@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 
-from act_lightning.data.row_source import Row
+from act_lightning.data.reading.row_source import Row
 from act_lightning.errors import ActError, Fault
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")

@@ -7,7 +7,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 
-from act_lightning.data.row_source import Row
+from act_lightning.data.reading.row_source import Row
 from act_lightning.errors import ActError, Fault
 
 Condition = Callable[[Row, str], bool]

@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.named import NAMES, named_faults, named_template
-from act_lightning.data.shapes import Conversation
+from act_lightning.data.labeling.named import NAMES, named_faults, named_template
+from act_lightning.data.reading.shapes import Conversation
 from act_lightning.errors import ActError, Fault, located, refuse
 
 CHAT = "chat"

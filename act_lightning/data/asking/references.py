@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.items import read_items
-from act_lightning.data.labels import IGNORED, Encoder, Sample
-from act_lightning.data.prompts import evaluation_template
+from act_lightning.data.asking.items import read_items
+from act_lightning.data.asking.prompts import evaluation_template
+from act_lightning.data.labeling.labels import IGNORED, Encoder, Sample
 from act_lightning.data.settings import EvaluationData
 
 

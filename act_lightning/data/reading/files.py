@@ -7,8 +7,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 
-from act_lightning.data.json_array import JsonArray
-from act_lightning.data.row_source import LocatedRow, Row, RowSource
+from act_lightning.data.reading.json_array import JsonArray
+from act_lightning.data.reading.row_source import LocatedRow, Row, RowSource
 from act_lightning.errors import ActError, Fault
 
 _ONE_OBJECT = 'Write one JSON object per line, such as {"prompt": "…", "answer": "…"}.'

@@ -12,14 +12,14 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.cache import PreparedSet, cache_root, prepared
-from act_lightning.data.cache_key import cache_key
-from act_lightning.data.labels import Encoder, Sample
-from act_lightning.data.preparation import PreparedShard, prepare_shards, process_count
-from act_lightning.data.rows import iter_conversations, rows_fingerprint
+from act_lightning.data.keeping.cache import PreparedSet, cache_root, prepared
+from act_lightning.data.keeping.cache_key import cache_key
+from act_lightning.data.keeping.preparation import PreparedShard, prepare_shards, process_count
+from act_lightning.data.keeping.storage import answer_tokens, cut_samples
+from act_lightning.data.labeling.labels import Encoder, Sample
+from act_lightning.data.labeling.templates import make_template
+from act_lightning.data.reading.rows import iter_conversations, rows_fingerprint
 from act_lightning.data.settings import AbilityData
-from act_lightning.data.storage import answer_tokens, cut_samples
-from act_lightning.data.templates import make_template
 from act_lightning.errors import ActError, Fault
 
 
@@ -105,7 +105,7 @@ def tokenize_ability(
         default_template: Template where the ability has none of its own.
         max_length: Longer sequences are cut at the end.
         num_proc: Number of processes; by default one for each core, up to 16.
-        cache_dir: Folder of prepared sets; see :func:`~act_lightning.data.cache.cache_root`.
+        cache_dir: Folder of prepared sets; see :func:`~act_lightning.data.keeping.cache.cache_root`.
 
     Raises:
         ActError: If its rows cannot be read or rendered, or none of them has an answer token.

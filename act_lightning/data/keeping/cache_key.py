@@ -13,7 +13,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.templates import Template
+from act_lightning.data.labeling.templates import Template
 
 _DECIDING = (".py", ".jinja")
 
@@ -48,7 +48,7 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _code_digest() -> str:
     """Of this package's sources: labels, shapes, templates and the format of the files are all decided here."""
-    return _digest(path for path in Path(__file__).parent.rglob("*") if path.suffix in _DECIDING)
+    return _digest(path for path in Path(__file__).parents[1].rglob("*") if path.suffix in _DECIDING)
 
 
 def _digest(paths: Iterable[Path]) -> str:

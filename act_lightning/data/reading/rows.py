@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
-from act_lightning.data.row_source import Row, RowSource
-from act_lightning.data.selection import select, selection_faults
+from act_lightning.data.reading.row_source import Row, RowSource
+from act_lightning.data.reading.selection import select, selection_faults
+from act_lightning.data.reading.shapes import Conversation, column_faults, to_conversation
+from act_lightning.data.reading.sources import open_rows, source_faults
 from act_lightning.data.settings import AbilityData
-from act_lightning.data.shapes import Conversation, column_faults, to_conversation
-from act_lightning.data.sources import open_rows, source_faults
 from act_lightning.errors import ActError, Fault, refuse
 
 _CHOOSING = ("columns", "filter", "shuffle_seed", "per_group", "skip", "limit")

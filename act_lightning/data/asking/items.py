@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from act_lightning.data import benchmax
-from act_lightning.data.choices import Choices, make_choices
-from act_lightning.data.programs import Program, make_program
-from act_lightning.data.questions import BENCHMAX, can_match, filled, question_faults, strict_pattern, wording
-from act_lightning.data.row_source import Row
-from act_lightning.data.rows import iter_conversations
-from act_lightning.data.selection import select
+from act_lightning.data.asking import benchmax
+from act_lightning.data.asking.choices import Choices, make_choices
+from act_lightning.data.asking.programs import Program, make_program
+from act_lightning.data.asking.questions import BENCHMAX, can_match, filled, question_faults, strict_pattern, wording
+from act_lightning.data.reading.row_source import Row
+from act_lightning.data.reading.rows import iter_conversations
+from act_lightning.data.reading.selection import select
+from act_lightning.data.reading.shapes import Conversation
+from act_lightning.data.reading.sources import open_rows
 from act_lightning.data.settings import EvaluationData
-from act_lightning.data.shapes import Conversation
-from act_lightning.data.sources import open_rows
 from act_lightning.errors import ActError, Fault, refuse
 
 

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from act_lightning.data.row_source import Row
+from act_lightning.data.reading.row_source import Row
 from act_lightning.errors import ActError, Fault
 
 _AGAINST_SOLUTION = """\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from act_lightning.data import benchmax
+from act_lightning.data.asking import benchmax
 from act_lightning.data.settings import EvaluationData
 from act_lightning.errors import Fault
 

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PretrainedConfig
 
-from act_lightning.data.batches import Batch
-from act_lightning.data.isolation import packing_obstacle
-from act_lightning.data.labels import Sample
+from act_lightning.data.batching.batches import Batch
+from act_lightning.data.batching.isolation import packing_obstacle
+from act_lightning.data.labeling.labels import Sample
 from act_lightning.errors import ActError, Fault
 
 Packing = bool | Literal["auto"]

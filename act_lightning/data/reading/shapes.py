@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from act_lightning.data import columns as naming
-from act_lightning.data.row_source import Row
+from act_lightning.data.reading import columns as naming
+from act_lightning.data.reading.row_source import Row
 from act_lightning.errors import ActError, Fault
 
 Message = dict[str, str]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labeling.labels import IGNORED, Sample
 from act_lightning.errors import ActError, Fault
 
 Batch = dict[str, Tensor]

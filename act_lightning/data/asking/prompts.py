@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.items import Item, read_items
-from act_lightning.data.micro_batches import MicroBatch
+from act_lightning.data.asking.items import Item, read_items
+from act_lightning.data.batching.micro_batches import MicroBatch
+from act_lightning.data.labeling.templates import Template, make_template
+from act_lightning.data.labeling.tokens import OffsetTokenizer
 from act_lightning.data.settings import EvaluationData
-from act_lightning.data.templates import Template, make_template
-from act_lightning.data.tokens import OffsetTokenizer
 from act_lightning.errors import located
 
 

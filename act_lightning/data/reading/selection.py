@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeVar
 
-from act_lightning.data.filters import cell, condition, filter_faults
-from act_lightning.data.row_source import LocatedRow, RowSource
+from act_lightning.data.reading.filters import cell, condition, filter_faults
+from act_lightning.data.reading.row_source import LocatedRow, RowSource
 from act_lightning.data.settings import AbilityData, PerGroup
 from act_lightning.errors import ActError, Fault
 

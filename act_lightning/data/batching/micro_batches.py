@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import DistributedSampler
 
-from act_lightning.data.batches import Batch, collate, deal
-from act_lightning.data.labels import IGNORED, Sample
-from act_lightning.data.packing import pack
+from act_lightning.data.batching.batches import Batch, collate, deal
+from act_lightning.data.batching.packing import pack
+from act_lightning.data.labeling.labels import IGNORED, Sample
 
 Collated = TypeVar("Collated")
 _SORTED_TOGETHER = 400  # micro-batches: enough that lengths differ little in one, few enough to mix large sets anew

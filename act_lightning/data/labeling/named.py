@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from act_lightning.errors import Fault
 
-_FOLDER = files("act_lightning.data") / "named_templates"
+_FOLDER = files("act_lightning.data.labeling") / "named_templates"
 _ENDING = ".jinja"
 NAMES = tuple(sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.iterdir() if file.name.endswith(_ENDING)))
 """Names of all shipped templates."""

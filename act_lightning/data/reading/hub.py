@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from act_lightning.data.row_source import LocatedRow, RowSource
+from act_lightning.data.reading.row_source import LocatedRow, RowSource
 from act_lightning.data.settings import AbilityData
 from act_lightning.errors import ActError, Fault
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.shapes import Conversation
-from act_lightning.data.templates import Rendered, Template
-from act_lightning.data.tokens import OffsetTokenizer, Tokens
+from act_lightning.data.labeling.templates import Rendered, Template
+from act_lightning.data.labeling.tokens import OffsetTokenizer, Tokens
+from act_lightning.data.reading.shapes import Conversation
 from act_lightning.errors import ActError, Fault, located
 
 IGNORED = -100

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.spelling import spelled_starts
+from act_lightning.data.labeling.spelling import spelled_starts
 
 _BYTE_LEVEL_SPACE = "Ġ"
 

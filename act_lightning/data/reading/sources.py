@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from act_lightning.data.files import READERS, FileRows, ending
-from act_lightning.data.hub import is_saved_folder, load_from_folder, load_from_hub
-from act_lightning.data.row_source import LocatedRow, Row, RowSource
+from act_lightning.data.reading.files import READERS, FileRows, ending
+from act_lightning.data.reading.hub import is_saved_folder, load_from_folder, load_from_hub
+from act_lightning.data.reading.row_source import LocatedRow, Row, RowSource
 from act_lightning.data.settings import AbilityData
 from act_lightning.errors import Fault
 

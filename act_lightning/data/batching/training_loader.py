@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from act_lightning.data.batches import Batch
-from act_lightning.data.labels import Sample
-from act_lightning.data.micro_batches import MicroBatchLoader, MicroBatchSampler, collate_chosen
-from act_lightning.data.progress import FitProgress
+from act_lightning.data.batching.batches import Batch
+from act_lightning.data.batching.micro_batches import MicroBatchLoader, MicroBatchSampler, collate_chosen
+from act_lightning.data.batching.progress import FitProgress
+from act_lightning.data.labeling.labels import Sample
 from act_lightning.errors import ActError, Fault
 
 

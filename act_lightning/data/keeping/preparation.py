@@ -17,9 +17,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
-from act_lightning.data.labels import Encoder, has_answers
-from act_lightning.data.rows import LocatedConversation
-from act_lightning.data.storage import save_shard
+from act_lightning.data.keeping.storage import save_shard
+from act_lightning.data.labeling.labels import Encoder, has_answers
+from act_lightning.data.reading.rows import LocatedConversation
 from act_lightning.errors import ActError, Fault
 
 _ROWS = 1024  # of a shard, whatever the number of processes: the same files come out

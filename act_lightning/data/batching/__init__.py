@@ -1,0 +1,1 @@
+"""Samples together in batches: padded, packed, composed once and dealt to processes."""

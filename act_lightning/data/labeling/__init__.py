@@ -1,0 +1,1 @@
+"""From conversations to labeled token ids: templates, tokens with their places, answer labels."""
