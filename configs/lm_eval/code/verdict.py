@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from act_lightning.data.programs import make_program
+from act_lightning.data.asking.programs import make_program
 from act_lightning.evaluation import judge_code
 
 
