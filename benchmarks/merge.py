@@ -39,7 +39,7 @@ SIZES = {  # hidden, MLP, layers, heads, key-value heads
 }
 VOCABULARY = 32000
 SHARD = 1 << 30
-DENSITY = 0.2
+DENSITIES = {"ties": 0.2, "dare": 0.1}  # ours by default
 SCALE = 0.4
 RATIO = 0.01
 SOURCES = ("a", "b")
@@ -216,7 +216,7 @@ def _ours(method: str, root: Path) -> list[str]:
 
 def _mergekit(method: str, root: Path, options: argparse.Namespace) -> list[str]:
     name = {"dare": "dare_linear"}.get(method, method)
-    weights = {"weight": SCALE, **({} if method == "task_arithmetic" else {"density": DENSITY})}
+    weights = {"weight": SCALE, **({"density": DENSITIES[method]} if method in DENSITIES else {})}
     config = {
         "merge_method": name,
         "base_model": str(root / "target"),
