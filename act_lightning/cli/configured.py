@@ -1,4 +1,4 @@
-"""The verbs that take the config of a run: Lightning's, and ``profile``, ``merge`` and ``plan``."""
+"""The verbs that take the config of a run: Lightning's, ``profile``, ``merge``, ``plan`` and ``data inspect``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.saved_config import SaveConfigLate
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.inspection import inspect, print_inspection
 from act_lightning.module import AbilityTransferModule
 from act_lightning.overlays import MergingConfigFile, NamingParser
 from act_lightning.planning import Run, make_plan, print_plan, run_faults
@@ -32,7 +33,9 @@ _NOT_FOR_USERS = (
     "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
-_OWN_VERBS = ("profile", "merge", "plan")
+INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
+_OWN_VERBS = {verb: VERBS[verb].about for verb in ("profile", "merge", "plan")} | {"inspect": INSPECT}
+_WITHOUT_TRAINER = ("plan", "inspect")
 
 
 class ActCLI(LightningCLI):
@@ -93,10 +96,10 @@ class ActCLI(LightningCLI):
             spoken = verb in self._spoken
             own = self._prepare_subcommand_parser(L.Trainer, verb) if spoken else self.init_parser()
             self._subcommand_parsers[verb] = own
-            verbs.add_subcommand(verb, own, help=VERBS[verb].about)
+            verbs.add_subcommand(verb, own, help=_about(verb))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        kwargs["description"] = VERBS[subcommand].about
+        kwargs["description"] = _about(subcommand)
         if subcommand not in _OWN_VERBS:
             parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
             if subcommand == "test":
@@ -106,8 +109,11 @@ class ActCLI(LightningCLI):
         self._add_arguments(parser)
         for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # which a config that fit has saved holds
             parser.add_argument(f"--{name}", type=kind | None, help="Taken from a config of `fit`; leave it out here.")
-        if subcommand == "plan":
+        if subcommand == "inspect":
+            parser.usage = f"{PROGRAM} data inspect --config FILE [--config FILE …] [--section.key VALUE …] [--json]"
+        if subcommand in _WITHOUT_TRAINER:
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+        if subcommand == "plan":
             verbs = Literal["fit", "merge", "profile"]
             parser.add_argument("--for", type=verbs, default="fit", help="The verb that is planned.")
             parser.add_argument("--calibrate", action="store_true", help="Measure this machine, and tell the time.")
@@ -120,15 +126,15 @@ class ActCLI(LightningCLI):
         """Seed later, when the seed has been checked with everything else."""
 
     def instantiate_classes(self) -> None:
-        """Make what the verb needs, after looking for all faults of meaning at once; a plan needs no Trainer."""
+        """Make what the verb needs, after looking for all faults of meaning at once; some verbs need no Trainer."""
         verb = str(self.subcommand)
         config = self.config
-        if verb == "plan":
+        if verb in _WITHOUT_TRAINER:
             config = config.clone()
             config[verb].trainer = Namespace()
         self.config_init = self.parser.instantiate_classes(config)
         self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
-        if verb != "plan":
+        if verb not in _WITHOUT_TRAINER:
             refuse(run_faults(self.run, verb))
             super()._set_seed()
             self.trainer = self.instantiate_trainer()
@@ -198,6 +204,8 @@ class ActCLI(LightningCLI):
         elif subcommand == "plan":
             given = self.config.plan
             self.exit_status = print_plan(make_plan(self.run, given["for"], given.calibrate), as_json=given.json)
+        elif subcommand == "inspect":
+            print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
         elif subcommand == "predict":
             predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
             write_predictions(self.trainer, self.run, predictions or [])
@@ -205,12 +213,15 @@ class ActCLI(LightningCLI):
             super()._run_subcommand(subcommand)
 
 
-def main(arguments: ArgsType, cli: type[ActCLI] = ActCLI) -> int:
+def _about(verb: str) -> str:
+    return _OWN_VERBS.get(verb) or VERBS[verb].about
+
+
+def main(arguments: ArgsType) -> int:
     """Run a verb with its config.
 
     Args:
         arguments: The verb and its options, or a config as a dict.
-        cli: What does with the config what the verb asks for.
 
     Returns:
         The exit status: 0 for success.
@@ -219,7 +230,7 @@ def main(arguments: ArgsType, cli: type[ActCLI] = ActCLI) -> int:
         for message in _NOT_FOR_USERS:
             warnings.filterwarnings("ignore", message)
         try:
-            return cli(arguments).exit_status
+            return ActCLI(arguments).exit_status
         except MisconfigurationException as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.cli.configured import ActCLI
-from act_lightning.cli.configured import main as configured
+from act_lightning.cli import PROGRAM, VERBS, configured
 from act_lightning.data import AbilityDataModule
-from act_lightning.inspection import inspect, print_inspection
 from act_lightning.overlays import MergingConfigFile, NamingParser
 from act_lightning.translation import TranslationSettings, print_report, translate
 
-_INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
 _TRANSLATE = "Translate abilities by any OpenAI-compatible endpoint, and go on where an earlier run ended."
-
-
-class InspectionCLI(ActCLI):
-    """Builds a run as ``plan`` does, from configs and without a Trainer, and shows its data."""
-
-    def _run_verb(self, subcommand: str) -> None:
-        print_inspection(inspect(self.run.data), as_json=self.config[subcommand].json)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,11 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     """
     front = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
     verbs = front.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
-    for name, about in (("inspect", _INSPECT), ("translate", _TRANSLATE)):
+    for name, about in (("inspect", configured.INSPECT), ("translate", _TRANSLATE)):
         verbs.add_parser(name, help=about, add_help=False)
     verb = front.parse_args(list(arguments[:1])).verb
     if verb == "inspect":
-        return configured(["plan", *arguments[1:]], InspectionCLI)
+        return configured.main(["inspect", *arguments[1:]])
     return _translate(arguments[1:])
 
 
