@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from act_lightning.data import AbilityData
 from act_lightning.overlays import NamingParser
 from tests.front_door import call, write_yaml
 
@@ -33,7 +35,8 @@ def printed(tmp_path: Path, *overlays: dict[str, Any], options: tuple[str, ...] 
 
 def said(entry: dict[str, Any]) -> dict[str, Any]:
     """What is set in an ability, defaults aside."""
-    return {key: value for key, value in entry.items() if value is not None}
+    defaults = asdict(AbilityData(path=""))
+    return {key: value for key, value in entry.items() if value != defaults[key]}
 
 
 def test_abilities_of_several_files_add_up(tmp_path: Path) -> None:

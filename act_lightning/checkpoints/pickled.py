@@ -11,7 +11,6 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -97,7 +96,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 cannot be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+    except Exception as error:  # what is no pickle may look like any instruction of one, and fail in any way
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ActError(Fault(str(path), path.name, f"must be a readable file of tensors ({reason})", remedy)) from error
     odd = not isinstance(content, dict) or [key for key, value in content.items() if not isinstance(value, Tensor)]
