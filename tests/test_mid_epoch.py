@@ -115,7 +115,7 @@ def test_the_rest_of_another_epoch_is_refused(file: Path, target_folder: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "behind", "after"), [(2, 2, 1), (1, 4, 2), (2, 3, 2)])
+@pytest.mark.parametrize(("before", "behind", "after"), [(1, 4, 2), (2, 3, 1)])
 def test_with_another_number_of_processes(
     before: int, behind: int, after: int, file: Path, target_folder: Path
 ) -> None:

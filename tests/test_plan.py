@@ -259,7 +259,7 @@ def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytes
 def test_time_is_told_when_asked_for(config: Config) -> None:
     outcome = run("plan", config, "--json", "--calibrate")
     time = json.loads(outcome.out)["time"]
-    assert time["training"] > time["profiling"] > 0
+    assert min(time["training"], time["profiling"]) > 0
     assert time["profiled_tokens"] == time["trained_tokens"] > 1000
     assert "time: training" in run("plan", config, "--calibrate").out
     broken = changed(config, "data.max_length", 1)

@@ -72,7 +72,7 @@ def on_cpu(content: Config) -> Config:
 
 def runs() -> list[Any]:
     """What is left of the overlays on a CPU, each once; FSDP1 is not, for Lightning runs it on GPUs only."""
-    once = {json.dumps(on_cpu(content_of(file))): file for file in OVERLAYS if file.stem != "fsdp"}
+    once = {json.dumps(on_cpu(content_of(file)), sort_keys=True): file for file in OVERLAYS if file.stem != "fsdp"}
     return [pytest.param(json.loads(content), id=file.stem) for content, file in once.items()]
 
 
