@@ -31,7 +31,7 @@ def measured(
     metrics = [MeanAbsoluteDifference(found) for _ in sources]
     for numbers in token_budget_batches([len(ids) for ids, _ in samples], budget):
         (batch,) = padded([samples[number] for number in numbers], rows=len(numbers))
-        compare_on_batch(target, sources, batch, metrics, [module.name for module in found.modules])
+        compare_on_batch(target, sources, batch, metrics)
     return [metric.compute() for metric in metrics]
 
 
@@ -76,12 +76,11 @@ def test_a_budget_changes_nothing() -> None:
 def test_padding_is_never_measured(architecture: str) -> None:
     target = tiny_model(architecture)
     source, samples = sibling_of(target, seed=1), random_samples(4, seed=3)
-    names = [module.name for module in inventory(target).modules]
     found = []
     for extra, fill in ((0, 0), (9, 17), (30, 250)):
         (batch,) = padded([*samples, ([5] * (24 + extra), [IGNORED] * (24 + extra))], rows=5, fill=fill)
         metric = MeanAbsoluteDifference(inventory(target))
-        tokens = compare_on_batch(target, [source], batch, [metric], names)
+        tokens = compare_on_batch(target, [source], batch, [metric])
         assert tokens == sum(label != IGNORED for _, labels in samples for label in labels)
         assert metric.count.unique().tolist() == [tokens]
         found.append(metric.compute())
@@ -105,7 +104,7 @@ def test_a_batch_without_answers_runs_no_model() -> None:
     runs = counted(target)
     metric = MeanAbsoluteDifference(inventory(target))
     (batch,) = padded([([3, 4], [IGNORED, IGNORED])])
-    assert compare_on_batch(target, [target], batch, [metric], []) == 0
+    assert compare_on_batch(target, [target], batch, [metric]) == 0
     assert not runs
 
 

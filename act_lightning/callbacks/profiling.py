@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PretrainedConfig
 
-from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
+from act_lightning.activations import ChannelMeans, Pair, ResidentPair
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.language_model import find_language_model, is_transferred
 from act_lightning.callbacks.measurement import Measurement, groups, measurements
@@ -24,6 +25,7 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, load_model, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
+from act_lightning.scorers import Activation
 from act_lightning.scores import require_finite, write_scores
 from act_lightning.transfer import partner_channels
 
@@ -116,41 +118,41 @@ class ActivationDifferenceProfiler(L.Callback):
         """Load the target and the sources of a group once, and measure all its abilities."""
         device, channels = trainer.strategy.root_device, target.inventory()
         with target.ready(device) as model:
-            folders = {one.folder for one in group}
-            sources = {folder: load_model(folder, target.dtype, device) for folder in folders}
-            match = {folder: target.folder and match_folders(target.folder, folder) for folder in folders}
+            sources = {folder: load_model(folder, target.dtype, device) for folder in {one.folder for one in group}}
+            match = {folder: target.folder and match_folders(target.folder, folder) for folder in sources}
+            pair = ResidentPair(model, sources)
             for together in _by_samples(group):
-                models = [sources[one.folder] for one in together]
                 partners = [partner_channels(channels, match[one.folder] or None) for one in together]
-                metrics = [_new_metric(channels, device, paired) for paired in partners]
-                self._measure_ability(together, model, models, metrics, channels, trainer)
+                means = [_new_means(channels, device, paired) for paired in partners]
+                self._measure_ability(together, pair, means, model.config, trainer)
+                for one, its in zip(together, means, strict=True):
+                    _save(one, channels, its.compute(), trainer)
+                trainer.strategy.barrier("scores written")
 
     def _measure_ability(
         self,
         together: Sequence[Measurement],
-        target: nn.Module,
-        sources: Sequence[nn.Module],
-        metrics: Sequence[MeanAbsoluteDifference],
-        channels: ChannelInventory,
+        pair: Pair,
+        means: Sequence[ChannelMeans],
+        config: PretrainedConfig,
         trainer: L.Trainer,
     ) -> None:
-        device = trainer.strategy.root_device
-        names = [module.name for module in channels.modules]
-        samples, config, processes = together[0].samples, target.config, trainer.world_size
+        """Let the pair read this process's share of the samples."""
+        samples, processes = together[0].samples, trainer.world_size
         title = f"profiling {', '.join(one.label for one in together)}"
+        batches = samples.batches(config, self.tokens_per_batch, trainer.global_rank, processes)
+        wanted = [(one.folder, its) for one, its in zip(together, means, strict=True)]
         total = sum(lengths(samples.samples))
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for batch in samples.batches(config, self.tokens_per_batch, trainer.global_rank, processes):  # type: ignore[arg-type]
-                on_device = {name: values.to(device) for name, values in batch.items()}
-                compare_on_batch(target, sources, on_device, metrics, names)
+            for batch in pair.run(batches, wanted):
                 done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
                 bar.update(min(done * processes, total - bar.n))  # as many by every process, about
-        for one, metric in zip(together, metrics, strict=True):
-            scores = metric.compute()
-            require_finite(one.path, channels, scores)  # on all processes, so that none waits for one that has stopped
-            if trainer.is_global_zero:
-                write_scores(one.path, channels, scores, one.record)
-        trainer.strategy.barrier("scores written")
+
+
+def _save(one: Measurement, channels: ChannelInventory, scores: Tensor, trainer: L.Trainer) -> None:
+    require_finite(one.path, channels, scores)  # on all processes, so that none waits for one that has stopped
+    if trainer.is_global_zero:
+        write_scores(one.path, channels, scores, one.record)
 
 
 def _is_due(one: Measurement) -> bool:
@@ -167,11 +169,9 @@ def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
     return list(found.values())
 
 
-def _new_metric(
-    channels: ChannelInventory, device: torch.device, partners: Mapping[str, Tensor]
-) -> MeanAbsoluteDifference:
-    """A metric whose float64 sums are kept on the device, except on one without float64."""
-    metric = MeanAbsoluteDifference(channels, partners).to("cpu" if device.type == "mps" else device)
+def _new_means(channels: ChannelInventory, device: torch.device, partners: Mapping[str, Tensor]) -> ChannelMeans:
+    """Means whose float64 sums are kept on the device, except on one without float64."""
+    means = ChannelMeans(channels, Activation(), partners).to("cpu" if device.type == "mps" else device)
     nothing = torch.empty(0, channels.modules[0].count)
-    metric.update(channels.modules[0].name, nothing, nothing)  # a process may get no samples; torchmetrics warns then
-    return metric
+    means.update(channels.modules[0].name, nothing, nothing)  # a process may get no samples; torchmetrics warns then
+    return means

@@ -139,8 +139,7 @@ def test_scores_equal_single_samples(architecture: str) -> None:
         found = []
         for batches in ([collate([sample], 0) for sample in samples], [pack(samples)]):
             metric = MeanAbsoluteDifference(channels)
-            names = [module.name for module in channels.modules]
-            counted = sum(compare_on_batch(target, [source], batch, [metric], names) for batch in batches)
+            counted = sum(compare_on_batch(target, [source], batch, [metric]) for batch in batches)
             assert counted == sum(int((sample.labels != IGNORED).sum()) for sample in samples)
             found.append(metric.compute())
         assert float((found[1] - found[0]).abs().max() / found[0].max()) < 1e-6

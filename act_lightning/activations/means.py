@@ -1,0 +1,125 @@
+"""Means over answer tokens, channel by channel, of whatever a scorer asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.errors import ActError, Fault
+from act_lightning.scorers import Activation, ActivationScorer, Observation
+
+_MOST_NAMES = 5
+
+
+def mean_absolute_difference(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over all but the last dimension of |first − second|, accumulated in float64.
+
+    Args:
+        first: Activations ``[..., channels]``, any floating dtype.
+        second: Activations of the other model, of the same shape.
+
+    Returns:
+        float64 ``[channels]``.
+
+    >>> mean_absolute_difference(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.zeros(2, 2)).tolist()
+    [2.0, 2.0]
+    """
+    return _sum(Activation().values(Observation("", first, second))) / first[..., 0].numel()
+
+
+def _sum(values: Tensor) -> Tensor:
+    """The sum over all but the last dimension in float64."""
+    return values.flatten(end_dim=-2).sum(0, dtype=torch.float64)
+
+
+class ChannelMeans(Metric):
+    """The scores of every channel: means over all answer tokens of all samples, on any number of processes.
+
+    A module with several outputs per token (a norm inside each attention head) is averaged over these as well.
+
+    Args:
+        inventory: The channels of the target.
+        scorer: What is averaged.
+        partners: The source's number of each channel of the target, −1 where it lacks it, int64 ``[count]`` by
+            module; by default all are numbered alike. What has no partner counts as equal in both models.
+
+    Attributes:
+        total: Sums over tokens, float64 ``[terms, channels]``.
+        count: Number of values added up, by module, int64 ``[modules]``.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(
+        self, inventory: ChannelInventory, scorer: ActivationScorer, partners: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self._partners = dict(partners or {})
+        self._spans = {module.name: (i, span) for i, (module, span) in enumerate(inventory.spans())}
+        terms = (scorer.terms, inventory.total)
+        self.add_state("total", torch.zeros(terms, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(len(self._spans), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def modules_observed(self) -> list[str]:
+        """The names of the modules that are averaged, in order."""
+        return list(self._spans)
+
+    def update(self, module: str, target: Tensor, source: Tensor | None = None, swapped: Tensor | None = None) -> None:
+        """Add what one module gives at some answer tokens, each ``[tokens, ..., channels]``.
+
+        Args:
+            module: The module's name.
+            target: Its output in the target.
+            source: Its output in the source, if the scorer asks for it.
+            swapped: Its output in the target with the source's weights, if the scorer asks for it.
+        """
+        number, span = self._spans[module]
+        seen = Observation(module, target, *(self._in_order(module, target, other) for other in (source, swapped)))
+        values = self.scorer.values(seen)
+        terms = values if self.scorer.terms > 1 else values.unsqueeze(0)
+        for total, term in zip(self.total, terms, strict=True):
+            total[span] += _sum(term).to(total.device)
+        self.count[number] += target[..., 0].numel()
+
+    def _in_order(self, module: str, target: Tensor, other: Tensor | None) -> Tensor | None:
+        """``other`` in the order of the target's channels, and the target itself where there is no partner."""
+        if other is None or module not in self._partners:
+            return other
+        partners = self._partners[module].to(other.device)
+        return torch.where(partners >= 0, other[..., partners.clamp(min=0)], target)
+
+    def compute(self) -> Tensor:
+        """The scores, float32 ``[channels]``.
+
+        Raises:
+            ActError: If a module gave no output at any answer token.
+        """
+        silent = [name for name, (number, _) in self._spans.items() if not self.count[number]]
+        if silent:
+            rule = "every module with parameters must take part in the forward pass"
+            remedy = "Its channels cannot be scored: use a model without unused modules."
+            raise ActError(Fault("model", ", ".join(silent[:_MOST_NAMES]), rule, remedy))
+        scores = torch.empty_like(self.total[0])
+        for number, span in self._spans.values():
+            scores[span] = self.scorer.finish(self.total[:, span] / self.count[number])
+        return scores.float()
+
+
+class MeanAbsoluteDifference(ChannelMeans):
+    """Δa_i of every channel, the paper's score: means of the absolute difference of the activations of two models.
+
+    Args:
+        inventory: The channels of the first model.
+        partners: The second model's number of each channel of the first; see :class:`ChannelMeans`.
+    """
+
+    def __init__(self, inventory: ChannelInventory, partners: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(inventory, Activation(), partners)

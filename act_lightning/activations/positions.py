@@ -1,0 +1,60 @@
+"""Where the answer tokens of a batch are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class AnswerPositions:
+    """Where the answer tokens of a batch are.
+
+    Attributes:
+        mask: Bool ``[rows, length]``.
+    """
+
+    mask: Tensor
+
+    def take(self, output: Tensor) -> Tensor:
+        """The part of a module's output that belongs to answer tokens.
+
+        Args:
+            output: ``[rows, length, channels]``; with heads ``[rows, length, heads, channels]`` or
+                ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]``; rows may be 1 where
+                all rows share it (position embeddings).
+
+        Returns:
+            ``[tokens, channels]`` or ``[tokens, heads, channels]``.
+        """
+        rows, length = self.mask.shape
+        if output.ndim == 2:
+            output = output.view(-1, length, output.shape[-1])
+        if output.ndim == 4 and output.shape[1] != length:
+            output = output.transpose(1, 2)
+        return output.expand(rows, *output.shape[1:])[self.mask]
+
+    def take_from_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A forward pre-hook for the language model's head: it computes logits ``[1, tokens, vocabulary]`` only."""
+        return (self.take(args[0]).unsqueeze(0), *args[1:])
+
+
+def unambiguous(batch: Mapping[str, Tensor], config: object) -> Mapping[str, Tensor]:
+    """One more column of padding where the length equals a number of heads.
+
+    Only then could ``[rows, heads, length, channels]`` be taken for ``[rows, length, heads, channels]``.
+
+    Args:
+        batch: ``input_ids``, ``labels`` and so on, ``[rows, length]``.
+        config: The config of the model that reads it.
+    """
+    heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
+    if batch["input_ids"].shape[1] not in heads:
+        return batch
+    fill = {"labels": IGNORED}  # and zeros elsewhere: a sample of its own at the end of a packed row
+    longer = {name: nn.functional.pad(values, (0, 1), value=fill.get(name, 0)) for name, values in batch.items()}
+    return unambiguous(longer, config)
