@@ -6,8 +6,8 @@ models are run (:class:`Pair`).
 """
 
 from act_lightning.activations.means import ChannelMeans, MeanAbsoluteDifference, mean_absolute_difference
-from act_lightning.activations.observing import Again, observed, with_weights
-from act_lightning.activations.pair import Batch, Pair, ResidentPair, compare_on_batch, weights_of
+from act_lightning.activations.observing import Again, observed, run_with
+from act_lightning.activations.pair import Batch, Pair, Reading, ResidentPair, compare_on_batch, weights_of
 from act_lightning.activations.positions import IGNORED, AnswerPositions, unambiguous
 
 __all__ = [
@@ -18,11 +18,12 @@ __all__ = [
     "ChannelMeans",
     "MeanAbsoluteDifference",
     "Pair",
+    "Reading",
     "ResidentPair",
     "compare_on_batch",
     "mean_absolute_difference",
     "observed",
+    "run_with",
     "unambiguous",
     "weights_of",
-    "with_weights",
 ]

@@ -46,33 +46,53 @@ class ChannelMeans(Metric):
         scorer: What is averaged.
         partners: The source's number of each channel of the target, −1 where it lacks it, int64 ``[count]`` by
             module; by default all are numbered alike. What has no partner counts as equal in both models.
+        chunks: Number of chunks of samples for each of which means are kept beside those of all; 0 for none.
 
     Attributes:
         total: Sums over tokens, float64 ``[terms, channels]``.
         count: Number of values added up, by module, int64 ``[modules]``.
+        chunk_total: The same for each chunk, ``[chunks, terms, channels]``.
+        chunk_count: The same for each chunk, ``[chunks, modules]``.
     """
 
     full_state_update = False
     total: Tensor
     count: Tensor
+    chunk_total: Tensor
+    chunk_count: Tensor
 
     def __init__(
-        self, inventory: ChannelInventory, scorer: ActivationScorer, partners: Mapping[str, Tensor] | None = None
+        self,
+        inventory: ChannelInventory,
+        scorer: ActivationScorer,
+        partners: Mapping[str, Tensor] | None = None,
+        chunks: int = 0,
     ) -> None:
         super().__init__()
         self.scorer = scorer
         self._partners = dict(partners or {})
         self._spans = {module.name: (i, span) for i, (module, span) in enumerate(inventory.spans())}
-        terms = (scorer.terms, inventory.total)
-        self.add_state("total", torch.zeros(terms, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(len(self._spans), dtype=torch.int64), dist_reduce_fx="sum")
+        sums, counts = (scorer.terms, inventory.total), len(self._spans)
+        self.add_state("total", torch.zeros(sums, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(counts, dtype=torch.int64), dist_reduce_fx="sum")
+        self.chunks = chunks
+        if chunks:
+            self.add_state("chunk_total", torch.zeros(chunks, *sums, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state("chunk_count", torch.zeros(chunks, counts, dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def modules_observed(self) -> list[str]:
         """The names of the modules that are averaged, in order."""
         return list(self._spans)
 
-    def update(self, module: str, target: Tensor, source: Tensor | None = None, swapped: Tensor | None = None) -> None:
+    def update(
+        self,
+        module: str,
+        target: Tensor,
+        source: Tensor | None = None,
+        swapped: Tensor | None = None,
+        chunk: int = 0,
+    ) -> None:
         """Add what one module gives at some answer tokens, each ``[tokens, ..., channels]``.
 
         Args:
@@ -80,14 +100,18 @@ class ChannelMeans(Metric):
             target: Its output in the target.
             source: Its output in the source, if the scorer asks for it.
             swapped: Its output in the target with the source's weights, if the scorer asks for it.
+            chunk: The number of the chunk of samples that the tokens are of.
         """
         number, span = self._spans[module]
         seen = Observation(module, target, *(self._in_order(module, target, other) for other in (source, swapped)))
         values = self.scorer.values(seen)
         terms = values if self.scorer.terms > 1 else values.unsqueeze(0)
-        for total, term in zip(self.total, terms, strict=True):
-            total[span] += _sum(term).to(total.device)
-        self.count[number] += target[..., 0].numel()
+        sums, count = torch.stack([_sum(term) for term in terms]).to(self.total.device), target[..., 0].numel()
+        self.total[:, span] += sums
+        self.count[number] += count
+        if self.chunks:
+            self.chunk_total[chunk, :, span] += sums
+            self.chunk_count[chunk, number] += count
 
     def _in_order(self, module: str, target: Tensor, other: Tensor | None) -> Tensor | None:
         """``other`` in the order of the target's channels, and the target itself where there is no partner."""
@@ -102,14 +126,28 @@ class ChannelMeans(Metric):
         Raises:
             ActError: If a module gave no output at any answer token.
         """
-        silent = [name for name, (number, _) in self._spans.items() if not self.count[number]]
+        return self._finished(self.total, self.count)
+
+    def compute_chunks(self) -> Tensor:
+        """The scores that each chunk of samples gives by itself, float32 ``[chunks, channels]``.
+
+        They must have been added up over processes: call it within ``sync_context``.
+
+        Raises:
+            ActError: If a module gave no output at any answer token of a chunk.
+        """
+        both = zip(self.chunk_total, self.chunk_count, strict=True)
+        return torch.stack([self._finished(total, count) for total, count in both])
+
+    def _finished(self, total: Tensor, count: Tensor) -> Tensor:
+        silent = [name for name, (number, _) in self._spans.items() if not count[number]]
         if silent:
             rule = "every module with parameters must take part in the forward pass"
             remedy = "Its channels cannot be scored: use a model without unused modules."
             raise ActError(Fault("model", ", ".join(silent[:_MOST_NAMES]), rule, remedy))
-        scores = torch.empty_like(self.total[0])
+        scores = torch.empty_like(total[0])
         for number, span in self._spans.values():
-            scores[span] = self.scorer.finish(self.total[:, span] / self.count[number])
+            scores[span] = self.scorer.finish(total[:, span] / count[number])
         return scores.float()
 
 

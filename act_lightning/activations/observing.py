@@ -52,18 +52,20 @@ def _again(
 ) -> Tensor:
     given, *more = args
     if given.is_floating_point():  # all but embeddings work on each token alone: only answer tokens are needed
-        return with_weights(module, weights).forward(take(given), *more)  # type: ignore[no-any-return]
-    return take(with_weights(module, weights).forward(given, *more))
+        return run_with(module, weights, take(given), *more)
+    return take(run_with(module, weights, given, *more))
 
 
-def with_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A module like this one, settings included, with other weights; call its ``forward``, for it shares the hooks.
+def run_with(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Tensor:
+    """What a module with these settings and other weights gives; no hook is called.
 
     Args:
         module: A module whose parameters are its own, none of them a child's.
-        weights: The parameters, by their names in the module; what it lacks is left out.
+        weights: The parameters, by their names in the module; others are left out.
+        args: What it is called with.
     """
     other = copy.copy(module)
-    mine = {name: weights[name] for name, values in module._parameters.items() if values is not None}
-    other.__dict__["_parameters"] = {**module._parameters, **mine}
-    return other
+    names = [name for name, values in module._parameters.items() if values is not None]
+    other.__dict__["_parameters"] = {**module._parameters, **{name: weights[name] for name in names}}
+    output: Tensor = type(module).forward(other, *args)  # its own, whatever stands in for it on this instance
+    return output

@@ -21,6 +21,18 @@ Batch = Mapping[str, Tensor]
 or ``position_ids`` that restart at every sample of a packed row; answer tokens are where the labels are not −100."""
 
 
+class Reading(NamedTuple):
+    """What is read at once.
+
+    Attributes:
+        batch: On any device.
+        chunk: The number of the chunk of samples that all of it belongs to; means are also kept for each chunk.
+    """
+
+    batch: Batch
+    chunk: int = 0
+
+
 class Pair(ABC):
     """A target and its sources, wherever their weights are, ready to read batches.
 
@@ -29,19 +41,20 @@ class Pair(ABC):
     """
 
     @abstractmethod
-    def run(self, batches: Iterable[Batch], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Batch]:
+    def run(self, readings: Iterable[Reading], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Reading]:
         """Let the target, and the sources that are named, read batches, and update the means.
 
         The target reads each batch once, whatever the number of sources. For every batch with an answer token and
-        every module, ``update`` of each of the means is called once for each time that the module is run.
+        every module, ``update`` of each of the means is called once for each time that the module is run, with the
+        number of the chunk.
 
         Args:
-            batches: On any device.
+            readings: What is read.
             means: The folder of a source, and what is measured between it and the target; all with one scorer. A
                 source may be named several times.
 
         Yields:
-            Each batch when it has been read, in any order.
+            Each of the readings when it is done, in any order.
         """
 
 
@@ -59,14 +72,14 @@ class ResidentPair(Pair):
         self.target = target
         self.sources = sources
 
-    def run(self, batches: Iterable[Batch], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Batch]:
+    def run(self, readings: Iterable[Reading], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Reading]:
         """Read one batch after the other."""
         device = next(self.target.parameters()).device
         models = [self.sources[folder] for folder, _ in means]
-        for batch in batches:
-            on_device = {name: values.to(device) for name, values in batch.items()}
-            compare_on_batch(self.target, models, on_device, [one for _, one in means])
-            yield batch
+        for reading in readings:
+            on_device = {name: values.to(device) for name, values in reading.batch.items()}
+            compare_on_batch(self.target, models, on_device, [one for _, one in means], reading.chunk)
+            yield reading
 
 
 class _Kept(NamedTuple):
@@ -77,7 +90,7 @@ class _Kept(NamedTuple):
 
 
 def compare_on_batch(
-    target: nn.Module, sources: Sequence[nn.Module], batch: Batch, means: Sequence[ChannelMeans]
+    target: nn.Module, sources: Sequence[nn.Module], batch: Batch, means: Sequence[ChannelMeans], chunk: int = 0
 ) -> int:
     """Run the target once and every source once over a batch, and add what they give to each source's means.
 
@@ -86,6 +99,7 @@ def compare_on_batch(
         sources: Its siblings, on the same device.
         batch: On the same device, too.
         means: What is measured, for each source, all with one scorer.
+        chunk: The number of the chunk of samples that the batch belongs to.
 
     Returns:
         Number of answer tokens in the batch.
@@ -105,22 +119,25 @@ def compare_on_batch(
 
     def measure(name: str, output: Tensor, again: Again) -> None:
         for source, its in zip(sources, means, strict=True):
-            its.update(name, output, None, again(weights_of(source, name)) if scorer.needs_swapped else None)
+            swapped = again(weights_of(source, name)) if scorer.needs_swapped else None
+            its.update(name, output, None, swapped, chunk)
 
     with torch.no_grad(), observed(target, names, answers, keep if scorer.needs_source else measure):
         _forward(target, batch)
     if scorer.needs_source:
         for source, its in zip(sources, means, strict=True):
             waiting = {name: deque(outputs) for name, outputs in kept.pop(0).items()}
-            with torch.no_grad(), observed(source, names, answers, partial(_consume, waiting, its)):
+            with torch.no_grad(), observed(source, names, answers, partial(_consume, waiting, its, chunk)):
                 _forward(source, batch)
     return tokens
 
 
-def _consume(waiting: Mapping[str, deque[_Kept]], means: ChannelMeans, name: str, output: Tensor, _: Again) -> None:
+def _consume(
+    waiting: Mapping[str, deque[_Kept]], means: ChannelMeans, chunk: int, name: str, output: Tensor, _: Again
+) -> None:
     """Measure one run of a module, and let go of what waited for it."""
     kept = waiting[name].popleft()
-    means.update(name, kept.target, output, kept.swapped)
+    means.update(name, kept.target, output, kept.swapped, chunk)
 
 
 def weights_of(model: nn.Module, module: str) -> dict[str, Tensor]:

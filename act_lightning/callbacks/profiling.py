@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from act_lightning.activations import ChannelMeans, Pair, ResidentPair
+from act_lightning.activations import ChannelMeans, Pair, Reading, ResidentPair
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.language_model import find_language_model, is_transferred
 from act_lightning.callbacks.measurement import Measurement, groups, measurements
@@ -144,7 +144,7 @@ class ActivationDifferenceProfiler(L.Callback):
         wanted = [(one.folder, its) for one, its in zip(together, means, strict=True)]
         total = sum(lengths(samples.samples))
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for batch in pair.run(batches, wanted):
+            for batch, _ in pair.run(map(Reading, batches), wanted):
                 done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
                 bar.update(min(done * processes, total - bar.n))  # as many by every process, about
 
