@@ -25,17 +25,22 @@ def on_processes(count: int, program: str, *arguments: object) -> None:
 
 def fit(config: Config, processes: int, *arguments: object) -> Path:
     """``fit`` under FSDP2 on so many processes, or by one without a strategy; gives the run's folder."""
+    return call_verb("fit", config, processes, *arguments)
+
+
+def call_verb(verb: str, config: Config, processes: int, *arguments: object) -> Path:
+    """A verb under FSDP2 on so many processes, or by one without a strategy; gives the run's folder."""
     root = Path(config["trainer"]["default_root_dir"])
     config["trainer"]["devices"] = processes
     if processes == 1:
-        outcome = run("fit", config, *arguments)
+        outcome = run(verb, config, *arguments)
         assert outcome.status == 0, outcome.err
         return root
     sizes = {"data_parallel_size": processes, "tensor_parallel_size": 1}
     strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
     config["trainer"]["strategy"] = strategy
     file = write_yaml(root.with_name("config.yaml"), config)
-    call_program("-m", "act_lightning", "fit", "--config", file, *arguments)
+    call_program("-m", "act_lightning", verb, "--config", file, *arguments)
     return root
 
 

@@ -10,8 +10,8 @@ import torch
 
 from tests.front_door import Config, basic, changed
 from tests.reference.act import assert_same_bits
-from tests.sharding.processes import fit, on_processes, weights
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.sharding.processes import call_verb, fit, on_processes, weights
+from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = ("qwen2", "gemma3_text", "gpt2", "phi3")  # biases; tied; Conv1D and absolute positions; fused matrices
@@ -123,3 +123,21 @@ def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], pla
     assert (root / "transfer.json").read_text() == before
     whole = fit(changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2), 2)
     assert_same_bits(weights(root / "model"), weights(whole / "model"))
+
+
+def test_answers_of_any_length_keep_processes_in_step(place: Path) -> None:
+    """Where one process has ended its answers, the other still needs its share of the weights."""
+    talker = tiny_model("llama", tie_word_embeddings=False)
+    talker.get_output_embeddings().weight.data[END_ID] *= 2.5
+    target = save_model(talker, tiny_tokenizer(), place / "talker")
+    asked = write_jsonl(place / "asked.jsonl", [{"prompt": f"Say {number}", "answer": "?"} for number in range(5)])
+    written = []
+    for processes in (1, 2):
+        (place / f"asked-{processes}").mkdir()
+        config = basic(place / f"asked-{processes}", target, target, place / "d.jsonl")
+        config["data"]["evaluations"] = {"asked": {"path": str(asked), "role": "keep", "max_new_tokens": 12}}
+        config["data"]["max_length"] = 1  # a batch for every row
+        written.append(call_verb("test", config, processes) / "evaluations" / "asked.jsonl")
+    lengths = {row["tokens"] for row in map(json.loads, written[0].read_text().splitlines())}
+    assert len(lengths) > 1, "else nobody would have to wait"
+    assert written[0].read_bytes() == written[1].read_bytes()
