@@ -62,13 +62,13 @@ class TeacherForced:
     """
 
     def __init__(self, data: AbilityDataModule, name: str) -> None:
-        self.samples = data.references[name]
+        self.name, self.prompts, self.samples = name, data.prompts[name], data.references[name]
         self.lengths = [len(sample.input_ids) for sample in self.samples]
 
     def right(self, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
         """Whether the model would answer each of these rows to the letter."""
         batch = collate([self.samples[row] for row in rows], 0)
-        return [bool(one) for one in greedy_matches(model, batch).tolist()]
+        return [bool(one) for one in greedy_matches(model, batch, places(self.prompts, rows, self.name)).tolist()]
 
 
 class Generation:
@@ -83,15 +83,28 @@ class Generation:
     """
 
     def __init__(self, data: AbilityDataModule, name: str) -> None:
-        self.prompts, self.settings, self.tokenizer = data.prompts[name], data.evaluations[name], data.tokenizer
+        self.name, self.prompts = name, data.prompts[name]
+        self.settings, self.tokenizer = data.evaluations[name], data.tokenizer
         self.lengths = [len(prompt.input_ids) + self.settings.max_new_tokens for prompt in self.prompts]
 
     def right(self, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
         """Whether the model answers each of these rows in the asked form and rightly."""
         batch = collate_prompts(self.prompts, 0, MicroBatch(tuple(rows)))
-        outputs = generate_answers(model, self.tokenizer, batch, self.settings.max_new_tokens)
+        where = places(self.prompts, rows, self.name)
+        outputs = generate_answers(model, self.tokenizer, batch, self.settings.max_new_tokens, where)
         pairs = zip(rows, outputs, strict=True)
         return [judge(self.prompts[row].item, self.settings, output.text).correct for row, output in pairs]
+
+
+def places(prompts: Sequence[Prompt], rows: Sequence[int], name: str) -> list[str]:
+    """Where rows of a set stand, for messages.
+
+    Args:
+        prompts: Those of the set.
+        rows: Numbers in the set.
+        name: The set's.
+    """
+    return [f"{prompts[row].item.place} (set {name})" for row in rows]
 
 
 def answered(row: int, prompt: Prompt, settings: EvaluationData, generated: Generated) -> Record:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import distributed
-from transformers import PreTrainedModel
 
-from act_lightning.answering import answered
+from act_lightning.answering import answered, places
 from act_lightning.checkpoints import write_file
 from act_lightning.data import AbilityDataModule, EvaluationData
 from act_lightning.evaluation import (
+    Answerer,
     Mean,
     Record,
     SetResult,
@@ -26,7 +26,6 @@ from act_lightning.evaluation import (
     as_markdown,
     as_table,
     can_identify,
-    generate_answers,
     role_means,
     without_network,
 )
@@ -53,17 +52,17 @@ class Examination:
         for message in _shortcomings(data.evaluations.values()):
             warnings.warn(message, stacklevel=2)
 
-    def answer(self, model: PreTrainedModel, batch: Mapping[str, Any], number: int) -> None:
+    def answer(self, answerer: Answerer, batch: Mapping[str, Any], number: int) -> None:
         """Generate and judge what a batch of the set with this number asks.
 
         Args:
-            model: The model.
+            answerer: Generates.
             batch: One of the data module's test loader; of one that does not count nothing is kept.
             number: Of the set.
         """
         name = self.data.evaluation_names[number]
         settings, prompts = self.data.evaluations[name], self.data.prompts[name]
-        generated = generate_answers(model, self.data.tokenizer, batch, settings.max_new_tokens)
+        generated = answerer(batch, settings.max_new_tokens, places(prompts, batch["rows"], name))
         # a batch that only keeps processes in step has no rows
         pairs = zip(batch["rows"], generated, strict=False)
         self.add(name, [answered(row, prompts[row], settings, one) for row, one in pairs])

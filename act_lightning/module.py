@@ -16,14 +16,22 @@ from transformers import PreTrainedModel
 
 from act_lightning.checkpoints import load_model, locate, require_weights
 from act_lightning.data import AbilityDataModule
-from act_lightning.errors import Fault
-from act_lightning.evaluation import generate_answers
+from act_lightning.errors import Fault, refuse
+from act_lightning.evaluation import (
+    TRANSFORMERS,
+    VLLM,
+    Answerer,
+    TransformersAnswerer,
+    VLLMAnswerer,
+    generator_faults,
+)
 from act_lightning.examination import Examination, logged, publish
 from act_lightning.loss import answer_loss
 from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
 from act_lightning.sharding import load_sharded
 from act_lightning.validation import Validation, answer_statistics, validation_roles
 
+_ANSWERING = ("test", "predict")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SUM_SCALE = 2.0**-12  # keeps a window's summed gradient near 1, for float16; a power of two, so exact
 
@@ -44,11 +52,15 @@ class AbilityTransferModule(L.LightningModule):
         optimizer: ``adam``, ``adamw``, or ``{class_path, init_args}`` of any optimizer of torch or bitsandbytes.
         lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
+        generator: Who answers in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target from
+            disk in ``dtype`` and spreads it over devices itself.
+        generator_args: Arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 8, gpu_memory_utilization: 0.9}``.
 
     Attributes:
         model: The model, from ``configure_model`` on.
         reads_packed_rows: Tells a data module that batches may be packed: several samples in one row, whose
             ``position_ids`` restart, without an attention mask.
+        answers_whole_sets: Tells a data module that all rows of an evaluation set may come in one batch.
     """
 
     _examination: Examination
@@ -65,6 +77,8 @@ class AbilityTransferModule(L.LightningModule):
         optimizer: str | dict[str, Any] = "adam",
         lr_scheduler: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
+        generator: str = TRANSFORMERS,
+        generator_args: dict[str, Any] = {},  # noqa: B006  # a default that a printed config shows
     ) -> None:
         super().__init__()
         self.target = target
@@ -75,6 +89,9 @@ class AbilityTransferModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_checkpointing = gradient_checkpointing
+        self.generator = generator
+        self.generator_args = generator_args
+        self._answerer: Answerer | None = None
         self.model: PreTrainedModel | None = None
         self._window_tokens = 0
         self._window_loss = 0.0
@@ -85,14 +102,24 @@ class AbilityTransferModule(L.LightningModule):
         for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
             if value not in _DTYPES:
                 found.append(Fault(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
-        return found
+        return found + generator_faults(self.generator, self.generator_args)
+
+    @property
+    def answers_whole_sets(self) -> bool:
+        """Whether the generator makes batches of its own."""
+        return self.generator == VLLM
 
     def configure_model(self) -> None:
-        """Load the target, once, in the precision of training."""
-        if self.model is not None:
+        """Load the target, once, in the precision of training; or start the engine that answers in its place."""
+        if self.model is not None or self._answerer is not None:
             return
         folder = locate(self.target, self.revision)
         require_weights(folder, "model.target")
+        if self.generator == VLLM and self.trainer.state.fn in _ANSWERING:
+            refuse(_engine_faults(self.trainer.world_size))
+            bar = self.trainer.progress_bar_callback is not None
+            self._answerer = VLLMAnswerer(folder, self._data.tokenizer, self.weights_dtype, self.generator_args, bar)
+            return
         self.model = self._load(folder, training_dtype(self.trainer.precision)).train()
         if self.gradient_checkpointing:
             old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
@@ -180,7 +207,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Generate greedily and judge by the kind of answer."""
-        self._examination.answer(self.language_model, batch, dataloader_idx)
+        self._examination.answer(self._answers, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log ``exact_match/<set>`` and so on, and the means of sets to keep and to recover; write everything down."""
@@ -193,13 +220,17 @@ class AbilityTransferModule(L.LightningModule):
         """Row, prompt, greedy prediction and reference of every row."""
         data = self._data
         limit = data.evaluations[data.evaluation_names[dataloader_idx]].max_new_tokens
-        outputs = generate_answers(self.language_model, data.tokenizer, batch, limit)
+        outputs = self._answers(batch, limit)
         # a batch that only keeps processes in step has no rows
         answered = zip(batch["rows"], batch["prompts"], outputs, batch["references"], strict=False)
         return [
             {"row": row, "prompt": prompt, "prediction": output.text, "reference": wanted}
             for row, prompt, output, wanted in answered
         ]
+
+    @property
+    def _answers(self) -> Answerer:
+        return self._answerer or TransformersAnswerer(self.language_model, self._data.tokenizer)
 
     @property
     def _data(self) -> AbilityDataModule:
@@ -225,6 +256,14 @@ def training_dtype(precision: str) -> torch.dtype:
     return {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
         precision, torch.float32
     )
+
+
+def _engine_faults(processes: int) -> list[Fault]:
+    if processes == 1:
+        return []
+    rule = "must be 1 where model.generator is vllm, which spreads the model over devices itself"
+    remedy = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
+    return [Fault("trainer.devices", processes, rule, remedy)]
 
 
 def _float64_device(device: torch.device) -> torch.device:

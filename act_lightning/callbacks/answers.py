@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from act_lightning.callbacks.language_model import require_language_model
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.evaluation import SetResult
+from act_lightning.evaluation import SetResult, TransformersAnswerer
 from act_lightning.examination import Examination, publish
 
 
@@ -43,12 +43,12 @@ class AnswerEvaluation(L.Callback):
         """Answer, judge, print and write."""
         data, model = self._sets(trainer), require_language_model(pl_module)
         data.trainer = trainer  # which says what share of the rows is this process's
-        examination = Examination(data, pl_module.device)
+        examination, answerer = Examination(data, pl_module.device), TransformersAnswerer(model, data.tokenizer)
         with isolate_rng():
             for number, loader in enumerate(data.test_dataloader()):
                 name = data.evaluation_names[number]
                 for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
-                    examination.answer(model, batch, number)
+                    examination.answer(answerer, batch, number)
         self.results, records = examination.results(), examination.all_records()
         if trainer.is_global_zero:
             publish(Path(trainer.default_root_dir) / "evaluations", str(model.name_or_path), self.results, records)

@@ -63,6 +63,8 @@ class AbilityDataModule(L.LightningDataModule):
         num_proc: Processes that turn rows into tokens; by default one for each core, up to 16.
         cache_dir: Folder of the tokenized sets, where later runs find them again; by default
             ``$ACT_LIGHTNING_CACHE/data`` or ``~/.cache/act_lightning/data``. Any of it may be deleted at any time.
+        tokens_per_batch: Rows × length, with what is to be generated, of a batch of validation and evaluation, which
+            need less memory than training; by default ``batch_size`` × ``max_length``.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class AbilityDataModule(L.LightningDataModule):
         packing: Packing = "auto",
         num_proc: int | None = None,
         cache_dir: str | None = None,
+        tokens_per_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.abilities = _present(abilities)
@@ -95,6 +98,7 @@ class AbilityDataModule(L.LightningDataModule):
         self.packing = packing
         self.num_proc = num_proc
         self.cache_dir = cache_dir
+        self.tokens_per_batch = tokens_per_batch
 
     def faults(self, stage: str | None = None) -> list[Fault]:
         """Everything that is wrong with the settings, as far as no data need be read.
@@ -108,7 +112,9 @@ class AbilityDataModule(L.LightningDataModule):
             faults = training_faults(self.train, self.validation, self.abilities) + evaluation_faults(self.evaluations)
         faults += positive_faults(self.batch_size, "data.batch_size")
         faults += positive_faults(self.max_length, "data.max_length")
-        faults += [] if self.num_proc is None else positive_faults(self.num_proc, "data.num_proc")
+        for name in ("num_proc", "tokens_per_batch"):
+            value = getattr(self, name)
+            faults += [] if value is None else positive_faults(value, f"data.{name}")
         return faults + template_faults(self.template, "data.template")
 
     @cached_property
@@ -243,7 +249,9 @@ class AbilityDataModule(L.LightningDataModule):
         loaders = []
         for name, prompts in self.prompts.items():
             room = self.evaluations[name].max_new_tokens
-            chosen = self._dealt([len(prompt.input_ids) + room for prompt in prompts])
+            lengths = [len(prompt.input_ids) + room for prompt in prompts]
+            at_once = getattr(getattr(self.trainer, "lightning_module", None), "answers_whole_sets", False)
+            chosen = [MicroBatch(tuple(range(len(prompts))))] if at_once else self._dealt(lengths)
             loaders.append(MicroBatchLoader(chosen, partial(collate_prompts, prompts, self._pad_id)))
         return loaders
 
@@ -252,8 +260,13 @@ class AbilityDataModule(L.LightningDataModule):
         return self.test_dataloader()
 
     def _dealt(self, lengths: Sequence[int], waste: float = 1.0, packed: bool = False) -> list[MicroBatch]:
-        batches = token_budget_batches(lengths, self.batch_size * self.max_length, waste, packed)
+        batches = token_budget_batches(lengths, self.evaluation_tokens, waste, packed)
         return deal_evenly(batches, *self._share)
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Rows × length of a batch of validation and evaluation."""
+        return self.tokens_per_batch or self.batch_size * self.max_length
 
     def _packs(self, by_length: bool) -> bool:
         """Whether samples are packed: ``auto`` asks the LightningModule, too, which may want an attention mask."""

@@ -1,7 +1,8 @@
 """What a model answers, whether it is right, and how sure a share of right answers is."""
 
+from act_lightning.evaluation.answerers import TRANSFORMERS, VLLM, TransformersAnswerer, VLLMAnswerer, generator_faults
 from act_lightning.evaluation.extraction import first_match, last_choice, last_number
-from act_lightning.evaluation.generation import Generated, end_of_turn_ids, generate_answers
+from act_lightning.evaluation.generation import Answerer, Generated, end_of_turn_ids, generate_answers
 from act_lightning.evaluation.intervals import McNemar, bootstrap, mcnemar, mean_of_shares, paired_difference, wilson
 from act_lightning.evaluation.judging import Verdict, judge_choice, judge_code, judge_exact, judge_number
 from act_lightning.evaluation.language import can_identify, language_of
@@ -14,6 +15,9 @@ from act_lightning.evaluation.tables import Row, models_csv, models_table, row_o
 from act_lightning.evaluation.teacher_forced import greedy_matches
 
 __all__ = [
+    "TRANSFORMERS",
+    "VLLM",
+    "Answerer",
     "ExactMatch",
     "Generated",
     "McNemar",
@@ -22,6 +26,8 @@ __all__ = [
     "Row",
     "SetResult",
     "Share",
+    "TransformersAnswerer",
+    "VLLMAnswerer",
     "Verdict",
     "as_csv",
     "as_json",
@@ -34,6 +40,7 @@ __all__ = [
     "exact_match",
     "first_match",
     "generate_answers",
+    "generator_faults",
     "greedy_matches",
     "judge_choice",
     "judge_code",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor
 from transformers import (
@@ -35,8 +35,25 @@ class Generated(NamedTuple):
     truncated: bool
 
 
+class Answerer(Protocol):
+    """Whatever answers prompts greedily."""
+
+    def __call__(self, batch: Mapping[str, Tensor], max_new_tokens: int, places: Sequence[str] = ()) -> list[Generated]:
+        """One output a row, as :func:`generate_answers` gives it.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
+            max_new_tokens: Where an answer that does not end is cut.
+            places: Where each row stands, for messages.
+        """
+
+
 def generate_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Tensor], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Mapping[str, Tensor],
+    max_new_tokens: int,
+    places: Sequence[str] = (),
 ) -> list[Generated]:
     """What ``model`` answers to each prompt, the likeliest token at every step.
 
@@ -48,6 +65,7 @@ def generate_answers(
         tokenizer: Its tokenizer.
         batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
         max_new_tokens: Where an answer that does not end is cut.
+        places: Where each row stands, for messages; by default its number in the batch.
 
     Returns:
         One output a row.
@@ -64,13 +82,20 @@ def generate_answers(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([_NoNaN()]),
+            logits_processor=LogitsProcessorList([_NoNaN(places)]),
         )
     ends = set(end_of_turn_ids(model, tokenizer))
-    return [_generated(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
+    return [cut_at_end(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
-def _generated(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+def cut_at_end(tokens: Sequence[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+    """An output up to the first token that ends a turn; truncated if there is none.
+
+    Args:
+        tokens: What was generated.
+        ends: Tokens that end a turn.
+        tokenizer: The model's.
+    """
     length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     text = tokenizer.decode(tokens[: length + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Generated(str(text), length, truncated=length == len(tokens))
@@ -79,15 +104,23 @@ def _generated(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizer
 class _NoNaN(LogitsProcessor):
     """Stops a generation whose logits are NaN: their argmax would be some token, and the answer nobody's."""
 
+    def __init__(self, places: Sequence[str]) -> None:
+        self.places = places
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if bool(scores.isnan().any()):
-            raise nan_logits()
+        if bool((wrong := scores.isnan().any(dim=-1)).any()):
+            raise nan_logits(int(wrong.int().argmax()), self.places)
         return scores
 
 
-def nan_logits() -> ActError:
-    """The error of a model whose outputs are no numbers."""
-    rule = "must give logits that are numbers, and gave NaN"
+def nan_logits(row: int, places: Sequence[str] = ()) -> ActError:
+    """The error of a model whose outputs are no numbers.
+
+    Args:
+        row: The first such row of a batch.
+        places: Where each row of the batch stands; by default its number.
+    """
+    rule = f"must give logits that are numbers, and gave NaN for {places[row] if places else f'row {row}'}"
     return ActError(Fault("model", "logits", rule, "Look at the weights, or evaluate in float32 or bfloat16."))
 
 
@@ -97,7 +130,17 @@ def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     They are the end tokens of the model's generation config, the tokenizer's, and the one that the chat template writes
     after an assistant's turn: fine-tuned models often end with a token that their config does not name.
     """
-    named = model.generation_config.eos_token_id if model.generation_config else None
+    return end_ids(model.generation_config, tokenizer)
+
+
+def end_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The same from a generation config.
+
+    Args:
+        config: The model's, if it has one.
+        tokenizer: The model's.
+    """
+    named = config.eos_token_id if config else None
     found = set(named) if isinstance(named, list) else {named}
     found |= {tokenizer.eos_token_id, _template_end(tokenizer)}
     return sorted(token for token in found if token is not None)

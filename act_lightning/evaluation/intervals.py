@@ -49,7 +49,7 @@ def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, s
     (B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979.)
 
     Args:
-        values: float ``[values]``; the interval of none is (NaN, NaN).
+        values: float ``[values]``, in any order; the interval of none is (NaN, NaN).
         confidence: The share of such intervals that hold the true mean, for many values.
         resamples: How often is drawn.
         seed: Of the draws, which are the same for the same number of values.
@@ -60,7 +60,7 @@ def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, s
     if len(values) == 0:
         return float("nan"), float("nan")
     generator = torch.Generator().manual_seed(seed)
-    counted, means = values.double(), []
+    counted, means = values.double().sort().values, []  # processes and batches give them in orders of their own
     for _ in range(resamples):
         drawn = torch.randint(len(values), (len(values),), generator=generator)
         means.append(counted[drawn].mean())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from act_lightning.evaluation.modes import evaluating
 _IGNORED = -100
 
 
-def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], places: Sequence[str] = ()) -> Tensor:
     """Whether greedy decoding would give each row's answer, token for token.
 
     Greedy decoding gives the reference if and only if every argmax along the reference does: up to the first that
@@ -26,6 +26,7 @@ def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tenso
         model: A causal language model.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
             labels stand at their own token (not shifted), -100 where nothing is asked.
+        places: Where each row stands, for messages; by default its number in the batch.
 
     Returns:
         bool ``[rows]``.
@@ -46,6 +47,7 @@ def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tenso
             logits_to_keep=columns,
             use_cache=False,
         ).logits
-    if bool(logits.isnan().any()):
-        raise nan_logits()
-    return cast(Tensor, ((logits.argmax(-1) == labels[:, columns]) | ~asked[:, columns]).all(dim=1))
+    asked, labels = asked[:, columns], labels[:, columns]
+    if bool((wrong := (logits.isnan().any(dim=-1) & asked).any(dim=1)).any()):
+        raise nan_logits(int(wrong.int().argmax()), places)
+    return cast(Tensor, ((logits.argmax(-1) == labels) | ~asked).all(dim=1))

@@ -56,6 +56,9 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
         _seed_faults(run.seed) + _checkpoint_faults(run.checkpoint, verb) + run.model.faults() + _data_faults(run, verb)
     )
     found += check_writable(run.root, "trainer.default_root_dir")
+    if run.model.answers_whole_sets and run.checkpoint is not None and verb in ("test", "predict"):
+        remedy = "Leave it out; export the checkpoint's model, and name its folder as model.target."
+        found.append(Fault("ckpt_path", run.checkpoint, "cannot be read where model.generator is vllm", remedy))
     if verb in _EVALUATING:
         return found
     return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)

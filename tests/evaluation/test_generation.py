@@ -115,5 +115,14 @@ def test_padding_on_the_right_is_refused(tokenizer: PreTrainedTokenizerFast) -> 
 def test_logits_that_are_no_numbers_are_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_model()
     model.model.norm.weight.data[3] = float("nan")
-    with pytest.raises(ActError, match="gave NaN"):
+    with pytest.raises(ActError, match="gave NaN for row 0"):
         generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2)
+
+
+def test_the_row_whose_logits_are_no_numbers_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = tiny_model()
+    rare = tokenizer("नौ").input_ids[-1]
+    model.model.embed_tokens.weight.data[rare] = float("nan")
+    places = [f"set.jsonl:{number}" for number in (4, 7, 1, 2)]
+    with pytest.raises(ActError, match=r"gave NaN for set\.jsonl:1"):
+        generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2, places)

@@ -79,6 +79,7 @@ def test_bootstrap_of_many_values_is_the_normal_interval() -> None:
         (float(values.mean()) - 1.96 * error, float(values.mean()) + 1.96 * error), abs=0.02
     )
     assert bootstrap(values) == (low, high), "seeded"
+    assert bootstrap(values.flip(0)) == (low, high), "processes and batches have orders of their own"
     assert all(isnan(bound) for bound in bootstrap(torch.tensor([])))
 
 

@@ -95,3 +95,14 @@ def test_a_row_without_answer_is_refused(tokenizer: PreTrainedTokenizerFast) -> 
     batch["labels"][1] = -100
     with pytest.raises(ActError, match="row 1"):
         greedy_matches(tiny_model(), batch)
+
+
+def test_the_row_whose_logits_are_no_numbers_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = [tokenizer(prompt).input_ids for prompt in PROMPTS]
+    batch = labeled(prompts, [[*tokenizer(answer).input_ids, END_ID] for answer in ANSWERS])
+    model = tiny_model()
+    model.model.embed_tokens.weight.data[tokenizer("नौ").input_ids[-1]] = float("nan")
+    with pytest.raises(ActError, match="gave NaN for row 2"):
+        greedy_matches(model, batch)
+    with pytest.raises(ActError, match=r"gave NaN for set\.jsonl:3"):
+        greedy_matches(model, batch, [f"set.jsonl:{number}" for number in range(1, 6)])
