@@ -1,14 +1,16 @@
-"""``profile`` and ``merge``, which need a Trainer's processes and devices but no training; what ``predict`` writes."""
+"""``profile``, ``merge`` and ``sweep``, which need a Trainer's processes but no training; what ``predict`` writes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.callbacks.fisher import FisherInformation
@@ -20,6 +22,7 @@ from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, refuse
 from act_lightning.examination import of_all_processes
 from act_lightning.planning import Run
+from act_lightning.sweeping.settings import ACT
 from act_lightning.transfer.importance import FOLDER
 
 
@@ -31,20 +34,23 @@ def profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
         run: The run.
         scores: Whether scores are to be measured.
     """
+    _on_all_processes(trainer, partial(_measure, trainer, run, scores, run.transfer.needs_fisher))
 
-    def measure() -> None:
-        trainer.strategy.setup_environment()
-        run.data.trainer = trainer
-        if trainer.local_rank == 0:
-            run.data.prepare_data()
-        trainer.strategy.barrier("data prepared")
-        run.data.setup("fit")
-        if scores:
-            run.profiler.profile(trainer, run.model, run.data)
-        if run.transfer.needs_fisher:
-            FisherInformation(run.sources).gather(trainer, run.model, run.data)
 
-    _on_all_processes(trainer, measure)
+def _measure(trainer: L.Trainer, run: Run, scores: bool, fisher: bool) -> None:
+    """Set the data up, and measure what is asked for, on one of the processes."""
+    trainer.strategy.setup_environment()
+    run.data.trainer = trainer
+    if not (scores or fisher):
+        trainer.state.fn = TrainerFn.TESTING  # the data module asks what is needed: no abilities
+    if trainer.local_rank == 0:
+        run.data.prepare_data()
+    trainer.strategy.barrier("data prepared")
+    run.data.setup("fit" if scores or fisher else "test")
+    if scores:
+        run.profiler.profile(trainer, run.model, run.data)
+    if fisher:
+        FisherInformation(run.sources).gather(trainer, run.model, run.data)
 
 
 def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
@@ -62,6 +68,35 @@ def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     prepared = prepare(run.sources, target.inventory(), run.transfer.settings, scores, *known)
     told = merge_to_disk(root, target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device)
     rank_zero_info(told)
+
+
+def sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
+    """Profile where scores are missing, evaluate every point of a sweep, and write what was found.
+
+    Args:
+        trainer: Its processes and devices are used.
+        run: The run.
+        recipe: The run's config as YAML.
+    """
+    from act_lightning.sweeping.running import Sweep  # Optuna takes a second to import
+
+    assert run.sweep is not None
+    target = find_target(run.model, None, None)
+    uses_scores = run.sweep.uses_scores(run.transfer.settings)
+    given = None if run.transfer.scores is None else Path(run.transfer.scores)
+    root = Path(trainer.default_root_dir)
+    walk = Sweep(run.sweep, run.transfer.settings, run.sources, run.data, target, root, given, run_seed(), recipe)
+
+    def explore() -> None:
+        fisher = run.transfer.needs_fisher and ACT in walk.settings.compared
+        _measure(trainer, run, uses_scores and given is None, fisher)
+        walk.explore(trainer)
+
+    for told in walk.overridden():
+        rank_zero_info(told)
+    _on_all_processes(trainer, explore)
+    if trainer.is_global_zero:
+        walk.conclude()
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:

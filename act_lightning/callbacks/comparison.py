@@ -27,7 +27,6 @@ from act_lightning.checkpoints import load_model, write_file
 from act_lightning.data import AbilityDataModule, deal, token_budget_batches
 from act_lightning.errors import ActError, Fault
 from act_lightning.evaluation import Row, models_csv, models_table, row_of
-from act_lightning.transfer.selection import joined
 
 _TOKENS_PER_BATCH = 2048
 _CONTROLS = {"task arithmetic": task_arithmetic, "random channels": random_channels}
@@ -70,7 +69,7 @@ class TransferComparison(L.Callback):
                 self._evaluate_sources(injection.prepared, model, trainer)
                 if target is not None and profiler is not None:
                     self._evaluate_controls(profiler, injection, target, model, trainer)
-                self._evaluate("transfer", model, _share(injection.prepared), trainer)
+                self._evaluate("transfer", model, injection.prepared.parameter_share, trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the result, print the table and write it."""
@@ -100,7 +99,7 @@ class TransferComparison(L.Callback):
         for name, make in _CONTROLS.items():
             control = make(profiler.sources or [], injection.prepared, injection.settings)
             model = merged_model(target, control, like.dtype, like.device)
-            self._evaluate(name, model, _share(control), trainer)
+            self._evaluate(name, model, control.parameter_share, trainer)
 
     def _evaluate_checkpoint(self, name: str, folder: Path, like: PreTrainedModel, trainer: L.Trainer) -> None:
         self._evaluate(name, load_model(folder, like.dtype, like.device), None, trainer)
@@ -132,12 +131,6 @@ def _right(
         right[rows] = torch.as_tensor(answering.right(model, rows), dtype=torch.int64, device=model.device)
         bar.update(len(rows) * trainer.world_size)
     return [bool(one) for one in cast(Tensor, trainer.strategy.reduce(right, reduce_op="sum")).tolist()]
-
-
-def _share(prepared: PreparedTransfer) -> float:
-    """Share of the target's parameters that a transfer from all its sources changes."""
-    inventory = prepared.inventory
-    return inventory.count_elements(joined(prepared.sources, inventory.total)) / inventory.parameters
 
 
 def _data(trainer: L.Trainer) -> AbilityDataModule:

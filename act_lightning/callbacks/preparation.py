@@ -25,6 +25,7 @@ from act_lightning.transfer import (
     weight_faults,
 )
 from act_lightning.transfer.importance import Importance, SavedFisher, source_path, target_path
+from act_lightning.transfer.selection import joined
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ class PreparedTransfer:
     scale: float = 1.0
     target: Path | None = None
     importance: Importance | None = None
+
+    @property
+    def parameter_share(self) -> float:
+        """Share of the target's parameters that the sources together may change."""
+        mask = joined(self.sources, self.inventory.total)
+        return self.inventory.count_elements(mask) / self.inventory.parameters
 
     def injection(self) -> MaskedInjection:
         """The injection into parameters; use it as a context manager."""

@@ -39,6 +39,7 @@ VERBS = {
         "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", module="merge"
     ),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
+    "sweep": Verb("Walk a grid of λ and p, or compare methods: one model in memory, every point evaluated."),
     "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
     "card": Verb("Write the card of a run's exported models again, with its results and all hashes.", module="card"),
     "replay": Verb("Make a run again from its card, and say whether the bits are the same.", module="replay"),

@@ -1,4 +1,4 @@
-"""The verbs that take the config of a run: Lightning's, ``profile``, ``merge``, ``plan`` and ``data inspect``."""
+"""The verbs that take the config of a run: Lightning's, ``profile``, ``merge``, ``sweep``, ``plan`` and so on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from act_lightning.inspection import inspect, print_inspection
 from act_lightning.module import AbilityTransferModule
 from act_lightning.overlays import MergingConfigFile, NamingParser
 from act_lightning.planning import Run, make_plan, print_plan, run_faults
-from act_lightning.verbs import leaving_nothing, merge, profile, write_predictions
+from act_lightning.sweeping import SweepSettings
+from act_lightning.verbs import leaving_nothing, merge, profile, sweep, write_predictions
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 calls old; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -34,8 +35,9 @@ _NOT_FOR_USERS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
 INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
-_OWN_VERBS = {verb: VERBS[verb].about for verb in ("profile", "merge", "plan")} | {"inspect": INSPECT}
+_OWN_VERBS = {verb: VERBS[verb].about for verb in ("profile", "merge", "sweep", "plan")} | {"inspect": INSPECT}
 _WITHOUT_TRAINER = ("plan", "inspect")
+_SWEEPING = ("sweep", "plan")
 
 
 class ActCLI(LightningCLI):
@@ -113,8 +115,10 @@ class ActCLI(LightningCLI):
             parser.usage = f"{PROGRAM} data inspect --config FILE [--config FILE …] [--section.key VALUE …] [--json]"
         if subcommand in _WITHOUT_TRAINER:
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
+        if subcommand in _SWEEPING:
+            parser.add_class_arguments(SweepSettings, "sweep")
         if subcommand == "plan":
-            verbs = Literal["fit", "merge", "profile"]
+            verbs = Literal["fit", "merge", "profile", "sweep"]
             parser.add_argument("--for", type=verbs, default="fit", help="The verb that is planned.")
             parser.add_argument("--calibrate", action="store_true", help="Measure this machine, and tell the time.")
         return parser
@@ -145,7 +149,8 @@ class ActCLI(LightningCLI):
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint)
+        walked = self._get(self.config_init, "sweep")
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, walked)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that logs to CSV, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
@@ -201,6 +206,8 @@ class ActCLI(LightningCLI):
             profile(self.trainer, self.run)
         elif subcommand == "merge":
             merge(self.trainer, self.run, self.recipe())
+        elif subcommand == "sweep":
+            sweep(self.trainer, self.run, self.recipe())
         elif subcommand == "plan":
             given = self.config.plan
             self.exit_status = print_plan(make_plan(self.run, given["for"], given.calibrate), as_json=given.json)

@@ -10,11 +10,16 @@ from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
 
-_NEED_SOURCES = ("profile", "merge")
+_NEED_SOURCES = ("profile", "merge", "sweep")
 _EVALUATING = ("validate", "test", "predict")
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")  # which Lightning looks up
 _LARGEST_SEED = 2**32 - 1
-_PARTS = {"fit": ("scores", "logs", "checkpoints"), "merge": ("scores",), "profile": ("scores",)}
+_PARTS = {
+    "fit": ("scores", "logs", "checkpoints"),
+    "merge": ("scores",),
+    "profile": ("scores",),
+    "sweep": ("scores", "sweep"),
+}
 _EXPORTS = {"fit": "model", "merge": "merged"}
 
 
@@ -30,14 +35,17 @@ def run_faults(run: Run, verb: str) -> list[Fault]:
     models = look(run, compare=compares, weights=True)
     found += models.faults
     if compares:
-        found += transfer_faults(run, models)
+        found += transfer_faults(run, models, verb)
     return distinct(found + output_place_faults(run, models, verb))
 
 
-def transfer_faults(run: Run, models: Models) -> list[Fault]:
+def transfer_faults(run: Run, models: Models, verb: str) -> list[Fault]:
     """What is wrong with the selection and with saved scores, now that the models are known."""
-    found = [] if models.channels is None else run.transfer.selection_faults(models.channels, run.sources)
-    return found + score_faults(run, models)
+    if models.channels is None:
+        return score_faults(run, models)
+    if verb == "sweep" and run.sweep is not None:
+        return run.sweep.selection_faults(models.channels, run.transfer.settings) + score_faults(run, models)
+    return run.transfer.selection_faults(models.channels, run.sources) + score_faults(run, models)
 
 
 def distinct(faults: list[Fault]) -> list[Fault]:
@@ -61,6 +69,9 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
         found.append(Fault("ckpt_path", run.checkpoint, "cannot be read where model.generator is vllm", remedy))
     if verb in _EVALUATING:
         return found
+    if run.sweep is not None and verb == "sweep":
+        roles = [one.role for one in run.data.evaluations.values()]
+        found += run.sweep.faults(run.transfer.settings, roles)
     return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
 
 
@@ -81,7 +92,10 @@ def _checkpoint_faults(checkpoint: str | None, verb: str) -> list[Fault]:
 def _data_faults(run: Run, verb: str) -> list[Fault]:
     if verb == "merge" and run.sources and not run.transfer.needs_data:
         return []  # no data is read
-    found = run.data.faults(verb if verb in _EVALUATING else "fit")
+    stage = verb if verb in _EVALUATING else "fit"
+    if verb == "sweep" and run.sources and not _needs_samples(run, verb):
+        stage = "test"
+    found = run.data.faults(stage)
     if verb == "validate" and not run.data.validation:
         remedy = "Name abilities, or write a share to hold out of each, such as 0.1."
         found.append(Fault("data.validation", run.data.validation, "must name an ability to validate on", remedy))
@@ -102,7 +116,7 @@ def output_place_faults(run: Run, models: Models, verb: str) -> list[Fault]:
 def _source_faults(run: Run, verb: str) -> list[Fault]:
     if not run.sources:
         return _missing_sources(run, verb)
-    if not run.transfer.needs_data and verb != "profile":
+    if not _needs_samples(run, verb):
         return []
     known = ", ".join(run.data.abilities) or "none"
     return [
@@ -111,6 +125,14 @@ def _source_faults(run: Run, verb: str) -> list[Fault]:
         for name in source.abilities
         if name not in run.data.abilities
     ]
+
+
+def _needs_samples(run: Run, verb: str) -> bool:
+    """Whether a verb reads the samples of abilities."""
+    if verb != "sweep" or run.sweep is None:
+        return verb == "profile" or run.transfer.needs_data
+    scored = run.sweep.uses_scores(run.transfer.settings) and run.transfer.scores is None
+    return scored or run.sweep.fit or run.transfer.needs_fisher
 
 
 def _missing_sources(run: Run, verb: str) -> list[Fault]:

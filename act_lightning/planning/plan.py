@@ -64,7 +64,7 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
         calibrate: Whether to measure the speed of this machine, which reads the abilities.
     """
     models, plan = look(run), Plan()
-    faults = setting_faults(run, "plan" if verb == "fit" else verb) + models.faults + transfer_faults(run, models)
+    faults = setting_faults(run, "plan" if verb == "fit" else verb) + models.faults + transfer_faults(run, models, verb)
     faults += output_place_faults(run, models, verb)
     plan.problems = [from_fault(fault) for fault in distinct(faults)]
     plan.problems += training_problems(run) if verb == "fit" else []

@@ -10,6 +10,7 @@ from typing import Any
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.data import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
+from act_lightning.sweeping import SweepSettings
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Run:
         trainer: Section ``trainer``, as it was given.
         seed: ``seed_everything``, as it was given.
         checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
+        sweep: Section ``sweep``, where the verb has one.
     """
 
     model: AbilityTransferModule
@@ -33,6 +35,7 @@ class Run:
     trainer: Mapping[str, Any]
     seed: bool | int = True
     checkpoint: str | None = None
+    sweep: SweepSettings | None = None
 
     @property
     def sources(self) -> list[AbilitySource]:

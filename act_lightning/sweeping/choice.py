@@ -1,0 +1,109 @@
+"""Which point is best, which none beats, and where methods are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from act_lightning.sweeping.outcome import Outcome
+from act_lightning.sweeping.points import Point, has_density, has_ratio
+from act_lightning.sweeping.settings import ACT, CONTROLS, SweepSettings
+from act_lightning.transfer import TransferSettings
+
+EQUAL_SCALE, EQUAL_SHARE, BEST = "equal λ", "equal parameters", "its best"
+_DIGITS = 6
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row of the comparison of methods.
+
+    Attributes:
+        basis: Where the method is compared: ``equal λ``, ``equal parameters`` or ``its best``.
+        outcome: What was found there.
+    """
+
+    basis: str
+    outcome: Outcome
+
+
+def best_point(outcomes: Sequence[Outcome], target: Outcome, within: float) -> Outcome | None:
+    """The highest recover among points whose keep is at most ``within`` points below the target's.
+
+    Of several the one that moves the smaller share; of those the higher keep, and then the smaller λ.
+
+    Args:
+        outcomes: What was found.
+        target: What the target itself gave.
+        within: Points, of 100.
+    """
+    least = target.keep - within / 100 - _ROUNDING
+    return max((one for one in outcomes if one.keep >= least), key=_worth, default=None)
+
+
+def _worth(one: Outcome) -> tuple[float, ...]:
+    return one.recover, -one.share, one.keep, -one.point.scale
+
+
+def pareto_front(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The points that no other beats in keep or recover without losing in the other, by falling keep."""
+    front: list[Outcome] = []
+    for one in sorted(outcomes, key=lambda one: (-one.keep, -one.recover, one.share)):
+        if not front or one.recover > front[-1].recover:
+            front.append(one)
+    return front
+
+
+def reference_of(outcomes: Sequence[Outcome], target: Outcome, settings: SweepSettings) -> Outcome:
+    """The best point of ``act``, or else of the first method; without one that keeps enough, that which keeps most."""
+    method = ACT if ACT in settings.compared else settings.compared[0]
+    its = [one for one in outcomes if one.point.method == method]
+    return best_point(its, target, settings.keep_within) or max(its, key=lambda one: (one.keep, *_worth(one)))
+
+
+def equal_points(
+    reference: Outcome, settings: SweepSettings, transfer: TransferSettings
+) -> dict[str, dict[str, Point]]:
+    """Where other methods are compared with the reference: by method, by basis.
+
+    At equal λ p is also the same. At equal parameters λ is also the same, and a density is the share that the reference
+    moves; what has no density and no mask moves everything, and cannot be compared so.
+
+    Args:
+        reference: What the others are compared with.
+        settings: Section ``sweep``.
+        transfer: The run's own settings.
+    """
+    at, found = reference.point, {}
+    for method in settings.compared:
+        if method == at.method:
+            continue
+        points = {EQUAL_SCALE: Point(method, at.scale, at.ratio if has_ratio(method, transfer) else 1.0, at.tuned)}
+        if method in CONTROLS and at.method == ACT:
+            points[EQUAL_SHARE] = points[EQUAL_SCALE]  # as many parameters, by construction
+        if has_density(method):
+            points[EQUAL_SHARE] = Point(method, at.scale, max(10**-_DIGITS, round(reference.share, _DIGITS)), at.tuned)
+        found[method] = points
+    return found
+
+
+def comparison(
+    outcomes: Sequence[Outcome], target: Outcome, settings: SweepSettings, transfer: TransferSettings
+) -> list[Compared]:
+    """The reference, and every other method at equal λ, at an equal share of parameters, and at its best.
+
+    Args:
+        outcomes: What was found.
+        target: What the target itself gave.
+        settings: Section ``sweep``.
+        transfer: The run's own settings.
+    """
+    known, reference = {one.point: one for one in outcomes}, reference_of(outcomes, target, settings)
+    rows = [Compared(BEST, reference)]
+    for method, points in equal_points(reference, settings, transfer).items():
+        rows += [Compared(basis, known[point]) for basis, point in points.items() if point in known]
+        its = [one for one in outcomes if one.point.method == method]
+        if best := best_point(its, target, settings.keep_within):
+            rows.append(Compared(BEST, best))
+    return rows

@@ -1,0 +1,168 @@
+"""A sweep from a run's sections to its points, on all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from act_lightning.callbacks.sources import AbilitySource
+from act_lightning.callbacks.target import Target
+from act_lightning.checkpoints import identify, load_model, locate, write_file
+from act_lightning.data import AbilityDataModule
+from act_lightning.scores import read_record, score_path
+from act_lightning.sweeping.choice import best_point, comparison, pareto_front
+from act_lightning.sweeping.crew import Crew
+from act_lightning.sweeping.questions import Questions
+from act_lightning.sweeping.settings import SweepSettings
+from act_lightning.sweeping.study import Ledger, alone
+from act_lightning.sweeping.transfers import Beginning, Transfers
+from act_lightning.sweeping.walk import Laboratory, Walk
+from act_lightning.sweeping.writing import as_csv, as_json, compared_table, rows_of
+from act_lightning.transfer import TransferSettings
+from act_lightning.transfer.importance import FOLDER
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep is made of.
+
+    Attributes:
+        settings: Section ``sweep``, without faults.
+        transfer: The run's own settings.
+        sources: The run's sources.
+        data: The data module.
+        target: Where the target's weights are.
+        root: The run's folder.
+        scores: Folder of saved scores; by default the run's own.
+        seed: Of random draws.
+        recipe: The run's config as YAML.
+    """
+
+    settings: SweepSettings
+    transfer: TransferSettings
+    sources: Sequence[AbilitySource]
+    data: AbilityDataModule
+    target: Target
+    root: Path
+    scores: Path | None
+    seed: int
+    recipe: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep writes."""
+        return self.root / "sweep"
+
+    @property
+    def storage(self) -> str:
+        """Where Optuna keeps the points."""
+        return self.settings.storage or str(self.folder / "journal.log")
+
+    @property
+    def folder_of_scores(self) -> Path:
+        """Where scores are."""
+        return self.scores or self.root / "scores"
+
+    def beginning(self) -> Beginning:
+        """Where every point begins."""
+        assert self.target.folder is not None, "a module of ours names its checkpoint"
+        return Beginning(
+            sources=self.sources,
+            transfer=self.transfer,
+            channels=self.target.inventory(),
+            scores=self.folder_of_scores,
+            fisher=self.root / FOLDER,
+            seed=self.seed,
+            digests=self.target.digests(),
+            target=self.target.folder,
+        )
+
+    def overridden(self) -> list[str]:
+        """What the sources say that plays no part here."""
+        given = [(i, key, getattr(one, key)) for i, one in enumerate(self.sources) for key in ("scale", "ratio")]
+        end = "plays no part: every point of a sweep sets λ and p of all sources"
+        return [f"profile.sources[{i}].{key} = {value} {end}" for i, key, value in given if value is not None]
+
+    def explore(self, trainer: L.Trainer) -> None:
+        """Evaluate all points, on every process of the strategy; the data is set up, and scores are there.
+
+        Raises:
+            ActError: If the storage holds a sweep of something else, or scores are missing.
+        """
+        crew, kept = Crew(trainer.global_rank, trainer.world_size), ExitStack()
+        with kept:
+            opened: list[Ledger] = []
+            crew.of_first(lambda: opened.append(self.ledger(kept)))
+            device = trainer.strategy.root_device
+            laboratory = self.laboratory(device)
+            Walk(crew, next(iter(opened), None), laboratory, self.settings, self.transfer).go()
+
+    def ledger(self, while_in: ExitStack) -> Ledger:
+        """All points that were tried, which no other sweep changes until ``while_in`` is left.
+
+        Raises:
+            ActError: If the storage holds a sweep of something else, or another sweep uses it.
+        """
+        made_from = self.made_from()
+        while_in.enter_context(alone(self.storage))
+        return Ledger(self.storage, made_from, self.settings, self.seed)
+
+    def laboratory(self, device: torch.device) -> Laboratory:
+        """The target in memory, and the questions."""
+        beginning = self.beginning()
+        model = load_model(beginning.target, self.target.dtype, device)
+        return Laboratory(model, Transfers(beginning), self.data, Questions(self.data))
+
+    def conclude(self) -> None:
+        """Write results, the comparison of methods, the best point as a config and a page; print what counts."""
+        with ExitStack() as kept:
+            ledger = self.ledger(kept)
+            target, outcomes = ledger.target(), ledger.outcomes()
+        assert target is not None
+        best = best_point(outcomes, target, self.settings.keep_within)
+        rows = rows_of([target, *outcomes], target)
+        write_file(self.folder / "results.csv", as_csv(rows))
+        write_file(self.folder / "results.json", as_json(rows, best, pareto_front(outcomes)))
+        compared = comparison(outcomes, target, self.settings, self.transfer)
+        Console().print(compared_table(compared, target))
+
+    def made_from(self) -> dict[str, Any]:
+        """What the points depend on beside method, λ and p, as fingerprints and settings.
+
+        Raises:
+            ActError: If scores are missing.
+        """
+        transfer = asdict(replace(self.transfer, method="")) | {"method": repr(self.transfer.method)}
+        weights = {one.label: identify(locate(one.model, one.revision)).digest for one in self.sources}
+        return {
+            "target": self.target.digests()[-1],
+            "sources": weights,
+            "scores": self._scores() if self.settings.uses_scores(self.transfer) else {},
+            "evaluations": {name: self._questions(name) for name in self.data.evaluation_names},
+            "transfer": {key: value for key, value in transfer.items() if key not in ("ratio", "scale")},
+            "dtype": str(self.target.dtype),
+            "seed": self.seed,
+        }
+
+    def _scores(self) -> dict[str, str]:
+        """What the scores of each ability of each source were measured on."""
+        paths = [score_path(self.folder_of_scores, one.label, name) for one in self.sources for name in one.abilities]
+        return {f"{path.parent.name}/{path.stem}": _digest(read_record(path).fingerprint()) for path in paths}
+
+    def _questions(self, name: str) -> str:
+        one = self.data.evaluations[name]
+        rules = [one.role, one.kind, one.max_new_tokens, one.pattern, one.language]
+        return _digest([rules, *([prompt.text, prompt.item.identity] for prompt in self.data.prompts[name])])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

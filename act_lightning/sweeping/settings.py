@@ -1,0 +1,182 @@
+"""What a user may say about a sweep: section ``sweep``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.errors import Fault
+from act_lightning.masks import ratio_faults
+from act_lightning.merging import METHODS
+from act_lightning.transfer import TransferSettings, scale_faults, selection_faults
+from act_lightning.transfer.settings import SELECTIONS
+
+ACT = "act"
+TARGET = "target"
+TASK_ARITHMETIC = "task_arithmetic"
+WITHOUT_MASK = tuple(name for name in METHODS if name != "fisher")
+CONTROLS = tuple(name for name in SELECTIONS if name not in ("activation", "all"))
+SCALES = tuple(number / 10 for number in range(1, 10))
+RATIOS = (*(number / 100 for number in range(1, 11)), *(number / 100 for number in range(15, 101, 5)))
+_ROLES = ("keep", "recover")
+_POINTS = 100
+_SQLITE = (".db", ".sqlite", ".sqlite3")
+
+
+@dataclass
+class SweepSettings:
+    """Which transfers are tried, and how the best is chosen.
+
+    Attributes:
+        scales: Values of λ; by default the paper's 0.1, 0.2 … 0.9. A list, or text such as ``0.2,0.4``.
+        ratios: Values of p; by default the paper's: 1 % to 10 % by 1 %, 15 % to 100 % by 5 %. A list, or text.
+        methods: What is compared; a list, or text such as ``act,ties``. ``act`` is the run's own transfer.
+            ``task_arithmetic`` moves everything, without a mask. ``ties``, ``dare`` and other merging methods move
+            everything too, and p is the density that they keep. ``random`` and other selections move, from each
+            source, as many parameters as ``act`` does at the same p.
+        sampler: ``grid`` tries every λ with every p. ``tpe`` and ``nsga2`` search between the least and the largest of
+            both for the best trade of keep and recover.
+        trials: How many points of each method ``tpe`` or ``nsga2`` tries.
+        keep_within: The best point has the highest recover among those whose keep is at most so many points (of 100)
+            below the target's.
+        storage: Where Optuna keeps the points: a journal file, or SQLite (``sweep.db`` or ``sqlite:///sweep.db``); by
+            default ``<default_root_dir>/sweep/journal.log``.
+        fit: Whether each point is also fine-tuned, by a ``fit`` of its own in ``<default_root_dir>/sweep/points``.
+        keep_models: Whether fine-tuned models of all points stay on the disk.
+    """
+
+    scales: list[float] | float | str = field(default_factory=lambda: list(SCALES))
+    ratios: list[float] | float | str = field(default_factory=lambda: list(RATIOS))
+    methods: list[str] | str = field(default_factory=lambda: [ACT])
+    sampler: Literal["grid", "tpe", "nsga2"] = "grid"
+    trials: int | None = None
+    keep_within: float = 1.0
+    storage: str | None = None
+    fit: bool = False
+    keep_models: bool = False
+
+    def __post_init__(self) -> None:
+        """Read lists that were given as text."""
+        self.tried_scales, self.tried_ratios = _numbers(self.scales), _numbers(self.ratios)
+        self.compared = tuple(dict.fromkeys(_words(self.methods)))
+
+    def uses_scores(self, transfer: TransferSettings) -> bool:
+        """Whether any method selects by scores; random channels are as many as the run's own selection has.
+
+        Args:
+            transfer: The run's own settings.
+        """
+        own = {ACT, *CONTROLS} & set(self.compared)
+        selections = {transfer.selection} | ({*CONTROLS} & own) if own else set()
+        return any(replace(transfer, selection=selection).needs_scores for selection in selections)
+
+    def faults(self, transfer: TransferSettings, roles: Iterable[str]) -> list[Fault]:
+        """Everything that is wrong with these settings, without looking at a model.
+
+        Args:
+            transfer: The run's own settings.
+            roles: The role of each evaluation set.
+        """
+        found = [fault for name in ("scales", "ratios", "methods") for fault in _empty_fault(name, getattr(self, name))]
+        found += [fault for scale in self.tried_scales for fault in _scale_faults(scale)]
+        found += [fault for ratio in self.tried_ratios for fault in _ratio_faults(ratio)]
+        found += [fault for method in self.compared for fault in _method_faults(method)]
+        if not 0 <= self.keep_within <= _POINTS:
+            rule = f"must lie in [0, {_POINTS}]"
+            found.append(Fault("sweep.keep_within", self.keep_within, rule, "Write points of accuracy, such as 1.0."))
+        return found + self._search_faults() + _role_faults(set(roles))
+
+    def selection_faults(self, channels: ChannelInventory, transfer: TransferSettings) -> list[Fault]:
+        """Values of p that select nothing, and patterns that match no module.
+
+        Args:
+            channels: The channels of the target.
+            transfer: The run's own settings.
+        """
+        ratios = {f"sweep.ratios[{i}]": ratio for i, ratio in enumerate(self.tried_ratios) if isinstance(ratio, float)}
+        return selection_faults(channels, transfer, ratios if self.uses_masks else {})
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether any method selects channels."""
+        return not {*self.compared} <= {*WITHOUT_MASK}
+
+    def _search_faults(self) -> list[Fault]:
+        if self.sampler == "grid":
+            rule, remedy = "has no meaning where sampler is grid", "Leave it out, or choose tpe or nsga2."
+            return [] if self.trials is None else [Fault("sweep.trials", self.trials, rule, remedy)]
+        if self.trials is not None and self.trials >= 1:
+            return []
+        rule = f"must say how many points {self.sampler} tries"
+        return [Fault("sweep.trials", self.trials, rule, "Write a number such as 40.")]
+
+
+def is_sqlite(place: str) -> bool:
+    """Whether a storage is SQLite, and no journal.
+
+    >>> is_sqlite("runs/sweep.db"), is_sqlite("runs/journal.log")
+    (True, False)
+    """
+    return place.startswith("sqlite:") or place.endswith(_SQLITE)
+
+
+def splits(text: str) -> list[str]:
+    """The words of a list that was given as text.
+
+    >>> splits("[act, ties]"), splits("0.1,0.2")
+    (['act', 'ties'], ['0.1', '0.2'])
+    """
+    return [word for word in text.strip("[]() ").replace(",", " ").split() if word]
+
+
+def _words(given: Sequence[str] | str) -> list[str]:
+    return splits(given) if isinstance(given, str) else list(given)
+
+
+def _numbers(given: Sequence[float] | float | str) -> list[float | str]:
+    """Each number once, in their order; what is no number stays text, to be refused with everything else."""
+    words = splits(given) if isinstance(given, str) else [given] if isinstance(given, (int, float)) else given
+    return list(dict.fromkeys(_number(word) for word in words))
+
+
+def _number(word: float | str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def _empty_fault(name: str, given: Sequence[object] | float | str) -> list[Fault]:
+    if isinstance(given, (int, float)) or (splits(given) if isinstance(given, str) else given):
+        return []
+    return [Fault(f"sweep.{name}", given, "must not be empty", "Leave it out for the default, or name what to try.")]
+
+
+def _scale_faults(scale: float | str) -> list[Fault]:
+    if isinstance(scale, str):
+        return [Fault("sweep.scales", scale, "must be numbers", "Write a list such as [0.2, 0.4].")]
+    return scale_faults(scale, "sweep.scales")
+
+
+def _ratio_faults(ratio: float | str) -> list[Fault]:
+    if isinstance(ratio, str):
+        return [Fault("sweep.ratios", ratio, "must be numbers", "Write a list such as [0.01, 0.05].")]
+    return ratio_faults(ratio, "sweep.ratios")
+
+
+def _method_faults(method: str) -> list[Fault]:
+    known = (ACT, *WITHOUT_MASK, *CONTROLS)
+    if method in known:
+        return []
+    return [Fault("sweep.methods", method, f"must be one of {', '.join(known)}", "Others are not built yet.")]
+
+
+def _role_faults(roles: set[str]) -> list[Fault]:
+    missing = [role for role in _ROLES if role not in roles]
+    if not missing:
+        return []
+    rule = f"must hold a set with role: {' and one with role: '.join(missing)}"
+    remedy = "Add what the target must not lose (keep) and what it must regain (recover)."
+    return [Fault("data.evaluations", sorted(roles), rule, remedy)]

@@ -1,0 +1,92 @@
+"""From points to masks: scores are read once, and the masks of one p serve every λ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from act_lightning.callbacks.preparation import PreparedTransfer, prepare
+from act_lightning.callbacks.sources import AbilitySource
+from act_lightning.channels import ChannelInventory
+from act_lightning.masks import candidates
+from act_lightning.merging import merging_method
+from act_lightning.sweeping.points import Moved, Point, as_large_as, has_density, moved_by
+from act_lightning.sweeping.settings import ACT, WITHOUT_MASK
+from act_lightning.transfer import TransferSettings
+
+_KEPT = 4  # masks of several p in memory at a time
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where every point of a sweep begins.
+
+    Attributes:
+        sources: The run's sources.
+        transfer: The run's own settings.
+        channels: The channels of the target.
+        scores: Folder of saved scores.
+        fisher: Folder of Fisher information.
+        seed: Seed of random draws.
+        digests: Digests under which the target's weights are known.
+        target: The target's checkpoint.
+    """
+
+    sources: Sequence[AbilitySource]
+    transfer: TransferSettings
+    channels: ChannelInventory
+    scores: Path
+    fisher: Path
+    seed: int
+    digests: Sequence[str]
+    target: Path
+
+
+class Transfers:
+    """Prepares the transfers of a sweep.
+
+    Args:
+        beginning: What all have in common.
+    """
+
+    def __init__(self, beginning: Beginning) -> None:
+        self._common = beginning
+        self._selected = lru_cache(_KEPT)(self._select)
+
+    def moved(self, point: Point) -> Moved:
+        """What a point says to a transfer.
+
+        Raises:
+            ActError: If scores are missing or foreign, or p selects nothing.
+        """
+        common = self._common
+        if point.method == ACT or point.method in WITHOUT_MASK:
+            return moved_by(point, common.transfer, common.sources)
+        own = self._selected(ACT, point.ratio)
+        allowed = common.channels.count_elements(candidates(common.channels, common.transfer.exclude))
+        shares = {source.name: common.channels.count_elements(source.mask) / allowed for source in own.sources}
+        return as_large_as(point, shares, common.transfer, common.sources)
+
+    def prepared(self, point: Point) -> PreparedTransfer:
+        """The transfer of a point, ready to be injected.
+
+        Raises:
+            ActError: If scores are missing or foreign, or p selects nothing.
+        """
+        density = has_density(point.method)
+        found = self._selected(point.method, 1.0 if density else point.ratio)
+        method = merging_method(self.moved(point).settings.method) if density else found.method
+        sources = [replace(source, scale=point.scale) for source in found.sources]
+        return replace(found, sources=sources, method=method, scale=point.scale)
+
+    def _select(self, method: str, ratio: float) -> PreparedTransfer:
+        common, moved = self._common, self.moved(Point(method, 1.0, ratio))
+        known = common.seed, common.digests, common.target, common.fisher
+        return prepare(moved.sources, common.channels, moved.settings, common.scores, *known)
+
+    def share(self, point: Point) -> float:
+        """The share of the target's parameters that a point moves; of a merging method with a density, the most."""
+        found = self.prepared(point)
+        return found.parameter_share * (point.ratio if has_density(point.method) else 1.0)
