@@ -25,7 +25,7 @@ class Questions:
             name: TeacherForced(data, name) if one.kind == "exact" else Generation(data, name)
             for name, one in data.evaluations.items()
         }
-        budget = data.batch_size * data.max_length
+        budget = data.evaluation_tokens
         self._batches = {name: token_budget_batches(one.lengths, budget) for name, one in self._sets.items()}
         self.items = sum(len(one.lengths) for one in self._sets.values())
 
