@@ -15,10 +15,11 @@ from torch import Tensor
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import save_tensors
 from act_lightning.errors import ActError, Fault
+from act_lightning.scorers import Activation, Scorer, recorded_scorer
 
 FORMAT = 1
 _REMEDY = "Delete the file, so that the next run measures again."
-_FINGERPRINT = ("format", "target", "source", "data", "dtype", "positions")
+_FINGERPRINT = ("format", "scorer", "target", "source", "data", "keep", "dtype", "positions")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ScoreRecord:
         versions: Versions of packages; for the record, not part of the fingerprint.
         positions: Which positions were compared.
         format: Version of the way scores are computed; those of another version are measured again.
+        scorer: Name and settings of the scorer; files from before there were others are of ``activation``.
+        keep: SHA-256 of the samples of each ability that is to be kept, for a scorer that reads these as well.
     """
 
     tokens: int
@@ -48,10 +51,13 @@ class ScoreRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     positions: str = "answer"
     format: int = FORMAT
+    scorer: Mapping[str, Any] = field(default_factory=lambda: {"name": "activation"})
+    keep: Mapping[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for scores to be used again."""
         values = {**asdict(self), "target": self._digest("target"), "source": self._digest("source")}
+        values["scorer"] = recorded_scorer(self.scorer)
         return {name: values[name] for name in _FINGERPRINT}
 
     def _digest(self, role: str) -> str | None:
@@ -68,6 +74,17 @@ class ScoreRecord:
 def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 16 else text[:12] + "…"
+
+
+def scores_folder(root: Path, scorer: Scorer) -> Path:
+    """Where a run keeps the scores of a scorer.
+
+    >>> from act_lightning.scorers import Activation, Local
+    >>> [scores_folder(Path("run"), scorer).as_posix() for scorer in (Activation(), Local())]
+    ['run/scores', 'run/scores.local']
+    """
+    name = scorer.record()["name"]
+    return root / ("scores" if name == Activation.name else f"scores.{name}")
 
 
 def score_path(root: Path, source: str, ability: str) -> Path:

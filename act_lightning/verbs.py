@@ -22,6 +22,7 @@ from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, refuse
 from act_lightning.examination import of_all_processes
 from act_lightning.planning import Run
+from act_lightning.scorers import Activation
 from act_lightning.sweeping.settings import ACT
 from act_lightning.transfer.importance import FOLDER
 
@@ -37,20 +38,27 @@ def profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
     _on_all_processes(trainer, partial(_measure, trainer, run, scores, run.transfer.needs_fisher))
 
 
-def _measure(trainer: L.Trainer, run: Run, scores: bool, fisher: bool) -> None:
-    """Set the data up, and measure what is asked for, on one of the processes."""
+def _measure(trainer: L.Trainer, run: Run, scores: bool, fisher: bool, evaluates: bool = False) -> None:
+    """Set up what data is needed, and measure what is asked for, on one of the processes."""
+    scorer = run.transfer.scorer or Activation()
+    reads = fisher or (scores and scorer.needs_samples)
     trainer.strategy.setup_environment()
+    if reads or evaluates:
+        _set_up_data(trainer, run, "fit" if reads else "test")
+    if scores:
+        run.profiler.profile(trainer, run.model, run.data, scorer)
+    if fisher:
+        FisherInformation(run.sources).gather(trainer, run.model, run.data)
+
+
+def _set_up_data(trainer: L.Trainer, run: Run, stage: str) -> None:
     run.data.trainer = trainer
-    if not (scores or fisher):
+    if stage == "test":
         trainer.state.fn = TrainerFn.TESTING  # the data module asks what is needed: no abilities
     if trainer.local_rank == 0:
         run.data.prepare_data()
     trainer.strategy.barrier("data prepared")
-    run.data.setup("fit" if scores or fisher else "test")
-    if scores:
-        run.profiler.profile(trainer, run.model, run.data)
-    if fisher:
-        FisherInformation(run.sources).gather(trainer, run.model, run.data)
+    run.data.setup(stage)
 
 
 def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
@@ -59,11 +67,11 @@ def merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     target = find_target(run.model, None, None)
     assert target.folder is not None
     refuse(output_faults(root / "merged", target.folder, "trainer.default_root_dir"))
-    if run.transfer.needs_data:
+    if run.transfer.needs_data or run.transfer.needs_profiling:
         profile(trainer, run, run.transfer.needs_profiling)
     if not trainer.is_global_zero:
         return
-    scores = Path(run.transfer.scores) if run.transfer.scores else root / "scores"
+    scores = run.transfer.scores_of(root)
     known = run_seed(), target.digests(), target.folder, root / FOLDER
     prepared = prepare(run.sources, target.inventory(), run.transfer.settings, scores, *known)
     told = merge_to_disk(root, target.folder, prepared, recipe, run.model.export_dtype, trainer.strategy.root_device)
@@ -89,7 +97,7 @@ def sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
 
     def explore() -> None:
         fisher = run.transfer.needs_fisher and ACT in walk.settings.compared
-        _measure(trainer, run, uses_scores and given is None, fisher)
+        _measure(trainer, run, uses_scores and given is None, fisher, evaluates=True)
         walk.explore(trainer)
 
     for told in walk.overridden():

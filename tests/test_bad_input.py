@@ -57,7 +57,7 @@ def refused(config: Config, *words: str, verb: str = "fit") -> Outcome:
         ("profile.tokens_per_batch", 0, "at least 1"),
         ("transfer.exclude", ["nothing.*"], "must match at least one of the 21 modules"),
         ("transfer.exclude", ["*"], "must leave some channels"),
-        ("transfer.selection", "weight", "'weight': must be one of activation, random, all"),
+        ("transfer.selection", "wait", "'wait': must be one of activation, activation_relative"),
         ("transfer.method", "averaging", "'averaging': must name a merging method"),
         ("transfer.scores", "nowhere", "Run `profile` first"),
         ("data.abilities", {"a/b": {"path": "x.jsonl"}}, "[A-Za-z0-9._-]+"),

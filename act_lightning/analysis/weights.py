@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from act_lightning.channels import ChannelInventory, OwnedParameter
-from act_lightning.checkpoints import CheckpointReader
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints import CheckpointReader, channel_sums
 from act_lightning.masks import top
-
-_BLOCK = 16 * 1024 * 1024  # elements of each model that are in memory at once
 
 
 def weight_change(
@@ -35,27 +32,7 @@ def weight_change(
     Raises:
         ActError: A weight is NaN or infinite.
     """
-    squares = torch.zeros(inventory.total, dtype=torch.float64)
-    total = sum(inventory.shapes[owned.name].numel() for module in inventory.modules for owned in module.owned)
-    with tqdm(desc="weight change", total=total, unit="", unit_scale=True, disable=quiet) as bar:
-        for module, span in inventory.spans():
-            for owned in module.owned:
-                for place, block in _blocks(owned, inventory.shapes[owned.name], target, source):
-                    squares[span][place] += block.sum(1 - owned.dim, dtype=torch.float64)
-                    bar.update(block.numel())
-    return squares.sqrt().float()
-
-
-def _blocks(
-    owned: OwnedParameter, shape: torch.Size, target: CheckpointReader, source: CheckpointReader
-) -> Iterator[tuple[slice, Tensor]]:
-    """Squared differences of some rows of one parameter, float32 ``[rows, columns]``, with the channels they are of."""
-    step = max(1, _BLOCK // shape[1:].numel())
-    for start in range(0, shape[0], step):
-        rows = torch.arange(start, min(start + step, shape[0]))
-        change = source.rows(owned.name, rows).float() - target.rows(owned.name, rows).float()
-        place = slice(start, start + len(rows)) if owned.dim == 0 else slice(None)
-        yield place, change.square().reshape(len(rows), -1)
+    return channel_sums(torch.square, target, source, inventory, quiet=quiet).sqrt().float()
 
 
 def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01) -> pd.DataFrame:

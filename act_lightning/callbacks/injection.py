@@ -30,6 +30,8 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import CheckpointReader, write_file
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod
+from act_lightning.scorers import Activation, Scorer
+from act_lightning.scores import scores_folder
 from act_lightning.sharding import Layout
 from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults, weight_faults
 from act_lightning.transfer.importance import FOLDER
@@ -48,7 +50,8 @@ class MaskedTaskVectorInjection(L.Callback):
         ratio: p, the share that one ability's mask selects, in (0, 1].
         share: What ``ratio`` is a share of: ``channels`` or ``parameters``.
         scale: λ, the strength of the transfer.
-        selection: How channels are ranked: ``activation``, ``random`` or ``all``.
+        selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
+            a scorer with settings of its own.
         scope: ``global``: rank all channels together; ``module``: the same share in every module.
         exclude: fnmatch patterns on full module names; excluded channels are not counted.
         method: Name of a merging method, or one with settings of its own.
@@ -64,7 +67,7 @@ class MaskedTaskVectorInjection(L.Callback):
         ratio: float = 0.01,
         share: Share = "channels",
         scale: float = 0.4,
-        selection: str = "activation",
+        selection: str | Scorer = "activation",
         scope: Scope = "global",
         exclude: Sequence[str] = (),
         method: str | MergingMethod = "task_arithmetic",
@@ -88,7 +91,17 @@ class MaskedTaskVectorInjection(L.Callback):
     @property
     def needs_data(self) -> bool:
         """Whether the samples of the sources' abilities are needed."""
-        return self.needs_profiling or self.needs_fisher
+        measures = self.needs_profiling and self.scorer is not None and self.scorer.needs_samples
+        return measures or self.needs_fisher
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """What channels are ranked by; ``None`` where no scores are needed."""
+        return self.settings.scorer
+
+    def scores_of(self, root: Path) -> Path:
+        """The folder of the scores that channels are ranked by: the one named, or the run's own below ``root``."""
+        return Path(self.scores) if self.scores else scores_folder(root, self.scorer or Activation())
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at a model."""
@@ -145,10 +158,9 @@ class MaskedTaskVectorInjection(L.Callback):
                 the model is partly changed and must not be used.
         """
         root = Path(trainer.default_root_dir)
-        scores = Path(self.scores) if self.scores else root / "scores"
         known = profiler.target_digests, profiler.target_folder, root / FOLDER
         channels = profiler.channels(model)
-        prepared = prepare(profiler.sources or [], channels, self.settings, scores, run_seed(), *known)
+        prepared = prepare(profiler.sources or [], channels, self.settings, self.scores_of(root), run_seed(), *known)
         with prepared.injection() as injection, _rows_of(profiler.target_folder) as read:
             for name, part in Layout(model, trainer.strategy.model).parts(injection.names):
                 injection.apply_(name, part.values, part.first_row, read and partial(read, name))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 import transformers
 
 from act_lightning import __version__
-from act_lightning.callbacks.samples import AbilitySamples, ability_samples
+from act_lightning.callbacks.samples import NO_SAMPLES, AbilitySamples, ability_samples
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
 from act_lightning.checkpoints import identify, locate
 from act_lightning.errors import ActError
+from act_lightning.scorers import Activation, Scorer
 from act_lightning.scores import ScoreRecord, read_record, score_path
 
 
@@ -29,6 +30,7 @@ class Measurement:
         samples: The samples it is measured on.
         record: What a new measurement would be recorded as.
         path: Where its scores stand.
+        kept: The samples of abilities that are not to be lost, for a scorer that reads these as well.
     """
 
     source: AbilitySource
@@ -37,6 +39,7 @@ class Measurement:
     samples: AbilitySamples
     record: ScoreRecord
     path: Path
+    kept: Mapping[str, AbilitySamples] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -54,21 +57,46 @@ class Measurement:
         return "; ".join(changes) or None
 
 
-def measurements(sources: Sequence[AbilitySource], target: Target, datamodule: object, root: Path) -> list[Measurement]:
-    """One measurement for each ability of each source, in order."""
+def measurements(
+    sources: Sequence[AbilitySource],
+    target: Target,
+    datamodule: object,
+    root: Path,
+    scorer: Scorer | None = None,
+) -> list[Measurement]:
+    """One measurement for each ability of each source, in order.
+
+    Args:
+        sources: The ability models.
+        target: The target.
+        datamodule: Where the samples of abilities are that a source brings no batches of.
+        root: The folder of the scores.
+        scorer: What is measured; by default the paper's score.
+    """
+    scorer = scorer or Activation()
     identity, found = asdict(target.identity()), []
     samples: dict[tuple[int | None, str], AbilitySamples] = {}
     for i, source in enumerate(sources):
         folder = locate(source.model, source.revision, f"profile.sources[{i}].model")
         identities = {"target": identity, "source": asdict(identify(folder))}
-        for ability in source.abilities:
-            key = (i if source.loaders else None, ability)
+
+        def read(ability: str, source: AbilitySource = source, number: int = i) -> AbilitySamples:
+            key = (number if source.loaders else None, ability)
             if key not in samples:
                 samples[key] = ability_samples(source, ability, datamodule)
-            record = _record(target, source, identities, samples[key])
+            return samples[key]
+
+        kept = {name: read(name) for name in scorer.keep}
+        for ability in source.abilities:
+            its = read(ability) if scorer.needs_samples else NO_SAMPLES
+            record = replace(_record(target, source, identities, its), scorer=scorer.record(), keep=_digests(kept))
             path = score_path(root, source.label, ability)
-            found.append(Measurement(source, folder, ability, samples[key], record, path))
+            found.append(Measurement(source, folder, ability, its, record, path, kept))
     return found
+
+
+def _digests(kept: Mapping[str, AbilitySamples]) -> dict[str, str]:
+    return {name: its.fingerprint for name, its in kept.items()}
 
 
 def _record(

@@ -14,6 +14,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import identify, locate, match_folders
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.merging import MergingMethod, merging_method
+from act_lightning.scorers import Scorer, recorded_scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
 from act_lightning.transfer import (
     MaskedInjection,
@@ -79,7 +80,7 @@ def prepare(
         sources: The ability models.
         inventory: The channels of the target.
         settings: How channels are selected and merged.
-        folder_of_scores: ``<scores>/<source>/<ability>.safetensors``.
+        folder_of_scores: That of the scorer, ``<scores>/<source>/<ability>.safetensors``.
         seed: Seed of random selections and of methods that draw.
         target_digests: Digests under which the target's weights are known.
         target: The target's checkpoint, whose tokens say which entry of a source's vocabulary is which.
@@ -108,7 +109,9 @@ def prepare(
         selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary))
     method = merging_method(settings.method)
     name = settings.method if isinstance(settings.method, str) else repr(settings.method)
-    report = transfer_report(inventory, selected, selection=settings.selection, method=name, seed=seed, hashes=hashes)
+    report = transfer_report(
+        inventory, selected, selection=settings.selection_name, method=name, seed=seed, hashes=hashes
+    )
     importance = None
     if fisher is not None and method.needs_importance:
         importance = saved_importance(fisher, sources, hashes, target_digests)
@@ -124,10 +127,10 @@ def _scores_of(
     digests: Mapping[str, Sequence[str]],
 ) -> tuple[Tensor | None, int]:
     """Scores, where the selection needs them, and the number of answer tokens they were measured on."""
-    if not settings.needs_scores:
+    if settings.scorer is None:
         return None, 0
     path = score_path(root, source.label, ability)
-    record = saved_record(path, root, digests)
+    record = saved_record(path, root, digests, settings.scorer)
     return read_scores(path, inventory), record.tokens
 
 
@@ -157,16 +160,19 @@ def saved_importance(
     return Importance(found, SavedFisher(targets))
 
 
-def saved_record(path: Path, root: Path, digests: Mapping[str, Sequence[str]]) -> ScoreRecord:
-    """The record of saved scores that were measured on the models of this run.
+def saved_record(
+    path: Path, root: Path, digests: Mapping[str, Sequence[str]], scorer: Scorer | None = None
+) -> ScoreRecord:
+    """The record of saved scores that were measured on the models of this run, and by its scorer.
 
     Args:
         path: The file.
         root: The folder of all scores, for messages.
         digests: Digests under which ``target`` and ``source`` are known.
+        scorer: What channels are to be ranked by.
 
     Raises:
-        ActError: If there is no such file, or it was measured on other weights.
+        ActError: If there is no such file, or it was measured on other weights or by another scorer.
     """
     if not path.is_file():
         rule = f"must hold {path.relative_to(root)}"
@@ -177,4 +183,8 @@ def saved_record(path: Path, root: Path, digests: Mapping[str, Sequence[str]]) -
             measured = record.models.get(role)
             rule = f"must have been measured on the {role} of this run, but was on other weights ({measured})"
             raise ActError(Fault("transfer.scores", str(path), rule, "Profile again, or name those models."))
+    if scorer is not None and dict(record.scorer) != scorer.record():
+        wanted, found = recorded_scorer(scorer.record()), recorded_scorer(record.scorer)
+        rule = f"must hold scores by {wanted}, and holds scores by {found}"
+        raise ActError(Fault("transfer.scores", str(path), rule, "Name the folder of those, or change the selection."))
     return record

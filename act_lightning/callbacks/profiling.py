@@ -21,12 +21,13 @@ from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sibling_checks import refuse_strangers
 from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
+from act_lightning.callbacks.weight_scores import measure_weights
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, load_model, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
-from act_lightning.scorers import Activation
-from act_lightning.scores import require_finite, write_scores
+from act_lightning.scorers import Activation, ActivationScorer, Scorer, WeightScorer
+from act_lightning.scores import require_finite, scores_folder, write_scores
 from act_lightning.transfer import partner_channels
 
 
@@ -83,8 +84,8 @@ class ActivationDifferenceProfiler(L.Callback):
         self._channels = channels
         refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
         datamodule = getattr(trainer, "datamodule", None)
-        if all(callback.needs_profiling for callback in transfers):
-            self.profile(trainer, pl_module, datamodule)
+        for scorer in [one.scorer for one in transfers if one.needs_profiling] if transfers else [None]:
+            self.profile(trainer, pl_module, datamodule, scorer)
         if any(callback.needs_fisher for callback in transfers):
             FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
 
@@ -93,9 +94,19 @@ class ActivationDifferenceProfiler(L.Callback):
         return self._channels or inventory(model)
 
     def profile(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        datamodule: L.LightningDataModule | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         """Measure whatever saved scores do not answer, and write it.
+
+        Args:
+            trainer: Its processes and devices are used.
+            pl_module: Holds the target, or names it.
+            datamodule: Where the samples of abilities are that a source brings no batches of.
+            scorer: What channels are to be ranked by; by default Δa.
 
         Raises:
             ActError: If a setting, a model, its tokenizer or an ability does not fit; before work begins.
@@ -103,18 +114,24 @@ class ActivationDifferenceProfiler(L.Callback):
         if self.sources is None:
             return
         refuse(self.faults())
-        root = Path(trainer.default_root_dir) / "scores"
+        scorer = scorer or Activation()
+        root = scores_folder(Path(trainer.default_root_dir), scorer)
         refuse(check_writable(root, "trainer.default_root_dir"))
         with rng_as_before():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
-            wanted = measurements(self.sources, target, datamodule, root)
+            wanted = measurements(self.sources, target, datamodule, root, scorer)
             refuse_strangers(target, wanted)
             due = [one for one in wanted if _is_due(one)]
             trainer.strategy.barrier("profiling starts")
-            for group in groups(due):
-                self._measure(group, target, trainer)
+            if isinstance(scorer, WeightScorer):
+                measure_weights(due, target, scorer, trainer)
+            if isinstance(scorer, ActivationScorer):
+                for group in groups(due):
+                    self._measure(group, target, scorer, trainer)
 
-    def _measure(self, group: Sequence[Measurement], target: Target, trainer: L.Trainer) -> None:
+    def _measure(
+        self, group: Sequence[Measurement], target: Target, scorer: ActivationScorer, trainer: L.Trainer
+    ) -> None:
         """Load the target and the sources of a group once, and measure all its abilities."""
         device, channels = trainer.strategy.root_device, target.inventory()
         with target.ready(device) as model:
@@ -123,7 +140,7 @@ class ActivationDifferenceProfiler(L.Callback):
             pair = ResidentPair(model, sources)
             for together in _by_samples(group):
                 partners = [partner_channels(channels, match[one.folder] or None) for one in together]
-                means = [_new_means(channels, device, paired) for paired in partners]
+                means = [_new_means(channels, scorer, device, paired) for paired in partners]
                 self._measure_ability(together, pair, means, model.config, trainer)
                 for one, its in zip(together, means, strict=True):
                     _save(one, channels, its.compute(), trainer)
@@ -169,9 +186,12 @@ def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
     return list(found.values())
 
 
-def _new_means(channels: ChannelInventory, device: torch.device, partners: Mapping[str, Tensor]) -> ChannelMeans:
+def _new_means(
+    channels: ChannelInventory, scorer: ActivationScorer, device: torch.device, partners: Mapping[str, Tensor]
+) -> ChannelMeans:
     """Means whose float64 sums are kept on the device, except on one without float64."""
-    means = ChannelMeans(channels, Activation(), partners).to("cpu" if device.type == "mps" else device)
+    means = ChannelMeans(channels, scorer, partners).to("cpu" if device.type == "mps" else device)
     nothing = torch.empty(0, channels.modules[0].count)
-    means.update(channels.modules[0].name, nothing, nothing)  # a process may get no samples; torchmetrics warns then
+    # A process may get no samples, and torchmetrics would warn then.
+    means.update(channels.modules[0].name, nothing, nothing, nothing)
     return means

@@ -67,6 +67,10 @@ class AbilitySamples:
             yield pack(chosen) if packed else collate(chosen, 0)
 
 
+NO_SAMPLES = AbilitySamples((), 0, "none")
+"""What is measured on weights alone is measured on these."""
+
+
 def ability_samples(source: AbilitySource, ability: str, datamodule: object) -> AbilitySamples:
     """The samples of an ability of ``source``.
 

@@ -57,6 +57,8 @@ def model_faults(target: Target, source: Path, name: str) -> list[Fault]:
 
 
 def _token_faults(target: Target, one: Measurement) -> list[Fault]:
+    if not one.samples.samples:
+        return []  # weights alone are compared
     from_loader = one.ability in one.source.loaders
     if target.folder is None or (from_loader and not all(map(_has_tokenizer, (target.folder, one.folder)))):
         return []  # batches of the user's own: nothing says which tokenizer made them

@@ -13,7 +13,18 @@ from transformers import PreTrainedModel
 
 from act_lightning.callbacks.language_model import find_language_model, has_weights
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints import Identity, identify, identify_module, load_model, locate, meta_model, resolve_dtype
+from act_lightning.checkpoints import (
+    CheckpointReader,
+    Identity,
+    ModelRows,
+    Rows,
+    identify,
+    identify_module,
+    load_model,
+    locate,
+    meta_model,
+    resolve_dtype,
+)
 from act_lightning.errors import ActError, Fault
 
 
@@ -55,6 +66,16 @@ class Target:
         """Digests under which these weights are known: in memory, and as the checkpoint that the user names."""
         in_folder = [identify(self.folder).digest] if self.folder is not None else []
         return [self.identity().digest, *in_folder]
+
+    @contextmanager
+    def rows(self) -> Iterator[Rows]:
+        """The original weights, read some rows at a time."""
+        if self.model is not None:
+            yield ModelRows(self.model)
+        else:
+            assert self.folder is not None
+            with CheckpointReader(self.folder) as reader:
+                yield reader
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[PreTrainedModel]:

@@ -8,6 +8,7 @@ from act_lightning.checkpoints.atomic import (
     save_tensors,
     write_file,
 )
+from act_lightning.checkpoints.changes import ModelRows, Rows, channel_sums, row_changes
 from act_lightning.checkpoints.described import Described, describe, describe_model
 from act_lightning.checkpoints.export import export_model, output_faults
 from act_lightning.checkpoints.file_names import name_faults
@@ -40,7 +41,10 @@ __all__ = [
     "ConfigDifference",
     "Described",
     "Identity",
+    "ModelRows",
+    "Rows",
     "VocabularyMatch",
+    "channel_sums",
     "check_finite",
     "check_writable",
     "config_differences",
@@ -67,6 +71,7 @@ __all__ = [
     "replacing_folder",
     "require_weights",
     "resolve_dtype",
+    "row_changes",
     "save_tensors",
     "sibling_faults",
     "stored_dtype",

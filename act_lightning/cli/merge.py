@@ -51,7 +51,6 @@ SECTIONS = {
 """The settings understood here, and their types; more stand in a config that goes the long way."""
 SEED = 42  # as everywhere, unless seed_everything says otherwise
 _LARGEST_SEED = 2**32 - 1
-_SELECTIONS = ("activation", "random", "all")
 
 
 def main(arguments: list[str]) -> int:
@@ -98,17 +97,21 @@ def _understand(config: Config) -> _Run | None:
 
 
 def _needs_no_trainer(config: Config) -> bool:
-    """Whether nothing is to be profiled, and rows are to be merged on the CPU."""
+    """Whether nothing is to be profiled, and rows are to be merged on the CPU.
+
+    Raises:
+        ActError: There is no such selection or method.
+    """
     import torch
 
     from act_lightning.merging import merging_method
+    from act_lightning.scorers import scorer_of
 
     transfer, accelerator = config.get("transfer", {}), config["trainer"].get("accelerator", "auto")
-    ranked = transfer.get("selection", "activation") == "activation"
-    known = transfer.get("selection", "activation") in _SELECTIONS
+    ranked = scorer_of(transfer.get("selection", "activation")) is not None
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     gathers = merging_method(transfer.get("method", "task_arithmetic")).needs_importance
-    return known and on_cpu and not gathers and not (ranked and not transfer.get("scores"))
+    return on_cpu and not gathers and not (ranked and not transfer.get("scores"))
 
 
 def _prepare(config: Config) -> _Run:

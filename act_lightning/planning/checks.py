@@ -11,6 +11,7 @@ from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
 
 _NEED_SOURCES = ("profile", "merge", "sweep")
+_WITHOUT_DATA = ("profile", "merge")  # which need none where nothing is measured on samples
 _EVALUATING = ("validate", "test", "predict")
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")  # which Lightning looks up
 _LARGEST_SEED = 2**32 - 1
@@ -90,8 +91,8 @@ def _checkpoint_faults(checkpoint: str | None, verb: str) -> list[Fault]:
 
 
 def _data_faults(run: Run, verb: str) -> list[Fault]:
-    if verb == "merge" and run.sources and not run.transfer.needs_data:
-        return []  # no data is read
+    if verb in _WITHOUT_DATA and run.sources and not _needs_samples(run, verb):
+        return []
     stage = verb if verb in _EVALUATING else "fit"
     if verb == "sweep" and run.sources and not _needs_samples(run, verb):
         stage = "test"
@@ -118,21 +119,25 @@ def _source_faults(run: Run, verb: str) -> list[Fault]:
         return _missing_sources(run, verb)
     if not _needs_samples(run, verb):
         return []
-    known = ", ".join(run.data.abilities) or "none"
+    known, scorer = ", ".join(run.data.abilities) or "none", run.transfer.scorer
+    asked = [
+        (f"profile.sources[{i}].abilities", name) for i, source in enumerate(run.sources) for name in source.abilities
+    ]
+    asked += [("transfer.selection.keep", name) for name in (scorer.keep if scorer else ())]
     return [
-        Fault(f"profile.sources[{i}].abilities", name, f"must be one of data.abilities: {known}", "Add its data there.")
-        for i, source in enumerate(run.sources)
-        for name in source.abilities
+        Fault(setting, name, f"must be one of data.abilities: {known}", "Add its data there.")
+        for setting, name in asked
         if name not in run.data.abilities
     ]
 
 
 def _needs_samples(run: Run, verb: str) -> bool:
     """Whether a verb reads the samples of abilities."""
+    scorer = run.transfer.scorer
     if verb != "sweep" or run.sweep is None:
-        return verb == "profile" or run.transfer.needs_data
+        return run.transfer.needs_data or (verb == "profile" and (scorer is None or scorer.needs_samples))
     scored = run.sweep.uses_scores(run.transfer.settings) and run.transfer.scores is None
-    return scored or run.sweep.fit or run.transfer.needs_fisher
+    return (scored and scorer is not None and scorer.needs_samples) or run.sweep.fit or run.transfer.needs_fisher
 
 
 def _missing_sources(run: Run, verb: str) -> list[Fault]:

@@ -20,6 +20,7 @@ from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.strategies import shares
 from act_lightning.planning.training import process_count
+from act_lightning.scorers import WeightScorer
 
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
@@ -43,8 +44,7 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
     found = {"profiling": 0, "fisher": 0, "merge": 0, "training": 0}
     if run.sources:
         compared = resolve_dtype(run.model.weights_dtype, target)
-        models = 1 + _sources_together(run) if profiles(run, verb) else 0
-        found["profiling"] = models * channels.parameters * compared.itemsize
+        found["profiling"] = _models_at_once(run, verb) * channels.parameters * compared.itemsize
         if run.transfer.needs_fisher:
             found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
@@ -55,6 +55,13 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
         found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
     device = device_memory()
     return found | {"host": host_memory()} | ({} if device is None else {"device": device})
+
+
+def _models_at_once(run: Run, verb: str) -> int:
+    """How many models are in memory while scores are measured; none where weights are read some rows at a time."""
+    if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
+        return 0
+    return 1 + _sources_together(run)
 
 
 def profiles(run: Run, verb: str) -> bool:

@@ -13,15 +13,15 @@ from act_lightning.scores import score_path
 
 
 def score_faults(run: Run, models: Models) -> list[Fault]:
-    """Score files that are missing, unreadable, or were measured on other weights than those in the models' folders."""
+    """Score files that are missing, unreadable, or were measured on other weights or by another scorer."""
     if run.transfer.scores is None or run.transfer.needs_profiling or not Path(run.transfer.scores).is_dir():
         return []
-    root, found = Path(run.transfer.scores), Models()
+    root, scorer, found = Path(run.transfer.scores), run.transfer.scorer, Models()
     for i, source in enumerate(run.sources):
         digests = _digests({"target": models.target, "source": models.sources.get(i)})
         for ability in source.abilities:
             path = score_path(root, source.label, ability)
-            found.attempt(lambda path=path, digests=digests: saved_record(path, root, digests))  # type: ignore[misc]
+            found.attempt(lambda path=path, digests=digests: saved_record(path, root, digests, scorer))  # type: ignore[misc]
     return found.faults
 
 

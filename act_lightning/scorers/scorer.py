@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from act_lightning.channels import ChannelInventory
 from act_lightning.errors import Fault
+
+_OURS = "act_lightning."
 
 
 class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
-    """What channels are ranked by; subclasses are dataclasses of the scorer's own settings."""
+    """What channels are ranked by; subclasses are dataclasses of the scorer's own settings.
+
+    Subclass one of its kinds: :class:`ActivationScorer`, :class:`WeightScorer` or :class:`GradientScorer`.
+
+    Attributes:
+        name: What files and reports call it; by default the name of its class.
+        saved_as: The name of the scorer whose saved scores it ranks by; by default its own.
+        needs_samples: Whether the samples of an ability are read.
+    """
+
+    name: ClassVar[str] = ""
+    saved_as: ClassVar[str] = ""
+    needs_samples: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """What files and reports call it."""
+        return self.name or type(self).__name__
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The abilities whose samples are read as well, because they are not to be lost."""
+        return ()
 
     def faults(self) -> list[Fault]:
         """What is wrong with the scorer's own settings; looked for before any work."""
         return []
+
+    def record(self) -> dict[str, Any]:
+        """What saved scores say of the scorer: its name and the settings that they depend on, as JSON knows them."""
+        if self.saved_as:
+            return {"name": self.saved_as}
+        settings: dict[str, Any] = json.loads(json.dumps(vars(self), default=str, sort_keys=True))
+        kind = type(self)
+        own = {} if kind.__module__.startswith(_OURS) else {"class": f"{kind.__module__}.{kind.__qualname__}"}
+        return {"name": self.label} | own | settings
+
+    def ranked(self, scores: Tensor, inventory: ChannelInventory) -> Tensor:
+        """What channels are ranked by, from saved scores, float32 ``[channels]``; by default these."""
+        return scores
 
 
 @dataclass(frozen=True)
@@ -47,9 +88,9 @@ class ActivationScorer(Scorer):
         needs_swapped: Whether the target's modules are to be run once more, with the source's weights.
     """
 
-    terms: int = 1
-    needs_source: bool = True
-    needs_swapped: bool = False
+    terms: ClassVar[int] = 1
+    needs_source: ClassVar[bool] = True
+    needs_swapped: ClassVar[bool] = False
 
     @abstractmethod
     def values(self, seen: Observation) -> Tensor:
@@ -72,3 +113,42 @@ class ActivationScorer(Scorer):
             ``[channels]``; by default the first term.
         """
         return means[0]
+
+
+class WeightScorer(Scorer):
+    """A scorer that sees weights only, read from disk some rows at a time: one sum over all that a channel owns."""
+
+    needs_samples: ClassVar[bool] = False
+
+    @abstractmethod
+    def values(self, change: Tensor) -> Tensor:
+        """What is summed over the parameters of a channel.
+
+        Args:
+            change: θ_abl − θ_trg of some rows of one parameter, float32, any shape.
+
+        Returns:
+            One value for each element, of the shape of ``change``.
+        """
+
+    def finish(self, sums: Tensor, sizes: Tensor) -> Tensor:
+        """Scores from the sums.
+
+        Args:
+            sums: float64 ``[channels]``.
+            sizes: Number of parameters that each channel owns, int64 ``[channels]``.
+
+        Returns:
+            ``[channels]``; by default the sums.
+        """
+        return sums
+
+
+def recorded_scorer(record: Mapping[str, Any]) -> str:
+    """How a record's scorer is told to a person.
+
+    >>> recorded_scorer({"name": "activation"}), recorded_scorer({"name": "mine", "power": 2})
+    ('activation', 'mine (power: 2)')
+    """
+    settings = ", ".join(f"{key}: {value}" for key, value in record.items() if key != "name")
+    return f"{record.get('name')} ({settings})" if settings else str(record.get("name"))

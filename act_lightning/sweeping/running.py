@@ -18,7 +18,8 @@ from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
 from act_lightning.checkpoints import identify, load_model, locate, write_file
 from act_lightning.data import AbilityDataModule
-from act_lightning.scores import read_record, score_path
+from act_lightning.scorers import Activation
+from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweeping.choice import best_point, comparison, pareto_front
 from act_lightning.sweeping.crew import Crew
 from act_lightning.sweeping.questions import Questions
@@ -70,7 +71,7 @@ class Sweep:
     @property
     def folder_of_scores(self) -> Path:
         """Where scores are."""
-        return self.scores or self.root / "scores"
+        return self.scores or scores_folder(self.root, self.transfer.scorer or Activation())
 
     def beginning(self) -> Beginning:
         """Where every point begins."""

@@ -11,13 +11,12 @@ from act_lightning.errors import Fault
 from act_lightning.masks import ratio_faults
 from act_lightning.merging import METHODS
 from act_lightning.transfer import TransferSettings, scale_faults, selection_faults
-from act_lightning.transfer.settings import SELECTIONS
 
 ACT = "act"
 TARGET = "target"
 TASK_ARITHMETIC = "task_arithmetic"
 WITHOUT_MASK = tuple(name for name in METHODS if name != "fisher")
-CONTROLS = tuple(name for name in SELECTIONS if name not in ("activation", "all"))
+CONTROLS = ("random",)
 SCALES = tuple(number / 10 for number in range(1, 10))
 RATIOS = (*(number / 100 for number in range(1, 11)), *(number / 100 for number in range(15, 101, 5)))
 _ROLES = ("keep", "recover")

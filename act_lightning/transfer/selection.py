@@ -58,7 +58,7 @@ def select(
 
     Args:
         inventory: The channels of the target.
-        scores: float32 ``[channels]`` per ability; ``None`` where the selection needs none.
+        scores: Saved scores, float32 ``[channels]`` per ability; ``None`` where the selection needs none.
         ratio: p of this source.
         settings: How to select.
         key: What random selections are drawn from, such as (seed, source).
@@ -90,14 +90,20 @@ def _select_one(
 ) -> Tensor:
     if settings.selection == "all":
         return allowed
-    values = random_scores(inventory.total, *key) if settings.selection == "random" else scores
-    if values is None:
-        raise TypeError(f"selection {settings.selection!r} needs scores")
+    drawn = settings.selection == "random"
+    values = random_scores(inventory.total, *key) if drawn else _ranked(scores, settings, inventory)
     if settings.share == "parameters":
         return top_by_parameters(values, ratio, allowed, inventory)
     if settings.scope == "module":
         return top_per_module(values, ratio, allowed, inventory)
     return top(values, ratio, allowed)
+
+
+def _ranked(scores: Tensor | None, settings: TransferSettings, inventory: ChannelInventory) -> Tensor:
+    """What channels are ranked by, from saved scores."""
+    if scores is None or settings.scorer is None:
+        raise TypeError(f"selection {settings.selection!r} needs scores")
+    return settings.scorer.ranked(scores, inventory)
 
 
 def joined(sources: list[SelectedSource], total: int) -> Tensor:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
+from act_lightning.checkpoints import name_faults
 from act_lightning.errors import ActError, Fault
 from act_lightning.masks import ratio_faults
 from act_lightning.merging import MergingMethod, merging_method
+from act_lightning.scorers import Scorer, scorer_of
 
 Share = Literal["channels", "parameters"]
 Scope = Literal["global", "module"]
-SELECTIONS = ("activation", "random", "all")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class TransferSettings:
         ratio: p, the share that one ability's mask selects, in (0, 1].
         share: What ``ratio`` is a share of: channels, as in the paper, or parameters, for comparisons at equal cost.
         scale: λ, the strength of the transfer.
-        selection: How channels are ranked: ``activation`` (the paper), ``random`` or ``all``.
+        selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
+            a scorer with settings of its own.
         scope: Whether channels are ranked across the whole model, as in the paper, or within every module.
         exclude: fnmatch patterns on full module names; excluded channels are neither selected nor counted.
         method: Name of a merging method, or one with settings of its own.
@@ -34,15 +36,25 @@ class TransferSettings:
     ratio: float | Fraction = 0.01
     share: Share = "channels"
     scale: float = 0.4
-    selection: str = "activation"
+    selection: str | Scorer = "activation"
     scope: Scope = "global"
     exclude: Sequence[str] = ()
     method: str | MergingMethod = "task_arithmetic"
 
     @property
+    def scorer(self) -> Scorer | None:
+        """What channels are ranked by; ``None`` where no scores are needed, or the selection is refused."""
+        return None if self._selection_faults() else scorer_of(self.selection)
+
+    @property
+    def selection_name(self) -> str:
+        """How the selection is told to a person: its name, or the scorer with its settings."""
+        return self.selection if isinstance(self.selection, str) else repr(self.selection)
+
+    @property
     def needs_scores(self) -> bool:
         """Whether this selection ranks channels by saved scores."""
-        return self.selection == "activation"
+        return self.scorer is not None
 
     @property
     def needs_fisher(self) -> bool:
@@ -54,16 +66,22 @@ class TransferSettings:
         found = ratio_faults(self.ratio, f"{prefix}.ratio") + scale_faults(self.scale, f"{prefix}.scale")
         for name, value, allowed in (
             ("share", self.share, get_args(Share)),
-            ("selection", self.selection, SELECTIONS),
             ("scope", self.scope, get_args(Scope)),
         ):
             if value not in allowed:
                 rule = f"must be one of {', '.join(allowed)}"
-                found.append(Fault(f"{prefix}.{name}", value, rule, "Choose one of these; others are not built yet."))
+                found.append(Fault(f"{prefix}.{name}", value, rule, "Choose one of these."))
         if self.share == "parameters" and self.scope == "module":
             rule = "cannot be combined with scope: module"
             found.append(Fault(f"{prefix}.share", self.share, rule, "Use share: channels, or scope: global."))
-        return found + self._method_faults()
+        return found + self._selection_faults() + self._method_faults()
+
+    def _selection_faults(self) -> list[Fault]:
+        try:
+            scorer = scorer_of(self.selection)
+        except ActError as error:
+            return list(error.faults)
+        return [] if scorer is None else name_faults(scorer.label, "transfer.selection")
 
     def _method_faults(self) -> list[Fault]:
         try:

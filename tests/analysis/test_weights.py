@@ -27,7 +27,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 def test_every_channels_norm_is_that_of_all_it_owns(
     architecture: str, overrides: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("act_lightning.analysis.weights._BLOCK", 500)  # several blocks a matrix
+    monkeypatch.setattr("act_lightning.checkpoints.changes._BLOCK", 500)  # several blocks a matrix
     target = tiny_model(architecture, **overrides)
     source = sibling_of(target, seed=3)
     folders = [save_model(model, tiny_tokenizer(), tmp_path / str(i)) for i, model in enumerate((target, source))]
