@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 import act_lightning
+from act_lightning.channels import inventory
 from tests.front_door import Config, call, write_yaml
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.hub_rows import ROWS, local
+from tests.tiny import save_model, sibling_of, tiny_config, tiny_model, tiny_tokenizer, write_jsonl
 
 ROOT = Path(act_lightning.__file__).parent.parent
 CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))
@@ -56,16 +61,22 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def small(content: Config, pair: tuple[Path, Path], folder: Path) -> Config:
     """An overlay that puts tiny models and small files in the place of those that a config names."""
     rows = [{"prompt": f"Say {number}", "answer": "two words"} for number in range(6)]
-    data: Config = {"path": str(write_jsonl(folder / "rows.jsonl", rows))}
-    data |= {key: None for key in ("name", "split", "revision", "columns", "filter")}
+    other: Config = {"path": str(write_jsonl(folder / "rows.jsonl", rows))}
+    other |= dict.fromkeys(("name", "split", "revision", "columns", "filter"))
     sources = [
         {**source, "model": str(pair[1]), "name": source.get("name") or str(source["model"]).split("/")[-1]}
         for source in content.get("profile", {}).get("sources") or []
     ]
     sections, quiet = content.get("data", {}), {"enable_progress_bar": False, "enable_model_summary": False}
+    sets = {
+        kind: {
+            name: local(one, folder) if one["path"] in ROWS else other for name, one in sections.get(kind, {}).items()
+        }
+        for kind in ("abilities", "evaluations")
+    }
     return {
         "model": {"target": str(pair[0])},
-        "data": {kind: dict.fromkeys(sections.get(kind, {}), data) for kind in ("abilities", "evaluations")},
+        "data": sets,
         "profile": {"sources": sources or None},
         "trainer": {"accelerator": "cpu", "default_root_dir": str(folder / "run")} | quiet,
     }
@@ -85,7 +96,15 @@ def test_runs_with_tiny_models(file: Path, tiny_pair: tuple[Path, Path], tmp_pat
     overlay = write_yaml(tmp_path / "small.yaml", small(content, tiny_pair, tmp_path))
     outcome = call(verb, "--config", file, "--config", overlay)
     assert outcome.status == 0, outcome.err
-    assert (tmp_path / "run" / {"fit": "model", "merge": "merged"}[verb] / "config.json").is_file()
+    made = tmp_path / "run" / {"fit": "model", "merge": "merged", "profile": "scores"}[verb]
+    assert made.is_dir()
+    asked = content.get("data", {}).get("evaluations")
+    if asked:
+        result = () if verb == "profile" else ("--model.target", made)
+        found = call("test", "--config", file, "--config", overlay, *result)
+        assert found.status == 0, found.err
+        results = json.loads((tmp_path / "run" / "evaluations" / "results.json").read_text())
+        assert results["sets"].keys() == asked.keys()
     plan = call("plan", "--config", file, "--config", overlay)
     assert "error: " not in plan.out
 
@@ -98,21 +117,47 @@ def test_runs_as_it_is_with_few_steps(file: Path, tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.err
 
 
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_what_a_header_names_is_there(file: Path) -> None:
+    header = "".join(line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line[0] == "#")
+    named = re.findall(r"configs/[\w./-]+\.yaml", header)
+    assert str(file.relative_to(ROOT)) in named
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_the_papers_numbers_are_in_the_papers_configs() -> None:
     def settings(name: str) -> Config:
         return content_of(ROOT / "configs" / "paper" / f"{name}.yaml")
 
     languages = {"ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi"}
-    numbers = {"recovery_transfer_only": (0.01, 0.4), "recovery": (0.09, 0.7), "merging": (0.9, 0.6)}
-    for name, (ratio, scale) in numbers.items():
+    both = {f"{domain}-{language}" for domain in ("math", "science") for language in languages | {"en", "zh"}}
+    pairs = {f"pair_{kind}_{size}": (0.01, 0.4) for kind in ("math", "coder") for size in ("7b", "1.5b")}
+    numbers = {"table3_transfer": (0.01, 0.4), "table3_sft": (0.09, 0.7), "table4": (0.9, 0.6)}
+    for name, (ratio, scale) in (numbers | pairs).items():
         assert (settings(name)["transfer"]["ratio"], settings(name)["transfer"]["scale"]) == (ratio, scale)
-        assert {ability["limit"] for ability in settings(name)["data"]["abilities"].values()} == {1500}
-    for name in ("recovery_transfer_only", "recovery"):
+        for ability in settings(name)["data"]["abilities"].values():
+            groups = ability.get("per_group", {"limit": 0, "groups": []})
+            assert 1500 in (ability["limit"], groups["limit"] * len(groups["groups"]))
+    for name in ("table3_transfer", "table3_sft"):
         (source,) = settings(name)["profile"]["sources"]
         assert set(source["abilities"]) == {f"science-{language}" for language in languages}
-    abilities = settings("recovery")["data"]["abilities"]
-    both = {f"{domain}-{language}" for domain in ("math", "science") for language in languages | {"en", "zh"}}
-    assert set(abilities) == both
-    assert math.ceil(1500 * len(abilities) / 16) == 2063
-    assert settings("recovery")["trainer"]["accumulate_grad_batches"] * settings("recovery")["data"]["batch_size"] == 16
-    assert settings("recovery")["model"]["learning_rate"] == 2.0e-5
+    for name in pairs:
+        (source,) = settings(name)["profile"]["sources"]
+        assert set(source["abilities"]) == set(settings(name)["data"]["abilities"]) == both
+        assert settings(name)["model"]["target"].replace("-Math", "").replace("-Coder", "") == source["model"]
+    sft = settings("table3_sft")
+    assert set(sft["data"]["abilities"]) == both
+    assert math.ceil(1500 * len(both) / 16) == 2063
+    assert sft["trainer"]["accumulate_grad_batches"] * sft["data"]["batch_size"] == 16
+    assert sft["model"]["learning_rate"] == 2.0e-5
+
+
+def test_one_percent_of_the_smaller_pairs_is_as_many_channels_as_the_paper_counts() -> None:
+    """Table 8: 607 channels are 6.85 % of a mask."""
+    sizes = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 151936, "head_dim": 128, "tie_word_embeddings": True}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("qwen2", **sizes))
+    count = int(inventory(model).total * 0.01)
+    assert f"{607 / count:.2%}" == "6.85%"
+    assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / "pair_math_1.5b.yaml").read_text()

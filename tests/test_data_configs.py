@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
 
 from act_lightning.translation.instructions import LANGUAGES as NAMED
 from tests.front_door import Config, Outcome, call, write_yaml
+from tests.hub_rows import in_place
 from tests.test_configs import ROOT, content_of, small, tiny_pair
-from tests.tiny import write_jsonl
 from tests.translation.server import serving
 
 __all__ = ["tiny_pair"]  # a fixture
@@ -19,52 +18,6 @@ __all__ = ["tiny_pair"]  # a fixture
 FOLDER = ROOT / "configs" / "data"
 LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
 TRANSLATED = LANGUAGES[1:]
-SUBJECTS = ("physics", "chemistry", "biology", "math")
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "meta-math/MetaMathQA": [
-        {
-            "type": "GSM",
-            "query": f"Anna buys {i} pens for $2 each. Total?",
-            "response": f"It is {2 * i}.\nThe answer is: {2 * i}",
-        }
-        for i in range(24)
-    ],
-    "MegaScience/MegaScience": [
-        {"question": f"Why does {i} hold?", "answer": f"Since $a^{i}$ does.", "subject": SUBJECTS[i % 4]}
-        | {"reference_answer": "a", "source": "textbook_reasoning"}
-        for i in range(16)
-    ],
-    "nvidia/OpenCodeInstruct": [
-        {"id": str(i), "input": f"Write f{i}.", "output": f"def f{i}(): ..."} for i in range(4)
-    ],
-    "LLaMAX/BenchMAX_Math": [
-        {"question": f"What is 1000 + {i}?", "answer": None, "answer_number": 1000 + i, "equation_solution": None}
-        for i in range(2)
-    ],
-    "LLaMAX/BenchMAX_Science": [
-        {"Question": f"Which is {i}?", "Correct Answer": f"{i}"}
-        | {f"Incorrect Answer {n}": f"{i + n}" for n in (1, 2, 3)}
-        for i in range(2)
-    ],
-}
-"""Rows with the columns of the hub's data sets, by id."""
-
-
-def in_place(sets: Config, folder: Path) -> Config:
-    """What puts local rows in the place of those of the hub, and asks for fewer; files that were named stay."""
-    found: Config = {}
-    for name, one in sets.items():
-        if one["path"] not in ROWS:
-            continue
-        file = write_jsonl(folder / f"{one['path'].split('/')[1]}.jsonl", ROWS[one["path"]])
-        found[name] = {"path": str(file), "name": None, "split": None, "streaming": False}
-        if "per_group" in one:
-            found[name]["per_group"] = {**one["per_group"], "limit": 1}
-        if one.get("limit"):
-            found[name]["limit"] = 2
-        if "role" in one:
-            found[name]["max_new_tokens"] = 2
-    return found
 
 
 def overlay(folder: Path, *files: Path) -> Config:
@@ -103,13 +56,11 @@ def run(verb: str, names: tuple[str, ...], pair: tuple[Path, Path], translated: 
     """A verb with a config of the paper and overlays, on tiny models and local rows."""
     files = [ROOT / "configs" / name for name in names]
     given = small(content_of(files[0]), pair, root)
-    data = overlay(root, *files[1:])
+    data = {kind: given["data"][kind] | local for kind, local in overlay(root, *files[1:]).items()}
     for file in files[1:]:
         for name, one in content_of(file)["data"].get("abilities", {}).items():
             if one["path"].startswith("data/translated/"):
                 data["abilities"][name] = {"path": str(translated / Path(one["path"]).name)}
-    if verb == "test":
-        data["abilities"] = given["data"]["abilities"]
     last = write_yaml(root / "last.yaml", given | {"data": data})
     return call(verb, *(word for file in (*files, last) for word in ("--config", file)))
 
@@ -128,7 +79,7 @@ def test_translation_gives_each_language_samples_of_its_own(translated: Path) ->
 
 @pytest.mark.slow
 def test_recovery_on_the_papers_abilities(tiny_pair: tuple[Path, Path], translated: Path, tmp_path: Path) -> None:
-    names = ("paper/recovery.yaml", "data/math.yaml", "data/science.yaml")
+    names = ("paper/table3_sft.yaml", "data/math.yaml", "data/science.yaml")
     outcome = run("fit", names, tiny_pair, translated, tmp_path)
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "run" / "model" / "config.json").is_file()
@@ -136,14 +87,14 @@ def test_recovery_on_the_papers_abilities(tiny_pair: tuple[Path, Path], translat
 
 @pytest.mark.slow
 def test_merging_on_the_papers_abilities(tiny_pair: tuple[Path, Path], translated: Path, tmp_path: Path) -> None:
-    outcome = run("merge", ("paper/merging.yaml", "data/english.yaml"), tiny_pair, translated, tmp_path)
+    outcome = run("merge", ("paper/table4.yaml", "data/english.yaml"), tiny_pair, translated, tmp_path)
     assert outcome.status == 0, outcome.err
     assert (tmp_path / "run" / "merged" / "config.json").is_file()
 
 
 @pytest.mark.slow
 def test_table_3_is_measured(tiny_pair: tuple[Path, Path], translated: Path, tmp_path: Path) -> None:
-    outcome = run("test", ("paper/recovery.yaml", "data/benchmax.yaml"), tiny_pair, translated, tmp_path)
+    outcome = run("test", ("paper/table3_sft.yaml", "data/benchmax.yaml"), tiny_pair, translated, tmp_path)
     assert outcome.status == 0, outcome.err
     assert all(f"science-{code}" in outcome.out for code in TRANSLATED[1:])
 
@@ -177,3 +128,22 @@ def test_what_the_paper_says_of_its_sets() -> None:
         f"science-{code}": "recover" for code in TRANSLATED[1:]
     }
     assert all(name.endswith(f"-{one['language']}") and one["name"] == one["language"] for name, one in table.items())
+
+
+@pytest.mark.parametrize("name", ["table3_sft", "table3_transfer", "pair_math_7b", "pair_math_1.5b"])
+def test_the_papers_configs_say_what_the_overlays_say(name: str) -> None:
+    def sets(overlay: str, kind: str) -> Config:
+        found: Config = content_of(FOLDER / f"{overlay}.yaml")["data"][kind]
+        return found
+
+    data = content_of(ROOT / "configs" / "paper" / f"{name}.yaml")["data"]
+    abilities = sets("math", "abilities") | sets("science", "abilities")
+    assert data["abilities"] == {one: abilities[one] for one in data["abilities"]}
+    assert data["evaluations"] == sets("benchmax", "evaluations")
+
+
+def test_table_4_says_what_its_overlay_says() -> None:
+    abilities = content_of(ROOT / "configs" / "paper" / "table4.yaml")["data"]["abilities"]
+    plain = {name: {key: value for key, value in one.items() if key != "template"} for name, one in abilities.items()}
+    assert plain == content_of(FOLDER / "english.yaml")["data"]["abilities"]
+    assert [one["template"] for one in abilities.values()] == ["wizardmath", "tulu", "wizardlm"]

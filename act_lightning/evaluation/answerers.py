@@ -120,7 +120,7 @@ class VLLMAnswerer:
     def _generated(self, row: int, output: Any, places: Sequence[str]) -> Generated:  # noqa: ANN401 - vLLM's
         if math.isnan(output.cumulative_logprob):
             raise nan_logits(row, places)
-        found = cut_at_end(output.token_ids, set(self.ends), self.tokenizer)
+        found = cut_at_end(list(output.token_ids), set(self.ends), self.tokenizer)
         return found._replace(truncated=output.finish_reason == "length")
 
 

@@ -88,7 +88,7 @@ def generate_answers(
     return [cut_at_end(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
-def cut_at_end(tokens: Sequence[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+def cut_at_end(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
     """An output up to the first token that ends a turn; truncated if there is none.
 
     Args:
