@@ -15,12 +15,15 @@ from transformers import AutoModelForCausalLM
 
 import act_lightning
 from act_lightning.channels import inventory
+from act_lightning.sweeping.settings import RATIOS
 from tests.front_door import Config, call, write_yaml
 from tests.hub_rows import ROWS, local
 from tests.tiny import save_model, sibling_of, tiny_config, tiny_model, tiny_tokenizer, write_jsonl
 
 ROOT = Path(act_lightning.__file__).parent.parent
 CONFIGS = sorted(set(ROOT.glob("configs/**/*.yaml")) - set(ROOT.glob("configs/lm_eval/**/*.yaml")))
+SECTIONS = {"translate": ("data", "translate"), "sweep": ("sweep",)}
+"""Sections that one verb alone has."""
 COMMAND = re.compile(r"-m act_lightning ((?:data )?\w+)((?: --config \S+)+)")
 
 
@@ -84,7 +87,8 @@ def small(content: Config, pair: tuple[Path, Path], folder: Path) -> Config:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_parses(file: Path) -> None:
-    verb = ("data", "translate") if "translate" in content_of(file) else ("fit",)
+    found = [verb for section, verb in SECTIONS.items() if section in content_of(file)]
+    verb = found[0] if found else ("fit",)
     outcome = call(*verb, "--config", file, "--print_config")
     assert outcome.status == 0, outcome.err
     assert yaml.safe_load(outcome.out)
@@ -94,18 +98,20 @@ def test_parses(file: Path) -> None:
 def test_runs_with_tiny_models(file: Path, tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     verb, content = verb_of(file), content_of(file)
     overlay = write_yaml(tmp_path / "small.yaml", small(content, tiny_pair, tmp_path))
-    outcome = call(verb, "--config", file, "--config", overlay)
+    fewer = ("--sweep.ratios", 0.5) if verb == "sweep" else ()
+    outcome = call(verb, "--config", file, "--config", overlay, *fewer)
     assert outcome.status == 0, outcome.err
-    made = tmp_path / "run" / {"fit": "model", "merge": "merged", "profile": "scores"}[verb]
+    made = tmp_path / "run" / {"fit": "model", "merge": "merged", "profile": "scores", "sweep": "sweep"}[verb]
     assert made.is_dir()
     asked = content.get("data", {}).get("evaluations")
-    if asked:
+    if asked and verb != "sweep":
         result = () if verb == "profile" else ("--model.target", made)
         found = call("test", "--config", file, "--config", overlay, *result)
         assert found.status == 0, found.err
         results = json.loads((tmp_path / "run" / "evaluations" / "results.json").read_text())
         assert results["sets"].keys() == asked.keys()
-    plan = call("plan", "--config", file, "--config", overlay)
+    planned = ("--for", "sweep") if verb == "sweep" else ()
+    plan = call("plan", *planned, "--config", file, "--config", overlay)
     assert "error: " not in plan.out
 
 
@@ -145,6 +151,10 @@ def test_the_papers_numbers_are_in_the_papers_configs() -> None:
         (source,) = settings(name)["profile"]["sources"]
         assert set(source["abilities"]) == set(settings(name)["data"]["abilities"]) == both
         assert settings(name)["model"]["target"].replace("-Math", "").replace("-Coder", "") == source["model"]
+    for kind in ("abilities", "evaluations"):
+        assert settings("figure5")["data"][kind] == settings("table3_transfer")["data"][kind]
+    assert settings("figure5")["profile"] == settings("table3_transfer")["profile"]
+    assert (settings("figure5")["sweep"]["scales"], settings("figure5")["sweep"]["ratios"]) == ([0.5], list(RATIOS))
     sft = settings("table3_sft")
     assert set(sft["data"]["abilities"]) == both
     assert math.ceil(1500 * len(both) / 16) == 2063
