@@ -95,6 +95,10 @@ class CheckpointReader:
         """The checkpoint's key for the parameter ``name``."""
         return self.keymap.keys[name]
 
+    def copies(self, name: str) -> set[str]:
+        """All keys under which the parameter ``name`` is stored: several for a tied one that is stored twice."""
+        return {self.key(name), *(self.key(alias) for group in self.keymap.ties if name in group for alias in group)}
+
     def file(self, name: str) -> Path:
         """The file that holds the parameter ``name``."""
         return self.folder / self._files[self.key(name)]

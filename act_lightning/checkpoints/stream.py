@@ -51,7 +51,7 @@ def merge_checkpoint(
     extra_files: Mapping[str, str | bytes],
     device: torch.device | None = None,
 ) -> None:
-    """Write ``target`` with some rows of some parameters changed; a tied matrix that is stored once is changed once.
+    """Write ``target`` with some rows of some parameters changed; a tied matrix in every place where it is stored.
 
     Shards, key names, dtypes and metadata are the target's. Each file is cloned where that costs nothing and little
     changes; else its bytes are copied as they are checked. Then the changed rows are written at their offsets. A few
@@ -112,7 +112,7 @@ class _Stored:
 
 
 def _tensors(reader: CheckpointReader, file: str, header: Header, change: Change) -> list[_Stored]:
-    concerned = {reader.key(name): name for name in change.names}
+    concerned = {key: name for name in change.names for key in reader.copies(name)}
     found = []
     for key, after in header.entries.items():
         name, before = reader.keymap.names.get(key), reader.headers[file].entries[key]

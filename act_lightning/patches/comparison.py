@@ -63,7 +63,8 @@ def pair_tensors(base: Path, tuned: Path) -> list[Pair]:
         untied = [
             group
             for group in ours.keymap.ties
-            if len({keys[name] for name in group}) < len({partners[name] for name in group if name in partners})
+            if group not in theirs.keymap.ties
+            and len({keys[name] for name in group}) < len({partners[name] for name in group if name in partners})
         ]
         names = {key: ours.keymap.names.get(key, key) for key in mine}
     refuse(_alone(tuned, alone) + [_untied(tuned, group) for group in untied])

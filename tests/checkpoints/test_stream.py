@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from act_lightning.checkpoints import CheckpointReader, merge_checkpoint, stream
+from act_lightning.checkpoints import CheckpointReader, load_model, merge_checkpoint, stream
 from act_lightning.errors import ActError
 from tests.checkpoints.test_export import contents, largest_file
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
@@ -100,6 +100,20 @@ def test_what_is_no_parameter_is_copied_and_a_tied_matrix_changes_once(tmp_path:
     bare["wte.weight"][4] *= 2
     assert found.keys() == bare.keys()
     assert all(torch.equal(found[key], values) for key, values in bare.items())
+
+
+def test_a_tied_matrix_that_is_stored_twice_changes_in_both_places(tmp_path: Path) -> None:
+    target = save_model(tiny_model("llama", tie_word_embeddings=True), tiny_tokenizer(), tmp_path / "target")
+    stored = load_file(target / "model.safetensors")
+    stored[HEAD] = stored["model.embed_tokens.weight"].clone()
+    save_file(stored, target / "model.safetensors", {"format": "pt"})
+    expected = stored[HEAD].clone()
+    expected[[4, 7]] *= 2
+    for name in (HEAD, "model.embed_tokens.weight"):
+        found = merged(tmp_path / "out", target, Doubling({name: [4, 7]}))
+        assert torch.equal(found[HEAD], expected)
+        assert torch.equal(found["model.embed_tokens.weight"], expected)
+        assert load_model(tmp_path / "out").config.tie_word_embeddings
 
 
 def test_nan_where_nothing_changes_is_found_too(tmp_path: Path) -> None:

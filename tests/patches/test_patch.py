@@ -146,6 +146,19 @@ def test_keys_with_and_without_the_prefix_of_the_base_model(tmp_path: Path) -> N
     assert same_bits(found, weights(tuned))
 
 
+def test_a_tied_matrix_that_only_the_tuned_model_stores_twice(tmp_path: Path) -> None:
+    base = a_base(tmp_path / "base", tie_word_embeddings=True)
+    tuned = save_model(
+        sibling_of(tiny_model("llama", dtype=torch.bfloat16, tie_word_embeddings=True), 2),
+        tiny_tokenizer(),
+        tmp_path / "t",
+    )
+    stored = load_file(tuned / "model.safetensors")
+    save_file(stored | {"lm_head.weight": stored["model.embed_tokens.weight"].clone()}, tuned / "model.safetensors")
+    apply_patch(base, [make_patch(base, tuned, tmp_path / "a.safetensors").path], tmp_path / "patched")
+    assert same_bits(weights(tmp_path / "patched"), stored)
+
+
 def test_the_file_is_about_as_large_as_what_moved(patch: Path) -> None:
     record = open_patch(patch).record
     selected = sum(
