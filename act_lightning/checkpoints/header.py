@@ -160,5 +160,10 @@ def _parse(text: bytes, data_start: int) -> Header:
     for key, entry in entries.items():
         if entry.code in DTYPES and prod(entry.shape) * entry.dtype.itemsize != entry.size:
             raise ValueError(f"{key} has {entry.size} bytes for shape {entry.shape} of {entry.code}")
-    ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
+    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
+    place = 0
+    for key, entry in ordered.items():
+        if entry.start != place or entry.end < place:
+            raise ValueError(f"{key} begins at byte {entry.start}, not where the tensor before it ends, at {place}")
+        place = entry.end
     return Header(ordered, metadata, data_start)

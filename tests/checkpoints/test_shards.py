@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from act_lightning.checkpoints import is_weightless, require_weights
@@ -46,6 +46,22 @@ def test_cast_header_is_one_the_library_accepts(tmp_path: Path) -> None:
             "b": torch.float16,
             "mask": torch.int32,
         }
+
+
+@pytest.mark.parametrize("places", [[(0, 12), (0, 12)], [(0, 12), (16, 28)], [(-12, 0), (0, 12)], [(4, 16), (16, 28)]])
+def test_tensors_that_do_not_lie_side_by_side_are_refused_as_by_the_library(
+    places: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    table = {
+        key: {"dtype": "F32", "shape": [3], "data_offsets": place} for key, place in zip("ab", places, strict=True)
+    }
+    text = json.dumps(table).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(max(end for _, end in places)))
+    with pytest.raises(SafetensorError):
+        safe_open(path, "pt").__enter__()
+    with pytest.raises(ActError, match=r"must be a readable safetensors file"):
+        read_header(path)
 
 
 def test_all_shards_are_read(sharded: Path) -> None:
