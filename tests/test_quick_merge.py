@@ -81,6 +81,22 @@ def test_both_ways_write_the_same(settings: dict[str, Any], config: Config, tmp_
     assert found == expected
 
 
+def test_a_source_is_never_replaced_by_the_result(config: Config, tmp_path: Path) -> None:
+    """As it would be where an earlier result goes in again, under the same ``default_root_dir``."""
+    assert run("merge", config).status == 0
+    before = contents(tmp_path / "run" / "merged")
+    again = changed(
+        changed(config, "profile.sources.0.model", str(tmp_path / "run" / "merged")), "transfer.scores", ...
+    )
+    again["transfer"]["selection"] = "all"
+    assert not quick(again)
+    outcome = run("merge", again)
+    assert outcome.status == 1
+    assert "must not be or hold a source, which would be replaced" in outcome.err
+    assert contents(tmp_path / "run" / "merged") == before
+    assert quick(changed(again, "trainer.default_root_dir", str(tmp_path / "other")))
+
+
 def test_the_card_is_a_config_that_merges_the_same_again(config: Config, tmp_path: Path) -> None:
     assert run("merge", config, "--seed_everything", 7).status == 0
     card = (tmp_path / "run" / "merged" / "README.md").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -61,15 +61,23 @@ def export_model(
             write_texts(folder, reader, planned, dtype, extra_files)
 
 
-def output_faults(out: Path, target: Path, setting: str) -> list[Fault]:
-    """What speaks against an export of ``target`` to ``out``: a file, the target itself, or a folder of other things.
+def output_faults(out: Path, target: Path, setting: str, sources: Iterable[Path] = ()) -> list[Fault]:
+    """What speaks against an export of ``target`` to ``out``: a file, a model of the run, or a folder of other things.
 
     Only an empty folder, or one that holds a model (an earlier export), is ever replaced.
+
+    Args:
+        out: The folder to be.
+        target: Folder of the target.
+        setting: Where ``out`` was given, for messages.
+        sources: Folders of the sources.
     """
     remedy = "Name a folder that does not exist, or that holds an earlier export."
-    place, origin = out.resolve(), target.resolve()
-    if place == origin or place in origin.parents:
-        return [Fault(setting, str(out), "must not be or hold the target, which would be replaced", remedy)]
+    place = out.resolve()
+    for name, folder in (("the target", target), *(("a source", source) for source in sources)):
+        origin = folder.resolve()
+        if place == origin or place in origin.parents:
+            return [Fault(setting, str(out), f"must not be or hold {name}, which would be replaced", remedy)]
     if out.exists() and not out.is_dir():
         return [Fault(setting, str(out), "must be a folder, and is a file", remedy)]
     if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():

@@ -164,7 +164,8 @@ def _faults(
     yield from source_faults(sources)
     yield from settings.faults()
     yield from check_writable(root, "trainer.default_root_dir")
-    yield from output_faults(root / "merged", target, "trainer.default_root_dir")
+    folders = [locate(source.model, source.revision) for source in sources]
+    yield from output_faults(root / "merged", target, "trainer.default_root_dir", folders)
     yield from selection_faults(channels, settings, source_ratios(sources, settings.ratio))
-    for source in sources:
-        yield from sibling_faults(target, locate(source.model, source.revision), "profile.sources")
+    for folder in folders:
+        yield from sibling_faults(target, folder, "profile.sources")

@@ -110,7 +110,7 @@ def output_place_faults(run: Run, models: Models, verb: str) -> list[Fault]:
         return []  # told already
     found = [fault for part in _PARTS.get(verb, ("logs",)) for fault in check_writable(root / part, setting)]
     if verb in _EXPORTS and models.target is not None:
-        found += output_faults(root / _EXPORTS[verb], models.target, setting)
+        found += output_faults(root / _EXPORTS[verb], models.target, setting, models.sources.values())
     return found
 
 

@@ -178,3 +178,7 @@ def test_what_an_export_never_replaces(target_folder: Path, tmp_path: Path) -> N
             export_model(out, target_folder, pytest.fail)
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
     assert not output_faults(tmp_path / "new", target_folder, "output")
+    other = shutil.copytree(target_folder, tmp_path / "merged" / "source")
+    for out in (other, other.parent):
+        (fault,) = output_faults(out, target_folder, "output", [target_folder, other])
+        assert "a source, which would be replaced" in fault.rule
