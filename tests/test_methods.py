@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class First(MergingMethod):
 
     def merge(self, vectors, place):
         return vectors[0].restricted() * self.share
+
+class Short(First):
+    def merge(self, vectors, place):
+        return vectors[0].delta[:1]
+
+class Wide(First):
+    def merge(self, vectors, place):
+        return vectors[0].delta.double()
 """
 
 
@@ -132,6 +141,19 @@ def test_methods_with_settings_of_their_own(case: Case, tmp_path: Path, monkeypa
     for name, found in load_file(case.root / "merged" / "model.safetensors").items():
         theirs = case.sources["m"].get_parameter(name)
         torch.testing.assert_close(found, before[name] + 0.4 * 0.5 * (theirs - before[name]))
+
+
+@pytest.mark.parametrize(("name", "gives"), [("Short", r"float32 \[1"), ("Wide", r"float64 \[300")])
+def test_a_method_that_gives_something_else_than_a_change_is_named(
+    name: str, gives: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "methods_of_mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = changed(changed(case.config, "transfer.selection", "all"), "trainer.default_root_dir", str(tmp_path / "r"))
+    outcome = run("merge", changed(config, "transfer.method", {"class_path": f"methods_of_mine.{name}"}))
+    assert outcome.status == 1
+    assert re.search(f"transfer.method = '{name}': must give a float32 .*weight, and gives {gives}", outcome.err)
+    assert not (tmp_path / "r" / "merged").exists()
 
 
 @pytest.mark.parametrize("overlay", sorted(OVERLAYS), ids=lambda file: file.stem)

@@ -166,17 +166,26 @@ class MaskedInjection:
             Numbers of rows, and their new values in the dtype of the original ones.
 
         Raises:
-            ActError: If a value read or written is NaN or infinite.
+            ActError: If a value read or written is NaN or infinite, or the method's change has another form.
         """
         steps = self._steps(name, read, rows, device)
         looked_at = steps if survey is None else self._steps(name, survey, self.rows(name), device)
         merge = ready(self._method, lambda: (step.part for step in looked_at()), self._scale)
         for step in steps():
-            changed = _changed(step, merge(*step.part))
+            changed = _changed(step, self._of_its_form(merge(*step.part), step))
             _require_finite(changed, name, "the merged weights", step.rows)
             yield step.rows, changed
         for source in self._sources:
             source.release(name)
+
+    def _of_its_form(self, change: Tensor, step: _Step) -> Tensor:
+        """What the method gave, if it is what a method has to give; it may be a user's own."""
+        if change.shape == step.target.shape and change.dtype == torch.float32:
+            return change
+        found = f"{str(change.dtype).removeprefix('torch.')} {list(change.shape)}"
+        rule = f"must give a float32 {list(step.target.shape)} as change of {step.part[1].name}, and gives {found}"
+        remedy = "Correct its merge; see act_lightning.merging.MergingMethod."
+        raise ActError(Fault("transfer.method", type(self._method).__name__, rule, remedy))
 
     def _chunks(self, name: str, rows: Tensor, device: torch.device) -> Sequence[Tensor]:
         if not len(rows) or not works_by_rows(self._method):
