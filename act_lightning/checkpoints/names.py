@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
 
+_LISTED = 20
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """How the parameters of a model are named in its checkpoint.
@@ -63,8 +66,12 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) ->
         raise ActError(_fused_fault(place, missing))
     refuse(
         (
-            *_listed(place, missing, "must hold every parameter of the model"),
-            *_listed(place, [key for key in extra if key not in others], "must hold parameters of the model only"),
+            *_listed(place, missing, "must hold every parameter of the model, and lacks"),
+            *_listed(
+                place,
+                [key for key in extra if key not in others],
+                "must hold parameters of the model only, and also has",
+            ),
             *_wrong_tensors(place, names, stored, shapes),
         )
     )
@@ -139,14 +146,15 @@ def _wrong_tensors(
     reshaped = [f"{key} {stored[key].shape}" for key, name in names.items() if stored[key].shape != shapes[name]]
     quantized = [f"{key} {stored[key].code}" for key in names if stored[key].dtype not in FLOATS]
     return [
-        *_listed(place, reshaped, "must hold the shapes that its config gives"),
-        *_listed(place, quantized, "must hold plain floating-point weights, not quantized ones"),
+        *_listed(place, reshaped, "must hold the shapes that its config gives, unlike"),
+        *_listed(place, quantized, "must hold plain floating-point weights, unlike"),
     ]
 
 
 def _listed(place: str, found: list[str], rule: str) -> list[Fault]:
     if not found:
         return []
-    value = [*found[:5], f"and {len(found) - 5} more"] if len(found) > 5 else found
+    value = f"{len(found)} tensors" if len(found) > 1 else found[0]
+    rule += f" {', '.join(found[:_LISTED])}" + (f" and {len(found) - _LISTED} more" if len(found) > _LISTED else "")
     remedy = "Give the folder of a plain causal language model whose config belongs to its weights."
     return [Fault(place, value, rule, remedy)]
