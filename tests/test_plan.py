@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 
-from act_lightning.planning.forecast import optimizer_bytes
+from act_lightning.planning.fine_tuning import optimizer_bytes
 from act_lightning.planning.strategies import shares
 from act_lightning.planning.training import process_count
 from tests.front_door import Config, basic, changed, left, run
@@ -94,7 +94,11 @@ def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, q
     assert memory["profiling"] == 2 * 2 * parameters
     held = [memory[f"training_{name}"] for name in ("weights", "gradients", "optimizer")]
     assert held == [eighth, eighth, 2 * eighth], "float32 weights, gradients and two moments, over eight ranks"
-    assert memory["training"] == sum(held) + memory["training_activations"]
+    vocabulary = 152064 * 3584
+    gathered = 2 * vocabulary + 2 * (parameters - 2 * vocabulary) // 28
+    assert memory["training_gathered"] == pytest.approx(2 * gathered, rel=1e-6), "two layers and the ends, in bfloat16"
+    assert memory["training_copies"] == 0
+    assert memory["training"] == sum(held) + memory["training_gathered"] + memory["training_activations"]
     assert (plan["disk"]["model"], plan["disk"]["scores"]) == (2 * parameters, 4 * 1750528)
     assert plan["disk"]["checkpoint"] == 12 * parameters
     for setting in ("model.target", "profile.sources[0].model"):
@@ -177,6 +181,27 @@ def test_one_model_under_two_names_is_noticed(config: Config, target_folder: Pat
     assert "hardly anything to transfer" in about(plan, "profile.sources[0].model", "warning")[0]["message"]
 
 
+def test_what_configs_alone_tell_of_a_pair(config: Config, qwen: Path, tmp_path: Path) -> None:
+    """The differences of the paper's pair and of its padded relatives, without weights or tokenizers."""
+    others = {"vocab_size": 151936, "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "dtype": "float32"}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    AutoConfig.for_model("qwen2", **(QWEN2_7B | MATH | others | rope)).save_pretrained(tmp_path / "other")
+    config["model"]["target"], config["profile"]["sources"][0]["model"] = (
+        str(qwen / "instruct"),
+        str(tmp_path / "other"),
+    )
+    notes = [problem["message"] for problem in about(planned(config), "profile.sources[0].model", "note")]
+    for words in (
+        "a vocabulary of 151,936 entries, and the target's has 152,064",
+        "tie_word_embeddings: False in the target, True in the source",
+        "rms_norm_eps: 1e-06 in the target, 1e-05 in the source",
+        "max_position_embeddings: 32768 in the target, 4096 in the source",
+        "rope_parameters: ",
+        "stored as float32, the target as bfloat16",
+    ):
+        assert sum(words in note for note in notes) == 1, (words, notes)
+
+
 def test_differences_of_tokenizers_templates_and_dtypes(config: Config, tmp_path: Path) -> None:
     _, source = spoiled(config, tmp_path, lambda name, one: one.bfloat16())
     tokenizer = tiny_tokenizer("{{ messages }}")
@@ -247,6 +272,70 @@ def test_optimizer_state_is_measured() -> None:
     assert optimizer_bytes("adam", torch.bfloat16) == 4
     assert optimizer_bytes({"class_path": "torch.optim.Adafactor"}, torch.float32) < 0.1
     assert optimizer_bytes({"class_path": "bitsandbytes.optim.Adam8bit"}, torch.float32) == pytest.approx(2, abs=0.1)
+    assert optimizer_bytes({"class_path": "torch.optim.LBFGS"}, torch.float32) == 8, "it cannot be tried like this"
+    assert optimizer_bytes({"class_path": "torchao.optim.Absent4bit"}, torch.float32) == 1, "told by its name"
+
+
+def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchao's moments of 8 bits do; they say that they are float32."""
+
+    class Eight(torch.Tensor):
+        @staticmethod
+        def __new__(cls: type[Eight], codes: torch.Tensor) -> Eight:
+            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[no-any-return]
+
+        def __init__(self, codes: torch.Tensor) -> None:
+            self.codes = codes
+
+        def __tensor_flatten__(self) -> tuple[list[str], None]:
+            return ["codes"], None
+
+        __torch_dispatch__ = None
+
+    class Quantized(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            (matrix,) = self.param_groups[0]["params"]
+            self.state[matrix] = {"moment": Eight(torch.zeros(matrix.shape, dtype=torch.uint8))}
+
+    monkeypatch.setattr("act_lightning.planning.fine_tuning.make_optimizer", lambda _, its, lr: Quantized(its, lr))
+    assert optimizer_bytes("ours", torch.bfloat16) == 1
+
+
+def saved_for_backward(model: PreTrainedModel, length: int, mixed: bool) -> tuple[int, int]:
+    """Bytes that autograd keeps of a forward pass: activations, and copies of matrices."""
+    weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    shapes = {tuple(one.shape) for one in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        if value.untyped_storage().data_ptr() not in weights:
+            kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    ids = torch.arange(length).unsqueeze(0) % 300
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            assert model(input_ids=ids, labels=ids, use_cache=False).loss.requires_grad
+    sizes = [0, 0]
+    for value in kept.values():
+        sizes[{tuple(value.shape), tuple(value.shape[::-1])} & shapes != set()] += value.untyped_storage().nbytes()
+    return sizes[0], sizes[1]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_activations_and_copies_are_those_that_autograd_keeps(
+    config: Config, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 352, "num_hidden_layers": 3}
+    model = tiny_model("llama", dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32, **sizes)
+    model.config.save_pretrained(tmp_path / "target")
+    changed_config = changed(changed(config, "model.target", str(tmp_path / "target")), "data.max_length", 500)
+    changed_config["profile"], changed_config["trainer"]["precision"] = {"sources": None}, precision
+    memory = planned(changed_config)["memory"]
+    batch = changed_config["data"].get("batch_size", 1)
+    kept, copies = saved_for_backward(model, 500, precision == "bf16-mixed")
+    assert memory["training_activations"] / batch == pytest.approx(kept, rel=0.12)
+    assert memory["training_copies"] == pytest.approx(copies, rel=0.03)
 
 
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

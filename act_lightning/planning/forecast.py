@@ -6,27 +6,19 @@ import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import load_config, resolve_dtype, stored_dtype
-from act_lightning.errors import ActError
-from act_lightning.module import training_dtype
-from act_lightning.optimizers import make_optimizer
+from act_lightning.checkpoints import resolve_dtype, stored_dtype
+from act_lightning.planning.fine_tuning import optimizer_bytes, trained_dtype, training_parts
 from act_lightning.planning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
-from act_lightning.planning.strategies import shares
 from act_lightning.planning.training import process_count
 from act_lightning.scorers import WeightScorer
 
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
 _MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
-_TRIAL = 256
-_ADAM_MOMENTS = 2
 _LESS = {
     "profiling": ("model.dtype", "Compare the models in bfloat16 (model.dtype), or on a larger device."),
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
@@ -51,7 +43,7 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
         largest = max((prod(shape) for shape in channels.shapes.values()), default=0)
         found["merge"] = _MERGE_TENSORS * largest * stored_dtype(target).itemsize + _MERGE_BYTES
     if verb == "fit":
-        parts = _training_parts(run, channels.parameters, target)
+        parts = training_parts(run, channels.parameters, target)
         found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
     device = device_memory()
     return found | {"host": host_memory()} | ({} if device is None else {"device": device})
@@ -75,7 +67,8 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     root = run.root.absolute()
     place = next(path for path in (root, *root.parents) if path.is_dir())
     abilities = sum(len(source.abilities) for source in run.sources) if profiles(run, verb) else 0
-    kept = _trained(run).itemsize + optimizer_bytes(run.model.optimizer, _trained(run))
+    trained = trained_dtype(run)
+    kept = trained.itemsize + optimizer_bytes(run.model.optimizer, trained)
     return {
         "scores": abilities * channels.total * _SCORE_BYTES,
         "fisher": _fisher_files(run) * channels.parameters * _FISHER_BYTES,
@@ -112,61 +105,6 @@ def memory_problems(run: Run, memory: Mapping[str, int]) -> list[Problem]:
             message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {there / 1e9:.1f} GB"
             found.append(Problem("warning", setting, message, remedy))
     return found
-
-
-def optimizer_bytes(setting: str | Mapping[str, Any], dtype: torch.dtype) -> float:
-    """Bytes of state that an optimizer keeps for a parameter, found by one step on a small matrix.
-
-    >>> optimizer_bytes("adam", torch.float32)
-    8.0
-    """
-    matrix = torch.nn.Parameter(torch.zeros(_TRIAL, _TRIAL, dtype=dtype))
-    matrix.grad = torch.zeros_like(matrix)
-    try:
-        optimizer = make_optimizer(setting, [matrix], 1.0)
-        optimizer.step()
-    except (ActError, RuntimeError, ValueError, NotImplementedError, AttributeError, ImportError):
-        # Refused elsewhere, or made for other devices: bitsandbytes' are of 8 bits by name.
-        width = 1 if "8bit" in str(setting) else dtype.itemsize
-        return float(_ADAM_MOMENTS * width)
-    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    large = [value for value in states if value.numel() > 1]
-    return sum(value.numel() * value.element_size() for value in large) / matrix.numel()
-
-
-def _trained(run: Run) -> torch.dtype:
-    return training_dtype(str(run.trainer.get("precision") or "32-true"))
-
-
-def _training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
-    held, trained = shares(run.trainer), _trained(run)
-    state = optimizer_bytes(run.model.optimizer, trained) * held.optimizer * (not held.offloaded)
-    return {
-        "weights": round(parameters * trained.itemsize * held.weights),
-        "gradients": round(parameters * trained.itemsize * held.gradients),
-        "optimizer": round(parameters * state),
-        "activations": _activations(run, target),
-    }
-
-
-def _activations(run: Run, target: Path) -> int:
-    """Bytes kept for the backward pass by a micro-batch of full length, its logits in float32 included.
-
-    A layer of a gated decoder keeps, for each token, about eight vectors of the hidden size (inputs and outputs of the
-    norms, queries, attention, the residual stream), keys, values, and four vectors inside the gated network; with
-    checkpointing, all layers keep their inputs, and one the rest.
-    """
-    config = load_config(target).get_text_config()
-    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    heads = int(getattr(config, "num_attention_heads", 1) or 1)
-    keys = int(getattr(config, "num_key_value_heads", None) or heads) * hidden // heads
-    half = str(run.trainer.get("precision") or "32-true").startswith(("bf16", "16"))
-    size = 2 if half else 4
-    layer = (8 * hidden + 2 * keys + 4 * inner) * size
-    kept = layers * hidden * size + layer if run.model.gradient_checkpointing else layers * layer
-    logits = int(config.vocab_size) * (size + 4 + 4)  # as computed, in float32, and their gradient
-    return run.data.batch_size * run.data.max_length * (kept + logits)
 
 
 def _sources_together(run: Run) -> int:

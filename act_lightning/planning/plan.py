@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import config_differences, is_weightless, meta_model, stored_dtype
+from act_lightning.checkpoints import config_differences, is_weightless, load_config, meta_model, stored_dtype
 from act_lightning.errors import ActError
 from act_lightning.planning.calibration import time_forecast
 from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
@@ -110,7 +110,8 @@ def _pair_problems(plan: Plan, run: Run, models: Models, target: Path) -> list[P
         setting = f"profile.sources[{i}].model"
         for difference in config_differences(target, folder):
             found.append(Problem("note", setting, str(difference), _KEPT))
-        found += _dtype_notes(target, folder, setting) + tokenizer_problems(target, folder, setting)
+        found += _dtype_notes(target, folder, setting) + _size_notes(target, folder, setting)
+        found += tokenizer_problems(target, folder, setting)
         found += _lineage_problems(plan, target, folder, setting, run.sources[i].label)
     return found
 
@@ -133,6 +134,15 @@ def _dtype_notes(target: Path, source: Path, setting: str) -> list[Problem]:
         return []
     message = f"stored as {other}, the target as {mine}"
     return [Problem("note", setting, message, "Nothing to do: differences are taken in float32, and rounded once.")]
+
+
+def _size_notes(target: Path, source: Path, setting: str) -> list[Problem]:
+    mine, other = (int(load_config(folder).get_text_config().vocab_size) for folder in (target, source))
+    if mine == other:
+        return []
+    message = f"a vocabulary of {other:,} entries, and the target's has {mine:,}"
+    remedy = "Nothing to do: entries are matched by the tokenizers' tokens, and those without a partner keep every bit."
+    return [Problem("note", setting, message, remedy)]
 
 
 def _lineage_problems(plan: Plan, target: Path, source: Path, setting: str, name: str) -> list[Problem]:
