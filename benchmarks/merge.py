@@ -1,4 +1,4 @@
-"""Merging from disk to disk, paired with mergekit 0.1.5 and with ``cp``: wall time, peak memory, bytes read.
+"""Merging from disk to disk, paired with mergekit 0.1.5 and with ``cp``: time, peak memory, bytes read.
 
     python benchmarks/merge.py --size 200M --mergekit /path/to/venv/bin/mergekit-yaml
 
@@ -47,9 +47,10 @@ SOURCES = ("a", "b")
 
 @dataclass(frozen=True)
 class Taken:
-    """What a command took: seconds and bytes."""
+    """What a command took: seconds by the clock and of processors, and bytes."""
 
     wall: float
+    work: float
     peak: int
 
 
@@ -62,7 +63,8 @@ def main() -> None:
         parameters = pool.apply(write_inputs, (root, options.size))
     print(f"{parameters / 1e6:.0f} M parameters, bfloat16, {len(SOURCES)} sources, {os.cpu_count()} cores")
     rows = [pair(name, root, options) for name in options.methods]
-    print("\n".join(["| | ours | peer | ratio | our peak | peer's peak |", "|---|---|---|---|---|---|", *rows]))
+    head = ["", "ours", "peer", "ratio", "ratio of processor time", "our peak", "peer's peak"]
+    print("\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]))
     if not options.keep:
         shutil.rmtree(root)
 
@@ -179,12 +181,15 @@ def pair(method: str, root: Path, options: argparse.Namespace) -> str:
             found = _timed(commands[side], root / ("ours", "peer")[side])
             if turn:
                 taken[side].append(found)
-    ratios = sorted(ours.wall / peer.wall for ours, peer in zip(*taken, strict=True))
+    pairs = list(zip(*taken, strict=True))
+    ratios = sorted(ours.wall / peer.wall for ours, peer in pairs)
+    work = statistics.median(ours.work / peer.work for ours, peer in pairs)
     walls = [statistics.median(one.wall for one in side) for side in taken]
     peaks = [max(one.peak for one in side) / 1e6 for side in taken]
     print(method, next(line for line in (root / "ours" / "log").read_text().splitlines() if "bytes" in line))
     spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    return f"| {method} | {walls[0]:.1f} s | {walls[1]:.1f} s | {spread} | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB |"
+    seconds = f"{walls[0]:.1f} s | {walls[1]:.1f} s | {spread} | {work:.2f}"
+    return f"| {method} | {seconds} | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB |"
 
 
 def _timed(command: list[str], out: Path) -> Taken:
@@ -198,7 +203,7 @@ def _timed(command: list[str], out: Path) -> Taken:
     wall = perf_counter() - start
     if status:
         sys.exit(f"{' '.join(command)} failed:\n{(out / 'log').read_text()[-2000:]}")
-    return Taken(wall, usage.ru_maxrss * 1024)
+    return Taken(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def _ours(method: str, root: Path) -> list[str]:
