@@ -29,7 +29,15 @@ from act_lightning.examination import Examination, logged, publish
 from act_lightning.loss import answer_loss
 from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
 from act_lightning.sharding import load_sharded
-from act_lightning.validation import Validation, answer_statistics, validation_roles
+from act_lightning.validation import (
+    KEEP_ACCURACY,
+    RECOVER_ACCURACY,
+    WITHIN_KEEP,
+    Validation,
+    answer_statistics,
+    validation_roles,
+    within_keep,
+)
 
 _ANSWERING = ("test", "predict")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -60,6 +68,7 @@ class AbilityTransferModule(L.LightningModule):
         model: The model, from ``configure_model`` on.
         reads_packed_rows: Tells a data module that batches may be packed: several samples in one row, whose
             ``position_ids`` restart, without an attention mask.
+        keep_floor: Token accuracy that keep must reach for ``val_recover_within_keep``, which ``BestRecovery`` sets.
         answers_whole_sets: Tells a data module that all rows of an evaluation set may come in one batch.
     """
 
@@ -93,6 +102,7 @@ class AbilityTransferModule(L.LightningModule):
         self.generator_args = generator_args
         self._answerer: Answerer | None = None
         self.model: PreTrainedModel | None = None
+        self.keep_floor: float | None = None
         self._window_tokens = 0
         self._window_loss = 0.0
 
@@ -198,7 +208,10 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and token accuracy of every set, and their means, overall and by role."""
-        for name, value in self._validation.values().items():
+        values = self._validation.values()
+        if self.keep_floor is not None:
+            values[WITHIN_KEEP] = within_keep(values[KEEP_ACCURACY], values[RECOVER_ACCURACY], self.keep_floor)
+        for name, value in values.items():
             self.log(name, value, prog_bar=name == "val_loss", sync_dist=True)
 
     def on_test_epoch_start(self) -> None:

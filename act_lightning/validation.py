@@ -15,6 +15,8 @@ from act_lightning.data import AbilityDataModule
 from act_lightning.loss import answer_logits
 
 _MEASURES = ("loss", "perplexity", "accuracy")
+KEEP_ACCURACY, RECOVER_ACCURACY = "val_keep_accuracy", "val_recover_accuracy"
+WITHIN_KEEP = "val_recover_within_keep"
 
 
 class Statistics(NamedTuple):
@@ -108,6 +110,21 @@ class Validation:
             for measure in _MEASURES if names else ():
                 found[f"{group}_{measure}"] = torch.stack([by_set[name][measure] for name in names]).mean()
         return found
+
+
+def within_keep(keep: Tensor, recover: Tensor, floor: float) -> Tensor:
+    """Recover where keep reaches a floor, else how far it is below: higher is better.
+
+    >>> keep = torch.tensor([0.9, 0.9, 0.7, 0.6])
+    >>> within_keep(keep, torch.tensor([0.2, 0.4, 0.9, 0.9]), floor=0.8).round(decimals=2)
+    tensor([ 0.2000,  0.4000, -0.1000, -0.2000])
+
+    Args:
+        keep: Accuracy, in [0, 1].
+        recover: Accuracy, in [0, 1], of the same shape.
+        floor: What keep must reach.
+    """
+    return torch.where(keep >= floor, recover, keep - floor)
 
 
 def validation_roles(data: AbilityDataModule) -> dict[str, str | None]:

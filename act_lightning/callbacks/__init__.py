@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from act_lightning.callbacks.answers import AnswerEvaluation
+    from act_lightning.callbacks.best_recovery import BestRecovery
     from act_lightning.callbacks.comparison import TransferComparison
     from act_lightning.callbacks.export import HuggingFaceExport
     from act_lightning.callbacks.fisher import FisherInformation
@@ -19,6 +20,7 @@ __all__ = [
     "AbilitySource",
     "ActivationDifferenceProfiler",
     "AnswerEvaluation",
+    "BestRecovery",
     "FisherInformation",
     "HuggingFaceExport",
     "MaskedTaskVectorInjection",
@@ -28,6 +30,7 @@ _HOMES = {
     "AbilitySource": "sources",
     "ActivationDifferenceProfiler": "profiling",
     "AnswerEvaluation": "answers",
+    "BestRecovery": "best_recovery",
     "FisherInformation": "fisher",
     "HuggingFaceExport": "export",
     "MaskedTaskVectorInjection": "injection",

@@ -47,10 +47,20 @@ class HuggingFaceExport(L.Callback):
             refuse(output_faults(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export: the first process writes, and all of them gather, a parameter at a time, where they hold shards."""
+        """Export when training is over."""
+        self.export_from_all(_place(trainer), trainer, pl_module)
+
+    def export_from_all(self, out: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The first process writes, and all of them gather, a parameter at a time, where they hold shards.
+
+        Args:
+            out: The folder to be.
+            trainer: Its processes, which must all call.
+            pl_module: Holds the model.
+        """
         layout = Layout(require_language_model(pl_module), trainer.strategy.model)
         if trainer.is_global_zero:
-            self.export(_place(trainer), pl_module, transfer_record(require_language_model(pl_module)), layout)
+            self.export(out, pl_module, transfer_record(require_language_model(pl_module)), layout)
         elif is_sharded(trainer):
             with CheckpointReader(self._folder(pl_module)) as reader:
                 for name in reader.stored_names:

@@ -1,0 +1,128 @@
+"""Which model of a fit to keep: the best recover whose keep is within so many points of the untouched target's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from act_lightning.callbacks.export import HuggingFaceExport
+from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+from act_lightning.callbacks.language_model import is_transferred, require_language_model
+from act_lightning.callbacks.randomness import rng_as_before
+from act_lightning.callbacks.resuming import resumes
+from act_lightning.data import AbilityDataModule
+from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.evaluation.modes import evaluating
+from act_lightning.validation import (
+    KEEP_ACCURACY,
+    WITHIN_KEEP,
+    Validation,
+    answer_statistics,
+    validation_roles,
+)
+
+FOLDER = "best"
+_POINTS = 100
+
+
+class BestRecovery(L.Callback):
+    """Export to ``<default_root_dir>/best`` whenever a validation finds a better model.
+
+    When fitting starts, before anything is transferred, the target's token accuracy on the validation sets with role
+    ``keep`` is measured. From then on every validation logs ``val_recover_within_keep``: the accuracy on the sets with
+    role ``recover`` where that on ``keep`` is at most ``keep_within`` points below the target's, and else how far it is
+    below that, as a negative number. So higher is better, and ``ModelCheckpoint`` and ``EarlyStopping`` can monitor it.
+
+    Args:
+        keep_within: Points (of 100) that keep may lose.
+
+    Attributes:
+        baseline: The target's accuracy on ``keep``, once it is measured.
+        best: The highest value so far.
+    """
+
+    def __init__(self, keep_within: float = 1.0) -> None:
+        self.keep_within = keep_within
+        self.baseline: float | None = None
+        self.best: float | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse what cannot work before any work is done."""
+        if stage == "fit":
+            refuse(self._faults(trainer))
+
+    def _faults(self, trainer: L.Trainer) -> list[Fault]:
+        found = []
+        if not 0 <= self.keep_within <= _POINTS:
+            rule = f"must lie in [0, {_POINTS}]"
+            found.append(Fault("keep_within", self.keep_within, rule, "Write points of accuracy, such as 1.0."))
+        roles = set(validation_roles(_data(trainer)).values())
+        if missing := [role for role in ("keep", "recover") if role not in roles]:
+            rule = f"must hold a set with role {' and one with role '.join(missing)} for BestRecovery"
+            remedy = "Name such abilities in data.validation, and give them their role."
+            found.append(Fault("data.validation", _data(trainer).validation_names, rule, remedy))
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(one, MaskedTaskVectorInjection) for one in callbacks[: callbacks.index(self)]):
+            rule = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
+            found.append(Fault("callbacks", "BestRecovery", rule, "Put it first in the Trainer's callbacks."))
+        return found
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the target, unless the fit goes on from a checkpoint, which remembers what was measured."""
+        if self.baseline is not None or resumes(trainer):
+            return
+        if is_transferred(require_language_model(pl_module)):
+            rule = "must see the model before abilities are transferred to it"
+            raise ActError(Fault("callbacks", "BestRecovery", rule, "Begin with the target itself."))
+        self.baseline = self._measured(trainer, pl_module)
+        rank_zero_info(f"keep: token accuracy of the target is {self.baseline:.2%}, {self.keep_within:g} points may go")
+
+    def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
+        data, model = _data(trainer), require_language_model(pl_module)
+        roles = validation_roles(data)
+        kept = [name for name, role in roles.items() if role == "keep"]
+        loaders = dict(zip(roles, data.val_dataloader(), strict=True))
+        validation = Validation(dict.fromkeys(kept, "keep"), pl_module.device)
+        with rng_as_before(), evaluating(model), trainer.precision_plugin.val_step_context():
+            for number, name in enumerate(kept):
+                for batch in loaders[name]:
+                    placed = trainer.strategy.batch_to_device(batch)
+                    validation.add(number, answer_statistics(model, placed))
+        return float(validation.values()[KEEP_ACCURACY])
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the module what keep must reach, which a checkpoint may have brought back since fitting started."""
+        if self.baseline is not None:
+            pl_module.keep_floor = self.baseline - self.keep_within / _POINTS
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export a model that is better than all before."""
+        if trainer.sanity_checking or WITHIN_KEEP not in trainer.callback_metrics:
+            return
+        value = float(trainer.callback_metrics[WITHIN_KEEP])
+        if self.best is not None and value <= self.best:
+            return
+        self.best = value
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        export = next((one for one in callbacks if isinstance(one, HuggingFaceExport)), None) or HuggingFaceExport()
+        export.export_from_all(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, for checkpoints."""
+        return {"baseline": self.baseline, "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember what was measured before the checkpoint was written."""
+        self.baseline, self.best = state_dict["baseline"], state_dict["best"]
+
+
+def _data(trainer: L.Trainer) -> AbilityDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, AbilityDataModule):
+        return data
+    remedy = "Give the Trainer one with validation sets whose abilities have roles."
+    raise ActError(Fault("datamodule", type(data).__name__, "must be an AbilityDataModule for BestRecovery", remedy))
