@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import lightning as L
 import torch
 import transformers
+from torch import Tensor
 
 from act_lightning import __version__
 from act_lightning.callbacks.samples import NO_SAMPLES, AbilitySamples, ability_samples
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
+from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import identify, locate
 from act_lightning.errors import ActError
 from act_lightning.scorers import Activation, Scorer
-from act_lightning.scores import ScoreRecord, read_record, score_path
+from act_lightning.scores import ScoreRecord, read_record, require_finite, score_path, write_scores
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,23 @@ def _record(
         dtype=str(target.dtype).removeprefix("torch."),
         versions={"act_lightning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     )
+
+
+def save(one: Measurement, channels: ChannelInventory, scores: Tensor, trainer: L.Trainer) -> None:
+    """Write scores on the first process, when all of them have looked at these.
+
+    Args:
+        one: What was measured.
+        channels: The channels of the target.
+        scores: float32 ``[channels]``.
+        trainer: Its processes.
+
+    Raises:
+        ActError: On all processes, so that none waits for one that has stopped, if a score is NaN or infinite.
+    """
+    require_finite(one.path, channels, scores)
+    if trainer.is_global_zero:
+        write_scores(one.path, channels, scores, one.record)
 
 
 def groups(due: Sequence[Measurement]) -> list[list[Measurement]]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from act_lightning.activations import ChannelMeans, Pair, Reading, ResidentPair
+from act_lightning.activations import ChannelMeans, Pair, ResidentPair
 from act_lightning.callbacks.fisher import FisherInformation
+from act_lightning.callbacks.gradient_scores import measure_gradients
 from act_lightning.callbacks.language_model import find_language_model, is_transferred
-from act_lightning.callbacks.measurement import Measurement, groups, measurements
+from act_lightning.callbacks.measurement import Measurement, groups, measurements, save
 from act_lightning.callbacks.randomness import rng_as_before
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sibling_checks import refuse_strangers
@@ -26,8 +27,8 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, load_model, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
-from act_lightning.scorers import Activation, ActivationScorer, Scorer, WeightScorer
-from act_lightning.scores import require_finite, scores_folder, write_scores
+from act_lightning.scorers import Activation, ActivationScorer, Attribution, Scorer, WeightScorer
+from act_lightning.scores import scores_folder
 from act_lightning.transfer import partner_channels
 
 
@@ -125,6 +126,8 @@ class ActivationDifferenceProfiler(L.Callback):
             trainer.strategy.barrier("profiling starts")
             if isinstance(scorer, WeightScorer):
                 measure_weights(due, target, scorer, trainer)
+            if isinstance(scorer, Attribution):
+                measure_gradients(due, target, scorer, trainer)
             if isinstance(scorer, ActivationScorer):
                 for group in groups(due):
                     self._measure(group, target, scorer, trainer)
@@ -143,7 +146,7 @@ class ActivationDifferenceProfiler(L.Callback):
                 means = [_new_means(channels, scorer, device, paired) for paired in partners]
                 self._measure_ability(together, pair, means, model.config, trainer)
                 for one, its in zip(together, means, strict=True):
-                    _save(one, channels, its.compute(), trainer)
+                    save(one, channels, its.compute(), trainer)
                 trainer.strategy.barrier("scores written")
 
     def _measure_ability(
@@ -157,19 +160,13 @@ class ActivationDifferenceProfiler(L.Callback):
         """Let the pair read this process's share of the samples."""
         samples, processes = together[0].samples, trainer.world_size
         title = f"profiling {', '.join(one.label for one in together)}"
-        batches = samples.batches(config, self.tokens_per_batch, trainer.global_rank, processes)
+        readings = samples.readings(config, self.tokens_per_batch, trainer.global_rank, processes)
         wanted = [(one.folder, its) for one, its in zip(together, means, strict=True)]
         total = sum(lengths(samples.samples))
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for batch, _ in pair.run(map(Reading, batches), wanted):
+            for batch, _ in pair.run(readings, wanted):
                 done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
                 bar.update(min(done * processes, total - bar.n))  # as many by every process, about
-
-
-def _save(one: Measurement, channels: ChannelInventory, scores: Tensor, trainer: L.Trainer) -> None:
-    require_finite(one.path, channels, scores)  # on all processes, so that none waits for one that has stopped
-    if trainer.is_global_zero:
-        write_scores(one.path, channels, scores, one.record)
 
 
 def _is_due(one: Measurement) -> bool:

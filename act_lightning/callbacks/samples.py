@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
+from act_lightning.activations import Reading
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.data import (
     MOST_WASTE,
     AbilityDataModule,
-    Batch,
     Packing,
     Sample,
     answer_tokens,
@@ -28,6 +28,13 @@ from act_lightning.data import (
 from act_lightning.errors import ActError, Fault
 
 _TENSORS = ("input_ids", "labels", "attention_mask")
+
+
+class Unit(NamedTuple):
+    """The numbers of the samples of a batch, and the chunk that they are of."""
+
+    numbers: list[int]
+    chunk: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,15 @@ class AbilitySamples:
         """Number of answer tokens."""
         return answer_tokens(self.samples)
 
-    def batches(self, config: PretrainedConfig, budget: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def readings(
+        self,
+        config: PretrainedConfig,
+        budget: int,
+        rank: int,
+        world_size: int,
+        chunks: int = 0,
+        part: range | None = None,
+    ) -> Iterator[Reading]:
         """One process's share of the samples, in batches of like length.
 
         Args:
@@ -59,12 +74,20 @@ class AbilitySamples:
             budget: Bound on the tokens of a batch, padding included.
             rank: Number of the process.
             world_size: Number of processes.
+            chunks: Number of chunks; sample i is of chunk i modulo their number, and no batch has samples of two. 0:
+                all are of one.
+            part: Numbers of the samples that are read; by default all.
         """
-        packed = packs(self.packing, config, by_length=True)
-        batches = token_budget_batches(lengths(self.samples), budget, MOST_WASTE, packed)
-        for numbers in deal(batches, rank, world_size):
+        packed, length_of = packs(self.packing, config, by_length=True), lengths(self.samples)
+        among = range(len(self.samples)) if part is None else part
+        units = []
+        for chunk in range(max(1, chunks)):
+            its = [number for number in among if not chunks or number % chunks == chunk]
+            batches = token_budget_batches([length_of[number] for number in its], budget, MOST_WASTE, packed)
+            units += [Unit([its[place] for place in places], chunk) for places in batches]
+        for numbers, chunk in deal(units, rank, world_size):
             chosen = [self.samples[number] for number in numbers]
-            yield pack(chosen) if packed else collate(chosen, 0)
+            yield Reading(pack(chosen) if packed else collate(chosen, 0), chunk)
 
 
 NO_SAMPLES = AbilitySamples((), 0, "none")

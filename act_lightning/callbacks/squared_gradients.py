@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from act_lightning.callbacks.gradients import each_gradient
 from act_lightning.data import Sample, collate
 from act_lightning.loss import answer_loss
 
@@ -45,23 +45,10 @@ def squaring(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     parameters = dict(model.named_parameters())
     sums = {name: torch.zeros_like(values, dtype=torch.float32) for name, values in parameters.items()}
-    before = {name: (values.requires_grad, values.grad) for name, values in parameters.items()}
-    with ExitStack() as stack, torch.enable_grad():
-        stack.callback(_restore, parameters, before)
-        for name, values in parameters.items():
-            values.requires_grad_(True).grad = None
-            hook = partial(_add_square, sums[name])
-            stack.callback(values.register_post_accumulate_grad_hook(hook).remove)
+
+    def add_square(name: str, gradient: Tensor) -> None:
+        exact = gradient.float()
+        sums[name].addcmul_(exact, exact)
+
+    with each_gradient(model, add_square):
         yield sums
-
-
-def _add_square(total: Tensor, parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    gradient = parameter.grad.float()
-    parameter.grad = None
-    total.addcmul_(gradient, gradient)
-
-
-def _restore(parameters: dict[str, nn.Parameter], before: dict[str, tuple[bool, Tensor | None]]) -> None:
-    for name, (required, gradient) in before.items():
-        parameters[name].requires_grad_(required).grad = gradient

@@ -14,11 +14,12 @@ from act_lightning.planning.machine import device_memory, host_memory, runs_on_h
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
-from act_lightning.scorers import WeightScorer
+from act_lightning.scorers import Attribution, WeightScorer
 
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
 _MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
+_WITH_TASK_VECTOR = 2  # a model between target and source, and their difference: one source at a time
 _LESS = {
     "profiling": ("model.dtype", "Compare the models in bfloat16 (model.dtype), or on a larger device."),
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
@@ -36,12 +37,11 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
     found = {"profiling": 0, "fisher": 0, "merge": 0, "training": 0}
     if run.sources:
         compared = resolve_dtype(run.model.weights_dtype, target)
-        found["profiling"] = _models_at_once(run, verb) * channels.parameters * compared.itemsize
+        found["profiling"] = _profiled_elements(run, channels, verb) * compared.itemsize
         if run.transfer.needs_fisher:
             found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
-        largest = max((prod(shape) for shape in channels.shapes.values()), default=0)
-        found["merge"] = _MERGE_TENSORS * largest * stored_dtype(target).itemsize + _MERGE_BYTES
+        found["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
     if verb == "fit":
         parts = training_parts(run, channels.parameters, target)
         found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
@@ -49,11 +49,30 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
     return found | {"host": host_memory()} | ({} if device is None else {"device": device})
 
 
-def _models_at_once(run: Run, verb: str) -> int:
-    """How many models are in memory while scores are measured; none where weights are read some rows at a time."""
+def _largest(channels: ChannelInventory) -> int:
+    """Elements of the largest parameter."""
+    return max((prod(shape) for shape in channels.shapes.values()), default=0)
+
+
+def _profiled_elements(run: Run, channels: ChannelInventory, verb: str) -> int:
+    """Elements in memory while scores are measured; none to speak of where weights are read some rows at a time."""
     if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
         return 0
-    return 1 + _sources_together(run)
+    if isinstance(run.transfer.scorer, Attribution):
+        return _WITH_TASK_VECTOR * channels.parameters + _largest(channels)
+    return (1 + _sources_together(run)) * channels.parameters
+
+
+def attribution_notes(run: Run, verb: str) -> list[Problem]:
+    """What a backward pass takes that ``profiling`` does not count."""
+    scorer = run.transfer.scorer
+    if not profiles(run, verb) or not isinstance(scorer, Attribution):
+        return []
+    message = (
+        "attribution holds a model between target and source, their difference, and the gradient of one parameter at a"
+        f" time; and, not counted here, what every layer gives for a batch of up to {scorer.tokens_per_batch:,} tokens"
+    )
+    return [Problem("note", "transfer.selection", message, "Lower its tokens_per_batch where memory is short.")]
 
 
 def profiles(run: Run, verb: str) -> bool:

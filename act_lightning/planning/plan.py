@@ -11,7 +11,13 @@ from act_lightning.checkpoints import config_differences, is_weightless, load_co
 from act_lightning.errors import ActError
 from act_lightning.planning.calibration import time_forecast
 from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
-from act_lightning.planning.forecast import disk_forecast, memory_forecast, memory_problems, space_problems
+from act_lightning.planning.forecast import (
+    attribution_notes,
+    disk_forecast,
+    memory_forecast,
+    memory_problems,
+    space_problems,
+)
 from act_lightning.planning.lineage import lineage
 from act_lightning.planning.models import Models, look
 from act_lightning.planning.problem import Level, Problem, from_fault
@@ -88,7 +94,7 @@ def _forecast(plan: Plan, run: Run, models: Models, target: Path, verb: str) -> 
     counts = selection_counts(run, channels)
     plan.channels = {"total": channels.total, "per_ability": counts}
     plan.parameters["per_ability"] = parameter_ranges(run, channels, counts)
-    plan.problems += space_problems(plan.disk) + memory_problems(run, plan.memory)
+    plan.problems += space_problems(plan.disk) + memory_problems(run, plan.memory) + attribution_notes(run, verb)
 
 
 def _measure(plan: Plan, run: Run, target: Path, verb: str) -> None:

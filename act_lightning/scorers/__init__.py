@@ -1,6 +1,7 @@
 """Scorers: what channels are ranked by, pure functions on the tensors of one module, one scorer a file."""
 
 from act_lightning.scorers.activation import Activation, ActivationOverModuleMean, RelativeActivation
+from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.local import Local
 from act_lightning.scorers.registry import SCORERS, UNSCORED, scorer_of
 from act_lightning.scorers.scorer import ActivationScorer, Observation, Scorer, WeightScorer, recorded_scorer
@@ -12,6 +13,7 @@ __all__ = [
     "Activation",
     "ActivationOverModuleMean",
     "ActivationScorer",
+    "Attribution",
     "Local",
     "Observation",
     "RelativeActivation",

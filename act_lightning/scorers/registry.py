@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.scorers.activation import Activation, ActivationOverModuleMean, RelativeActivation
+from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.local import Local
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scorers.weight import Weight, WeightRMS
 
-_KINDS: tuple[type[Scorer], ...] = (Activation, RelativeActivation, ActivationOverModuleMean, Local, Weight, WeightRMS)
+_KINDS: tuple[type[Scorer], ...] = (
+    Activation,
+    RelativeActivation,
+    ActivationOverModuleMean,
+    Local,
+    Attribution,
+    Weight,
+    WeightRMS,
+)
 SCORERS: dict[str, type[Scorer]] = {kind.name: kind for kind in _KINDS}
 UNSCORED = ("random", "all")
 """Selections that no scores are needed for."""

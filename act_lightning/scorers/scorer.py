@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,27 +19,24 @@ _OURS = "act_lightning."
 class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
     """What channels are ranked by; subclasses are dataclasses of the scorer's own settings.
 
-    Subclass one of its kinds: :class:`ActivationScorer`, :class:`WeightScorer` or :class:`GradientScorer`.
+    Subclass one of its kinds: :class:`ActivationScorer`, :class:`WeightScorer` or ``Attribution``.
 
     Attributes:
         name: What files and reports call it; by default the name of its class.
         saved_as: The name of the scorer whose saved scores it ranks by; by default its own.
         needs_samples: Whether the samples of an ability are read.
+        keep: Abilities whose samples are read as well, because they are not to be lost.
     """
 
     name: ClassVar[str] = ""
     saved_as: ClassVar[str] = ""
     needs_samples: ClassVar[bool] = True
+    keep: Sequence[str] = ()
 
     @property
     def label(self) -> str:
         """What files and reports call it."""
         return self.name or type(self).__name__
-
-    @property
-    def keep(self) -> tuple[str, ...]:
-        """The abilities whose samples are read as well, because they are not to be lost."""
-        return ()
 
     def faults(self) -> list[Fault]:
         """What is wrong with the scorer's own settings; looked for before any work."""

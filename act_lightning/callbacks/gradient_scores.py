@@ -1,0 +1,177 @@
+"""Scores from gradients: what a channel's own change does to the answer loss, summed as backward passes give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from act_lightning.activations import Reading
+from act_lightning.callbacks.between import Between, between
+from act_lightning.callbacks.gradients import each_gradient
+from act_lightning.callbacks.measurement import Measurement, save
+from act_lightning.callbacks.samples import AbilitySamples
+from act_lightning.callbacks.target import Target
+from act_lightning.channels import ChannelInventory
+from act_lightning.loss import answer_loss
+from act_lightning.masks import top_by_parameters
+from act_lightning.scorers import Attribution
+
+_BLOCK = 4 * 1024 * 1024  # elements of a gradient that are multiplied at once
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """What the source's weights of each channel alone would do to the loss, to first order.
+
+    Attributes:
+        total: Σ over answer tokens of ∂(−log p)/∂θ ⊙ (θ_abl − θ_trg), float64 ``[chunks, channels]``.
+        tokens: Answer tokens, float64 ``[chunks]``.
+    """
+
+    total: Tensor
+    tokens: Tensor
+
+    def __add__(self, other: LossChange) -> LossChange:
+        """Over the tokens of both."""
+        return LossChange(self.total + other.total, self.tokens + other.tokens)
+
+    def mean(self) -> Tensor:
+        """The change of the mean loss over all tokens, float64 ``[channels]``."""
+        return self.total.sum(0) / self.tokens.sum()
+
+    def chunk_means(self) -> Tensor:
+        """The change of the mean loss of each chunk, float64 ``[chunks, channels]``."""
+        return self.total / self.tokens.unsqueeze(1)
+
+
+def measure_gradients(due: Sequence[Measurement], target: Target, scorer: Attribution, trainer: L.Trainer) -> None:
+    """Measure one source after the other, and write the scores of each ability when they are there.
+
+    Raises:
+        ActError: If a score is NaN or infinite.
+    """
+    scores, channels = GradientScores(scorer, target, trainer), target.inventory()
+    with scores.ready() as line:
+        for folder in dict.fromkeys(one.folder for one in due):
+            line.read(folder)
+            for one in due:
+                if one.folder == folder:
+                    save(one, channels, scores.measure(line, one), trainer)
+                    trainer.strategy.barrier("scores written")
+
+
+class GradientScores:
+    """Measures attribution on every process's share of the samples.
+
+    Args:
+        scorer: What is measured.
+        target: The target.
+        trainer: Its processes and devices are used.
+    """
+
+    def __init__(self, scorer: Attribution, target: Target, trainer: L.Trainer) -> None:
+        self._scorer = scorer
+        self._target = target
+        self._trainer = trainer
+        self._channels = target.inventory()
+        self._sizes = self._channels.sizes()
+        self._kept: dict[tuple[str, float], Tensor] = {}  # what is to be kept is measured once for all abilities
+
+    def ready(self) -> AbstractContextManager[Between]:
+        """The model that gradients are taken of; give it a source before measuring."""
+        return between(self._target, self._channels, self._trainer.strategy.root_device)
+
+    def measure(self, line: Between, one: Measurement) -> Tensor:
+        """The scores of one ability, on all processes alike.
+
+        Args:
+            line: With the measurement's source.
+            one: What is measured.
+
+        Returns:
+            float32 ``[channels]``.
+        """
+        first = self._round(line, one, None)
+        if self._scorer.rounds == 1:
+            return first
+        allowed = torch.ones(self._channels.total, dtype=torch.bool)
+        moved = top_by_parameters(first, self._scorer.first_share, allowed, self._channels)
+        second = self._round(line, one, moved)
+        return self._scorer.in_two_rounds(first, second, moved)
+
+    def _round(self, line: Between, one: Measurement, moved: Tensor | None) -> Tensor:
+        elements = None if moved is None else self._channels.elements(moved)
+        falls, rises = [], []
+        for alpha in self._scorer.alphas:
+            line.place(alpha, elements)
+            falls.append(-self._change(line, [one.samples], one.label).mean())
+            if one.kept:
+                rises.append(self._rise(line, one, alpha, moved is None))
+        fall, rise = torch.stack(falls).mean(0), torch.stack(rises).mean(0) if rises else None
+        return self._scorer.finish(fall, rise, self._sizes).float()
+
+    def _rise(self, line: Between, one: Measurement, alpha: float, is_shared: bool) -> Tensor:
+        """By how much the loss of what is to be kept rises, float64 ``[channels]``."""
+        key = one.source.label, alpha
+        if not is_shared or key not in self._kept:
+            rise = self._change(line, list(one.kept.values()), f"what {one.source.label} is not to harm").mean()
+            if not is_shared:
+                return rise
+            self._kept[key] = rise
+        return self._kept[key]
+
+    def _change(self, line: Between, sets: Sequence[AbilitySamples], label: str) -> LossChange:
+        """Over the samples of some sets, on all processes."""
+        rank, world = self._trainer.global_rank, self._trainer.world_size
+        config, budget = line.model.config, self._scorer.tokens_per_batch
+        readings = [one for its in sets for one in its.readings(config, budget, rank, world)]
+        shown = tqdm(readings, desc=f"attributing {label}", disable=not self._trainer.is_global_zero)
+        mine = loss_change(line, self._channels, shown)
+        total, tokens = (self._trainer.strategy.reduce(part, reduce_op="sum") for part in (mine.total, mine.tokens))
+        return LossChange(total.cpu(), tokens.cpu())
+
+
+def loss_change(line: Between, channels: ChannelInventory, readings: Iterable[Reading], chunks: int = 1) -> LossChange:
+    """Sum over batches, with one backward pass for each, and one parameter's gradient in memory at a time.
+
+    Args:
+        line: The model, placed where gradients are wanted, and the task vector.
+        channels: The channels of the target.
+        readings: The batches.
+        chunks: Number of chunks that they are of.
+    """
+    device = line.model.device
+    kept_on = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    total = torch.zeros(chunks, channels.total, dtype=torch.float64, device=kept_on)
+    tokens = torch.zeros(chunks, dtype=torch.float64, device=kept_on)
+    owners: dict[str, list[tuple[slice, int]]] = {}
+    for module, span in channels.spans():
+        for owned in module.owned:
+            owners.setdefault(owned.name, []).append((span, owned.dim))
+    now = 0  # the chunk of the batch that is read
+
+    def add(name: str, gradient: Tensor) -> None:
+        _add_products(total[now], owners[name], gradient, line.changes[name])
+
+    with each_gradient(line.model, add):
+        for batch, now in readings:
+            loss, count = answer_loss(line.model, {key: values.to(device) for key, values in batch.items()})
+            loss.backward()
+            tokens[now] += count
+    return LossChange(total, tokens)
+
+
+def _add_products(sums: Tensor, owners: Sequence[tuple[slice, int]], gradient: Tensor, change: Tensor) -> None:
+    """Add gradient ⊙ change of a parameter to the channels that own its rows, and to those that own its columns."""
+    for rows in torch.arange(len(gradient)).split(max(1, _BLOCK // max(1, gradient[0].numel()))):
+        place = slice(int(rows[0]), int(rows[-1]) + 1)
+        product = (gradient[place].float() * change[place].float()).reshape(len(rows), -1)
+        for span, dim in owners:
+            into = sums[span][place] if dim == 0 else sums[span]
+            into += product.sum(1 - dim, dtype=torch.float64).to(sums.device)
