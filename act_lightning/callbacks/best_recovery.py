@@ -96,7 +96,8 @@ class BestRecovery(L.Callback):
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the module what keep must reach, which a checkpoint may have brought back since fitting started."""
         if self.baseline is not None:
-            pl_module.keep_floor = self.baseline - self.keep_within / _POINTS
+            module: Any = pl_module
+            module.keep_floor = self.baseline - self.keep_within / _POINTS
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export a model that is better than all before."""
