@@ -31,11 +31,18 @@ def elect(products: Sequence[Tensor], weights: Sequence[float], average: bool) -
     [3.0, 1.5]
     """
     elected = reduce(add, products).view(torch.int32)
+    against = ~elected
     merged, divisor = torch.zeros_like(products[0]), torch.zeros_like(products[0])
     for product, weight in zip(products, weights, strict=True):
-        opposes = (product.view(torch.int32) ^ elected).bitwise_right_shift_(31)  # −1 where the signs' bits differ
-        agreeing = masked(product, opposes.bitwise_not_())
+        agrees = (product.view(torch.int32) ^ against).bitwise_right_shift_(31)  # −1 where the signs' bits are equal
+        agreeing = masked(product, agrees)
         merged += agreeing
         if average:
-            divisor.add_(agreeing.sign_().abs_(), alpha=weight)
-    return merged.div_(divisor.add_(torch.eq(divisor, 0, out=torch.empty_like(divisor)))) if average else merged
+            divisor.add_(agreeing.sign_(), alpha=weight)  # all with the elected sign, which is taken off below
+    if not average:
+        return merged
+    if min(weights) < 0:
+        divisor.mul_(torch.ones_like(divisor).copysign_(elected.view(torch.float32)))
+    else:
+        divisor.abs_()
+    return merged.div_(divisor.add_(torch.eq(divisor, 0, out=torch.empty_like(divisor))))

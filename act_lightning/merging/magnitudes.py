@@ -145,7 +145,7 @@ def _place_ties(parts: Parts, fine: Sequence[Sequence[tuple[int, int]]]) -> list
     for vectors, place in parts() if wanted else ():
         for (m, i), ties in list(wanted.items()):
             found = magnitude_bits(vectors[m].restricted()) == limits[m][i].bits
-            wanted[m, i] -= int(found.sum())
+            wanted[m, i] -= int(torch.count_nonzero(found))  # which is vectorized, unlike the sum of bools
             if wanted[m, i] <= 0:
                 row, column = as_rows(found).nonzero()[ties - 1].tolist()
                 limits[m][i] = Limit(limits[m][i].bits, (int(row_numbers(place, found)[row]), column))
