@@ -241,6 +241,23 @@ def test_each_verb_is_planned_for_what_it_does(config: Config, verb: str, works:
     )
 
 
+@pytest.mark.parametrize(
+    ("asked", "models"), [([], 0), (["--sweep.fit", "true"], 1), (["--sweep.keep_models", "true"], 6)]
+)
+def test_a_sweep_holds_one_model_and_trains_where_it_is_told_to(config: Config, asked: list[str], models: int) -> None:
+    grid = ["--sweep.scales", "0.2,0.4,0.6", "--sweep.ratios", "0.01,0.1", *asked]
+    if models > 1:
+        grid += ["--sweep.fit", "true"]
+    plan = json.loads(run("plan", config, "--json", "--for", "sweep", *grid).out)
+    parameters = plan["parameters"]["total"]
+    assert plan["memory"]["sweep"] == 4 * parameters
+    assert bool(plan["memory"]["training"]) == bool(models) == bool(plan["disk"]["checkpoint"])
+    assert plan["disk"]["model"] == models * 4 * parameters
+    broken = run("plan", config, "--json", "--for", "sweep", *grid, "--sweep.scales", "many")
+    assert broken.status == 1
+    assert about(json.loads(broken.out), "sweep.scales", "error")
+
+
 def strategy(name: str, **arguments: object) -> Config:
     return {"class_path": f"lightning.pytorch.strategies.{name}", "init_args": arguments}
 

@@ -15,6 +15,7 @@ from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
 from act_lightning.scorers import Attribution, WeightScorer
+from act_lightning.sweeping.points import grid
 
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
@@ -25,28 +26,51 @@ _LESS = {
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
     "fisher": ("model.dtype", "Gather Fisher information in bfloat16 (model.dtype), or on a larger device."),
     "merge": ("model.target", "Merge on a larger machine."),
+    "sweep": ("model.dtype", "Evaluate in bfloat16 (model.dtype), or on a larger device."),
 }
 
 
 def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge`` and ``training``, and of what.
+    """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge``, ``sweep`` and ``training``.
 
     What a verb does not do takes nothing. ``training`` is the sum of the entries that begin with its name; activations
     are told for a micro-batch of full length. ``host`` and ``device`` are what this machine has.
     """
-    found = {"profiling": 0, "fisher": 0, "merge": 0, "training": 0}
+    found = {"profiling": 0, "fisher": 0, "merge": 0, "sweep": 0, "training": 0}
+    compared = resolve_dtype(run.model.weights_dtype, target)
     if run.sources:
-        compared = resolve_dtype(run.model.weights_dtype, target)
         found["profiling"] = _profiled_elements(run, channels, verb) * compared.itemsize
         if run.transfer.needs_fisher:
             found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
         found["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
-    if verb == "fit":
+    if verb == "sweep":
+        found["sweep"] = channels.parameters * compared.itemsize  # one model, whatever the number of points
+    if _trains(run, verb):
         parts = training_parts(run, channels.parameters, target)
         found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
     device = device_memory()
     return found | {"host": host_memory()} | ({} if device is None else {"device": device})
+
+
+def _trains(run: Run, verb: str) -> bool:
+    return verb == "fit" or (verb == "sweep" and run.sweep is not None and run.sweep.fit)
+
+
+def _models_written(run: Run, verb: str) -> int:
+    """How many exported models lie on the disk at once."""
+    if verb != "sweep":
+        return int(verb != "profile")
+    if run.sweep is None or not run.sweep.fit:
+        return 0
+    if not run.sweep.keep_models:
+        return 1
+    if run.sweep.sampler != "grid":
+        return (run.sweep.trials or 0) * len(run.sweep.compared)
+    try:
+        return len(grid(run.sweep, run.transfer.settings))
+    except ValueError:
+        return 0  # a scale or ratio that is no number is told elsewhere
 
 
 def _largest(channels: ChannelInventory) -> int:
@@ -91,8 +115,8 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     return {
         "scores": abilities * channels.total * _SCORE_BYTES,
         "fisher": _fisher_files(run) * channels.parameters * _FISHER_BYTES,
-        "model": 0 if verb == "profile" else channels.parameters * stored.itemsize,
-        "checkpoint": round(channels.parameters * kept) if verb == "fit" else 0,
+        "model": _models_written(run, verb) * channels.parameters * stored.itemsize,
+        "checkpoint": round(channels.parameters * kept) if _trains(run, verb) else 0,
         "free": shutil.disk_usage(place).free,
     }
 
