@@ -299,7 +299,7 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
     class Eight(torch.Tensor):
         @staticmethod
         def __new__(cls: type[Eight], codes: torch.Tensor) -> Eight:
-            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)  # type: ignore[no-any-return]
+            return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
 
         def __init__(self, codes: torch.Tensor) -> None:
             self.codes = codes
@@ -307,7 +307,7 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
         def __tensor_flatten__(self) -> tuple[list[str], None]:
             return ["codes"], None
 
-        __torch_dispatch__ = None
+        __torch_dispatch__ = None  # type: ignore[assignment]
 
     class Quantized(torch.optim.SGD):
         def step(self, closure: object = None) -> None:  # type: ignore[override]
