@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.export import HuggingFaceExport
     from act_lightning.callbacks.fisher import FisherInformation
     from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+    from act_lightning.callbacks.last_checkpoint import LastCheckpoint
+    from act_lightning.callbacks.preemption import PreemptionCheckpoint
     from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
     from act_lightning.callbacks.sources import AbilitySource
 
@@ -23,7 +25,9 @@ __all__ = [
     "BestRecovery",
     "FisherInformation",
     "HuggingFaceExport",
+    "LastCheckpoint",
     "MaskedTaskVectorInjection",
+    "PreemptionCheckpoint",
     "TransferComparison",
 ]
 _HOMES = {
@@ -33,7 +37,9 @@ _HOMES = {
     "BestRecovery": "best_recovery",
     "FisherInformation": "fisher",
     "HuggingFaceExport": "export",
+    "LastCheckpoint": "last_checkpoint",
     "MaskedTaskVectorInjection": "injection",
+    "PreemptionCheckpoint": "preemption",
     "TransferComparison": "comparison",
 }
 

@@ -45,12 +45,12 @@ def replacing_file(path: Path) -> Iterator[Path]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
-    temporary = _beside(path)
+    temporary = beside(path)
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,7 +70,7 @@ def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         ActError: The file system refuses.
     """
     path = path.resolve()
-    temporary = _beside(path)
+    temporary = beside(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
@@ -79,17 +79,17 @@ def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         yield temporary
         with storing(path):
             for file in (*temporary.rglob("*"), temporary) if durable else ():
-                _sync(file)
+                sync(file)
             _swap(temporary, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what killed runs left beside the file or folder ``name``, or beside any in ``folder``."""
     pattern = "*" if name is None else glob.escape(name)
     for leftover in list(folder.glob(f".{pattern}.tmp-*")):
-        _remove(leftover)
+        remove(leftover)
 
 
 def check_writable(folder: Path, setting: str) -> list[Fault]:
@@ -123,13 +123,14 @@ def _refused(setting: str, path: Path, error: OSError) -> Fault:
     return Fault(setting, str(path), rule, "Free some space, permit writing there, or choose another folder.")
 
 
-def _beside(path: Path) -> Path:
+def beside(path: Path) -> Path:
+    """A name beside ``path`` that is nobody else's, and that :func:`remove_leftovers` knows."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _swap(new: Path, place: Path) -> None:
     """Rename ``new`` to ``place``; between the two renames there is nothing at ``place``, never half of something."""
-    old = _beside(place)
+    old = beside(place)
     with suppress(FileNotFoundError):
         place.rename(old)
     try:
@@ -138,18 +139,19 @@ def _swap(new: Path, place: Path) -> None:
         with suppress(FileNotFoundError):
             old.rename(place)
         raise
-    _sync(place.parent)
-    _remove(old)
+    sync(place.parent)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what was written, so that a rename never outruns its content in a power failure."""
     if path.is_dir() and os.name != "posix":  # only POSIX opens folders
         return

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 
 import act_lightning
 from act_lightning.callbacks import ActivationDifferenceProfiler, HuggingFaceExport, MaskedTaskVectorInjection
+from act_lightning.callbacks.preemption import leaving_at_sigterm
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.saved_config import SaveConfigLate
+from act_lightning.cli.trainer import own_callbacks, unsaid
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.inspection import inspect, print_inspection
@@ -38,6 +38,7 @@ INSPECT = "Show labeled samples in color, lengths and losses of every set, and p
 _OWN_VERBS = {verb: VERBS[verb].about for verb in ("profile", "merge", "sweep", "plan")} | {"inspect": INSPECT}
 _WITHOUT_TRAINER = ("plan", "inspect")
 _SWEEPING = ("sweep", "plan")
+_WRITING = ("fit", "profile", "merge", "sweep")
 
 
 class ActCLI(LightningCLI):
@@ -104,6 +105,7 @@ class ActCLI(LightningCLI):
         kwargs["description"] = _about(subcommand)
         if subcommand not in _OWN_VERBS:
             parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            parser.set_defaults(weights_only=True)  # a checkpoint holds no objects that run code when they are read
             if subcommand == "test":
                 parser.set_defaults(verbose=False)  # which would print all metrics once more for every set
             return parser
@@ -153,44 +155,21 @@ class ActCLI(LightningCLI):
         return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, walked)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A Trainer that logs to CSV, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
+        """A Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
 
         Raises:
             ActError: If Lightning refuses the settings of section ``trainer``.
         """
-        settings = self._get(self.config, "trainer")
-        self.trainer_defaults = {"callbacks": self._own_callbacks(self.run.root)}
+        settings, made = self._get(self.config, "trainer"), self._get(self.config_init, "trainer")
+        verb = str(self.subcommand)
+        export = HuggingFaceExport(dtype=self.model.export_dtype, recipe=self.recipe())
+        self.trainer_defaults = {"callbacks": own_callbacks(made, verb, export)}
         try:
-            return super().instantiate_trainer(**self._unsaid(settings, self.run.root), **kwargs)
+            return super().instantiate_trainer(**unsaid(made, self.run.root, verb), **kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             given = {key: settings.get(key) for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
             rule = f"must describe a Trainer that Lightning can build here ({error})"
             raise ActError(Fault("trainer", given, rule, "Correct the setting that is named.")) from error
-
-    def _unsaid(self, settings: Namespace, root: Path) -> dict[str, Any]:
-        """What the method asks of a Trainer where the config says nothing."""
-        unsaid: dict[str, Any] = {}
-        if settings.logger is None:
-            unsaid["logger"] = CSVLogger(str(root), name="logs")
-        if settings.log_every_n_steps is None:
-            unsaid["log_every_n_steps"] = 1  # updates are few
-        if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
-            unsaid["max_epochs"] = 1  # as in the paper; Lightning would go on for a thousand
-        return unsaid
-
-    def _own_callbacks(self, root: Path) -> list[Callback]:
-        settings = self._get(self.config_init, "trainer")
-        configured = settings.callbacks or []
-        present = tuple(type(callback) for callback in (configured if isinstance(configured, list) else [configured]))
-        callbacks: list[Callback] = []
-        if self.subcommand == "fit" and HuggingFaceExport not in present and not settings.fast_dev_run:
-            callbacks.append(HuggingFaceExport(dtype=self.model.export_dtype, recipe=self.recipe()))
-        if settings.enable_checkpointing is not False and not any(
-            issubclass(kind, ModelCheckpoint) for kind in present
-        ):
-            place = root / "checkpoints"
-            callbacks.append(ModelCheckpoint(place, save_top_k=0, save_last=True, enable_version_counter=False))
-        return callbacks
 
     def recipe(self) -> str:
         """The run's config as YAML."""
@@ -198,8 +177,11 @@ class ActCLI(LightningCLI):
         return str(self._parser(verb).dump(self.config[verb], skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with leaving_nothing(self.run.root):
+        with leaving_nothing(self.run.root), self._ending_cleanly(subcommand):
             self._run_verb(subcommand)
+
+    def _ending_cleanly(self, verb: str) -> AbstractContextManager[None]:
+        return leaving_at_sigterm(self.trainer) if verb in _WRITING else nullcontext()
 
     def _run_verb(self, subcommand: str) -> None:
         if subcommand == "profile":
