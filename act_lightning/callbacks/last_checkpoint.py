@@ -10,7 +10,8 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.callbacks.windows import window_is_complete
+from act_lightning.callbacks.windows import epoch_is_over, mend_epoch_count, window_is_complete
+from act_lightning.checkpoints import remove_leftovers
 from act_lightning.errors import Fault, refuse
 from act_lightning.training_state import LAST, save_whole
 
@@ -38,6 +39,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_n_minutes = every_n_minutes
         self.every_n_updates = every_n_updates
         self._saved_at = 0.0
+        self._waits = False
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings."""
@@ -51,28 +53,39 @@ class LastCheckpoint(ModelCheckpoint):
         return Path(self._given or Path(trainer.default_root_dir) / "checkpoints")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse wrong settings."""
+        """Refuse wrong settings; remove what a killed run has left half written."""
         refuse(self.faults())
         self.dirpath = str(self.folder(trainer).resolve())
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(Path(self.dirpath), LAST)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._saved_at = time.monotonic()
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save when it is time, after an update."""
-        if window_is_complete(trainer) and trainer.strategy.broadcast(self._is_time(trainer)):
-            self.save(trainer)
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Mend Lightning's count of epochs, which it loses when it resumes."""
+        mend_epoch_count(trainer)
 
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Nothing: an epoch is no measure of what a kill may cost."""
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save when it is time, after an update; the last of an epoch is validated first."""
+        if window_is_complete(trainer) and trainer.strategy.broadcast(self._is_time(trainer)):
+            self._waits = epoch_is_over(trainer)
+            if not self._waits:
+                self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save if it was time when the epoch was not yet validated."""
+        if self._waits:
+            self.save(trainer)
 
     def on_validation_end(self, *_: Any) -> None:
         """Nothing: no metric decides."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end, from which a fit of more epochs may go on."""
-        self.save(trainer)
+        """Save the end, from which a fit of more epochs may go on, unless it has just been saved."""
+        if trainer.global_step != self._last_global_step_saved:
+            self.save(trainer)
 
     def on_exception(self, *_: Any) -> None:
         """Nothing: the state that an exception has broken off is none to go on from."""
@@ -92,7 +105,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.last_model_path = self._last_checkpoint_saved = str(place)
         save_whole(trainer, place)
         self._last_global_step_saved = trainer.global_step
-        self._saved_at = time.monotonic()
+        self._saved_at, self._waits = time.monotonic(), False
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)
         return place

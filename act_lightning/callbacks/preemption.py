@@ -70,11 +70,11 @@ class PreemptionCheckpoint(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the handler that was there before."""
-        self._restore()
+        self._restore(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the handler that was there before."""
-        self._restore()
+        self._restore(trainer)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -86,9 +86,10 @@ class PreemptionCheckpoint(L.Callback):
             rank_zero_info(f"stopped by SIGTERM after update {trainer.global_step}; {kept}")
             raise SIGTERMException(_status(trainer))
 
-    def _restore(self) -> None:
+    def _restore(self, trainer: L.Trainer) -> None:
         if self._before is not None:
             _handle(self._before)
+            trainer._signal_connector._original_handlers.pop(signal.SIGTERM, None)  # or Lightning restores ours
             self._before = None
 
 

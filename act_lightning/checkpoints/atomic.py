@@ -143,6 +143,11 @@ def _swap(new: Path, place: Path) -> None:
     remove(old)
 
 
+def is_beside(path: Path) -> bool:
+    """Whether this is such a name, which is renamed by whoever chose it."""
+    return path.name.startswith(".") and ".tmp-" in path.name
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():

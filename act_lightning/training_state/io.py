@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from act_lightning.checkpoints.atomic import replacing_file, storing
+from act_lightning.checkpoints.atomic import is_beside, replacing_file, storing
 from act_lightning.errors import ActError, Fault
 from act_lightning.training_state.shards import is_sharded_checkpoint, read_whole
 
@@ -31,8 +31,11 @@ class TrainingStateIO(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("storage_options have no meaning for a checkpoint on a disk")
-        with storing(Path(path)), replacing_file(Path(path)) as temporary, temporary.open("wb") as file:
-            _write(checkpoint, file)
+        place = Path(path)
+        with storing(place), nullcontext(place) if is_beside(place) else replacing_file(place) as written:
+            written.parent.mkdir(parents=True, exist_ok=True)
+            with written.open("wb") as file:
+                _write(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None

@@ -45,7 +45,7 @@ def save_whole(trainer: L.Trainer, place: Path) -> None:
 def _written(trainer: L.Trainer, path: Path) -> str | None:
     """What went wrong in writing, on the first process, if anything did."""
     try:
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
     except (ActError, OSError, RuntimeError, CheckpointException) as error:
         trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait, or each comes from its own error
         return str(error.__cause__ or error).splitlines()[0]
@@ -64,6 +64,7 @@ def _put(new: Path, place: Path) -> None:
     first, for no half of it may have one.
     """
     before = place.with_name(_BEFORE)
+    sync(new)
     if place.is_dir() or (place.exists() and new.is_dir()):
         _discard(before)
         os.replace(place, before)
