@@ -118,6 +118,8 @@ class LastCheckpoint(ModelCheckpoint):
         """Nothing to restore."""
 
     def _is_time(self, trainer: L.Trainer) -> bool:
+        if trainer.should_stop or trainer.global_step == trainer.max_steps:
+            return True  # Lightning counts an epoch that ends here as whole when training has ended
         if self.every_n_updates is not None and trainer.global_step % self.every_n_updates == 0:
             return trainer.global_step != self._last_global_step_saved
         return self.every_n_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
