@@ -19,11 +19,11 @@ from act_lightning.callbacks.preparation import prepare
 from act_lightning.callbacks.target import find_target
 from act_lightning.checkpoints import output_faults, write_file
 from act_lightning.disk_merge import merge_to_disk
-from act_lightning.errors import ActError, refuse
+from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.examination import of_all_processes
 from act_lightning.planning import Run
 from act_lightning.scorers import Activation
-from act_lightning.sweeping.settings import ACT
+from act_lightning.sweeping.settings import ACT, SweepSettings
 from act_lightning.transfer.importance import FOLDER
 
 
@@ -86,7 +86,8 @@ def sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
         run: The run.
         recipe: The run's config as YAML.
     """
-    from act_lightning.sweeping.running import Sweep  # Optuna takes a second to import
+    from act_lightning.sweeping.conclusion import conclude  # Optuna and matplotlib take seconds to import
+    from act_lightning.sweeping.running import Sweep
 
     assert run.sweep is not None
     target = find_target(run.model, None, None)
@@ -100,11 +101,21 @@ def sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
         _measure(trainer, run, uses_scores and given is None, fisher, evaluates=True)
         walk.explore(trainer)
 
+    refuse(_fit_faults(trainer, run.sweep))
     for told in walk.overridden():
         rank_zero_info(told)
     _on_all_processes(trainer, explore)
     if trainer.is_global_zero:
-        walk.conclude()
+        conclude(walk, trainer.strategy.root_device)
+
+
+def _fit_faults(trainer: L.Trainer, settings: SweepSettings) -> list[Fault]:
+    """The fault of fits that would have to be started among processes that something else has started."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if not settings.fit or trainer.world_size == 1 or not environment or not environment.creates_processes_externally:
+        return []
+    rule = "must not be asked for where torchrun or Slurm starts the processes, for every fit starts its own"
+    return [Fault("sweep.fit", True, rule, "Start `sweep` as one process with the same trainer.devices.")]
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:

@@ -25,6 +25,7 @@ from act_lightning.planning.run import Run
 from act_lightning.planning.selection import parameter_ranges, selection_counts
 from act_lightning.planning.tokenizers import tokenizer_problems
 from act_lightning.planning.training import training_problems
+from act_lightning.sweeping.points import count_points
 
 _KEPT = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
 
@@ -41,6 +42,7 @@ class Plan:
         disk: Bytes that are written, and that are free.
         problems: What is wrong or worth knowing: errors, then warnings, then notes.
         time: Seconds on this machine; empty unless asked for.
+        sweep: Number of ``points`` of a sweep, the target among them; empty for other verbs.
     """
 
     channels: dict[str, Any] = field(default_factory=dict)
@@ -49,11 +51,11 @@ class Plan:
     disk: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     time: dict[str, float] = field(default_factory=dict)
+    sweep: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts, lists, strings and numbers; ``time`` only where it was measured."""
-        values = asdict(self)
-        return values if self.time else {key: value for key, value in values.items() if key != "time"}
+        """As plain dicts, lists, strings and numbers; ``time`` and ``sweep`` only where there is something to say."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("time", "sweep")}
 
     @property
     def has_error(self) -> bool:
@@ -66,7 +68,7 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
 
     Args:
         run: The run.
-        verb: What is planned: ``fit``, ``merge`` or ``profile``.
+        verb: What is planned: ``fit``, ``merge``, ``profile`` or ``sweep``.
         calibrate: Whether to measure the speed of this machine, which reads the abilities.
     """
     models, plan = look(run), Plan()
@@ -74,6 +76,8 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
     faults += output_place_faults(run, models, verb)
     plan.problems = [from_fault(fault) for fault in distinct(faults)]
     plan.problems += training_problems(run) if verb == "fit" else []
+    if verb == "sweep" and run.sweep is not None and not faults:
+        plan.sweep = {"points": 1 + count_points(run.sweep, run.transfer.settings)}
     if models.target is not None:
         plan.problems += _pair_problems(plan, run, models, models.target)
         _forecast(plan, run, models, models.target, verb)

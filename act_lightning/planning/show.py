@@ -54,6 +54,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
         for name, size in figures.items():
             if size:
                 yield f"{title}: {name.replace('_', ' ')}", _size(size)
+    if plan.sweep:
+        yield "points of the sweep", f"{plan.sweep['points']:,}"
     for name, figure in plan.time.items():
         yield f"time: {name.replace('_', ' ')}", f"{figure:,.0f}" + ("" if name.endswith("tokens") else " s")
 

@@ -20,7 +20,7 @@ class Compared:
     """One row of the comparison of methods.
 
     Attributes:
-        basis: Where the method is compared: ``equal λ``, ``equal parameters`` or ``its best``.
+        basis: Where the method is compared: ``equal λ``, ``equal parameters``, ``its best``, or several of these.
         outcome: What was found there.
     """
 
@@ -102,8 +102,9 @@ def comparison(
     known, reference = {one.point: one for one in outcomes}, reference_of(outcomes, target, settings)
     rows = [Compared(BEST, reference)]
     for method, points in equal_points(reference, settings, transfer).items():
-        rows += [Compared(basis, known[point]) for basis, point in points.items() if point in known]
-        its = [one for one in outcomes if one.point.method == method]
-        if best := best_point(its, target, settings.keep_within):
-            rows.append(Compared(BEST, best))
+        best = best_point([one for one in outcomes if one.point.method == method], target, settings.keep_within)
+        bases: dict[Point, list[str]] = {}
+        for basis, point in (points | ({} if best is None else {BEST: best.point})).items():
+            bases.setdefault(point, []).append(basis)
+        rows += [Compared(", ".join(its), known[point]) for point, its in bases.items() if point in known]
     return rows

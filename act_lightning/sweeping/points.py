@@ -78,6 +78,23 @@ def grid(settings: SweepSettings, transfer: TransferSettings) -> list[Point]:
     ]
 
 
+def count_points(settings: SweepSettings, transfer: TransferSettings) -> int:
+    """How many points a sweep tries, without the target and those that only the result can name.
+
+    >>> count_points(SweepSettings(methods="act,task_arithmetic"), TransferSettings())
+    261
+
+    Args:
+        settings: Section ``sweep``, without faults.
+        transfer: The run's own settings.
+    """
+    points = grid(settings, transfer)
+    if settings.trials is None:
+        return len(points)
+    searched = sum(has_ratio(method, transfer) for method in settings.compared)
+    return searched * settings.trials + sum(not has_ratio(point.method, transfer) for point in points)
+
+
 @dataclass(frozen=True)
 class Moved:
     """What a point says to a transfer, and to the config of a run.
@@ -98,7 +115,9 @@ class Moved:
         """
         given = self.settings
         own = {"ratio": float(given.ratio), "scale": given.scale, "share": given.share, "scope": given.scope}
-        transfer = recipe.get("transfer", {}) | own | {"selection": given.selection, "exclude": list(given.exclude)}
+        transfer = recipe.get("transfer", {}) | own | {"exclude": list(given.exclude)}
+        if isinstance(given.selection, str):
+            transfer["selection"] = given.selection  # any other is the run's own
         if not isinstance(given.method, str):
             kind = type(given.method)
             settings = {field.name: getattr(given.method, field.name) for field in fields(given.method)}  # type: ignore[arg-type]

@@ -12,22 +12,21 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 
+from act_lightning.analysis.report.page import require_report_folder
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
-from act_lightning.checkpoints import identify, load_model, locate, write_file
+from act_lightning.checkpoints import identify, load_model, locate
 from act_lightning.data import AbilityDataModule
 from act_lightning.scorers import Activation
 from act_lightning.scores import read_record, score_path, scores_folder
-from act_lightning.sweeping.choice import best_point, comparison, pareto_front
 from act_lightning.sweeping.crew import Crew
 from act_lightning.sweeping.questions import Questions
+from act_lightning.sweeping.recipes import read_recipe
 from act_lightning.sweeping.settings import SweepSettings
 from act_lightning.sweeping.study import Ledger, alone
 from act_lightning.sweeping.transfers import Beginning, Transfers
 from act_lightning.sweeping.walk import Laboratory, Walk
-from act_lightning.sweeping.writing import as_csv, as_json, compared_table, rows_of
 from act_lightning.transfer import TransferSettings
 from act_lightning.transfer.importance import FOLDER
 
@@ -102,10 +101,14 @@ class Sweep:
         crew, kept = Crew(trainer.global_rank, trainer.world_size), ExitStack()
         with kept:
             opened: list[Ledger] = []
-            crew.of_first(lambda: opened.append(self.ledger(kept)))
+            crew.of_first(lambda: opened.append(self._begun(kept)))
             device = trainer.strategy.root_device
             laboratory = self.laboratory(device)
             Walk(crew, next(iter(opened), None), laboratory, self.settings, self.transfer).go()
+
+    def _begun(self, while_in: ExitStack) -> Ledger:
+        require_report_folder(self.folder / "report")  # before hours of work
+        return self.ledger(while_in)
 
     def ledger(self, while_in: ExitStack) -> Ledger:
         """All points that were tried, which no other sweep changes until ``while_in`` is left.
@@ -113,9 +116,9 @@ class Sweep:
         Raises:
             ActError: If the storage holds a sweep of something else, or another sweep uses it.
         """
-        made_from = self.made_from()
+        made_from, tuned_from = self.made_from(), self.tuned_from() if self.settings.fit else None
         while_in.enter_context(alone(self.storage))
-        return Ledger(self.storage, made_from, self.settings, self.seed)
+        return Ledger(self.storage, made_from, tuned_from, self.settings, self.seed)
 
     def laboratory(self, device: torch.device) -> Laboratory:
         """The target in memory, and the questions."""
@@ -123,26 +126,14 @@ class Sweep:
         model = load_model(beginning.target, self.target.dtype, device)
         return Laboratory(model, Transfers(beginning), self.data, Questions(self.data))
 
-    def conclude(self) -> None:
-        """Write results, the comparison of methods, the best point as a config and a page; print what counts."""
-        with ExitStack() as kept:
-            ledger = self.ledger(kept)
-            target, outcomes = ledger.target(), ledger.outcomes()
-        assert target is not None
-        best = best_point(outcomes, target, self.settings.keep_within)
-        rows = rows_of([target, *outcomes], target)
-        write_file(self.folder / "results.csv", as_csv(rows))
-        write_file(self.folder / "results.json", as_json(rows, best, pareto_front(outcomes)))
-        compared = comparison(outcomes, target, self.settings, self.transfer)
-        Console().print(compared_table(compared, target))
-
     def made_from(self) -> dict[str, Any]:
         """What the points depend on beside method, λ and p, as fingerprints and settings.
 
         Raises:
             ActError: If scores are missing.
         """
-        transfer = asdict(replace(self.transfer, method="")) | {"method": repr(self.transfer.method)}
+        named = {"selection": self.transfer.selection_name, "method": repr(self.transfer.method)}
+        transfer = asdict(replace(self.transfer, selection="all", method="")) | named
         weights = {one.label: identify(locate(one.model, one.revision)).digest for one in self.sources}
         return {
             "target": self.target.digests()[-1],
@@ -153,6 +144,14 @@ class Sweep:
             "dtype": str(self.target.dtype),
             "seed": self.seed,
         }
+
+    def tuned_from(self) -> dict[str, str]:
+        """What fine-tuned points depend on beside that: the settings of a fit."""
+        recipe = read_recipe(self.recipe)
+        data = {key: value for key, value in recipe["data"].items() if key != "evaluations"}
+        own = ("default_root_dir", "callbacks", "logger", "enable_progress_bar", "enable_model_summary")
+        trainer = {key: value for key, value in recipe.get("trainer", {}).items() if key not in own}
+        return {"fit": _digest([recipe["model"], data, trainer])}
 
     def _scores(self) -> dict[str, str]:
         """What the scores of each ability of each source were measured on."""

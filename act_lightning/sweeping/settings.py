@@ -85,8 +85,6 @@ class SweepSettings:
         if not 0 <= self.keep_within <= _POINTS:
             rule = f"must lie in [0, {_POINTS}]"
             found.append(Fault("sweep.keep_within", self.keep_within, rule, "Write points of accuracy, such as 1.0."))
-        if self.fit:
-            found.append(Fault("sweep.fit", True, "is not built yet", "Leave it out, and `fit` the best point."))
         return found + self._search_faults() + _role_faults(set(roles))
 
     def selection_faults(self, channels: ChannelInventory, transfer: TransferSettings) -> list[Fault]:

@@ -24,6 +24,7 @@ from act_lightning.sweeping.settings import SweepSettings, is_sqlite
 
 _MADE_FROM, _OUTCOME, _CHOSEN = "made_from", "outcome", "chosen_beforehand"
 _LEAST_RATIO = 1e-6
+_FIT = "+fit"
 
 
 class Suggested(NamedTuple):
@@ -48,6 +49,7 @@ class Ledger:
     Args:
         place: A journal file, or SQLite.
         made_from: What the points depend on beside method, λ and p: fingerprints of models and data, settings.
+        tuned_from: What fine-tuned points depend on beside that; ``None`` where none are wanted.
         settings: Section ``sweep``.
         seed: Of samplers.
 
@@ -55,12 +57,20 @@ class Ledger:
         ActError: If the place holds a sweep of other models, data or settings, or cannot be opened.
     """
 
-    def __init__(self, place: str, made_from: Mapping[str, Any], settings: SweepSettings, seed: int) -> None:
+    def __init__(
+        self,
+        place: str,
+        made_from: Mapping[str, Any],
+        tuned_from: Mapping[str, Any] | None,
+        settings: SweepSettings,
+        seed: int,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._place = place
         self._settings = settings
         self._seed = seed
         self._made_from = json.loads(json.dumps(made_from))
+        self._tuned_from = tuned_from
         self._storage = _opened(place)
         self._studies: dict[str, optuna.Study] = {}
         for name in optuna.get_all_study_names(self._storage):
@@ -119,7 +129,7 @@ class Ledger:
 
     @staticmethod
     def _name(method: str, tuned: bool) -> str:
-        return f"{method}+fit" if tuned else method
+        return method + _FIT if tuned else method
 
     def _study(self, name: str) -> optuna.Study:
         if name not in self._studies:
@@ -127,7 +137,7 @@ class Ledger:
                 storage=self._storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
             )
             if _MADE_FROM not in study.user_attrs:
-                study.set_user_attr(_MADE_FROM, self._made_from)
+                study.set_user_attr(_MADE_FROM, self._basis(name))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
                     study.set_metric_names(list(ROLES))
@@ -146,11 +156,15 @@ class Ledger:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
+    def _basis(self, name: str) -> dict[str, Any]:
+        return {**self._made_from, **((self._tuned_from or {}) if name.endswith(_FIT) else {})}
+
     def _check(self, name: str) -> None:
-        before = optuna.load_study(study_name=name, storage=self._storage).user_attrs.get(_MADE_FROM)
-        if before is None or before == self._made_from:
+        study, now = optuna.load_study(study_name=name, storage=self._storage), self._basis(name)
+        before = study.user_attrs.get(_MADE_FROM)
+        if before is None or before == now or (self._tuned_from is None and name.endswith(_FIT)):
             return
-        differ = sorted(key for key in before.keys() | self._made_from if before.get(key) != self._made_from.get(key))
+        differ = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
         rule = f"must be of this run, and holds a sweep with other {', '.join(differ)}"
         remedy = "Choose another trainer.default_root_dir or sweep.storage, or delete it to begin anew."
         raise ActError(Fault("sweep.storage", self._place, rule, remedy))

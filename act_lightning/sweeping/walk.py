@@ -15,7 +15,7 @@ from act_lightning.sweeping.bench import Watch, transferred
 from act_lightning.sweeping.choice import equal_points, reference_of
 from act_lightning.sweeping.crew import Crew
 from act_lightning.sweeping.outcome import Outcome
-from act_lightning.sweeping.points import UNTOUCHED, Point, grid, has_ratio
+from act_lightning.sweeping.points import UNTOUCHED, Point, count_points, grid, has_ratio
 from act_lightning.sweeping.questions import Questions
 from act_lightning.sweeping.settings import SweepSettings
 from act_lightning.sweeping.study import Ledger, Suggested
@@ -87,16 +87,8 @@ class Walk:
 
     def go(self) -> None:
         """Evaluate the target, every point that has not been yet, and what the methods are compared at."""
-        first = grid(self._settings, self._transfer)
-        total = len(first) if self._settings.sampler == "grid" else self._tries()
-        self._rounds(self._first_points, "sweeping", total)
+        self._rounds(self._first_points, "sweeping", count_points(self._settings, self._transfer))
         self._rounds(self._equal_points, "comparing", 0)
-
-    def _tries(self) -> int:
-        """How many points a sampler chooses, and how many of methods without p there are."""
-        with_ratio = sum(has_ratio(method, self._transfer) for method in self._settings.compared)
-        without = (len(self._settings.compared) - with_ratio) * len(self._settings.tried_scales)
-        return with_ratio * (self._settings.trials or 0) + without
 
     def _first_points(self) -> Iterator[Suggested]:
         if self._ledger.target() is None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE
@@ -38,7 +39,7 @@ def _row(one: Outcome, target: Outcome) -> dict[str, Any]:
     for name in one.right:
         correct, total = one.counts(name)
         row |= {f"{name}_correct": correct, f"{name}_total": total}
-        tested = ("",) * 3 if one.point.method == target.point.method else one.against(target, name)
+        tested = ("",) * 3 if one.point == target.point else one.against(target, name)
         row |= {f"{name}_{key}": value for key, value in zip(_TESTED, tested, strict=True)}
     return row | {f"seconds_{part}": round(seconds, 4) for part, seconds in one.seconds.items()}
 
@@ -54,17 +55,16 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def as_json(rows: Sequence[Mapping[str, Any]], best: Outcome | None, front: Sequence[Outcome]) -> str:
     """The target, all points, which of them are on the Pareto front, and the best."""
-    target, *points = rows
     content = {
-        "target": target,
-        "points": points,
-        "front": [one.point.name for one in front],
-        "best": None if best is None else best.point.name,
+        "target": rows[0],
+        "points": rows[1:],
+        "front": [asdict(one.point) for one in front],
+        "best": None if best is None else asdict(best.point),
     }
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-_HEAD = ("", "compared at", "λ", "p", "parameters moved", "keep", "recover", "gained and lost: keep", "recover")
+_HEAD = ("", "compared at", "λ", "p", "moved", "keep", "recover", "keep: gained, lost", "recover: gained, lost")
 
 
 def compared_cells(rows: Sequence[Compared], target: Outcome) -> list[tuple[str, ...]]:
@@ -92,11 +92,13 @@ def compared_markdown(rows: Sequence[Compared], target: Outcome) -> str:
 
 def compared_table(rows: Sequence[Compared], target: Outcome) -> Table:
     """The comparison of methods for the terminal."""
-    table = Table(title="Means in %, 95 % intervals; items gained and lost against the target", box=SIMPLE)
-    for number, name in enumerate(_HEAD):
-        table.add_column(name, justify="left" if number < 2 else "right")
-    for cells in compared_cells(rows, target):
-        table.add_row(*cells)
+    title = "Means in %, below them 95 % intervals, and items +gained −lost against the target"
+    table = Table(title=title, box=SIMPLE, pad_edge=False)
+    for number, name in enumerate(_HEAD[:-2]):
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=number > 1)
+    for *cells, keep, recover, kept, recovered in compared_cells(rows, target):
+        both = (f"{keep}\n{kept}", f"{recover}\n{recovered}")
+        table.add_row(*cells, *(text.rstrip().replace(" (", "\n(") for text in both))
     return table
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from act_lightning.sweeping.settings import RATIOS, SCALES
-from tests.front_door import Config, Outcome, changed, run
+from tests.front_door import Config, Outcome, call, changed, run
 from tests.sweeping.places import make_place
 
 Row = dict[str, str]
+WITH_RATIO = ("act", "ties", "dare", "random")
 TIES_OF_HALF = "{class_path: act_lightning.merging.TIES, init_args: {density: 0.5}}"
 GRID = ("--sweep.scales", "0.3,1.0", "--sweep.ratios", "[0.1, 0.5]")
 
@@ -99,6 +100,60 @@ def test_random_channels_are_as_many_parameters(swept: Path) -> None:
     for ratio in (0.1, 0.5):
         act, random = (float(of(found, name, 0.3, ratio)["parameter_share"]) for name in ("act", "random"))
         assert act * 0.98 < random <= act
+
+
+def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> None:
+    """What it merges is what the point says it moved."""
+    folder = swept / "sweep"
+    best = json.loads((folder / "results.json").read_text())["best"]
+    assert (folder / "best.yaml").read_text().startswith(f"# The best point of a sweep: {best['method']}, λ ")
+    root = folder.with_name("merge-best")
+    outcome = call("merge", "--config", folder / "best.yaml", "--trainer.default_root_dir", root)
+    assert outcome.status == 0, outcome.err
+    report = json.loads((root / "transfer.json").read_text())
+    row = of(rows(swept), best["method"], best["scale"], best["ratio"])
+    (source,) = report["sources"].values()
+    assert source["scale"] == best["scale"]
+    density = best["ratio"] if best["method"] in ("ties", "dare") else 1.0
+    assert source["parameter_share"] * density == pytest.approx(float(row["parameter_share"]))
+    tested = elsewhere(place, "test-best")
+    assert run("test", tested, "--model.target", root / "merged").status == 0
+    results = json.loads((Path(tested["trainer"]["default_root_dir"]) / "evaluations" / "results.json").read_text())
+    assert {name: int(row[f"{name}_correct"]) for name in ("kept", "lost")} == {
+        name: one["correct"] for name, one in results["sets"].items()
+    }
+
+
+def test_methods_are_compared(swept: Path) -> None:
+    found = list(csv.DictReader((swept / "sweep" / "methods.csv").read_text().splitlines()))
+    assert [row["method"] for row in found[:2]] == ["target", "act"]
+    at = found[1]
+    for row in found[2:]:
+        if "equal λ" in row["compared_at"]:
+            assert row["scale"] == at["scale"]
+        if "equal parameters" in row["compared_at"]:
+            assert float(row["parameter_share"]) == pytest.approx(float(at["parameter_share"]), rel=0.02)
+    assert {row["method"] for row in found if "equal parameters" in row["compared_at"]} == {"ties", "dare", "random"}
+    assert (swept / "sweep" / "methods.md").read_text().count("\n") == len(found) + 2
+
+
+def test_the_page_has_every_figure_and_table(swept: Path) -> None:
+    report = swept / "sweep" / "report"
+    page = (report / "index.html").read_text()
+    names = {"front", "along-p", "along-lambda", *(f"{role}-{m}" for role in ("keep", "recover") for m in WITH_RATIO)}
+    for name in names:
+        assert f'id="figure-{name}"' in page
+        assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (report / "figures" / f"{name}.svg").is_file()
+    points = list(csv.DictReader((report / "tables" / "points.csv").read_text().splitlines()))
+    assert len(points) == len(rows(swept)) - 1
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_plan_counts_the_points(place: Config) -> None:
+    outcome = run("plan", place, "--for", "sweep", "--json", *GRID, "--sweep.methods", "act,task_arithmetic")
+    assert outcome.status == 0, outcome.out
+    assert json.loads(outcome.out)["sweep"] == {"points": 1 + 4 + 2}
 
 
 def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

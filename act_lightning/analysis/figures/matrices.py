@@ -29,7 +29,7 @@ def overlap_figure(matrix: pd.DataFrame, groups: Sequence[object]) -> Figure:
     size = max(3.2, _CELL * len(matrix) + _LABELS)
     figure, (axes,) = panels((size + 0.4,), size)
     values = matrix.mask(np.eye(len(matrix), dtype=bool))
-    _cells(axes, values, Normalize(0, max(0.01, float(np.nanmax(values)) if len(matrix) > 1 else 1.0)), _percent)
+    cells(axes, values, Normalize(0, max(0.01, float(np.nanmax(values)) if len(matrix) > 1 else 1.0)), _percent)
     for at in range(1, len(matrix)):
         if groups[at] != groups[at - 1]:
             axes.axhline(at, color=MUTED, lw=0.6)
@@ -49,8 +49,8 @@ def layers_figure(selected: pd.DataFrame) -> Figure:
     counts, shares = (by_layer_and_type(selected, value) for value in ("selected", "share"))
     size = _CELL * len(counts.columns) + 1.0
     figure, (left, right) = panels((size, size), max(2.2, 0.19 * len(counts) + _LABELS))
-    _cells(left, counts.where(counts != 0), LogNorm(1, max(2.0, float(np.nanmax(counts)))), _compact, counts)
-    _cells(right, shares, Normalize(0, max(0.01, float(np.nanmax(shares)))), _percent)
+    cells(left, counts.where(counts != 0), LogNorm(1, max(2.0, float(np.nanmax(counts)))), _compact, counts)
+    cells(right, shares, Normalize(0, max(0.01, float(np.nanmax(shares)))), _percent)
     left.set(title="selected channels (0 left out)", ylabel="layer")
     right.set(title="share of the module's rows in %")
     return figure
@@ -65,12 +65,12 @@ def composition_figure(shares: pd.DataFrame) -> Figure:
     """
     width, height = 0.55 * len(shares.columns) + 1.4, 0.22 * len(shares) + _LABELS
     figure, (axes,) = panels((width,), max(2.2, height))
-    _cells(axes, shares, Normalize(0, float(np.nanmax(shares))), _percent)
+    cells(axes, shares, Normalize(0, float(np.nanmax(shares))), _percent)
     axes.axhline(len(shares) - 1, color=MUTED, lw=0.8)
     return figure
 
 
-def _cells(
+def cells(
     axes: Axes,
     values: pd.DataFrame,
     norm: Normalize,

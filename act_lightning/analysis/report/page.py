@@ -21,6 +21,10 @@ from act_lightning.checkpoints import replacing_folder
 from act_lightning.errors import ActError, Fault
 
 PAGE = "index.html"
+FINDINGS = (
+    "The findings of “Ability Transfer and Recovery via Modularized Parameters Localization” (arXiv 2601.09398), "
+    "computed from saved scores. Figures and tables carry the paper's numbers."
+)
 _CONTENT = {PAGE, "figures", "tables"}
 _PIXELS = 1.5  # at most so many of a page for one point of a figure
 _GENERATOR = '<meta name="generator" content="act_lightning report">'
@@ -40,7 +44,12 @@ class Cell:
 
 
 def write_report(
-    out: Path, title: str, parts: Sequence[Section | Absent], limits: Sequence[str], now: datetime | None = None
+    out: Path,
+    title: str,
+    parts: Sequence[Section | Absent],
+    limits: Sequence[str],
+    now: datetime | None = None,
+    about: str = FINDINGS,
 ) -> Path:
     """Write the report to ``out``, whole or not at all; an earlier report there is replaced.
 
@@ -50,6 +59,7 @@ def write_report(
         parts: Its sections, and what is missing.
         limits: What the report does not show, whatever the data.
         now: When it was made.
+        about: What the page is, in a sentence or two below its title.
 
     Returns:
         The page.
@@ -63,7 +73,7 @@ def write_report(
             (folder / name).mkdir()
         items = [item for part in parts if isinstance(part, Section) for item in part.content]
         drawn = {_key(item): _write(folder, item) for item in items if not isinstance(item, str)}
-        page = _render(title, parts, limits, drawn, now or datetime.now(UTC))
+        page = _render(title, parts, limits, drawn, now or datetime.now(UTC), about)
         (folder / PAGE).write_text(page, encoding="utf-8")
     return out / PAGE
 
@@ -154,6 +164,7 @@ def _render(
     limits: Sequence[str],
     drawn: dict[tuple[str, str], Any],
     now: datetime,
+    about: str,
 ) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -162,6 +173,7 @@ def _render(
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,
+        about=about,
         sections=[part for part in parts if isinstance(part, Section)],
         absent=[part for part in parts if isinstance(part, Absent)],
         limits=limits,

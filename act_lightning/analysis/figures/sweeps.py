@@ -1,0 +1,161 @@
+"""Figures of a sweep: heat maps over λ and p, the Pareto front, and sensitivity to one of the two (Figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from act_lightning.analysis.figures.matrices import cells
+from act_lightning.analysis.figures.palette import INK, MUTED, SEQUENTIAL, SERIES, SURFACE
+from act_lightning.analysis.figures.style import EndLabel, label_ends, log_axis, panels, styled
+
+ROLES = ("keep", "recover")
+RATIO, SCALE = "transfer ratio p", "scaling factor λ"
+_CELL, _LABELS = 0.36, 1.3  # inches
+_LOGARITHMIC = 5  # how many times the least p the largest must be
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+
+
+@styled
+def heat_map_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
+    """Mean accuracy in % over λ (rows) and p (columns), with the target's in the title.
+
+    Args:
+        points: Columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method.
+        role: ``keep`` or ``recover``.
+        target: What the target itself has.
+    """
+    grid = points.pivot_table(index="scale", columns="ratio", values=role).sort_index(ascending=False)
+    named = grid.rename(index=lambda scale: f"{scale:.3g}", columns=lambda ratio: f"{100 * ratio:.3g}")
+    width, height = _CELL * len(grid.columns) + _LABELS, 0.26 * len(grid) + 1.0
+    figure, (axes,) = panels((max(3.2, width),), height)
+    low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
+    cells(axes, named, Normalize(low, high if high > low else low + 0.01), lambda value: f"{100 * value:.0f}")
+    axes.set_title(f"{role} in % (target: {100 * target:.1f})")
+    axes.set(xlabel=f"{RATIO} in %", ylabel=SCALE)
+    axes.xaxis.set_label_position("top")
+    return figure
+
+
+@styled
+def scatter_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
+    """Mean accuracy as the color of points that do not form a grid; otherwise as :func:`heat_map_figure`."""
+    figure, (axes,) = panels((6.2,), 3.4)
+    values = points[role]
+    low, high = float(values.min()), float(values.max())
+    shades = SEQUENTIAL(Normalize(low, high if high > low else low + 0.01)(values.to_numpy()))
+    axes.scatter(points["ratio"], points["scale"], c=shades, s=46, edgecolors=MUTED, linewidths=0.6)
+    axes.set_title(f"{role}: {100 * low:.1f} (light) to {100 * high:.1f} % (dark); target: {100 * target:.1f}")
+    axes.set(xlabel=RATIO, ylabel=SCALE)
+    _ratio_axis(axes, points["ratio"])
+    return figure
+
+
+@styled
+def front_figure(
+    points: pd.DataFrame,
+    front: pd.DataFrame,
+    target: Mapping[str, float],
+    best: Mapping[str, float] | None,
+    colors: Mapping[str, str],
+) -> Figure:
+    """Keep against recover: all points, and closer those that none beats, joined by a line; target and best point.
+
+    Args:
+        points: Columns ``method``, ``keep`` and ``recover``.
+        front: The same columns, of the Pareto front, in the order of the line.
+        target: ``keep`` and ``recover`` of the target.
+        best: Those of the best point, if there is one.
+        colors: Color by method.
+    """
+    figure, axes = panels((4.5, 4.5), 3.6)
+    for panel in axes:
+        panel.plot(front["recover"], front["keep"], color=MUTED, lw=0.9, drawstyle="steps-pre", gid="front", zorder=2)
+        for method, part in points.groupby("method", sort=False):
+            panel.plot(
+                part["recover"], part["keep"], ls="", marker=_mark(colors, str(method)), ms=4,
+                color=colors[str(method)], mec=SURFACE, mew=0.4, label=str(method), gid=str(method), zorder=3,
+            )  # fmt: skip
+        _ring(panel, target, "target", MUTED)
+        if best is not None:
+            _ring(panel, best, "best", INK)
+        panel.set(xlabel="recover", ylabel="keep")
+        _percent_axes(panel, "xy")
+        panel.margins(0.06)
+    axes[0].set_title("all points")
+    axes[1].set_title("about the front")
+    for role, limit in (("recover", axes[1].set_xlim), ("keep", axes[1].set_ylim)):
+        seen = [*front[role], target[role]]
+        margin = 0.08 * (max(seen) - min(seen)) + 0.01
+        limit(min(seen) - margin, max(seen) + margin)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=6, frameon=False, fontsize=7.5)
+    return figure
+
+
+def method_colors(methods: Sequence[str]) -> dict[str, str]:
+    """A color for each method, the same in all figures."""
+    return {method: SERIES[number % len(SERIES)] for number, method in enumerate(dict.fromkeys(methods))}
+
+
+def _mark(colors: Mapping[str, str], method: str) -> str:
+    return _MARKERS[list(colors).index(method) % len(_MARKERS)]
+
+
+def _ring(axes: Axes, at: Mapping[str, float], name: str, color: str) -> None:
+    x, y = at["recover"], at["keep"]
+    axes.plot([x], [y], ls="", marker="o", ms=9, mec=color, mfc="none", mew=1.3, gid=name, zorder=4)
+    axes.annotate(name, (x, y), (7, -9), textcoords="offset points", color=color, fontsize=7.5, zorder=5)
+
+
+@styled
+def sensitivity_figure(
+    curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str]
+) -> Figure:
+    """Keep and recover along one of λ and p (Figure 5), a line a method with its 95 % interval, beside the target.
+
+    Args:
+        curves: Columns ``method``, ``along``, and ``keep`` and ``recover`` with ``_low`` and ``_high``.
+        along: ``ratio`` or ``scale``.
+        target: ``keep`` and ``recover`` of the target.
+        colors: Color by method.
+    """
+    figure, axes = panels((4.5, 4.5), 3.1)
+    for panel, role in zip(axes, ROLES, strict=True):
+        ends = [
+            _curve(panel, part.sort_values(along), along, role, str(method), colors)
+            for method, part in curves.groupby("method", sort=False)
+        ]
+        panel.axhline(target[role], color=MUTED, lw=0.8, ls=(0, (2, 2)), gid="target", zorder=1)
+        panel.set(title=role, xlabel=RATIO if along == "ratio" else SCALE, ylabel="accuracy" if role == "keep" else "")
+        if along == "ratio":
+            _ratio_axis(panel, curves["ratio"])
+        _percent_axes(panel, "y")
+        last = float(curves[along].max())
+        label_ends(panel, [*ends, EndLabel(last, target[role], "target", MUTED)], 0.075)
+    return figure
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, along: str, role: str, method: str, colors: Mapping[str, str]) -> EndLabel:
+    color, mark = colors[method], _mark(colors, method)
+    axes.fill_between(curve[along], curve[f"{role}_low"], curve[f"{role}_high"], color=color, alpha=0.1, lw=0)
+    axes.plot(curve[along], curve[role], color=color, marker=mark, ms=3.2, gid=method)
+    return EndLabel(float(curve[along].iloc[-1]), float(curve[role].iloc[-1]), method, color)
+
+
+def _ratio_axis(axes: Axes, ratios: Sequence[float] | pd.Series) -> None:
+    if max(ratios) > _LOGARITHMIC * min(ratios):
+        log_axis(axes, "x")
+    _percent_axes(axes, "x")
+
+
+def _percent_axes(axes: Axes, which: str) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.axis_name in which:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

@@ -1,0 +1,67 @@
+"""Best point, front and comparison, against a slow re-statement and by hand."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from act_lightning.sweeping.choice import EQUAL_SCALE, EQUAL_SHARE, best_point, equal_points, pareto_front
+from act_lightning.sweeping.outcome import Outcome
+from act_lightning.sweeping.points import UNTOUCHED, Point, grid
+from act_lightning.sweeping.settings import SweepSettings
+from act_lightning.transfer import TransferSettings
+
+ITEMS = 10
+AT = Point("act", 0.4, 0.01)
+
+
+def outcome(keep: int, recover: int, share: float = 0.1, point: Point = AT) -> Outcome:
+    right = {"k": "1" * keep + "0" * (ITEMS - keep), "r": "1" * recover + "0" * (ITEMS - recover)}
+    return Outcome(point, {"k": "keep", "r": "recover"}, right, share)
+
+
+TARGET = outcome(9, 2, 0.0, UNTOUCHED)
+
+
+def test_the_best_point_keeps_what_it_must() -> None:
+    greedy, careful = outcome(7, 9), outcome(8, 5)
+    assert best_point([greedy, careful], TARGET, 20.0) is greedy
+    assert best_point([greedy, careful], TARGET, 10.0) is careful
+    assert best_point([greedy, careful], TARGET, 5.0) is None
+    assert best_point([outcome(9, 5, 0.3), smaller := outcome(8, 5, 0.2)], TARGET, 10.0) is smaller
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_nothing_beats_the_front(pairs: list[tuple[int, int]]) -> None:
+    found = {
+        (round(one.keep * ITEMS), round(one.recover * ITEMS)) for one in pareto_front([outcome(*p) for p in pairs])
+    }
+    beaten = {(k, r) for k, r in pairs for other in pairs if other != (k, r) and other[0] >= k and other[1] >= r}
+    assert found == {*pairs} - beaten
+
+
+def test_where_methods_are_compared() -> None:
+    settings = SweepSettings(methods="act, task_arithmetic, dare, random")
+    points = equal_points(outcome(9, 5, 0.0473), settings, TransferSettings())
+    assert points == {
+        "task_arithmetic": {EQUAL_SCALE: Point("task_arithmetic", 0.4, 1.0)},
+        "dare": {EQUAL_SCALE: Point("dare", 0.4, 0.01), EQUAL_SHARE: Point("dare", 0.4, 0.0473)},
+        "random": {EQUAL_SCALE: Point("random", 0.4, 0.01), EQUAL_SHARE: Point("random", 0.4, 0.01)},
+    }
+
+
+def test_p_that_plays_no_part_is_not_walked() -> None:
+    settings = SweepSettings(scales="0.5", ratios=[0.1, 0.2, 0.1], methods=["act", "task_arithmetic"])
+    assert [(one.method, one.ratio) for one in grid(settings, TransferSettings())] == [
+        ("act", 0.1),
+        ("act", 0.2),
+        ("task_arithmetic", 1.0),
+    ]
+    everything = grid(settings, TransferSettings(selection="all"))
+    assert [(one.method, one.ratio) for one in everything] == [("act", 1.0), ("task_arithmetic", 1.0)]
+
+
+def test_mcnemar_pairs_items() -> None:
+    after = Outcome(Point("act", 0.4, 0.01), TARGET.roles, {"k": "0111111111", "r": "0011110000"}, 0.1)
+    assert after.against(TARGET, "k")[:2] == (1, 1)
+    assert after.against(TARGET, "r")[:2] == (4, 2)
