@@ -7,7 +7,17 @@ models are run (:class:`Pair`).
 
 from act_lightning.activations.means import ChannelMeans, MeanAbsoluteDifference, mean_absolute_difference
 from act_lightning.activations.observing import Again, observed, run_with
-from act_lightning.activations.pair import Batch, Pair, Reading, ResidentPair, compare_on_batch, weights_of
+from act_lightning.activations.pair import (
+    Batch,
+    Pair,
+    Reader,
+    Reading,
+    ReadyBatch,
+    ResidentPair,
+    compare,
+    compare_on_batch,
+    forward,
+)
 from act_lightning.activations.positions import IGNORED, AnswerPositions, unambiguous
 
 __all__ = [
@@ -18,12 +28,15 @@ __all__ = [
     "ChannelMeans",
     "MeanAbsoluteDifference",
     "Pair",
+    "Reader",
     "Reading",
+    "ReadyBatch",
     "ResidentPair",
+    "compare",
     "compare_on_batch",
+    "forward",
     "mean_absolute_difference",
     "observed",
     "run_with",
     "unambiguous",
-    "weights_of",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from act_lightning.errors import ActError, Fault
 from act_lightning.scorers import Activation, ActivationScorer, Observation
 
 _MOST_NAMES = 5
+_AT_ONCE = {"cpu": 1 << 17}  # values that stay in a core's cache from the difference to the sum
+_AT_ONCE_ELSEWHERE = 1 << 24  # 64 MiB in float32, 128 in float64
 
 
 def mean_absolute_difference(first: Tensor, second: Tensor) -> Tensor:
@@ -28,12 +31,31 @@ def mean_absolute_difference(first: Tensor, second: Tensor) -> Tensor:
     >>> mean_absolute_difference(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.zeros(2, 2)).tolist()
     [2.0, 2.0]
     """
-    return _sum(Activation().values(Observation("", first, second))) / first[..., 0].numel()
+    return _sums(Activation(), Observation("", first, second))[0] / first[..., 0].numel()
 
 
-def _sum(values: Tensor) -> Tensor:
-    """The sum over all but the last dimension in float64."""
-    return values.flatten(end_dim=-2).sum(0, dtype=torch.float64)
+def _sums(scorer: ActivationScorer, seen: Observation) -> Tensor:
+    """The sums of a scorer's values over all tokens, float64 ``[terms, channels]``."""
+    channels = seen.target.shape[-1]
+    sums = torch.zeros(scorer.terms, channels, dtype=torch.float64, device=_summing_device(seen.target.device))
+    for part in _parts(seen):
+        values = scorer.values(part).reshape(scorer.terms, -1, channels)
+        sums += values.to(sums.device).sum(1, dtype=torch.float64)
+    return sums
+
+
+def _summing_device(device: torch.device) -> torch.device:
+    return torch.device("cpu") if device.type == "mps" else device  # which has no float64
+
+
+def _parts(seen: Observation) -> Iterator[Observation]:
+    """What was seen, a few tokens at a time: then memory is passed over once, and little of it is needed."""
+    most = _AT_ONCE.get(seen.target.device.type, _AT_ONCE_ELSEWHERE)
+    tokens = max(1, most // max(1, seen.target[:1].numel()))
+    for start in range(0, len(seen.target), tokens):
+        these = slice(start, start + tokens)
+        source, swapped = (None if one is None else one[these] for one in (seen.source, seen.swapped))
+        yield replace(seen, target=seen.target[these], source=source, swapped=swapped)
 
 
 class ChannelMeans(Metric):
@@ -104,9 +126,7 @@ class ChannelMeans(Metric):
         """
         number, span = self._spans[module]
         seen = Observation(module, target, *(self._in_order(module, target, other) for other in (source, swapped)))
-        values = self.scorer.values(seen)
-        terms = values if self.scorer.terms > 1 else values.unsqueeze(0)
-        sums, count = torch.stack([_sum(term) for term in terms]).to(self.total.device), target[..., 0].numel()
+        sums, count = _sums(self.scorer, seen).to(self.total.device), target[..., 0].numel()
         self.total[:, span] += sums
         self.count[number] += count
         if self.chunks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -58,28 +59,87 @@ class Pair(ABC):
         """
 
 
+class Reader:
+    """One model of a pair, all of whose weights are at hand.
+
+    Args:
+        model: A causal language model in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def read(self, batch: Batch) -> None:
+        """Let the model read a batch that is on its device."""
+        forward(self.model, batch)
+
+    def weights(self, module: str) -> dict[str, Tensor]:
+        """The parameters of one module, by their names in it, on the device."""
+        return dict(self.model.get_submodule(module).named_parameters(recurse=False))
+
+
 class ResidentPair(Pair):
-    """All models are in memory and read each batch in turn, in lockstep.
+    """All models read each batch in turn, in lockstep.
 
     The target's outputs at the answer tokens of one batch wait in memory for the source's.
 
     Args:
         target: The model to be improved, in evaluation mode.
         sources: Its siblings by folder, on the same device.
+        device: That device; by default the target's.
     """
 
-    def __init__(self, target: nn.Module, sources: Mapping[Path, nn.Module]) -> None:
-        self.target = target
-        self.sources = sources
+    def __init__(
+        self, target: Reader | nn.Module, sources: Mapping[Path, Reader | nn.Module], device: torch.device | None = None
+    ) -> None:
+        self.target = _reader(target)
+        self.sources = {folder: _reader(source) for folder, source in sources.items()}
+        self.device = device or next(self.target.model.parameters()).device
 
     def run(self, readings: Iterable[Reading], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Reading]:
         """Read one batch after the other."""
-        device = next(self.target.parameters()).device
-        models = [self.sources[folder] for folder, _ in means]
+        readers = [self.sources[folder] for folder, _ in means]
         for reading in readings:
-            on_device = {name: values.to(device) for name, values in reading.batch.items()}
-            compare_on_batch(self.target, models, on_device, [one for _, one in means], reading.chunk)
+            ready = ReadyBatch.of(reading.batch, self.target.model).to(self.device)
+            compare(self.target, readers, ready, [one for _, one in means], reading.chunk)
             yield reading
+
+
+def _reader(model: Reader | nn.Module) -> Reader:
+    return model if isinstance(model, Reader) else Reader(model)
+
+
+@dataclass(frozen=True)
+class ReadyBatch:
+    """A batch as models read it, with its answer tokens found.
+
+    Attributes:
+        inputs: ``input_ids``, and whichever of ``attention_mask`` and ``position_ids`` says something.
+        answers: Where its answer tokens are.
+    """
+
+    inputs: Batch
+    answers: AnswerPositions
+
+    @classmethod
+    def of(cls, batch: Batch, model: nn.Module) -> ReadyBatch:
+        """Make a batch ready; before it goes to a device, which would have to be waited for.
+
+        Args:
+            batch: The batch.
+            model: The model that is to read it.
+        """
+        inputs = dict(unambiguous(batch, model.config))
+        answers = AnswerPositions(inputs.pop("labels") != IGNORED)
+        mask = inputs.get("attention_mask")
+        if mask is not None and bool(mask.all()):
+            del inputs["attention_mask"]
+        return cls(inputs, answers)
+
+    def to(self, device: torch.device) -> ReadyBatch:
+        """The same on a device."""
+        inputs = {name: values.to(device) for name, values in self.inputs.items()}
+        return ReadyBatch(inputs, self.answers.to(device))
 
 
 class _Kept(NamedTuple):
@@ -104,32 +164,54 @@ def compare_on_batch(
     Returns:
         Number of answer tokens in the batch.
     """
-    batch = unambiguous(batch, target.config)
-    answers = AnswerPositions(batch["labels"] != IGNORED)
-    tokens = int(answers.mask.sum())
-    if not tokens or not sources:
-        return tokens
-    names, scorer = means[0].modules_observed, means[0].scorer
+    ready = ReadyBatch.of(batch, target)
+    compare(Reader(target), [Reader(source) for source in sources], ready, means, chunk)
+    return ready.answers.tokens
+
+
+def compare(
+    target: Reader,
+    sources: Sequence[Reader],
+    batch: ReadyBatch,
+    means: Sequence[ChannelMeans],
+    chunk: int = 0,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Let the target and every source read a batch, and add what they give to each source's means.
+
+    Args:
+        target: The model to be improved.
+        sources: Its siblings, on the same device.
+        batch: On the same device, too.
+        means: What is measured, for each source, all with one scorer.
+        chunk: The number of the chunk of samples that the batch belongs to.
+        names: The modules that give something; by default all.
+    """
+    if not batch.answers.tokens or not sources:
+        return
+    names, scorer = means[0].modules_observed if names is None else names, means[0].scorer
     kept: list[dict[str, list[_Kept]]] = [{name: [] for name in names} for _ in sources]
 
     def keep(name: str, output: Tensor, again: Again) -> None:
         for source, waiting in zip(sources, kept, strict=True):
-            swapped = again(weights_of(source, name)) if scorer.needs_swapped else None
+            swapped = again(source.weights(name)) if scorer.needs_swapped else None
             waiting[name].append(_Kept(output, swapped))
 
     def measure(name: str, output: Tensor, again: Again) -> None:
         for source, its in zip(sources, means, strict=True):
-            swapped = again(weights_of(source, name)) if scorer.needs_swapped else None
+            swapped = again(source.weights(name)) if scorer.needs_swapped else None
             its.update(name, output, None, swapped, chunk)
 
-    with torch.no_grad(), observed(target, names, answers, keep if scorer.needs_source else measure):
-        _forward(target, batch)
+    with torch.no_grad(), observed(target.model, names, batch.answers, keep if scorer.needs_source else measure):
+        target.read(batch.inputs)
     if scorer.needs_source:
         for source, its in zip(sources, means, strict=True):
             waiting = {name: deque(outputs) for name, outputs in kept.pop(0).items()}
-            with torch.no_grad(), observed(source, names, answers, partial(_consume, waiting, its, chunk)):
-                _forward(source, batch)
-    return tokens
+            with (
+                torch.no_grad(),
+                observed(source.model, names, batch.answers, partial(_consume, waiting, its, chunk)),
+            ):
+                source.read(batch.inputs)
 
 
 def _consume(
@@ -140,16 +222,11 @@ def _consume(
     means.update(name, kept.target, output, kept.swapped, chunk)
 
 
-def weights_of(model: nn.Module, module: str) -> dict[str, Tensor]:
-    """The parameters of one module, by their names in it."""
-    return dict(model.get_submodule(module).named_parameters(recurse=False))
-
-
-def _forward(model: nn.Module, batch: Batch) -> None:
-    mask = batch.get("attention_mask")
+def forward(model: nn.Module, batch: Batch) -> None:
+    """Call a model with ``input_ids`` and whichever of ``attention_mask`` and ``position_ids`` there is."""
     model(
         input_ids=batch["input_ids"],
-        attention_mask=None if mask is None or bool(mask.all()) else mask,
+        attention_mask=batch.get("attention_mask"),
         position_ids=batch.get("position_ids"),
         use_cache=False,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 IGNORED = -100
@@ -20,6 +22,22 @@ class AnswerPositions:
 
     mask: Tensor
 
+    @cached_property
+    def tokens(self) -> int:
+        """Number of answer tokens."""
+        return len(self.index)
+
+    @cached_property
+    def index(self) -> Tensor:
+        """Their places when all rows are laid in one, int64 ``[tokens]``."""
+        return self.mask.flatten().nonzero().squeeze(1)
+
+    def to(self, device: torch.device) -> AnswerPositions:
+        """The same on a device, where finding and counting them would have to wait for all work that is under way."""
+        moved = AnswerPositions(self.mask.to(device))
+        moved.__dict__.update(tokens=self.tokens, index=self.index.to(device))
+        return moved
+
     def take(self, output: Tensor) -> Tensor:
         """The part of a module's output that belongs to answer tokens.
 
@@ -29,14 +47,14 @@ class AnswerPositions:
                 all rows share it (position embeddings).
 
         Returns:
-            ``[tokens, channels]`` or ``[tokens, heads, channels]``.
+            ``[tokens, channels]`` or ``[tokens, heads, channels]``, a copy.
         """
         rows, length = self.mask.shape
         if output.ndim == 2:
             output = output.view(-1, length, output.shape[-1])
         if output.ndim == 4 and output.shape[1] != length:
             output = output.transpose(1, 2)
-        return output.expand(rows, *output.shape[1:])[self.mask]
+        return output.expand(rows, *output.shape[1:]).flatten(0, 1).index_select(0, self.index)
 
     def take_from_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook for the language model's head: it computes logits ``[1, tokens, vocabulary]`` only."""
