@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from act_lightning.checkpoints import load_config, resolve_dtype
+from act_lightning.machine import runs_on_host
 from act_lightning.planning.forecast import profiles
-from act_lightning.planning.machine import runs_on_host
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import resolve_dtype, stored_dtype
+from act_lightning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.fine_tuning import optimizer_bytes, trained_dtype, training_parts
-from act_lightning.planning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
