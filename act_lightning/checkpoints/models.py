@@ -67,6 +67,19 @@ def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
     return model
 
 
+def make_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Give values to what a model keeps beside its parameters and no checkpoint holds, such as rotary frequencies.
+
+    As transformers does when it loads: the parameters, still without memory, are not touched by this.
+    """
+    for name, buffer in list(model.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._buffers[leaf] = torch.empty_like(buffer, device=device)
+    for module in model.modules():
+        if next(module.buffers(recurse=False), None) is not None:
+            model._init_weights(module)
+
+
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> PreTrainedModel:

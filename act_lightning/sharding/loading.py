@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from act_lightning.checkpoints import CheckpointReader, meta_model
+from act_lightning.checkpoints import CheckpointReader, make_buffers, meta_model
 from act_lightning.sharding.layout import local_rows
 
 _KEEPS_STEP = "_is_fsdp_managed_module"  # makes transformers' generation wait for other processes' longer answers
@@ -41,26 +41,13 @@ def load_sharded(
     with CheckpointReader(folder) as reader:
         model = meta_model(folder, dtype)
         model.name_or_path = str(folder)
-        _make_buffers(model, device)
+        make_buffers(model, device)
         _shard(model, mesh, policy or MixedPrecisionPolicy())
         for parameter, names in _owners(model).items():
             _place(model, names, _filled(names[0], parameter, reader, device))
     setattr(model, _KEEPS_STEP, True)
     model.train(False)
     return model
-
-
-def _make_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give values to what a model keeps beside its parameters and no checkpoint holds, such as rotary frequencies.
-
-    As transformers does when it loads: the parameters, still without memory, are not touched by this.
-    """
-    for name, buffer in list(model.named_buffers()):
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._buffers[leaf] = torch.empty_like(buffer, device=device)
-    for module in model.modules():
-        if next(module.buffers(recurse=False), None) is not None:
-            model._init_weights(module)
 
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:

@@ -1,0 +1,200 @@
+"""A model run one stage at a time, with its own forward code, through any number of micro-batches.
+
+The stages are all that comes before the first decoder layer, each layer, and all that comes after the last. In every
+stage the model's whole ``forward`` is called, so that masks, rotary embeddings and whatever else an architecture puts
+between its layers are its own; only its parts are told apart. A part of the stage is computed. A part of the stage just
+before gives the output that was kept of it. A part of an earlier stage gives NaN in the form of what it gave, for
+nothing may depend on it any more; if something does, that is noticed. And when the stage's layer has been computed the
+call is broken off. So one stage's weights are enough, and of a micro-batch only the hidden states are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import PreTrainedModel
+
+from act_lightning.errors import ActError, Fault
+from act_lightning.stages.division import divide, members
+from act_lightning.stages.weights import PartWeights
+
+
+class Call(NamedTuple):
+    """One call of a part in a forward pass.
+
+    Attributes:
+        part: The part's name.
+        number: How often it was called before.
+    """
+
+    part: str
+    number: int
+
+
+@dataclass
+class Passage:
+    """How far one micro-batch has come in one model.
+
+    Attributes:
+        outputs: What the parts of the last stage gave, in the host's memory.
+        forms: What those of earlier stages gave: its shapes and dtypes, on the meta device.
+    """
+
+    outputs: dict[Call, Any] = field(default_factory=dict)
+    forms: dict[Call, Any] = field(default_factory=dict)
+
+
+class _EndOfStage(Exception):
+    """Breaks a forward pass off when its stage is over."""
+
+
+class StagedModel:
+    """A causal language model whose stages are run one by one; a context manager that leaves the model as it was.
+
+    Args:
+        weights: The model, and how its parts get their weights.
+        device: Where they are computed with.
+
+    Attributes:
+        model: The model.
+        stages: Number of stages: the layers and two.
+    """
+
+    def __init__(self, weights: PartWeights, device: torch.device) -> None:
+        self.model: PreTrainedModel = weights.model
+        self._weights, self._device = weights, device
+        self._division = divide(self.model)
+        self._numbers = {name: number for number, name in enumerate(self._division.layers, start=1)}
+        self.stages = len(self._numbers) + 2
+        self._stage_of: dict[str, int] = {}
+        self._stage, self._passage, self._given = 0, Passage(), dict[Call, Any]()
+        self._calls: Counter[str] = Counter()
+        self._brought: list[str] = []
+        self._before: dict[str, Callable[..., Any] | None] = {}
+        self._is_first = True
+
+    def __enter__(self) -> StagedModel:
+        """Answer for every part from now on."""
+        for name in self._division.parts:
+            module = self.model.get_submodule(name)
+            self._before[name] = vars(module).get("forward")
+            module.forward = partial(self._call, name, module.forward)
+        self._weights.expect(self._division.outer[:1])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the parts their own ``forward`` back."""
+        for name, before in self._before.items():
+            module = self.model.get_submodule(name)
+            del module.forward
+            if before is not None:
+                module.forward = before
+        self._before.clear()
+        self._weights.close()
+
+    @contextmanager
+    def at(self, stage: int) -> Iterator[None]:
+        """Hold the weights of a stage, numbered from 0, and have the next read."""
+        self._stage, self._is_first = stage, True
+        layers, last = self._division.layers, self.stages - 1
+        try:
+            if 0 < stage < last:
+                self._bring(layers[stage - 1])
+            self._weights.expect([layers[stage]] if stage < len(layers) else self._untouched())
+            yield
+        finally:
+            for part in self._brought:
+                self._weights.drop(part)
+            self._brought.clear()
+
+    def observable(self) -> list[str]:
+        """Names of the modules with parameters that may give an output in the present stage, those of layers first."""
+        layer = self._division.layers[self._stage - 1 : self._stage] if self._stage else ()
+        return [name for part in (*layer, *self._untouched()) for name in members(self.model, part)]
+
+    def require(self, module: str) -> None:
+        """Bring the weights of a module outside the layers that other modules read before its own turn."""
+        if module in self._division.outer:
+            self._bring(module)
+
+    def advance(self, passage: Passage, forward: Callable[[PreTrainedModel], object]) -> None:
+        """Take a micro-batch through the present stage.
+
+        Args:
+            passage: How far it has come; goes on.
+            forward: Calls the model with the micro-batch, on the device, the same in every stage.
+
+        Raises:
+            ActError: If the architecture is not a chain of layers.
+        """
+        self._passage, self._given = passage, {}
+        self._calls.clear()
+        try:
+            forward(self.model)
+        except _EndOfStage:
+            pass
+        else:
+            if self._stage < self.stages - 1:
+                raise ActError(self._unlike_a_chain(self._division.layers[max(self._stage - 1, 0)], "is not called"))
+        passage.forms |= {call: _forms(given) for call, given in passage.outputs.items()}
+        passage.outputs = self._given
+        self._passage, self._given, self._is_first = Passage(), {}, False
+
+    def _call(self, part: str, forward: Callable[..., Any], *args: object, **kwargs: object) -> object:
+        call = Call(part, self._calls[part])
+        self._calls[part] += 1
+        if call in self._passage.outputs:
+            return tree_map_only(Tensor, lambda kept: kept.to(self._device), self._passage.outputs[call])
+        if call in self._passage.forms:
+            return tree_map_only(Tensor, self._nothing, self._passage.forms[call])
+        number = self._numbers.get(part)
+        if number == 1 and self._stage == 0:
+            raise _EndOfStage
+        if self._stage_of.setdefault(part, self._stage) != self._stage or number not in (None, self._stage):
+            raise ActError(self._unlike_a_chain(part, "is called out of turn"))
+        if number is None:
+            self._bring(part)
+        if self._is_first and _has_nan((args, kwargs)) and not _has_nan(self._passage.outputs):
+            raise ActError(self._unlike_a_chain(part, "reads what was computed long before"))
+        output = forward(*args, **kwargs)
+        self._given[call] = tree_map_only(Tensor, lambda values: values.to("cpu"), output)
+        if number is not None:
+            raise _EndOfStage
+        return output
+
+    def _untouched(self) -> list[str]:
+        """Parts outside the layers that no earlier stage has called."""
+        return [part for part in self._division.outer if self._stage_of.get(part, self._stage) == self._stage]
+
+    def _bring(self, part: str) -> None:
+        self._weights.bring(part)
+        self._brought.append(part)
+
+    def _nothing(self, form: Tensor) -> Tensor:
+        value = float("nan") if form.is_floating_point() else 0
+        return torch.full((), value, dtype=form.dtype, device=self._device).expand(form.shape)
+
+    def _unlike_a_chain(self, part: str, reason: str) -> Fault:
+        rule = f"must have layers that follow one another, each on the output of the last, and {part} {reason}"
+        remedy = "Choose profile.placement: resident or offload for this architecture."
+        return Fault("profile.placement", type(self.model).__name__, rule, remedy)
+
+
+def _forms(output: object) -> object:
+    return tree_map_only(Tensor, lambda values: torch.empty_like(values, device="meta"), output)
+
+
+def _has_nan(tree: object) -> bool:
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+    return any(bool(torch.isnan(values).any()) for values in tensors)
