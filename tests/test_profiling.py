@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, profiling
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, pair
 from act_lightning.checkpoints import identify, identify_module, load_model
 from act_lightning.errors import ActError
 from tests.front_door import basic, left, run
@@ -72,7 +72,7 @@ class Spy:
         self.loads: Counter[str] = Counter()
         self.forwards: Counter[str] = Counter()
         self._load = load_model
-        patch.setattr(profiling, "load_model", self.load)
+        patch.setattr(pair, "load_model", self.load)
 
     def load(self, folder: Path, *arguments: Any) -> PreTrainedModel:
         self.loads[folder.name] += 1
@@ -277,7 +277,7 @@ def test_nothing_is_left_behind(ends: str, source_folder: Path, tmp_path: Path) 
     drawn = next_draws()
     with pytest.MonkeyPatch.context() as patch:
         if ends == "in the source":
-            patch.setattr(profiling, "load_model", lambda *_: broken_source())
+            patch.setattr(pair, "load_model", lambda *_: broken_source())
         if ends == "well":
             profiler.profile(trainer, module)
         else:

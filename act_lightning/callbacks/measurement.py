@@ -66,6 +66,7 @@ def measurements(
     datamodule: object,
     root: Path,
     scorer: Scorer | None = None,
+    quantization: str | None = None,
 ) -> list[Measurement]:
     """One measurement for each ability of each source, in order.
 
@@ -75,6 +76,7 @@ def measurements(
         datamodule: Where the samples of abilities are that a source brings no batches of.
         root: The folder of the scores.
         scorer: What is measured; by default the paper's score.
+        quantization: The bits to which both models are quantized, such as ``4bit``.
     """
     scorer = scorer or Activation()
     identity, found = asdict(target.identity()), []
@@ -92,7 +94,8 @@ def measurements(
         kept = {name: read(name) for name in scorer.keep}
         for ability in source.abilities:
             its = read(ability) if scorer.needs_samples else NO_SAMPLES
-            record = replace(_record(target, source, identities, its), scorer=scorer.record(), keep=_digests(kept))
+            record = _record(target, source, identities, its, quantization if scorer.needs_samples else None)
+            record = replace(record, scorer=scorer.record(), keep=_digests(kept))
             path = score_path(root, source.label, ability)
             found.append(Measurement(source, folder, ability, its, record, path, kept))
     return found
@@ -103,8 +106,13 @@ def _digests(kept: Mapping[str, AbilitySamples]) -> dict[str, str]:
 
 
 def _record(
-    target: Target, source: AbilitySource, identities: dict[str, dict[str, object]], samples: AbilitySamples
+    target: Target,
+    source: AbilitySource,
+    identities: dict[str, dict[str, object]],
+    samples: AbilitySamples,
+    quantization: str | None,
 ) -> ScoreRecord:
+    precision = str(target.dtype).removeprefix("torch.")
     return ScoreRecord(
         tokens=samples.tokens,
         samples=len(samples.samples),
@@ -112,7 +120,7 @@ def _record(
         models={"target": target.name, "source": source.model},
         identities=identities,
         data=samples.fingerprint,
-        dtype=str(target.dtype).removeprefix("torch."),
+        dtype=precision if quantization is None else f"{precision}, {quantization}",
         versions={"act_lightning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     )
 

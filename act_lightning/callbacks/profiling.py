@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from act_lightning.activations import ChannelMeans, Pair, ResidentPair
+from act_lightning.activations import ChannelMeans, Pair
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.gradient_scores import measure_gradients
 from act_lightning.callbacks.language_model import find_language_model, is_transferred
 from act_lightning.callbacks.measurement import Measurement, groups, measurements, save
+from act_lightning.callbacks.pair import PairSettings, open_pair
 from act_lightning.callbacks.randomness import rng_as_before
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sibling_checks import refuse_strangers
@@ -24,7 +25,7 @@ from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
 from act_lightning.callbacks.weight_scores import measure_weights
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints import check_writable, load_model, match_folders
+from act_lightning.checkpoints import check_writable, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
 from act_lightning.scorers import Activation, ActivationScorer, Attribution, Scorer, WeightScorer
@@ -45,6 +46,12 @@ class ActivationDifferenceProfiler(L.Callback):
             samples of like length, at most 2 % of them padding; ``data.packing: true`` packs them instead.
         target: Folder or hub id of the target, for a LightningModule that builds its model in ``configure_model``.
         revision: Revision of that hub id.
+        placement: Where the models are meanwhile: ``resident`` on the device; ``offload`` in the host's memory, from
+            which each layer comes to the device for its turn in every batch; ``layerwise`` on disk, from which each
+            layer comes once for many batches, so that two layers (one of each model) and the hidden states have to
+            find room. ``auto``: resident if the device has the memory, else layerwise.
+        quantization: ``8bit`` or ``4bit``: compare the pair in that precision, on a GPU, with bitsandbytes. Scores of
+            other precisions are not taken for these.
     """
 
     def __init__(
@@ -53,11 +60,15 @@ class ActivationDifferenceProfiler(L.Callback):
         tokens_per_batch: int = 8192,
         target: str | None = None,
         revision: str | None = None,
+        placement: str = "auto",
+        quantization: str | None = None,
     ) -> None:
         self.sources = sources
         self.tokens_per_batch = tokens_per_batch
         self.target = target
         self.revision = revision
+        self.placement = placement
+        self.quantization = quantization
         self.target_digests: list[str] = []
         self.target_folder: Path | None = None
         self._channels: ChannelInventory | None = None
@@ -68,7 +79,11 @@ class ActivationDifferenceProfiler(L.Callback):
         if self.tokens_per_batch < 1:
             rule = "must be at least 1"
             found.append(Fault("profile.tokens_per_batch", self.tokens_per_batch, rule, "Try 8192."))
-        return found
+        return found + self._held.faults()
+
+    @property
+    def _held(self) -> PairSettings:
+        return PairSettings(self.placement, self.quantization, self.tokens_per_batch)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Profile before a fit that starts from the beginning and needs scores."""
@@ -120,8 +135,9 @@ class ActivationDifferenceProfiler(L.Callback):
         refuse(check_writable(root, "trainer.default_root_dir"))
         with rng_as_before():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
-            wanted = measurements(self.sources, target, datamodule, root, scorer)
+            wanted = measurements(self.sources, target, datamodule, root, scorer, self.quantization)
             refuse_strangers(target, wanted)
+            refuse(self._held.run_faults(trainer.strategy.root_device, target, scorer))
             due = [one for one in wanted if _is_due(one)]
             trainer.strategy.barrier("profiling starts")
             if isinstance(scorer, WeightScorer):
@@ -137,14 +153,13 @@ class ActivationDifferenceProfiler(L.Callback):
     ) -> None:
         """Load the target and the sources of a group once, and measure all its abilities."""
         device, channels = trainer.strategy.root_device, target.inventory()
-        with target.ready(device) as model:
-            sources = {folder: load_model(folder, target.dtype, device) for folder in {one.folder for one in group}}
-            match = {folder: target.folder and match_folders(target.folder, folder) for folder in sources}
-            pair = ResidentPair(model, sources)
+        folders = dict.fromkeys(one.folder for one in group)
+        match = {folder: target.folder and match_folders(target.folder, folder) for folder in folders}
+        with open_pair(target, folders, self._held, trainer) as (pair, config):
             for together in _by_samples(group):
                 partners = [partner_channels(channels, match[one.folder] or None) for one in together]
                 means = [_new_means(channels, scorer, device, paired) for paired in partners]
-                self._measure_ability(together, pair, means, model.config, trainer)
+                self._measure_ability(together, pair, means, config, trainer)
                 for one, its in zip(together, means, strict=True):
                     save(one, channels, its.compute(), trainer)
                 trainer.strategy.barrier("scores written")

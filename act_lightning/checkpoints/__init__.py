@@ -24,6 +24,7 @@ from act_lightning.checkpoints.models import (
     resolve_dtype,
     stored_dtype,
 )
+from act_lightning.checkpoints.quantized import QUANTIZATIONS, load_quantized
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.shards import is_weightless, require_weights, stored_entries
 from act_lightning.checkpoints.siblings import (
@@ -37,6 +38,7 @@ from act_lightning.checkpoints.stream import Change, merge_checkpoint
 from act_lightning.checkpoints.vocabulary import VocabularyMatch, match_folders, match_vocabulary
 
 __all__ = [
+    "QUANTIZATIONS",
     "Change",
     "CheckpointReader",
     "ConfigDifference",
@@ -58,6 +60,7 @@ __all__ = [
     "is_weightless",
     "load_config",
     "load_model",
+    "load_quantized",
     "load_tokenizer",
     "locate",
     "make_buffers",

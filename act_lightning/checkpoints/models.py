@@ -22,7 +22,7 @@ from act_lightning.errors import ActError, Fault, refuse
 if TYPE_CHECKING:  # transformers takes seconds to import, and much of what this package does needs none of it
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,9 +35,9 @@ def load_config(folder: Path) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
+        config: PretrainedConfig = AutoConfig.from_pretrained(folder, **LOCAL)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ActError(_unloadable(folder, "must hold a config.json that transformers knows", error)) from error
+        raise ActError(unloadable(folder, "must hold a config.json that transformers knows", error)) from error
     if getattr(config, "quantization_config", None) is not None:
         rule = "must hold plain floating-point weights, and its config has a quantization_config"
         raise ActError(Fault(str(folder), config.model_type, rule, "Give the original, unquantized model."))
@@ -58,12 +58,12 @@ def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
 
     config = load_config(folder)
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype, trust_remote_code=False
             )
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ActError(_unloadable(folder, "must be the config of a causal language model", error)) from error
+        raise ActError(unloadable(folder, "must be the config of a causal language model", error)) from error
     return model
 
 
@@ -99,7 +99,7 @@ def load_model(
     config = load_config(folder)
     require_weights(folder, str(folder))
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -107,10 +107,10 @@ def load_model(
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # reported below, with everything else that does not fit
                 output_loading_info=True,
-                **_LOCAL,
+                **LOCAL,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ActError(_unloadable(folder, "must load as a causal language model", error)) from error
+        raise ActError(unloadable(folder, "must load as a causal language model", error)) from error
     model: PreTrainedModel = loaded[0]
     _check_loaded(model, loaded[1], folder)
     module: nn.Module = model  # whose methods have types, unlike transformers' wrappers
@@ -127,10 +127,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **LOCAL)
     except Exception as error:  # tokenizer backends raise whatever they like, bare Exception included
-        raise ActError(_unloadable(folder, "must hold a tokenizer that transformers can load", error)) from error
+        raise ActError(unloadable(folder, "must hold a tokenizer that transformers can load", error)) from error
     return tokenizer
 
 
@@ -183,7 +183,7 @@ def _check_ties(model: PreTrainedModel, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back transformers' progress bars and loading report; what is wrong in the latter is an error of ours."""
     from transformers.utils import logging as hf_logging
 
@@ -198,7 +198,8 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _unloadable(folder: Path, rule: str, error: Exception) -> Fault:
+def unloadable(folder: Path, rule: str, error: Exception) -> Fault:
+    """The fault of a folder that transformers cannot load."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return Fault(
         str(folder), folder.name, f"{rule} ({reason})", "Give a complete folder of a model on the hub's layout."

@@ -1,6 +1,7 @@
 """A decoder a part at a time: where it can be cut, and how it runs while only one part has its weights at hand."""
 
 from act_lightning.stages.division import Division, divide, part_sizes
+from act_lightning.stages.needs import PairNeeds, pair_needs
 from act_lightning.stages.pairs import LayerwisePair, OffloadedReader
 from act_lightning.stages.staged import Passage, StagedModel
 from act_lightning.stages.weights import DiskWeights, MemoryWeights, PartWeights
@@ -11,9 +12,11 @@ __all__ = [
     "LayerwisePair",
     "MemoryWeights",
     "OffloadedReader",
+    "PairNeeds",
     "PartWeights",
     "Passage",
     "StagedModel",
     "divide",
+    "pair_needs",
     "part_sizes",
 ]

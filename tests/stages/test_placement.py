@@ -1,0 +1,182 @@
+"""Placements through the callback: the same scores wherever the models are; little memory if on disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, pair
+from act_lightning.checkpoints import load_quantized
+from act_lightning.errors import ActError
+from act_lightning.scorers import Attribution
+from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples
+from tests.reference import act as reference
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
+
+DATA = {"padded": padded(random_samples(5)), "packed": packed(random_samples(5, seed=1), rows=3)}
+
+PROFILE = """
+import resource
+import sys
+from pathlib import Path
+
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
+from tests.loops import PlainModule, padded, quiet_trainer, random_samples
+import lightning as L
+
+class Late(L.LightningModule):
+    pass
+
+if __name__ == "__main__":
+    root, placement, limit, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    source = AbilitySource(str(root / "source"), {"a": padded(random_samples(12), rows=2)}, name="s")
+    out = root / f"{placement}-{processes}"
+    profiler = ActivationDifferenceProfiler([source], 32, str(root / "target"), placement=placement)
+    several = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
+    trainer = quiet_trainer(out, **several)
+
+    def work():
+        trainer.strategy.setup_environment()
+        profiler.profile(trainer, Late())
+
+    trainer.strategy.launcher.launch(work, trainer=trainer) if trainer.strategy.launcher else work()
+"""
+
+
+def saved(model: PreTrainedModel, folder: Path) -> str:
+    return str(save_model(model, tiny_tokenizer(), folder))
+
+
+def profile(net: Any, source: str, root: Path, **settings: Any) -> dict[str, list[float]]:
+    """The scores of every ability."""
+    profiler = ActivationDifferenceProfiler([AbilitySource(source, dict(DATA), name="s")], 64, **settings)
+    profiler.profile(quiet_trainer(root), PlainModule(net))
+    return {name: reference.saved_scores(root / "scores" / "s" / f"{name}.safetensors", net) for name in DATA}
+
+
+@pytest.mark.parametrize("placement", ["offload", "layerwise", "auto"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_every_placement_gives_the_same_scores(placement: str, in_memory: bool, tmp_path: Path) -> None:
+    target = tiny_model("qwen2")
+    folder, source = saved(target, tmp_path / "t"), saved(sibling_of(target, seed=1), tmp_path / "s")
+    expected = profile(target, source, tmp_path / "resident", placement="resident")
+    settings = {} if in_memory else {"target": folder}
+    net = target.train() if in_memory else tiny_model("qwen2").to("meta")
+    found = profile(net, source, tmp_path / "other", placement=placement, **settings)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-6, abs=1e-6)
+        for ratio in ("0.01", "0.1"):
+            assert reference.chosen(found[name], ratio) == reference.chosen(values, ratio)
+    assert not in_memory or all(module.training for module in target.modules())
+
+
+def test_auto_goes_by_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tiny_model("llama")
+    source = saved(sibling_of(target, seed=1), tmp_path / "s")
+    for room, chosen in ((10**9, "resident"), (10**5, "layerwise")):
+        monkeypatch.setattr(pair, "free_memory", lambda _, room=room: room)
+        with messages() as said:
+            profile(target, source, tmp_path / chosen)
+        assert [line.split(" (")[0] for line in said if "placement" in line] == [f"profile.placement: {chosen}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"placement": "disk"}, "placement = 'disk': must be one of auto, resident, offload, layerwise"),
+        ({"quantization": "2bit"}, "quantization = '2bit': must be null or one of 8bit, 4bit"),
+        ({"quantization": "4bit", "placement": "layerwise"}, "must be null under placement layerwise"),
+        ({"quantization": "8bit"}, "needs a GPU, and this run computes on cpu"),
+        ({"quantization": "8bit"}, "needs a target that is loaded from its folder"),
+    ],
+)
+def test_what_cannot_be_is_refused(settings: dict[str, str], rule: str, tmp_path: Path) -> None:
+    target = tiny_model("llama")
+    with pytest.raises(ActError) as error:
+        profile(target, saved(target, tmp_path / "s"), tmp_path, **settings)
+    assert rule in str(error.value)
+    assert not (tmp_path / "scores" / "s").exists()
+
+
+def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
+    target = tiny_model("llama")
+    source = AbilitySource(saved(sibling_of(target, seed=1), tmp_path / "s"), dict(DATA))
+    profiler = ActivationDifferenceProfiler([source], placement="layerwise")
+    with pytest.raises(ActError, match="must be auto or resident for attribution"):
+        profiler.profile(quiet_trainer(tmp_path), PlainModule(target), scorer=Attribution())
+    assert not (tmp_path / "scores").exists()
+
+
+def run(root: Path, placement: str, limit: int = 0, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    script = root / "script.py"
+    script.write_text(PROFILE, encoding="utf-8")
+    alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, script, root, placement, limit, processes]
+    return subprocess.run(
+        [str(part) for part in command],
+        env=os.environ | alone,
+        timeout=300,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def scores(root: Path, placement: str, processes: int, model: PreTrainedModel) -> list[float]:
+    return reference.saved_scores(root / f"{placement}-{processes}" / "scores" / "s" / "a.safetensors", model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_samples(processes: int, tmp_path: Path) -> None:
+    target = tiny_model("gemma3_text")
+    saved(target, tmp_path / "target")
+    saved(sibling_of(target, seed=1), tmp_path / "source")
+    for placement, count in (("resident", 1), ("layerwise", processes)):
+        done = run(tmp_path, placement, processes=count)
+        assert done.returncode == 0, done.stderr
+    expected, found = scores(tmp_path, "resident", 1, target), scores(tmp_path, "layerwise", processes, target)
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert reference.chosen(found, "0.1") == reference.chosen(expected, "0.1")
+
+
+@pytest.mark.slow
+def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
+    """Two models of 440 MB each under a limit of 700 MB on the data of the process, libraries included."""
+    large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 26, "head_dim": 128}
+    target = tiny_model("llama", **large)
+    saved(target, tmp_path / "target")
+    saved(sibling_of(target, seed=1), tmp_path / "source")
+    size = sum(file.stat().st_size for file in tmp_path.glob("*/*.safetensors"))
+    limit = 700 * 2**20
+    assert size > limit
+    failed = run(tmp_path, "resident", limit)
+    assert failed.returncode != 0
+    assert "memory" in failed.stderr.lower()
+    for placement, most in (("layerwise", limit), ("resident", 0)):
+        done = run(tmp_path, placement, most)
+        assert done.returncode == 0, done.stderr
+    expected, found = (scores(tmp_path, placement, 1, target) for placement in ("resident", "layerwise"))
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_quantized_models_give_something_else_but_near(quantization: str, tmp_path: Path) -> None:
+    """On the CPU, where bitsandbytes computes slowly; a run of ours asks for a GPU."""
+    model = tiny_model("llama", hidden_size=64, head_dim=16)
+    folder = Path(saved(model, tmp_path / "m"))
+    loaded: Any = load_quantized(folder, torch.float32, torch.device("cpu"), quantization)
+    ids = torch.arange(20).view(1, 20)
+    with torch.no_grad():
+        exact, found = model.model(ids).last_hidden_state, loaded.model(ids).last_hidden_state
+    assert type(loaded.model.layers[0].mlp.up_proj).__module__.startswith("bitsandbytes")
+    assert 0 < (found - exact).norm() / exact.norm() < 0.5
