@@ -129,11 +129,13 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     found = []
     for title in _BOTH:
         head, rows = _rows(comparison, title)
-        table = Table(title=f"{title} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost", box=SIMPLE)
-        for column in head:
-            table.add_column(column, justify="left" if column in _HEAD[:2] else "right")
-        for row in rows:
-            table.add_row(*row)
+        caption = f"{title} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost"
+        table = Table(title=caption, box=SIMPLE, pad_edge=False)
+        for column in (head[0], *head[2:]):
+            table.add_column(column, justify="left" if column == _HEAD[0] else "right", no_wrap=True)
+        for name, role, *cells in rows:
+            shown_below = (cell.replace(" (", "\n(").replace(") +", ")\n+") for cell in cells)
+            table.add_row(f"{name}\n({role})", *shown_below)
         found.append(table)
     return found
 

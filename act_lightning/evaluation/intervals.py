@@ -40,7 +40,8 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     share, widening = correct / total, 1 + z * z / total
     center = (share + z * z / (2 * total)) / widening
     radius = z * sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2) / widening
-    return max(0.0, center - radius), min(1.0, center + radius)
+    # at none and all the bound is exact, which rounding would miss
+    return (max(0.0, center - radius) if correct else 0.0), (min(1.0, center + radius) if correct < total else 1.0)
 
 
 def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:

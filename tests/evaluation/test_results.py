@@ -118,7 +118,9 @@ def test_compare_pairs_rows(config: Config, tmp_path: Path, models: tuple[Path, 
     assert float(line["difference"]) == pytest.approx((gained - lost) / 12)
     assert float(line["low"]) < float(line["difference"]) < float(line["high"])
     assert f"+{gained} −{lost}" in call("compare", *roots, "--format", "markdown").out
-    assert "exact match" in call("compare", *roots).out
+    shown = call("compare", *roots).out
+    assert "exact match" in shown
+    assert re.search(rf"\+{gained} −{lost} *$", shown, re.MULTILINE), "in one line, however narrow the terminal"
 
 
 def test_compare_refuses_what_cannot_be_paired(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
