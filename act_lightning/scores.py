@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,8 @@ from act_lightning.errors import ActError, Fault
 from act_lightning.scorers import Activation, Scorer, recorded_scorer
 
 FORMAT = 1
+CHUNKS = ".chunks"
+"""What the stem of a file ends with that keeps the scores of each chunk."""
 _REMEDY = "Delete the file, so that the next run measures again."
 _FINGERPRINT = ("format", "scorer", "target", "source", "data", "keep", "dtype", "positions")
 
@@ -39,6 +41,8 @@ class ScoreRecord:
         format: Version of the way scores are computed; those of another version are measured again.
         scorer: Name and settings of the scorer; files from before there were others are of ``activation``.
         keep: SHA-256 of the samples of each ability that is to be kept, for a scorer that reads these as well.
+        stability: Where samples are read until the mask is stable: ``threshold`` and ``masks`` that it was asked for,
+            ``overlap`` in the end, and if that was before the last, ``of`` how many samples.
     """
 
     tokens: int
@@ -53,6 +57,7 @@ class ScoreRecord:
     format: int = FORMAT
     scorer: Mapping[str, Any] = field(default_factory=lambda: {"name": "activation"})
     keep: Mapping[str, str] = field(default_factory=dict)
+    stability: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must be equal for scores to be used again."""
@@ -66,9 +71,13 @@ class ScoreRecord:
     def changes(self, wanted: ScoreRecord) -> list[str]:
         """How this record differs from the wanted one, one phrase each; empty when the scores can be used again."""
         mine, other = self.fingerprint(), wanted.fingerprint()
-        return [
+        found = [
             f"{name} was {_short(mine[name])}, is {_short(other[name])}" for name in mine if mine[name] != other[name]
         ]
+        asked = ("threshold", "masks")
+        if "of" in self.stability and any(self.stability.get(key) != wanted.stability.get(key) for key in asked):
+            found.append(f"samples were {self.samples} of {self.stability['of']}, enough for other masks")
+        return found
 
 
 def _short(value: object) -> str:
@@ -94,6 +103,91 @@ def score_path(root: Path, source: str, ability: str) -> Path:
     'scores/Qwen2.5-7B-Instruct/science-ar.safetensors'
     """
     return root / source / f"{ability}.safetensors"
+
+
+def chunks_path(path: Path) -> Path:
+    """Where the scores of each chunk stand, beside those of all samples.
+
+    >>> chunks_path(Path("scores/s/science-ar.safetensors")).name
+    'science-ar.chunks.safetensors'
+    """
+    return path.with_name(f"{path.stem}{CHUNKS}{path.suffix}")
+
+
+class ChunkScores(NamedTuple):
+    """The scores of every chunk of an ability's samples; see :mod:`act_lightning.stability`.
+
+    Attributes:
+        scores: float32 ``[chunks, channels]``.
+        tokens: Answer tokens of each chunk.
+        samples: Samples of each chunk.
+    """
+
+    scores: Tensor
+    tokens: list[int]
+    samples: list[int]
+
+
+def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, record: ScoreRecord) -> None:
+    """Write the scores of each chunk, float32 ``[chunks, channels]`` by module, beside those of all.
+
+    Args:
+        path: That of the scores of all samples.
+        inventory: The channels of the target.
+        chunks: The scores of each chunk.
+        record: That of all samples.
+
+    Raises:
+        ActError: If a score is NaN or infinite; nothing is written then.
+    """
+    for scores in chunks.scores:
+        require_finite(path, inventory, scores)
+    tensors = {module.name: chunks.scores[:, span].cpu().contiguous() for module, span in inventory.spans()}
+    order = [module.name for module in inventory.modules]
+    sizes = {"chunks": {"tokens": chunks.tokens, "samples": chunks.samples}}
+    act = json.dumps(asdict(record) | {"modules": order} | sizes, sort_keys=True)
+    save_tensors(chunks_path(path), tensors, {"act": act})
+
+
+def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
+    """Answer tokens and samples of each chunk.
+
+    Args:
+        path: That of the scores of all samples.
+
+    Raises:
+        ActError: If there is no readable file of chunks beside it.
+    """
+    file = chunks_path(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            sizes = json.loads((opened.metadata() or {})["act"])["chunks"]
+        return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ActError(Fault("scores", str(file), f"must be a readable file of chunks ({error})", _REMEDY)) from error
+
+
+def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
+    """The scores of each chunk, in the order of the model's channels.
+
+    Args:
+        path: That of the scores of all samples.
+        inventory: The channels of the target.
+
+    Raises:
+        ActError: If there is no such file beside it, or it is unreadable or belongs to other modules.
+    """
+    tokens, samples = read_chunk_sizes(path)
+    with safe_open(chunks_path(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    expected = {module.name: (len(tokens), module.count) for module in inventory.modules}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
+        rule = "must hold one tensor [chunks, channels] for each module of the target"
+        raise ActError(
+            Fault("scores", str(chunks_path(path)), rule, "Use the scores of this target, or measure again.")
+        )
+    scores = torch.cat([tensors[module.name] for module in inventory.modules], dim=1).to(torch.float32)
+    return ChunkScores(scores, tokens, samples)
 
 
 def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record: ScoreRecord) -> None:

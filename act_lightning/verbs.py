@@ -46,7 +46,7 @@ def _measure(trainer: L.Trainer, run: Run, scores: bool, fisher: bool, evaluates
     if reads or evaluates:
         _set_up_data(trainer, run, "fit" if reads else "test")
     if scores:
-        run.profiler.profile(trainer, run.model, run.data, scorer)
+        run.profiler.profile(trainer, run.model, run.data, run.transfer.settings)
     if fisher:
         FisherInformation(run.sources).gather(trainer, run.model, run.data)
 

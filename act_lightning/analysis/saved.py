@@ -16,10 +16,8 @@ from torch import Tensor
 from act_lightning.analysis.location import EMBEDDINGS, HEADS
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.scores import ScoreRecord, read_record, read_scores
+from act_lightning.scores import CHUNKS, ScoreRecord, read_record, read_scores
 
-CHUNKS = ".chunks"
-"""What the stem of a file ends with that keeps the parts of another file's scores."""
 _ALONE = "Report what was measured alike in one report, and the rest in another."
 # How modules stand in a decoder of Llama's kind; only for scores whose file does not say the order.
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "gate_proj", "up_proj", "down_proj")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -16,8 +16,10 @@ from act_lightning.callbacks.between import Between, between
 from act_lightning.callbacks.gradients import each_gradient
 from act_lightning.callbacks.measurement import Measurement, save
 from act_lightning.callbacks.samples import AbilitySamples
+from act_lightning.callbacks.sampling import Measured, Sampling
 from act_lightning.callbacks.target import Target
 from act_lightning.channels import ChannelInventory
+from act_lightning.errors import ActError, Fault
 from act_lightning.loss import answer_loss
 from act_lightning.masks import top_by_parameters
 from act_lightning.scorers import Attribution
@@ -50,13 +52,18 @@ class LossChange:
         return self.total / self.tokens.unsqueeze(1)
 
 
-def measure_gradients(due: Sequence[Measurement], target: Target, scorer: Attribution, trainer: L.Trainer) -> None:
+def measure_gradients(
+    due: Sequence[Measurement], target: Target, scorer: Attribution, sampling: Sampling, trainer: L.Trainer
+) -> None:
     """Measure one source after the other, and write the scores of each ability when they are there.
 
     Raises:
-        ActError: If a score is NaN or infinite.
+        ActError: If a score is NaN or infinite, or chunks are asked for in two rounds.
     """
-    scores, channels = GradientScores(scorer, target, trainer), target.inventory()
+    if scorer.rounds > 1 and sampling.kept:
+        rule = f"cannot be kept of a ranking that was made in {scorer.rounds} rounds"
+        raise ActError(Fault("profile.chunks", sampling.kept, rule, "Leave chunks and stop_when_stable out."))
+    scores, channels = GradientScores(scorer, sampling, target, trainer), target.inventory()
     with scores.ready() as line:
         for folder in dict.fromkeys(one.folder for one in due):
             line.read(folder)
@@ -71,12 +78,14 @@ class GradientScores:
 
     Args:
         scorer: What is measured.
+        sampling: In which chunks samples are read, and when to stop.
         target: The target.
         trainer: Its processes and devices are used.
     """
 
-    def __init__(self, scorer: Attribution, target: Target, trainer: L.Trainer) -> None:
+    def __init__(self, scorer: Attribution, sampling: Sampling, target: Target, trainer: L.Trainer) -> None:
         self._scorer = scorer
+        self._sampling = sampling
         self._target = target
         self._trainer = trainer
         self._channels = target.inventory()
@@ -87,34 +96,46 @@ class GradientScores:
         """The model that gradients are taken of; give it a source before measuring."""
         return between(self._target, self._channels, self._trainer.strategy.root_device)
 
-    def measure(self, line: Between, one: Measurement) -> Tensor:
+    def measure(self, line: Between, one: Measurement) -> Measured:
         """The scores of one ability, on all processes alike.
 
         Args:
             line: With the measurement's source.
             one: What is measured.
-
-        Returns:
-            float32 ``[channels]``.
         """
         first = self._round(line, one, None)
         if self._scorer.rounds == 1:
             return first
         allowed = torch.ones(self._channels.total, dtype=torch.bool)
-        moved = top_by_parameters(first, self._scorer.first_share, allowed, self._channels)
+        moved = top_by_parameters(first.scores, self._scorer.first_share, allowed, self._channels)
         second = self._round(line, one, moved)
-        return self._scorer.in_two_rounds(first, second, moved)
+        return replace(second, scores=self._scorer.in_two_rounds(first.scores, second.scores, moved))
 
-    def _round(self, line: Between, one: Measurement, moved: Tensor | None) -> Tensor:
+    def _round(self, line: Between, one: Measurement, moved: Tensor | None) -> Measured:
+        """Gradients at every α, on more and more samples until the mask is stable."""
         elements = None if moved is None else self._channels.elements(moved)
-        falls, rises = [], []
-        for alpha in self._scorer.alphas:
-            line.place(alpha, elements)
-            falls.append(-self._change(line, [one.samples], one.label).mean())
-            if one.kept:
-                rises.append(self._rise(line, one, alpha, moved is None))
-        fall, rise = torch.stack(falls).mean(0), torch.stack(rises).mean(0) if rises else None
-        return self._scorer.finish(fall, rise, self._sizes).float()
+        sampling, changes, rises, found = self._sampling, dict[float, LossChange](), [], Measured(torch.empty(0))
+        for part in sampling.parts(len(one.samples.samples)):
+            for alpha in self._scorer.alphas:
+                line.place(alpha, elements)
+                change = self._change(line, [one.samples], one.label, part, sampling.kept)
+                changes[alpha] = changes[alpha] + change if alpha in changes else change
+                if one.kept and part.start == 0:
+                    rises.append(self._rise(line, one, alpha, moved is None))
+            found = self._finished(list(changes.values()), torch.stack(rises).mean(0) if rises else None, part.stop)
+            found = sampling.judged(one.source, one.samples, self._channels, found)
+            if sampling.is_stable(found.overlap):
+                break
+        return found
+
+    def _finished(self, changes: Sequence[LossChange], rise: Tensor | None, used: int) -> Measured:
+        """Scores from what was added up so far."""
+        scores = self._scorer.finish(-torch.stack([one.mean() for one in changes]).mean(0), rise, self._sizes).float()
+        if not self._sampling.kept:
+            return Measured(scores, used=used)
+        by_chunk = -torch.stack([one.chunk_means() for one in changes]).mean(0)
+        chunks = torch.stack([self._scorer.finish(falls, rise, self._sizes).float() for falls in by_chunk])
+        return Measured(scores, chunks, used)
 
     def _rise(self, line: Between, one: Measurement, alpha: float, is_shared: bool) -> Tensor:
         """By how much the loss of what is to be kept rises, float64 ``[channels]``."""
@@ -126,13 +147,20 @@ class GradientScores:
             self._kept[key] = rise
         return self._kept[key]
 
-    def _change(self, line: Between, sets: Sequence[AbilitySamples], label: str) -> LossChange:
-        """Over the samples of some sets, on all processes."""
+    def _change(
+        self,
+        line: Between,
+        sets: Sequence[AbilitySamples],
+        label: str,
+        part: range | None = None,
+        chunks: int = 0,
+    ) -> LossChange:
+        """Over the samples of some sets, or a part of these, on all processes."""
         rank, world = self._trainer.global_rank, self._trainer.world_size
         config, budget = line.model.config, self._scorer.tokens_per_batch
-        readings = [one for its in sets for one in its.readings(config, budget, rank, world)]
+        readings = [one for its in sets for one in its.readings(config, budget, rank, world, chunks, part)]
         shown = tqdm(readings, desc=f"attributing {label}", disable=not self._trainer.is_global_zero)
-        mine = loss_change(line, self._channels, shown)
+        mine = loss_change(line, self._channels, shown, max(1, chunks))
         total, tokens = (self._trainer.strategy.reduce(part, reduce_op="sum") for part in (mine.total, mine.tokens))
         return LossChange(total.cpu(), tokens.cpu())
 

@@ -9,17 +9,28 @@ from pathlib import Path
 import lightning as L
 import torch
 import transformers
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning import __version__
 from act_lightning.callbacks.samples import NO_SAMPLES, AbilitySamples, ability_samples
+from act_lightning.callbacks.sampling import Measured, Sampling
 from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints import identify, locate
 from act_lightning.errors import ActError
 from act_lightning.scorers import Activation, Scorer
-from act_lightning.scores import ScoreRecord, read_record, require_finite, score_path, write_scores
+from act_lightning.scores import (
+    ChunkScores,
+    ScoreRecord,
+    chunks_path,
+    read_chunk_sizes,
+    read_record,
+    require_finite,
+    score_path,
+    write_chunks,
+    write_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Measurement:
         record: What a new measurement would be recorded as.
         path: Where its scores stand.
         kept: The samples of abilities that are not to be lost, for a scorer that reads these as well.
+        chunks: Number of chunks that scores are kept of, too.
     """
 
     source: AbilitySource
@@ -43,6 +55,7 @@ class Measurement:
     record: ScoreRecord
     path: Path
     kept: Mapping[str, AbilitySamples] = field(default_factory=dict)
+    chunks: int = 0
 
     @property
     def label(self) -> str:
@@ -55,9 +68,18 @@ class Measurement:
             return "no saved scores"
         try:
             changes = read_record(self.path).changes(self.record)
+            return "; ".join(changes) or self._reason_in_chunks()
         except ActError as error:
             return str(error)
-        return "; ".join(changes) or None
+
+    def _reason_in_chunks(self) -> str | None:
+        if not self.chunks:
+            return None
+        if not chunks_path(self.path).exists():
+            return "no scores of chunks"
+        changes = read_record(chunks_path(self.path)).changes(self.record)
+        count = len(read_chunk_sizes(self.path)[0])
+        return "; ".join(changes) or (None if count == self.chunks else f"chunks were {count}, are {self.chunks}")
 
 
 def measurements(
@@ -67,6 +89,7 @@ def measurements(
     root: Path,
     scorer: Scorer | None = None,
     quantization: str | None = None,
+    sampling: Sampling | None = None,
 ) -> list[Measurement]:
     """One measurement for each ability of each source, in order.
 
@@ -77,6 +100,7 @@ def measurements(
         root: The folder of the scores.
         scorer: What is measured; by default the paper's score.
         quantization: The bits to which both models are quantized, such as ``4bit``.
+        sampling: In which chunks samples are read, and when to stop; by default all at once.
     """
     scorer = scorer or Activation()
     identity, found = asdict(target.identity()), []
@@ -96,8 +120,10 @@ def measurements(
             its = read(ability) if scorer.needs_samples else NO_SAMPLES
             record = _record(target, source, identities, its, quantization if scorer.needs_samples else None)
             record = replace(record, scorer=scorer.record(), keep=_digests(kept))
-            path = score_path(root, source.label, ability)
-            found.append(Measurement(source, folder, ability, its, record, path, kept))
+            path, chunks = score_path(root, source.label, ability), 0
+            if sampling is not None and scorer.needs_samples:
+                record, chunks = replace(record, stability=sampling.planned(source)), sampling.kept
+            found.append(Measurement(source, folder, ability, its, record, path, kept, chunks))
     return found
 
 
@@ -125,21 +151,43 @@ def _record(
     )
 
 
-def save(one: Measurement, channels: ChannelInventory, scores: Tensor, trainer: L.Trainer) -> None:
-    """Write scores on the first process, when all of them have looked at these.
+def save(one: Measurement, channels: ChannelInventory, found: Measured, trainer: L.Trainer) -> None:
+    """Write scores on the first process, when all of them have looked at these; those of chunks first.
 
     Args:
         one: What was measured.
         channels: The channels of the target.
-        scores: float32 ``[channels]``.
+        found: What was found.
         trainer: Its processes.
 
     Raises:
         ActError: On all processes, so that none waits for one that has stopped, if a score is NaN or infinite.
     """
-    require_finite(one.path, channels, scores)
-    if trainer.is_global_zero:
-        write_scores(one.path, channels, scores, one.record)
+    require_finite(one.path, channels, found.scores)
+    record = _finished(one, found)
+    if record.stability.get("of"):
+        rank_zero_info(
+            f"{one.label}: stopped after {found.used} of {len(one.samples.samples)} samples,"
+            f" at a bootstrap overlap of {found.overlap:.1%}"
+        )
+    if not trainer.is_global_zero:
+        return
+    if found.chunks is not None:
+        sizes = one.samples.chunk_sizes(len(found.chunks), found.used)
+        write_chunks(one.path, channels, ChunkScores(found.chunks, *sizes), record)
+    write_scores(one.path, channels, found.scores, record)
+
+
+def _finished(one: Measurement, found: Measured) -> ScoreRecord:
+    """The record of what was really read."""
+    total = len(one.samples.samples)
+    if found.overlap is None:
+        return one.record
+    stability = {**one.record.stability, "overlap": round(found.overlap, 4)}
+    if found.used == total:
+        return replace(one.record, stability=stability)
+    tokens = sum(one.samples.chunk_sizes(1, found.used)[0])
+    return replace(one.record, samples=found.used, tokens=tokens, stability={**stability, "of": total})
 
 
 def groups(due: Sequence[Measurement]) -> list[list[Measurement]]:

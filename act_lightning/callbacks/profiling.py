@@ -20,6 +20,7 @@ from act_lightning.callbacks.measurement import Measurement, groups, measurement
 from act_lightning.callbacks.pair import PairSettings, open_pair
 from act_lightning.callbacks.randomness import rng_as_before
 from act_lightning.callbacks.resuming import resumes
+from act_lightning.callbacks.sampling import Measured, Sampling
 from act_lightning.callbacks.sibling_checks import refuse_strangers
 from act_lightning.callbacks.sources import AbilitySource, source_faults
 from act_lightning.callbacks.target import Target, find_target
@@ -28,9 +29,9 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
-from act_lightning.scorers import Activation, ActivationScorer, Attribution, Scorer, WeightScorer
+from act_lightning.scorers import Activation, ActivationScorer, Attribution, WeightScorer
 from act_lightning.scores import scores_folder
-from act_lightning.transfer import partner_channels
+from act_lightning.transfer import TransferSettings, partner_channels
 
 
 class ActivationDifferenceProfiler(L.Callback):
@@ -52,6 +53,11 @@ class ActivationDifferenceProfiler(L.Callback):
             find room. ``auto``: resident if the device has the memory, else layerwise.
         quantization: ``8bit`` or ``4bit``: compare the pair in that precision, on a GPU, with bitsandbytes. Scores of
             other precisions are not taken for these.
+        chunks: Number of chunks of samples, 2 to 16, that scores are kept of beside those of all samples, so that it
+            can be told how stable a mask is; 0 for none.
+        stop_when_stable: The mean bootstrap overlap of an ability's mask, such as 0.98, at which the rest of its
+            samples is left; the mask is the one that the transfer will make, looked at after 64 samples (of 16 chunks),
+            128 and so on.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class ActivationDifferenceProfiler(L.Callback):
         revision: str | None = None,
         placement: str = "auto",
         quantization: str | None = None,
+        chunks: int = 0,
+        stop_when_stable: float | None = None,
     ) -> None:
         self.sources = sources
         self.tokens_per_batch = tokens_per_batch
@@ -69,6 +77,8 @@ class ActivationDifferenceProfiler(L.Callback):
         self.revision = revision
         self.placement = placement
         self.quantization = quantization
+        self.chunks = chunks
+        self.stop_when_stable = stop_when_stable
         self.target_digests: list[str] = []
         self.target_folder: Path | None = None
         self._channels: ChannelInventory | None = None
@@ -79,11 +89,15 @@ class ActivationDifferenceProfiler(L.Callback):
         if self.tokens_per_batch < 1:
             rule = "must be at least 1"
             found.append(Fault("profile.tokens_per_batch", self.tokens_per_batch, rule, "Try 8192."))
-        return found + self._held.faults()
+        return found + self._held.faults() + self.sampling(TransferSettings()).faults()
 
     @property
     def _held(self) -> PairSettings:
         return PairSettings(self.placement, self.quantization, self.tokens_per_batch)
+
+    def sampling(self, settings: TransferSettings) -> Sampling:
+        """In which chunks samples are read, and when to stop, given how a transfer will select."""
+        return Sampling(settings, self.chunks, self.stop_when_stable)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Profile before a fit that starts from the beginning and needs scores."""
@@ -100,8 +114,8 @@ class ActivationDifferenceProfiler(L.Callback):
         self._channels = channels
         refuse(fault for callback in transfers for fault in callback.selection_faults(channels, self.sources))
         datamodule = getattr(trainer, "datamodule", None)
-        for scorer in [one.scorer for one in transfers if one.needs_profiling] if transfers else [None]:
-            self.profile(trainer, pl_module, datamodule, scorer)
+        for settings in [one.settings for one in transfers if one.needs_profiling] if transfers else [None]:
+            self.profile(trainer, pl_module, datamodule, settings)
         if any(callback.needs_fisher for callback in transfers):
             FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
 
@@ -114,7 +128,7 @@ class ActivationDifferenceProfiler(L.Callback):
         trainer: L.Trainer,
         pl_module: L.LightningModule,
         datamodule: L.LightningDataModule | None = None,
-        scorer: Scorer | None = None,
+        settings: TransferSettings | None = None,
     ) -> None:
         """Measure whatever saved scores do not answer, and write it.
 
@@ -122,7 +136,7 @@ class ActivationDifferenceProfiler(L.Callback):
             trainer: Its processes and devices are used.
             pl_module: Holds the target, or names it.
             datamodule: Where the samples of abilities are that a source brings no batches of.
-            scorer: What channels are to be ranked by; by default Δa.
+            settings: How a transfer will select, which tells what is measured: Δa, unless its selection has a scorer.
 
         Raises:
             ActError: If a setting, a model, its tokenizer or an ability does not fit; before work begins.
@@ -130,12 +144,16 @@ class ActivationDifferenceProfiler(L.Callback):
         if self.sources is None:
             return
         refuse(self.faults())
-        scorer = scorer or Activation()
+        settings = settings or TransferSettings()
+        sampling = self.sampling(settings)
+        scorer = settings.scorer or Activation()
         root = scores_folder(Path(trainer.default_root_dir), scorer)
         refuse(check_writable(root, "trainer.default_root_dir"))
         with rng_as_before():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
-            wanted = measurements(self.sources, target, datamodule, root, scorer, self.quantization)
+            wanted = measurements(self.sources, target, datamodule, root, scorer, self.quantization, sampling)
+            if scorer.needs_samples:
+                refuse(fault for one in wanted for fault in sampling.sample_faults(one.label, len(one.samples.samples)))
             refuse_strangers(target, wanted)
             refuse(self._held.run_faults(trainer.strategy.root_device, target, scorer))
             due = [one for one in wanted if _is_due(one)]
@@ -143,13 +161,18 @@ class ActivationDifferenceProfiler(L.Callback):
             if isinstance(scorer, WeightScorer):
                 measure_weights(due, target, scorer, trainer)
             if isinstance(scorer, Attribution):
-                measure_gradients(due, target, scorer, trainer)
+                measure_gradients(due, target, scorer, sampling, trainer)
             if isinstance(scorer, ActivationScorer):
                 for group in groups(due):
-                    self._measure(group, target, scorer, trainer)
+                    self._measure(group, target, scorer, sampling, trainer)
 
     def _measure(
-        self, group: Sequence[Measurement], target: Target, scorer: ActivationScorer, trainer: L.Trainer
+        self,
+        group: Sequence[Measurement],
+        target: Target,
+        scorer: ActivationScorer,
+        sampling: Sampling,
+        trainer: L.Trainer,
     ) -> None:
         """Load the target and the sources of a group once, and measure all its abilities."""
         device, channels = trainer.strategy.root_device, target.inventory()
@@ -158,10 +181,10 @@ class ActivationDifferenceProfiler(L.Callback):
         with open_pair(target, folders, self._held, trainer) as (pair, config):
             for together in _by_samples(group):
                 partners = [partner_channels(channels, match[one.folder] or None) for one in together]
-                means = [_new_means(channels, scorer, device, paired) for paired in partners]
-                self._measure_ability(together, pair, means, config, trainer)
-                for one, its in zip(together, means, strict=True):
-                    save(one, channels, its.compute(), trainer)
+                means = [_new_means(channels, scorer, device, paired, sampling.kept) for paired in partners]
+                found = self._measure_ability(together, pair, means, config, channels, sampling, trainer)
+                for one, measured in zip(together, found, strict=True):
+                    save(one, channels, measured, trainer)
                 trainer.strategy.barrier("scores written")
 
     def _measure_ability(
@@ -170,18 +193,37 @@ class ActivationDifferenceProfiler(L.Callback):
         pair: Pair,
         means: Sequence[ChannelMeans],
         config: PretrainedConfig,
+        channels: ChannelInventory,
+        sampling: Sampling,
         trainer: L.Trainer,
-    ) -> None:
-        """Let the pair read this process's share of the samples."""
+    ) -> list[Measured]:
+        """Let the pair read this process's share of the samples, until the masks of all sources are stable."""
         samples, processes = together[0].samples, trainer.world_size
         title = f"profiling {', '.join(one.label for one in together)}"
-        readings = samples.readings(config, self.tokens_per_batch, trainer.global_rank, processes)
         wanted = [(one.folder, its) for one, its in zip(together, means, strict=True)]
-        total = sum(lengths(samples.samples))
+        total, found = sum(lengths(samples.samples)), [Measured(torch.empty(0))]
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for batch, _ in pair.run(readings, wanted):
-                done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-                bar.update(min(done * processes, total - bar.n))  # as many by every process, about
+            for part in sampling.parts(len(samples.samples)):
+                mine = (config, self.tokens_per_batch, trainer.global_rank, processes, sampling.kept, part)
+                for batch, _ in pair.run(samples.readings(*mine), wanted):
+                    done = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+                    bar.update(min(done * processes, total - bar.n))  # as many by every process, about
+                found = [
+                    sampling.judged(one.source, samples, channels, _found(its, part.stop))
+                    for one, its in zip(together, means, strict=True)
+                ]
+                if all(sampling.is_stable(one.overlap) for one in found):
+                    break
+        return found
+
+
+def _found(means: ChannelMeans, used: int) -> Measured:
+    """What was found so far, on all processes alike."""
+    scores = means.compute().cpu()
+    if not means.chunks:
+        return Measured(scores, used=used)
+    with means.sync_context():
+        return Measured(scores, means.compute_chunks().cpu(), used)
 
 
 def _is_due(one: Measurement) -> bool:
@@ -199,10 +241,14 @@ def _by_samples(group: Sequence[Measurement]) -> list[list[Measurement]]:
 
 
 def _new_means(
-    channels: ChannelInventory, scorer: ActivationScorer, device: torch.device, partners: Mapping[str, Tensor]
+    channels: ChannelInventory,
+    scorer: ActivationScorer,
+    device: torch.device,
+    partners: Mapping[str, Tensor],
+    chunks: int,
 ) -> ChannelMeans:
     """Means whose float64 sums are kept on the device, except on one without float64."""
-    means = ChannelMeans(channels, scorer, partners).to("cpu" if device.type == "mps" else device)
+    means = ChannelMeans(channels, scorer, partners, chunks).to("cpu" if device.type == "mps" else device)
     nothing = torch.empty(0, channels.modules[0].count)
     # A process may get no samples, and torchmetrics would warn then.
     means.update(channels.modules[0].name, nothing, nothing, nothing)

@@ -58,6 +58,14 @@ class AbilitySamples:
         """Number of answer tokens."""
         return answer_tokens(self.samples)
 
+    def chunk_sizes(self, chunks: int, used: int) -> tuple[list[int], list[int]]:
+        """Answer tokens and number of the samples of each chunk, among the first ``used`` samples."""
+        tokens, samples = [0] * chunks, [0] * chunks
+        for number in range(used):
+            tokens[number % chunks] += answer_tokens([self.samples[number]])
+            samples[number % chunks] += 1
+        return tokens, samples
+
     def readings(
         self,
         config: PretrainedConfig,

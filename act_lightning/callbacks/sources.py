@@ -12,6 +12,7 @@ from typing import Any
 from act_lightning.checkpoints import name_faults
 from act_lightning.errors import Fault
 from act_lightning.masks import ratio_faults
+from act_lightning.scores import CHUNKS
 from act_lightning.transfer import scale_faults
 
 
@@ -64,6 +65,11 @@ class AbilitySource:
             found += scale_faults(self.scale, f"{setting}.scale")
         if self.ratio is not None:
             found += ratio_faults(self.ratio, f"{setting}.ratio")
+        for ability in self.abilities:
+            if f"{ability}{CHUNKS}" in self.abilities:
+                rule = f"must not be another ability's name, {ability!r}, with {CHUNKS!r} after it"
+                remedy = "Rename it: a file of that name keeps the other's scores in parts."
+                found.append(Fault(f"{setting}.abilities", f"{ability}{CHUNKS}", rule, remedy))
         names = [("name", self.label)] + [("abilities", ability) for ability in self.abilities]
         return found + [fault for key, name in names for fault in name_faults(name, f"{setting}.{key}")]
 

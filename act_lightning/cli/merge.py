@@ -36,7 +36,7 @@ TRANSFER = {
 }
 SECTIONS = {
     "model": {"target": str, "revision": str, "dtype": str, "export_dtype": str},
-    "profile": {"sources": SOURCE, "tokens_per_batch": int},
+    "profile": {"sources": SOURCE, "tokens_per_batch": int, "chunks": int, "stop_when_stable": float},
     "transfer": TRANSFER,
     "trainer": {
         "default_root_dir": str,

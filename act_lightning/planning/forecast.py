@@ -113,12 +113,19 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     trained = trained_dtype(run)
     kept = trained.itemsize + optimizer_bytes(run.model.optimizer, trained)
     return {
-        "scores": abilities * channels.total * _SCORE_BYTES,
+        "scores": abilities * (1 + _chunks(run)) * channels.total * _SCORE_BYTES,
         "fisher": _fisher_files(run) * channels.parameters * _FISHER_BYTES,
         "model": _models_written(run, verb) * channels.parameters * stored.itemsize,
         "checkpoint": round(channels.parameters * kept) if _trains(run, verb) else 0,
         "free": shutil.disk_usage(place).free,
     }
+
+
+def _chunks(run: Run) -> int:
+    """How many chunks scores are kept of, beside those of all samples."""
+    scorer = run.transfer.scorer
+    reads = scorer is None or scorer.needs_samples
+    return run.profiler.sampling(run.transfer.settings).kept if reads else 0
 
 
 def _fisher_files(run: Run) -> int:
