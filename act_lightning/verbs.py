@@ -1,10 +1,11 @@
-"""``profile``, ``merge`` and ``sweep``, which need a Trainer's processes but no training; what ``predict`` writes."""
+"""The verbs that need a Trainer's processes but no training, such as ``profile``; and what ``predict`` writes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from act_lightning.callbacks.causes import FOLDER as CAUSES
+from act_lightning.callbacks.causes import check_causes, print_causes
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
 from act_lightning.callbacks.preparation import prepare
@@ -116,6 +119,26 @@ def _fit_faults(trainer: L.Trainer, settings: SweepSettings) -> list[Fault]:
         return []
     rule = "must not be asked for where torchrun or Slurm starts the processes, for every fit starts its own"
     return [Fault("sweep.fit", True, rule, "Start `sweep` as one process with the same trainer.devices.")]
+
+
+def causes(trainer: L.Trainer, run: Run) -> None:
+    """Profile where scores are missing, then intervene on the target's channels, on held-out samples."""
+    assert run.causes is not None
+    target, root = find_target(run.model, None, None), Path(trainer.default_root_dir)
+    held_out = run.causes.data(run.data, list(dict.fromkeys(name for one in run.sources for name in one.abilities)))
+
+    def ask() -> None:
+        assert run.causes is not None
+        _measure(trainer, run, run.transfer.needs_profiling, fisher=False)
+        known = run_seed(), target.digests(), target.folder
+        settings = replace(run.transfer.settings, method="task_arithmetic")  # which plays no part: nothing is merged
+        prepared = prepare(run.sources, target.inventory(), settings, run.transfer.scores_of(root), *known)
+        found = check_causes(trainer, target, prepared, held_out, run.causes)
+        if trainer.is_global_zero:
+            print_causes(found)
+
+    _on_all_processes(trainer, ask)
+    rank_zero_info(f"causes written to {root / CAUSES}")
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:

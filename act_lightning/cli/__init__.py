@@ -38,6 +38,7 @@ VERBS = {
     "merge": Verb(
         "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", module="merge"
     ),
+    "causes": Verb("Ask on held-out samples whether the selected channels carry the ability: patch and ablate them."),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
     "sweep": Verb("Walk a grid of λ and p, or compare methods: one model in memory, every point evaluated."),
     "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),

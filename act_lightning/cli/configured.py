@@ -15,6 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import act_lightning
 from act_lightning.callbacks import ActivationDifferenceProfiler, HuggingFaceExport, MaskedTaskVectorInjection
+from act_lightning.callbacks.causes_settings import CausesSettings
 from act_lightning.callbacks.preemption import leaving_at_sigterm
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.saved_config import SaveConfigLate
@@ -26,7 +27,7 @@ from act_lightning.module import AbilityTransferModule
 from act_lightning.overlays import MergingConfigFile, NamingParser
 from act_lightning.planning import Run, make_plan, print_plan, run_faults
 from act_lightning.sweeping import SweepSettings
-from act_lightning.verbs import leaving_nothing, merge, profile, sweep, write_predictions
+from act_lightning.verbs import causes, leaving_nothing, merge, profile, sweep, write_predictions
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 calls old; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -35,10 +36,11 @@ _NOT_FOR_USERS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
 INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
-_OWN_VERBS = {verb: VERBS[verb].about for verb in ("profile", "merge", "sweep", "plan")} | {"inspect": INSPECT}
+_OURS = ("profile", "merge", "sweep", "causes", "plan")
+_OWN_VERBS = {verb: VERBS[verb].about for verb in _OURS} | {"inspect": INSPECT}
 _WITHOUT_TRAINER = ("plan", "inspect")
 _SWEEPING = ("sweep", "plan")
-_WRITING = ("fit", "profile", "merge", "sweep")
+_WRITING = ("fit", "profile", "merge", "sweep", "causes")
 
 
 class ActCLI(LightningCLI):
@@ -119,6 +121,8 @@ class ActCLI(LightningCLI):
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
         if subcommand in _SWEEPING:
             parser.add_class_arguments(SweepSettings, "sweep")
+        if subcommand == "causes":
+            parser.add_class_arguments(CausesSettings, "causes")
         if subcommand == "plan":
             verbs = Literal["fit", "merge", "profile", "sweep"]
             parser.add_argument("--for", type=verbs, default="fit", help="The verb that is planned.")
@@ -151,8 +155,8 @@ class ActCLI(LightningCLI):
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
-        walked = self._get(self.config_init, "sweep")
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, walked)
+        asked = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, **asked)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
@@ -190,6 +194,8 @@ class ActCLI(LightningCLI):
             merge(self.trainer, self.run, self.recipe())
         elif subcommand == "sweep":
             sweep(self.trainer, self.run, self.recipe())
+        elif subcommand == "causes":
+            causes(self.trainer, self.run)
         elif subcommand == "plan":
             given = self.config.plan
             self.exit_status = print_plan(make_plan(self.run, given["for"], given.calibrate), as_json=given.json)

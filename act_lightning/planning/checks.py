@@ -10,7 +10,7 @@ from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
 
-_NEED_SOURCES = ("profile", "merge", "sweep")
+_NEED_SOURCES = ("profile", "merge", "sweep", "causes")
 _WITHOUT_DATA = ("profile", "merge")  # which need none where nothing is measured on samples
 _EVALUATING = ("validate", "test", "predict")
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")  # which Lightning looks up
@@ -20,6 +20,7 @@ _PARTS = {
     "merge": ("scores",),
     "profile": ("scores",),
     "sweep": ("scores", "sweep"),
+    "causes": ("scores", "causes"),
 }
 _EXPORTS = {"fit": "model", "merge": "merged"}
 
@@ -73,6 +74,9 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
     if run.sweep is not None and verb == "sweep":
         roles = [one.role for one in run.data.evaluations.values()]
         found += run.sweep.faults(run.transfer.settings, roles)
+    if run.causes is not None:
+        asked = list(dict.fromkeys(name for source in run.sources for name in source.abilities))
+        found += run.causes.faults(run.data.abilities, asked)
     return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
 
 
@@ -135,7 +139,11 @@ def _needs_samples(run: Run, verb: str) -> bool:
     """Whether a verb reads the samples of abilities."""
     scorer = run.transfer.scorer
     if verb != "sweep" or run.sweep is None:
-        return run.transfer.needs_data or (verb == "profile" and (scorer is None or scorer.needs_samples))
+        return (
+            run.transfer.needs_data
+            or verb == "causes"
+            or (verb == "profile" and (scorer is None or scorer.needs_samples))
+        )
     scored = run.sweep.uses_scores(run.transfer.settings) and run.transfer.scores is None
     return (scored and scorer is not None and scorer.needs_samples) or run.sweep.fit or run.transfer.needs_fisher
 

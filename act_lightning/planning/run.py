@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.callbacks.causes_settings import CausesSettings
 from act_lightning.data import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
 from act_lightning.sweeping import SweepSettings
@@ -26,6 +27,7 @@ class Run:
         seed: ``seed_everything``, as it was given.
         checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
         sweep: Section ``sweep``, where the verb has one.
+        causes: Section ``causes``, where the verb has one.
     """
 
     model: AbilityTransferModule
@@ -36,6 +38,7 @@ class Run:
     seed: bool | int = True
     checkpoint: str | None = None
     sweep: SweepSettings | None = None
+    causes: CausesSettings | None = None
 
     @property
     def sources(self) -> list[AbilitySource]:

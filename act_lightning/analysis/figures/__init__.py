@@ -10,6 +10,7 @@ from act_lightning.analysis.figures.curves import (
     total_figure,
 )
 from act_lightning.analysis.figures.dots import dots_figure
+from act_lightning.analysis.figures.intervals import intervals_figure
 from act_lightning.analysis.figures.matrices import composition_figure, layers_figure, overlap_figure
 from act_lightning.analysis.figures.palette import COLORS, css_variables, with_variables
 from act_lightning.analysis.figures.style import as_png, as_svg
@@ -34,6 +35,7 @@ __all__ = [
     "dots_figure",
     "front_figure",
     "heat_map_figure",
+    "intervals_figure",
     "layers_figure",
     "method_colors",
     "overlap_figure",

@@ -1,6 +1,7 @@
 """The sections of a report, in order. A new one is a file with a builder, and a row here."""
 
 from act_lightning.analysis.report.content import Builder
+from act_lightning.analysis.report.sections.causes import causes_section
 from act_lightning.analysis.report.sections.concentration import concentration_section
 from act_lightning.analysis.report.sections.consistency import consistency_section
 from act_lightning.analysis.report.sections.location import location_section
@@ -16,10 +17,8 @@ SECTIONS: tuple[Builder, ...] = (
     overlap_section,
     consistency_section,
     weight_change_section,
+    causes_section,
     outcome_section,
 )
-LIMITS = (
-    "How sure a mask is (split halves, bootstrap, number of samples): scores are means over all samples here.",
-    "Whether the selected channels cause the ability: scores say where two models act differently, not why.",
-)
+LIMITS = ("How sure a mask is (split halves, bootstrap, number of samples): scores are means over all samples here.",)
 """What no section of this report shows, whatever the data."""

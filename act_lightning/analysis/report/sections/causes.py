@@ -1,0 +1,108 @@
+"""The causal check: what became of the loss when selected channels, or others, gave other activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from act_lightning.analysis.figures import intervals_figure
+from act_lightning.analysis.report.content import Absent, Picture, Section, Table
+from act_lightning.analysis.report.evidence import Evidence
+from act_lightning.analysis.report.wording import counted, percent
+from act_lightning.analysis.saved import read_json
+from act_lightning.errors import ActError, Fault
+
+_TITLE = "Whether the selected channels carry the ability"
+_CLAIM = (
+    "The paper selects channels by where two models differ and judges them by what a transfer brings; it has no check "
+    "of single channels. This one is ours: on held-out samples, without changing weights."
+)
+PATCHED, ABLATED = "source's activations patched in", "ablated to their own mean"
+_PANELS = {"patch": PATCHED, "ablate": ABLATED}
+
+
+def causes_section(evidence: Evidence) -> list[Section | Absent]:
+    """Every saved check of the runs."""
+    found = [(run, path, read_json(path)) for run in evidence.runs for path in sorted(run.glob("causes/*/*.json"))]
+    if not found:
+        reason = "scores say where two models act differently, not why; `causes` with the run's config asks."
+        return [Absent(_TITLE, reason)]
+    several = len(evidence.runs) > 1
+    rows = pd.DataFrame([row for run, path, content in found for row in _understood(run, path, content, several)])
+    section = Section("causes", _TITLE, _CLAIM, [_said(*one) for one in rows.groupby("ability", sort=False)])
+    against_target = rows[(rows["against"] == "target") & rows["intervention"].isin(_PANELS)]
+    drawn = pd.DataFrame(
+        {
+            "panel": against_target["intervention"].map(_PANELS),
+            "row": against_target["ability"],
+            "series": against_target["channels"],
+            "value": against_target["change"],
+            "low": against_target["95 % from"],
+            "high": against_target["to"],
+        }
+    )
+    caption = (
+        "Change of the loss at answer tokens, with 95 % bootstrap intervals over held-out samples: of the selected "
+        "channels, of as many random ones, and of as many of the same layers and modules. Left of zero is better."
+    )
+    figure = partial(intervals_figure, drawn, list(_PANELS.values()), "change of loss, nats a token")
+    shares = frozenset({"share of the gap", "p"})
+    notes = (
+        "The same in numbers, and selected channels against each control on the same samples. d: mean over standard "
+        "deviation of the samples' differences. Share of the gap: of the way from the target's loss to the source's."
+    )
+    section.content += [Picture("causes", caption, figure), Table("causes", notes, rows.set_index("ability"), shares)]
+    return [section]
+
+
+def _understood(run: Path, path: Path, content: Any, several: bool) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    try:
+        yield from _rows(content, f"{run.name}/" if several else "")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        rule = f"must be what `causes` writes ({type(error).__name__}: {error})"
+        raise ActError(Fault(str(path), path.name, rule, "Delete the file, or run `causes` again.")) from error
+
+
+def _rows(content: Any, prefix: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - JSON
+    for effect in content["effects"]:
+        yield {
+            "ability": f"{prefix}{content['source']}: {content['ability']}",
+            "p": float(content["ratio"]),
+            "selected": int(content["channels"]),
+            "samples": int(content["samples"]),
+            "intervention": str(effect["intervention"]),
+            "channels": str(effect["channels"]),
+            "against": str(effect["against"]),
+            "change": float(effect["change"]),
+            "95 % from": float(effect["low"]),
+            "to": float(effect["high"]),
+            "d": _number(effect["size"]),
+            "share of the gap": _number(effect["gap"]),
+        }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _said(ability: object, rows: pd.DataFrame) -> str:
+    """What the patch did, and whether other channels do as much."""
+    patched = rows[rows["intervention"] == "patch"].set_index(["channels", "against"])
+    change, gap = (float(patched.loc[("selected", "target"), column]) for column in ("change", "share of the gap"))
+    channels = counted(int(rows["selected"].iloc[0]), "selected channel")
+    told = f"{ability}: the source's activations in {channels} change the loss by {change:+.3g} nats a token"
+    told += "" if pd.isna(gap) else f" ({percent(gap)} of the way to the source's)"
+    return f"{told}; {_compared('random channels', patched.loc[('selected', 'random')])}; " + (
+        f"{_compared('channels of the same modules', patched.loc[('selected', 'same modules')])}."
+    )
+
+
+def _compared(others: str, row: pd.Series) -> str:  # type: ignore[type-arg]
+    low, high = float(row["95 % from"]), float(row["to"])
+    if low <= 0 <= high:
+        return f"not told apart from as many {others} ({low:+.3g} … {high:+.3g})"
+    return f"{'lower' if high < 0 else 'higher'} than with as many {others} ({low:+.3g} … {high:+.3g})"

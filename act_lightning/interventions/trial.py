@@ -1,0 +1,129 @@
+"""Interventions on a target, batch by batch: the source's activations in some of its channels, or none of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from act_lightning.activations import AnswerPositions
+from act_lightning.channels import ChannelInventory
+from act_lightning.interventions.hooks import Places, Values, places_of, recording, replacing
+from act_lightning.interventions.losses import sample_losses
+
+Batch = Mapping[str, Tensor]
+PATCH, ABLATE = "patch", "ablate"
+TARGET, SOURCE = "target", "source"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Channels to intervene on.
+
+    Attributes:
+        name: Such as ``selected`` or ``random 1``.
+        mask: Bool ``[channels]``; none of them without a partner in the source.
+    """
+
+    name: str
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pair of models and the channels that are tried.
+
+    Attributes:
+        target: The model that is intervened on, in evaluation mode.
+        source: Its sibling, on the same device.
+        inventory: The target's channels.
+        variants: The channels that are tried.
+        partners: The source's number of each channel of modules that it numbers otherwise.
+    """
+
+    target: PreTrainedModel
+    source: PreTrainedModel
+    inventory: ChannelInventory
+    variants: Sequence[Variant]
+    partners: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def places(self) -> dict[str, Tensor]:
+        """The channels of any variant."""
+        return places_of(self.inventory, reduce(or_, (variant.mask for variant in self.variants)))
+
+    @property
+    def places_in_source(self) -> dict[str, Tensor]:
+        """The source's numbers of the same channels, in the same order."""
+        return {
+            name: self.partners[name][numbers] if name in self.partners else numbers
+            for name, numbers in self.places.items()
+        }
+
+    def losses(self, batch: Batch, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of every sample of a batch under every intervention.
+
+        The source reads the batch once; what its channels give at every position, prompt included, is put into the
+        target (``patch``), or the target's own mean is (``ablate``).
+
+        Args:
+            batch: As for the losses of samples, on the models' device.
+            means: The target's means of the channels of ``places``, by module; see :func:`position_sums`.
+
+        Returns:
+            float64 ``[samples]`` by ``target``, ``source``, and ``patch/<variant>`` and ``ablate/<variant>``.
+        """
+        with recording(self.source, self.places_in_source) as kept:
+            found = {SOURCE: sample_losses(self.source, batch)}
+        found[TARGET] = sample_losses(self.target, batch)
+        for variant in self.variants:
+            places = places_of(self.inventory, variant.mask)
+            columns = _columns(places, self.places)
+            for kind, values in ((PATCH, _recorded(kept, columns)), (ABLATE, _constant(means, columns))):
+                with replacing(self.target, places, values):
+                    found[f"{kind}/{variant.name}"] = sample_losses(self.target, batch)
+        return found
+
+
+def _columns(places: Places, recorded: Places) -> dict[str, Tensor]:
+    """Where the channels of ``places`` stand among the recorded ones."""
+    return {name: torch.searchsorted(recorded[name], numbers) for name, numbers in places.items()}
+
+
+def _recorded(kept: Mapping[str, Sequence[Tensor]], columns: Places) -> Values:
+    return lambda name, call, _: kept[name][call][..., columns[name].to(kept[name][call].device)]
+
+
+def _constant(means: Mapping[str, Tensor], columns: Places) -> Values:
+    return lambda name, _, __: means[name][columns[name]]
+
+
+def position_sums(model: PreTrainedModel, batches: Iterable[Batch], places: Places) -> dict[str, Tensor]:
+    """Sums of channels over all positions that are not padding; of the head's, over those that predict answer tokens.
+
+    A norm inside each attention head is averaged over the heads.
+
+    Args:
+        model: The model.
+        batches: As for :func:`~act_lightning.interventions.losses.sample_losses`, on the model's device.
+        places: The channels.
+
+    Returns:
+        By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
+    """
+    head = model.get_output_embeddings()
+    sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in places.items()}
+    for batch in batches:
+        real = AnswerPositions(batch["attention_mask"].bool())
+        with recording(model, places) as kept:
+            sample_losses(model, batch)
+        for name, output in ((name, output) for name, outputs in kept.items() for output in outputs):
+            values = output if model.get_submodule(name) is head else real.take(output)
+            flat = values.flatten(end_dim=-2).double().cpu()
+            sums[name] += torch.stack([flat.sum(0), torch.full(flat.shape[1:], float(len(flat)))])
+    return sums
