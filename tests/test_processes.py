@@ -262,3 +262,16 @@ def test_in_a_loop_of_someone_elses(place: Path) -> None:
     assert_same_bits(second, single)
     before = model(place / "target")
     assert any(not torch.equal(before[name], values) for name, values in single.items())
+
+
+def test_two_processes_intervene_alike(place: Path) -> None:
+    found = []
+    for processes, ask in ((1, one), (2, two)):
+        config = config_of(place, processes)
+        config["data"] |= {"validation": [], "abilities": {"d": {"path": str(place / "d.jsonl"), "limit": 20}}}
+        config["trainer"]["default_root_dir"] = str(place / str(processes) / "causes")
+        config["causes"] = {"samples": 9, "repeats": 1}
+        found.append(json.loads((ask("causes", config) / "causes" / "s" / "d.json").read_bytes())["losses"])
+    assert found[0].keys() == found[1].keys()
+    for name, values in found[0].items():
+        assert found[1][name] == pytest.approx(values, abs=1e-5)
