@@ -165,9 +165,9 @@ def print_causes(found: Sequence[Mapping[str, Any]]) -> None:
         title = f"{one['source']}/{one['ability']}: {one['channels']:,} channels, {one['samples']} held-out samples"
         table = Table("intervention", "channels", "against", title=title, caption="change of loss, nats a token, 95 %")
         for name in ("change", "interval", "d"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for effect in one["effects"]:
-            interval = f"{effect['low']:+.3f} … {effect['high']:+.3f}"
+            interval = f"{effect['low']:+.2f} … {effect['high']:+.2f}"
             words = effect["intervention"], effect["channels"], effect["against"]
             table.add_row(*words, f"{effect['change']:+.3f}", interval, _size(effect["size"]))
         Console().print(table)
