@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
-from transformers import PreTrainedModel
 
 from act_lightning.data import AbilityDataModule
-from act_lightning.loss import answer_logits
+from act_lightning.loss import Scored
 
 _MEASURES = ("loss", "perplexity", "accuracy")
 KEEP_ACCURACY, RECOVER_ACCURACY = "val_keep_accuracy", "val_recover_accuracy"
 WITHIN_KEEP = "val_recover_within_keep"
-
-
-class Statistics(NamedTuple):
-    """Sums over the answer tokens of a batch.
-
-    Attributes:
-        loss: Sum of −log p, float32 scalar.
-        right: Tokens that have the highest logit, int64 scalar.
-        tokens: Answer tokens.
-    """
-
-    loss: Tensor
-    right: Tensor
-    tokens: int
-
-
-def answer_statistics(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Statistics:
-    """Loss and right tokens of a batch, teacher-forced.
-
-    Args:
-        model: A causal language model.
-        batch: As for :func:`act_lightning.loss.answer_loss`.
-    """
-    logits, wanted = answer_logits(model, batch)
-    loss = cross_entropy(logits, wanted, reduction="sum")
-    return Statistics(loss, (logits.argmax(-1) == wanted).sum(), len(wanted))
 
 
 class AnswerTokens(Metric):
@@ -67,7 +38,7 @@ class AnswerTokens(Metric):
         self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, batch: Statistics) -> None:
+    def update(self, batch: Scored) -> None:
         """Count a batch."""
         self.loss += batch.loss.detach()
         self.right += batch.right
@@ -91,7 +62,7 @@ class Validation:
         self.roles = roles
         self._metrics = [AnswerTokens().to(device) for _ in roles]
 
-    def add(self, number: int, batch: Statistics) -> None:
+    def add(self, number: int, batch: Scored) -> None:
         """Count a batch of the set with this number."""
         self._metrics[number].update(batch)
 

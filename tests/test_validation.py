@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from act_lightning.data import AbilityData, AbilityDataModule, EvaluationData
+from act_lightning.loss import Scored
 from act_lightning.module import AbilityTransferModule
-from act_lightning.validation import AnswerTokens, Statistics, validation_roles
+from act_lightning.validation import AnswerTokens, validation_roles
 from tests.loops import quiet_trainer
 from tests.tiny import save_model, tiny_model, tiny_tokenizer, write_jsonl
 
@@ -77,8 +78,8 @@ def test_roles_are_the_abilities_own_first(data: AbilityDataModule) -> None:
 
 def test_metric_adds_up_over_processes() -> None:
     metric = AnswerTokens()
-    metric.update(Statistics(torch.tensor(6.0), torch.tensor(1), 3))
-    metric.update(Statistics(torch.tensor(0.0), torch.tensor(0), 0))
+    metric.update(Scored(torch.tensor(6.0), torch.tensor(1), 3))
+    metric.update(Scored(torch.tensor(0.0), torch.tensor(0), 0))
     assert {name: float(value) for name, value in metric.compute().items()} == {
         "loss": 2.0,
         "perplexity": pytest.approx(math.exp(2)),
