@@ -7,42 +7,79 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, Fault, refuse
 
 _NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_FUSED_DEVICES = ("cpu", "cuda", "xpu")
 _KEYS = {"class_path", "init_args"}
 _Base = TypeVar("_Base")
 _Made = TypeVar("_Made")
 
 
-def make_optimizer(setting: str | Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float) -> Optimizer:
+def make_optimizer(
+    setting: str | Mapping[str, Any], parameters: Iterable[nn.Parameter], lr: float, fused: bool = False
+) -> Optimizer:
     """The optimizer of that name, or of ``{class_path, init_args}``.
 
     Args:
         setting: ``adam``, ``adamw``, or the class path of any optimizer of torch or bitsandbytes with its arguments.
         parameters: The parameters to train.
         lr: Learning rate; an ``lr`` in ``init_args`` wins.
+        fused: Whether an optimizer given by name updates all parameters in one kernel.
 
     Raises:
-        ActError: If there is no such class, or it does not take the arguments.
+        ActError: If there is no such class, it does not take the arguments, or it cannot work on sharded parameters.
     """
     cls, arguments = _optimizer_call(setting, lr)
-    return _call(cls, parameters, arguments, "model.optimizer")
+    listed = list(parameters)
+    if any(isinstance(one, DTensor) for one in listed) and cls.__module__.startswith("bitsandbytes"):
+        refuse([sharding_fault(setting)])
+    if isinstance(setting, str) and fused:
+        arguments["fused"] = True
+    return _call(cls, listed, arguments, "model.optimizer")
 
 
-def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer) -> LRScheduler:
+def sharding_fault(setting: object) -> Fault:
+    """What is wrong with an optimizer of bitsandbytes under FSDP2: its kernels know no sharded tensors."""
+    rule = "must work on sharded parameters under FSDP2, and the kernels of bitsandbytes do not"
+    remedy = "Write {class_path: torchao.optim.AdamW8bit, init_args: {weight_decay: 0.0}}, or adam."
+    return Fault("model.optimizer", setting, rule, remedy)
+
+
+def may_fuse(trainer: L.Trainer) -> bool:
+    """Whether Adam's kernel that updates all parameters together may be used.
+
+    In mixed precision Lightning lets no optimizer clip whose kernel may undo the scale of a loss; and with 16-bit
+    floats the division of a window's gradient has to come after that is undone.
+    """
+    if trainer.strategy.root_device.type not in _FUSED_DEVICES or trainer.precision == "16-mixed":
+        return False
+    return not (trainer.gradient_clip_val and trainer.precision == "bf16-mixed")
+
+
+def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer, updates: int | None = None) -> LRScheduler:
     """The schedule of ``{class_path, init_args}``, to be stepped once an update.
+
+    Args:
+        setting: The class path of a schedule, and its arguments.
+        optimizer: The optimizer.
+        updates: Of the run; given as ``total_steps`` to a class that takes it and was not told.
 
     Raises:
         ActError: If there is no such class, or it does not take the arguments.
     """
     cls = _import(setting, LRScheduler, "model.lr_scheduler")
-    return _call(cls, optimizer, _arguments(setting, "model.lr_scheduler"), "model.lr_scheduler")
+    arguments = _arguments(setting, "model.lr_scheduler")
+    if updates is not None and "total_steps" in inspect.signature(cls).parameters and "epochs" not in arguments:
+        arguments = {"total_steps": updates, **arguments}
+    return _call(cls, optimizer, arguments, "model.lr_scheduler")
 
 
 def optimizer_faults(
@@ -60,7 +97,7 @@ def optimizer_faults(
         found += error.faults
     try:
         if lr_scheduler is not None:
-            make_scheduler(lr_scheduler, trial)
+            make_scheduler(lr_scheduler, trial, updates=1)
     except ActError as error:
         found += error.faults
     return found
