@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from act_lightning.callbacks.averaging import start_averages_from
 from act_lightning.callbacks.language_model import (
     is_transferred,
     mark_transferred,
@@ -131,6 +132,7 @@ class MaskedTaskVectorInjection(L.Callback):
                 self.record = transfer_record(model)
             else:
                 self.inject(trainer, model, profiler)
+                start_averages_from(trainer, pl_module)
         self._write_down(trainer, model)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from act_lightning.errors import Fault
+from act_lightning.sharding import averaging_faults
 
 _REMEDY = "Use one device, ddp, FSDPStrategy or ModelParallelStrategy; or `merge` first, and fine-tune its result."
 
@@ -17,9 +18,9 @@ def strategy_faults(trainer: L.Trainer) -> list[Fault]:
     """
     strategy = trainer.strategy
     if isinstance(strategy, ModelParallelStrategy):
-        return _mesh_faults(strategy)
+        return _mesh_faults(strategy) + averaging_faults(trainer)
     if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDPStrategy)):
-        return []
+        return averaging_faults(trainer)
     rule = "must be one of one device, DDP, FSDP1 and FSDP2 for a transfer"
     return [Fault("trainer.strategy", type(strategy).__name__, rule, _REMEDY)]
 
