@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
-from act_lightning.checkpoints import load_model, locate, require_weights
+from act_lightning.checkpoints import load_model, locate, meta_model, require_weights
+from act_lightning.computing import attention_faults, compile_faults, compile_layers, set_attention
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import Fault, refuse
 from act_lightning.evaluation import (
@@ -26,15 +27,14 @@ from act_lightning.evaluation import (
     generator_faults,
 )
 from act_lightning.examination import Examination, logged, publish
-from act_lightning.loss import answer_loss
-from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
-from act_lightning.sharding import load_sharded
+from act_lightning.loss import answer_loss, score_answers
+from act_lightning.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_faults
+from act_lightning.sharding import averaging_faults, load_sharded
 from act_lightning.validation import (
     KEEP_ACCURACY,
     RECOVER_ACCURACY,
     WITHIN_KEEP,
     Validation,
-    answer_statistics,
     validation_roles,
     within_keep,
 )
@@ -58,11 +58,15 @@ class AbilityTransferModule(L.LightningModule):
         export_dtype: Precision of exported weights; ``auto``: as the target is stored.
         learning_rate: Learning rate of an optimizer that brings none.
         optimizer: ``adam``, ``adamw``, or ``{class_path, init_args}`` of any optimizer of torch or bitsandbytes.
-        lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default.
+        lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default. One that
+            takes ``total_steps`` is told the run's updates.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         generator: Who answers in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target from
             disk in ``dtype`` and spreads it over devices itself.
         generator_args: Arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 8, gpu_memory_utilization: 0.9}``.
+        attention: Implementation of attention in training and evaluation: ``auto`` (transformers' choice), ``sdpa``,
+            ``eager``, ``flex_attention``, ``flash_attention_2`` and so on. Packed samples stay apart in all of them.
+        compile: Whether decoder layers are compiled, or arguments of ``torch.compile``.
 
     Attributes:
         model: The model, from ``configure_model`` on.
@@ -70,11 +74,13 @@ class AbilityTransferModule(L.LightningModule):
             ``position_ids`` restart, without an attention mask.
         keep_floor: Token accuracy that keep must reach for ``val_recover_within_keep``, which ``BestRecovery`` sets.
         answers_whole_sets: Tells a data module that all rows of an evaluation set may come in one batch.
+        pristine: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
     """
 
     _examination: Examination
     _validation: Validation
     reads_packed_rows = True
+    pristine = False
 
     def __init__(
         self,
@@ -88,6 +94,8 @@ class AbilityTransferModule(L.LightningModule):
         gradient_checkpointing: bool = False,
         generator: str = TRANSFORMERS,
         generator_args: dict[str, Any] = {},  # noqa: B006  # a default that a printed config shows
+        attention: str = "auto",
+        compile: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__()
         self.target = target
@@ -101,6 +109,8 @@ class AbilityTransferModule(L.LightningModule):
         self.generator = generator
         self.generator_args = generator_args
         self._answerer: Answerer | None = None
+        self.attention = attention
+        self.compile_setting = compile
         self.model: PreTrainedModel | None = None
         self.keep_floor: float | None = None
         self._window_tokens = 0
@@ -112,6 +122,7 @@ class AbilityTransferModule(L.LightningModule):
         for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
             if value not in _DTYPES:
                 found.append(Fault(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
+        found += attention_faults(self.attention) + compile_faults(self.compile_setting)
         return found + generator_faults(self.generator, self.generator_args)
 
     @property
@@ -123,6 +134,7 @@ class AbilityTransferModule(L.LightningModule):
         """Load the target, once, in the precision of training; or start the engine that answers in its place."""
         if self.model is not None or self._answerer is not None:
             return
+        refuse(averaging_faults(self.trainer))
         folder = locate(self.target, self.revision)
         require_weights(folder, "model.target")
         if self.generator == VLLM and self.trainer.state.fn in _ANSWERING:
@@ -130,10 +142,15 @@ class AbilityTransferModule(L.LightningModule):
             bar = self.trainer.progress_bar_callback is not None
             self._answerer = VLLMAnswerer(folder, self._data.tokenizer, self.weights_dtype, self.generator_args, bar)
             return
+        if self.attention != "auto":
+            set_attention(meta_model(folder), self.attention)  # refused before weights are read
         self.model = self._load(folder, training_dtype(self.trainer.precision)).train()
+        set_attention(self.model, self.attention)
         if self.gradient_checkpointing:
             old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
             getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
+        compile_layers(self.model, self.compile_setting)
+        self.pristine = True
 
     def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """The whole model, or this process's part of it under FSDP2."""
@@ -169,15 +186,16 @@ class AbilityTransferModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """All parameters, one optimizer, and the schedule if one is set."""
-        optimizer = make_optimizer(self.optimizer, self.parameters(), self.learning_rate)
+        optimizer = make_optimizer(self.optimizer, self.parameters(), self.learning_rate, fused=may_fuse(self.trainer))
         if self.lr_scheduler is None:
             return optimizer
-        scheduler = make_scheduler(self.lr_scheduler, optimizer)
+        scheduler = make_scheduler(self.lr_scheduler, optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Forget the window of a fit that was interrupted; an epoch ends with an update."""
         self._window_tokens, self._window_loss = 0, 0.0
+        self.pristine = False
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
@@ -196,7 +214,7 @@ class AbilityTransferModule(L.LightningModule):
             gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
             self.log("train_loss", loss / tokens, prog_bar=True)
-            self.log("answer_tokens", tokens)
+            self.log("answer_tokens", tokens, prog_bar=True)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting for every validation set."""
@@ -204,7 +222,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count a batch's loss and right tokens to its set."""
-        self._validation.add(dataloader_idx, answer_statistics(self.language_model, batch))
+        self._validation.add(dataloader_idx, score_answers(self.language_model, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and token accuracy of every set, and their means, overall and by role."""

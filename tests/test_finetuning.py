@@ -82,7 +82,7 @@ def fit(
     folder: Path, batches: Batches, *callbacks: L.Callback, module: dict[str, Any] | None = None, **trainer: Any
 ) -> AbilityTransferModule:
     """The module after one epoch of these micro-batches."""
-    ours = AbilityTransferModule(str(folder), learning_rate=RATE, **(module or {}))
+    ours = AbilityTransferModule(str(folder), **({"learning_rate": RATE} | (module or {})))
     loader: DataLoader[Any] = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     quiet_trainer(folder.parent, *callbacks, limit_val_batches=0, **trainer).fit(ours, loader, loader)
     return ours

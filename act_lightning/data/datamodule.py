@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -158,7 +159,7 @@ class AbilityDataModule(L.LightningDataModule):
             remedy = "Name abilities, or a share of each to hold out."
             raise ActError(Fault("data.validation", [], "must name something to validate on", remedy))
         if stage in (None, "fit", "validate"):
-            _ = self.packing is not True or packs(True, self._config, by_length=False)
+            _ = self.packing is not True or packs(True, self._reader_config, by_length=False)
             _ = self.tokenized
         if stage in (None, "fit", "test", "predict"):
             _ = self.prompts
@@ -272,7 +273,16 @@ class AbilityDataModule(L.LightningDataModule):
         """Whether samples are packed: ``auto`` asks the LightningModule, too, which may want an attention mask."""
         module = getattr(self.trainer, "lightning_module", None)
         may = self.packing is True or getattr(module, "reads_packed_rows", False)
-        return may and packs(self.packing, self._config, by_length)
+        return may and packs(self.packing, self._reader_config, by_length)
+
+    @property
+    def _reader_config(self) -> PretrainedConfig:
+        """The target's config with the implementation of attention that the LightningModule asks for."""
+        asked = getattr(getattr(self.trainer, "lightning_module", None), "attention", "auto")
+        config = copy.deepcopy(self._config)
+        if asked != "auto":
+            config._attn_implementation = asked
+        return config
 
     @property
     def _share(self) -> tuple[int, int]:

@@ -1,0 +1,91 @@
+"""How a model computes: which implementation of attention, and whether its layers are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
+
+from act_lightning.errors import ActError, Fault
+
+_FLASH: dict[str, Callable[[], bool]] = {
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+    "flash_attention_4": is_flash_attn_4_available,
+}
+ATTENTION = ("auto", "sdpa", "eager", "flex_attention", *_FLASH)
+_COMPILED = {"dynamic": True}  # packed rows are of all lengths
+
+Compile = bool | dict[str, Any]
+
+
+def attention_faults(attention: str) -> list[Fault]:
+    """What is wrong with ``model.attention``, before a model is known.
+
+    transformers would fetch a kernel from the hub where the package of a flash attention is missing; that is code of
+    someone else's, so it is refused here.
+    """
+    if attention not in ATTENTION:
+        return [Fault("model.attention", attention, f"must be one of {', '.join(ATTENTION)}", "Choose one.")]
+    if attention in _FLASH and not _FLASH[attention]():
+        rule = "must be installed, with a GPU that it runs on"
+        return [Fault("model.attention", attention, rule, "Install its package (flash-attn), or write sdpa.")]
+    return []
+
+
+def set_attention(model: PreTrainedModel, attention: str) -> None:
+    """Let a model compute attention by this implementation; ``auto`` leaves transformers' choice.
+
+    Raises:
+        ActError: If the model has no such implementation.
+    """
+    if attention == "auto":
+        return
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        rule = f"must be an implementation that {model.config.model_type} has ({reason})"
+        raise ActError(Fault("model.attention", attention, rule, "Write auto.")) from error
+
+
+def compile_faults(setting: object) -> list[Fault]:
+    """What is wrong with ``model.compile``: found by compiling, lazily, a module that does nothing."""
+    if isinstance(setting, bool):
+        return []
+    rule, remedy = "must be true, false, or arguments of torch.compile", "Write true, or {mode: max-autotune}."
+    if not isinstance(setting, Mapping):
+        return [Fault("model.compile", setting, rule, remedy)]
+    try:
+        nn.Identity().compile(**setting)
+    except Exception as error:  # whatever a backend of someone else's raises
+        return [Fault("model.compile", dict(setting), f"{rule} ({error})", remedy)]
+    return []
+
+
+def compile_layers(model: PreTrainedModel, setting: Compile) -> None:
+    """Compile each decoder layer, in place: names of modules and parameters, and hooks between layers, stay.
+
+    Layer by layer, one graph serves them all, compiling takes seconds instead of minutes, and strategies may gather
+    each layer's weights (https://docs.pytorch.org/tutorials/recipes/regional_compilation.html).
+
+    Args:
+        model: A model of transformers.
+        setting: ``True``, or arguments of ``torch.compile``; shapes are dynamic unless these say otherwise.
+
+    Raises:
+        ActError: If the model does not say what its layers are.
+    """
+    if setting is False:
+        return
+    arguments = _COMPILED | ({} if setting is True else setting)
+    kinds = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    if not layers:
+        rule = f"must be false for {model.config.model_type}, which names no layers to compile"
+        raise ActError(Fault("model.compile", setting, rule, "Write false."))
+    for layer in layers:
+        layer.compile(**arguments)
