@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.fisher import FisherInformation
     from act_lightning.callbacks.injection import MaskedTaskVectorInjection
     from act_lightning.callbacks.last_checkpoint import LastCheckpoint
+    from act_lightning.callbacks.lost_updates import LostUpdates
     from act_lightning.callbacks.preemption import PreemptionCheckpoint
     from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
     from act_lightning.callbacks.sources import AbilitySource
+    from act_lightning.callbacks.throughput import TokenThroughput
 
 __all__ = [
     "AbilitySource",
@@ -26,8 +28,10 @@ __all__ = [
     "FisherInformation",
     "HuggingFaceExport",
     "LastCheckpoint",
+    "LostUpdates",
     "MaskedTaskVectorInjection",
     "PreemptionCheckpoint",
+    "TokenThroughput",
     "TransferComparison",
 ]
 _HOMES = {
@@ -40,6 +44,9 @@ _HOMES = {
     "LastCheckpoint": "last_checkpoint",
     "MaskedTaskVectorInjection": "injection",
     "PreemptionCheckpoint": "preemption",
+    "LostUpdates": "lost_updates",
+    "MaskedTaskVectorInjection": "injection",
+    "TokenThroughput": "throughput",
     "TransferComparison": "comparison",
 }
 

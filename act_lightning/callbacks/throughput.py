@@ -1,0 +1,173 @@
+"""Tokens a second, the share of a GPU's speed that training uses, and memory: Lightning's monitor for packed rows."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ThroughputMonitor
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from act_lightning.activations import IGNORED
+from act_lightning.callbacks.language_model import find_language_model
+
+_FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides how long a language model computes on a batch.
+
+    Attributes:
+        body: Parameters that every token meets: all but the embedding and the head.
+        head: Parameters that only answer tokens meet.
+        attention: Layers × heads × size of a head.
+    """
+
+    body: int
+    head: int
+    attention: int
+
+    def operations(self, lengths: Tensor, answers: int, each: int = _TRAINING) -> int:
+        """Floating-point operations, counted as in appendix B of https://arxiv.org/abs/2204.02311.
+
+        Activations that are computed again count once. Attention counts every pair of tokens of a sample, those that
+        a causal mask hides, too, as is usual; but none of different samples of a packed row, and logits only where
+        they are needed.
+
+        Args:
+            lengths: Tokens of each sample, int64 ``[samples]``.
+            answers: Answer tokens.
+            each: Operations a parameter and token: 6 in training, 2 in validation.
+
+        >>> Work(body=100, head=10, attention=4).operations(torch.tensor([3, 2]), answers=2)
+        3744
+        """
+        pairs = int((lengths * lengths).sum())
+        return each * (self.body * int(lengths.sum()) + self.head * answers + 2 * self.attention * pairs)
+
+
+def work_of(config: PretrainedConfig) -> Work:
+    """The work of a model of dense layers with this config, counted without its weights."""
+    return _work_of(config.to_json_string(), type(config))
+
+
+@lru_cache(maxsize=8)
+def _work_of(described: str, kind: type[PretrainedConfig]) -> Work:
+    import json
+
+    config = kind.from_dict(json.loads(described))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    outer = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    body = sum(parameter.numel() for parameter in model.parameters() if parameter not in outer)
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = text.num_hidden_layers * text.num_attention_heads * size
+    return Work(body, model.get_output_embeddings().weight.numel(), attention)
+
+
+def sample_lengths(batch: Mapping[str, Tensor]) -> Tensor:
+    """Tokens of each sample of a batch, padded or packed, int64 ``[samples]``.
+
+    >>> sample_lengths({"input_ids": torch.ones(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}).tolist()
+    [3, 2]
+    """
+    if "position_ids" in batch:
+        starts = (batch["position_ids"].flatten() == 0).nonzero().flatten()
+        return torch.diff(starts, append=starts.new_tensor([batch["position_ids"].numel()]))
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]).sum(1) if mask is None else mask.sum(1)
+
+
+class TokenThroughput(ThroughputMonitor):
+    """Log what Lightning's ``ThroughputMonitor`` does, an item being a token, and answer tokens and memory beside it.
+
+    ``train/device/items_per_sec`` is tokens of samples, without padding, ``train/device/flops_per_sec`` and
+    ``train/device/mfu`` are the operations that the model needs (:meth:`Work.operations`), the latter as a share of
+    what the GPU can do, where Lightning knows that. ``train/answer_tokens_per_sec`` counts the tokens that are
+    learned, since the update before; ``train/peak_memory_gb`` is the most that this process has held: on a GPU what
+    torch has allocated there, else its resident memory. Loggers get all of it after each update.
+
+    Args:
+        window_size: Micro-batches that rates are averaged over.
+    """
+
+    def __init__(self, window_size: int = 100) -> None:
+        super().__init__(lambda batch: len(sample_lengths(batch)), _tokens, window_size=window_size)
+        self._answers, self._since = 0, 0.0
+
+    @rank_zero_only
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Tell the monitor how many operations this batch takes."""
+        self._since = self._since or time.perf_counter()
+        pl_module.flops_per_batch = self._operations(pl_module, batch, _TRAINING)
+
+    @rank_zero_only
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """The same in validation, which computes no gradients."""
+        pl_module.flops_per_batch = self._operations(pl_module, batch, _FORWARD)
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401
+        batch: Any,  # noqa: ANN401
+        *rest: Any,
+    ) -> None:
+        """Count, and log after an update."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, *rest)
+        self._answers += _answers(batch)
+        if trainer.fit_loop._should_accumulate():
+            return
+        now = time.perf_counter()
+        rate = self._answers / max(now - self._since, 1e-9)
+        self._answers, self._since = 0, now
+        if trainer._logger_connector.should_update_logs:
+            values = {"train/answer_tokens_per_sec": rate, "train/peak_memory_gb": peak_memory(pl_module.device) / 1e9}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _operations(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], each: int) -> int:
+        model = find_language_model(pl_module)
+        return 0 if model is None else work_of(model.config).operations(sample_lengths(batch), _answers(batch), each)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held: on a GPU those of torch, else all that were in memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> int:
+    return int(sample_lengths(batch).sum())
+
+
+def _answers(batch: Mapping[str, Tensor]) -> int:
+    return int((batch["labels"] != IGNORED).sum())
