@@ -42,10 +42,9 @@ _HOMES = {
     "FisherInformation": "fisher",
     "HuggingFaceExport": "export",
     "LastCheckpoint": "last_checkpoint",
-    "MaskedTaskVectorInjection": "injection",
-    "PreemptionCheckpoint": "preemption",
     "LostUpdates": "lost_updates",
     "MaskedTaskVectorInjection": "injection",
+    "PreemptionCheckpoint": "preemption",
     "TokenThroughput": "throughput",
     "TransferComparison": "comparison",
 }

@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from act_lightning.callbacks import LastCheckpoint, PreemptionCheckpoint
 from act_lightning.training_state import TrainingStateIO
@@ -24,7 +24,7 @@ def unsaid(settings: Namespace, root: Path, verb: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if settings.logger is None:
-        found["logger"] = CSVLogger(str(root), name="logs")
+        found["logger"] = _loggers(root)
     if settings.log_every_n_steps is None:
         found["log_every_n_steps"] = 1  # updates are few
     if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
@@ -67,3 +67,9 @@ def _keeps_last(callback: Callback) -> bool:
 
 def _listed(value: Any) -> list[Any]:  # noqa: ANN401 - a list, one of its items, or nothing
     return list(value) if isinstance(value, list) else [value] if value else []
+
+
+def _loggers(root: Path) -> list[Logger]:
+    """CSV and TensorBoard, in one folder: ``logs/version_0`` and so on."""
+    table = CSVLogger(str(root), name="logs")
+    return [table, TensorBoardLogger(str(root), name="logs", version=table.version)]
