@@ -117,16 +117,34 @@ def test_a_strategy_given_as_a_class_is_not_built(config: Config) -> None:
     assert plan["memory"]["training_optimizer"] == 0, "it lies in the host's memory"
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}, "shards nothing"),
-        ("deepspeed_stage_3", "cannot transfer into"),
-    ],
-)
-def test_warns_of_strategies_that_do_not_do_what_is_wanted(config: Config, given: object, words: str) -> None:
+def test_warns_of_a_strategy_that_does_not_do_what_is_wanted(config: Config) -> None:
+    given = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
     config["trainer"] |= EIGHT_GPUS | {"strategy": given}
-    assert words in about(planned(config), "trainer.strategy", "warning")[0]["message"]
+    assert "shards nothing" in about(planned(config), "trainer.strategy", "warning")[0]["message"]
+
+
+@pytest.mark.parametrize(
+    "given", ["deepspeed_stage_3", {"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy"}]
+)
+def test_deepspeed_is_refused_for_a_transfer(config: Config, given: object) -> None:
+    """By ``fit`` as by its plan, before Lightning looks for the package; plain fine-tuning is Lightning's affair."""
+    config["trainer"] |= EIGHT_GPUS | {"strategy": given}
+    (problem,) = about(planned(config, status=1), "trainer.strategy", "error")
+    assert "copies them for its optimizer" in problem["message"]
+    outcome = run("fit", config)
+    assert outcome.status == 1
+    assert "copies them for its optimizer" in outcome.err
+    assert not about(planned(changed(config, "profile", ...)), "trainer.strategy", "error")
+
+
+def test_an_optimizer_without_kernels_for_shards_is_refused(config: Config) -> None:
+    sizes = {"data_parallel_size": 8, "tensor_parallel_size": 1}
+    given = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
+    config["trainer"] |= EIGHT_GPUS | {"strategy": given}
+    config["model"]["optimizer"] = {"class_path": "bitsandbytes.optim.AdamW8bit"}
+    assert "torchao" in about(planned(config, status=1), "model.optimizer", "error")[0]["remedy"]
+    config["model"]["optimizer"] = {"class_path": "torchao.optim.AdamW8bit"}
+    assert not about(planned(config), "model.optimizer", "error")
 
 
 def test_nothing_is_written_and_only_a_few_rows_are_read(config: Config, tmp_path: Path) -> None:
@@ -427,6 +445,13 @@ def test_says_when_an_update_is_not_sixteen_samples(
 def test_warns_of_weights_too_coarse_for_the_rate(config: Config, precision: str, warned: bool) -> None:
     config["trainer"]["precision"] = precision
     assert bool(about(planned(config), "trainer.precision", "warning")) is warned
+
+
+def test_an_optimizer_that_rounds_at_random_is_not_warned_of(config: Config) -> None:
+    config["trainer"]["precision"] = "bf16-true"
+    rounding = {"class_path": "torchao.optim.AdamW8bit", "init_args": {"bf16_stochastic_round": True}}
+    config["model"]["optimizer"] = rounding
+    assert not about(planned(config), "trainer.precision", "warning")
 
 
 def test_plain_fine_tuning_is_noted(config: Config) -> None:

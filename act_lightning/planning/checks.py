@@ -6,10 +6,13 @@ from pathlib import Path
 
 from act_lightning.checkpoints import check_writable, output_faults
 from act_lightning.errors import Fault
+from act_lightning.optimizers import sharding_fault
 from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
+from act_lightning.planning.strategies import strategy_of
 
+_TRAINING = ("fit", "plan")
 _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
 _WITHOUT_DATA = ("profile", "merge")  # which need none where nothing is measured on samples
 _EVALUATING = ("validate", "test", "predict")
@@ -77,7 +80,23 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
     if run.causes is not None:
         asked = list(dict.fromkeys(name for source in run.sources for name in source.abilities))
         found += run.causes.faults(run.data.abilities, asked)
-    return found + run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
+    found += run.profiler.faults() + run.transfer.faults() + _source_faults(run, verb)
+    return found + (_strategy_faults(run) if verb in _TRAINING else [])
+
+
+def _strategy_faults(run: Run) -> list[Fault]:
+    """Strategies that cannot be transferred into, and optimizers that cannot work under one."""
+    name, _ = strategy_of(run.trainer)
+    found = []
+    if run.sources and "deepspeed" in name:
+        rule = "must leave weights where a transfer can reach them; DeepSpeed copies them for its optimizer before that"
+        remedy = "Use ddp, FSDP1 or FSDP2; or run `merge`, and fine-tune merged/ without profile.sources."
+        found.append(Fault("trainer.strategy", name, rule, remedy))
+    optimizer = run.model.optimizer
+    path = "" if isinstance(optimizer, str) else str(optimizer.get("class_path"))
+    if name.replace("_", "").startswith("modelparallel") and path.startswith("bitsandbytes."):
+        found.append(sharding_fault(optimizer))
+    return found
 
 
 def _seed_faults(seed: object) -> list[Fault]:

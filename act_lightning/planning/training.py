@@ -43,10 +43,17 @@ def _update_problems(run: Run) -> list[Problem]:
 
 def _precision_problems(run: Run) -> list[Problem]:
     precision = str(run.trainer.get("precision"))
-    if precision not in ("bf16-true", "16-true"):
+    if precision not in ("bf16-true", "16-true") or _rounds_at_random(run.model.optimizer):
         return []
     message = f"weights in {precision} lose most updates to rounding at a learning rate such as 2e-5"
-    return [Problem("warning", "trainer.precision", message, "Use bf16-mixed, which keeps float32 weights.")]
+    remedy = "Use bf16-mixed, which keeps float32 weights, or the optimizer of configs/strategy/single_gpu_bf16.yaml."
+    return [Problem("warning", "trainer.precision", message, remedy)]
+
+
+def _rounds_at_random(optimizer: str | Mapping[str, Any]) -> bool:
+    """Whether an optimizer of torchao keeps small updates of bfloat16 weights in the mean."""
+    arguments = {} if isinstance(optimizer, str) else optimizer.get("init_args") or {}
+    return bool(arguments.get("bf16_stochastic_round"))
 
 
 def _validation_problems(run: Run) -> list[Problem]:
@@ -64,10 +71,6 @@ def _strategy_problems(run: Run) -> list[Problem]:
     if isinstance(strategy, Mapping):
         name, sizes = str(strategy.get("class_path")).rpartition(".")[2], strategy.get("init_args") or {}
     setting = "trainer.strategy"
-    if run.sources and "deepspeed" in name.lower():
-        message = f"{name} may part parameters in a way that `fit` cannot transfer into"
-        remedy = "Use ddp or FSDP; or run `merge`, and fine-tune merged/ without profile.sources."
-        return [Problem("warning", setting, message, remedy)]
     if "modelparallel" in name.lower() and "auto" in (sizes.get(key, "auto") for key in _SIZES):
         message = f"{name} with automatic sizes shards nothing over the devices of one node"
         remedy = "Set data_parallel_size to the number of processes and tensor_parallel_size to 1."
