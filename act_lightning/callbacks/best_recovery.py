@@ -16,11 +16,11 @@ from act_lightning.callbacks.resuming import resumes
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.evaluation.modes import evaluating
+from act_lightning.loss import score_answers
 from act_lightning.validation import (
     KEEP_ACCURACY,
     WITHIN_KEEP,
     Validation,
-    answer_statistics,
     validation_roles,
 )
 
@@ -90,7 +90,7 @@ class BestRecovery(L.Callback):
             for number, name in enumerate(kept):
                 for batch in loaders[name]:
                     placed = trainer.strategy.batch_to_device(batch)
-                    validation.add(number, answer_statistics(model, placed))
+                    validation.add(number, score_answers(model, placed))
         return float(validation.values()[KEEP_ACCURACY])
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
