@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available, is_flash_attn_4_available
+from transformers.utils import import_utils
 
 from act_lightning.errors import ActError, Fault
 
-_FLASH: dict[str, Callable[[], bool]] = {
-    "flash_attention_2": is_flash_attn_2_available,
-    "flash_attention_3": is_flash_attn_3_available,
-    "flash_attention_4": is_flash_attn_4_available,
-}
+_FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 ATTENTION = ("auto", "sdpa", "eager", "flex_attention", *_FLASH)
 _COMPILED = {"dynamic": True}  # packed rows are of all lengths
 
@@ -30,10 +26,16 @@ def attention_faults(attention: str) -> list[Fault]:
     """
     if attention not in ATTENTION:
         return [Fault("model.attention", attention, f"must be one of {', '.join(ATTENTION)}", "Choose one.")]
-    if attention in _FLASH and not _FLASH[attention]():
+    if attention in _FLASH and not _is_installed(attention):
         rule = "must be installed, with a GPU that it runs on"
         return [Fault("model.attention", attention, rule, "Install its package (flash-attn), or write sdpa.")]
     return []
+
+
+def _is_installed(flash: str) -> bool:
+    """Whether transformers finds the package of a flash attention; the oldest of the range do not know the newest."""
+    known = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
+    return known is not None and bool(known())
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:

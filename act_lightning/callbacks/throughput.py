@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import lightning as L
@@ -58,14 +57,6 @@ class Work:
 
 def work_of(config: PretrainedConfig) -> Work:
     """The work of a model of dense layers with this config, counted without its weights."""
-    return _work_of(config.to_json_string(), type(config))
-
-
-@lru_cache(maxsize=8)
-def _work_of(described: str, kind: type[PretrainedConfig]) -> Work:
-    import json
-
-    config = kind.from_dict(json.loads(described))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     outer = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
@@ -105,6 +96,7 @@ class TokenThroughput(ThroughputMonitor):
     def __init__(self, window_size: int = 100) -> None:
         super().__init__(lambda batch: len(sample_lengths(batch)), _tokens, window_size=window_size)
         self._answers, self._since = 0, 0.0
+        self._work: Work | None = None
 
     @rank_zero_only
     def on_train_batch_start(
@@ -116,7 +108,7 @@ class TokenThroughput(ThroughputMonitor):
     ) -> None:
         """Tell the monitor how many operations this batch takes."""
         self._since = self._since or time.perf_counter()
-        pl_module.flops_per_batch = self._operations(pl_module, batch, _TRAINING)
+        pl_module.flops_per_batch = self._operations(pl_module, batch, _TRAINING)  # type: ignore[assignment]
 
     @rank_zero_only
     def on_validation_batch_start(
@@ -128,7 +120,7 @@ class TokenThroughput(ThroughputMonitor):
         dataloader_idx: int = 0,
     ) -> None:
         """The same in validation, which computes no gradients."""
-        pl_module.flops_per_batch = self._operations(pl_module, batch, _FORWARD)
+        pl_module.flops_per_batch = self._operations(pl_module, batch, _FORWARD)  # type: ignore[assignment]
 
     @rank_zero_only
     def on_train_batch_end(
@@ -154,7 +146,10 @@ class TokenThroughput(ThroughputMonitor):
 
     def _operations(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], each: int) -> int:
         model = find_language_model(pl_module)
-        return 0 if model is None else work_of(model.config).operations(sample_lengths(batch), _answers(batch), each)
+        if model is None:
+            return 0
+        self._work = self._work or work_of(model.config)
+        return self._work.operations(sample_lengths(batch), _answers(batch), each)
 
 
 def peak_memory(device: torch.device) -> int:

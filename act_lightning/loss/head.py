@@ -63,7 +63,7 @@ class BoundedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
                 loss = cross_entropy(logits(leaf).float(), ids, reduction="sum")
-            gradient, *others = torch.autograd.grad(loss, [leaf, *due])
+            gradient, *others = torch.autograd.grad(loss, [leaf, *due], materialize_grads=True)
             total += loss.detach()
             by_hidden.append(gradient)
             for summed, other in zip(sums, others, strict=True):
@@ -92,8 +92,14 @@ def bounded_loss(head: nn.Module, hidden: Tensor, wanted: Tensor, logits: Logits
         return logits(hidden).float().sum()  # zero, and still depends on all weights
     if not torch.is_grad_enabled():
         return bounded_scores(hidden, wanted, logits, at_once).loss
-    loss: Tensor = BoundedLoss.apply(hidden, wanted, logits, at_once, *head.parameters())  # type: ignore[no-untyped-call]
+    loss: Tensor = BoundedLoss.apply(hidden, wanted, logits, at_once, *_weights(head))  # type: ignore[no-untyped-call]
     return loss
+
+
+def _weights(head: nn.Module) -> list[Tensor]:
+    """All that a head computes with, views of FSDP1's flat parameters included, which are no parameters of its own."""
+    views = [value for value in vars(head).values() if torch.is_tensor(value) and value.requires_grad]
+    return [*head.parameters(), *views]
 
 
 def bounded_scores(hidden: Tensor, wanted: Tensor, logits: Logits, at_once: int) -> Scored:

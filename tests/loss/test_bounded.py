@@ -118,6 +118,20 @@ def test_frozen_heads_get_no_gradient_and_pass_it_on() -> None:
     assert_close(gradients(model), expected)
 
 
+def test_heads_whose_weight_is_a_view_pass_on_its_gradient() -> None:
+    """As under FSDP1, which may put views of one flat parameter in the place of parameters."""
+    model = tiny_model("llama").train()
+    (batch,) = padded(SAMPLES, rows=6)
+    answer_loss(model, batch, 7)[0].backward()
+    expected = gradients(model)["lm_head.weight"]
+    flat = torch.nn.Parameter(model.lm_head.weight.detach().flatten().clone())
+    del model.lm_head.weight
+    model.lm_head.weight = flat.view_as(expected)
+    answer_loss(model, batch, 7)[0].backward()
+    assert flat.grad is not None
+    torch.testing.assert_close(flat.grad.view_as(expected), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_many_chunks_lose_no_more_than_one(dtype: torch.dtype) -> None:
     """Weights in bfloat16 get the sum of their chunks' gradients rounded once."""
