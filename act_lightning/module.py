@@ -59,7 +59,7 @@ class AbilityTransferModule(L.LightningModule):
         learning_rate: Learning rate of an optimizer that brings none.
         optimizer: ``adam``, ``adamw``, or ``{class_path, init_args}`` of any optimizer of torch or bitsandbytes.
         lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default. One that
-            takes ``total_steps`` is told the run's updates.
+            cannot do without ``total_steps`` is told the run's updates.
         gradient_checkpointing: Compute activations again in the backward pass, to save memory.
         generator: Who answers in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target from
             disk in ``dtype`` and spreads it over devices itself.

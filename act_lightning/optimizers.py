@@ -70,14 +70,15 @@ def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer, updates: in
     Args:
         setting: The class path of a schedule, and its arguments.
         optimizer: The optimizer.
-        updates: Of the run; given as ``total_steps`` to a class that takes it and was not told.
+        updates: Of the run; given as ``total_steps`` to a class that cannot do without and was not told.
 
     Raises:
         ActError: If there is no such class, or it does not take the arguments.
     """
     cls = _import(setting, LRScheduler, "model.lr_scheduler")
     arguments = _arguments(setting, "model.lr_scheduler")
-    if updates is not None and "total_steps" in inspect.signature(cls).parameters and "epochs" not in arguments:
+    total = inspect.signature(cls).parameters.get("total_steps")
+    if updates is not None and total is not None and total.default is inspect.Parameter.empty:
         arguments = {"total_steps": updates, **arguments}
     return _call(cls, optimizer, arguments, "model.lr_scheduler")
 

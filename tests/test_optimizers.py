@@ -57,6 +57,47 @@ def test_a_schedule_is_made_for_the_optimizer() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
+def test_a_schedule_over_the_whole_run_is_told_its_updates() -> None:
+    setting = {"class_path": "act_lightning.schedules.WarmupCosine", "init_args": {"warmup": 0.5, "final": 0.25}}
+    assert optimizer_faults("adam", setting, 0.1) == []
+    optimizer, rates = make_optimizer("adam", [matrix()], 1.0), []
+    scheduler = make_scheduler(setting, optimizer, updates=4)
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.25])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_one_kernel_makes_the_same_updates(name: str) -> None:
+    found = []
+    for fused in (False, True):
+        weights = nn.Parameter(torch.linspace(-1, 1, 1000).view(10, 100).clone())
+        optimizer = make_optimizer(name, [weights], 1.0e-2, fused=fused)
+        assert bool(optimizer.param_groups[0]["fused"]) is fused
+        for step in range(5):
+            weights.grad = torch.sin(weights.detach() * (step + 3))
+            optimizer.step()
+        found.append(weights.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(found[0], torch.linspace(-1, 1, 1000).view(10, 100))
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", ["Adam8bit", "AdamW8bit", "PagedAdamW8bit"])
+def test_moments_of_eight_bits_on_a_cpu(name: str) -> None:
+    """One step with all gradients alike is as long as torch's; matrices of 4,096 elements have moments of a byte."""
+    setting = {"class_path": f"bitsandbytes.optim.{name}", "init_args": {"weight_decay": 0.0}}
+    eight, plain = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
+    optimizers = [make_optimizer(setting, [eight], 1.0e-2), make_optimizer("adam", [plain], 1.0e-2)]
+    for weights, optimizer in zip((eight, plain), optimizers, strict=True):
+        weights.grad = torch.full_like(weights, 0.5)
+        optimizer.step()
+    assert optimizers[0].state[eight]["state1"].dtype == torch.uint8
+    torch.testing.assert_close(eight.detach(), plain.detach(), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("setting", "name", "words"),
     [
