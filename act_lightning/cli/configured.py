@@ -25,7 +25,7 @@ from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.inspection import inspect, print_inspection
 from act_lightning.module import AbilityTransferModule
 from act_lightning.overlays import MergingConfigFile, NamingParser
-from act_lightning.planning import Run, make_plan, print_plan, run_faults
+from act_lightning.planning import Run, deepspeed_faults, make_plan, print_plan, run_faults
 from act_lightning.sweeping import SweepSettings
 from act_lightning.verbs import causes, leaving_nothing, merge, profile, sweep, write_predictions
 
@@ -139,6 +139,8 @@ class ActCLI(LightningCLI):
         """Make what the verb needs, after looking for all faults of meaning at once; some verbs need no Trainer."""
         verb = str(self.subcommand)
         config = self.config
+        if verb == "fit" and self._get(config, "profile").sources:
+            refuse(deepspeed_faults(self._get(config, "trainer").as_dict()))
         if verb in _WITHOUT_TRAINER:
             config = config.clone()
             config[verb].trainer = Namespace()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from act_lightning.checkpoints import check_writable, output_faults
 from act_lightning.errors import Fault
@@ -86,17 +88,25 @@ def setting_faults(run: Run, verb: str) -> list[Fault]:
 
 def _strategy_faults(run: Run) -> list[Fault]:
     """Strategies that cannot be transferred into, and optimizers that cannot work under one."""
+    found = deepspeed_faults(run.trainer) if run.sources else []
     name, _ = strategy_of(run.trainer)
-    found = []
-    if run.sources and "deepspeed" in name:
-        rule = "must leave weights where a transfer can reach them; DeepSpeed copies them for its optimizer before that"
-        remedy = "Use ddp, FSDP1 or FSDP2; or run `merge`, and fine-tune merged/ without profile.sources."
-        found.append(Fault("trainer.strategy", name, rule, remedy))
     optimizer = run.model.optimizer
     path = "" if isinstance(optimizer, str) else str(optimizer.get("class_path"))
     if name.replace("_", "").startswith("modelparallel") and path.startswith("bitsandbytes."):
         found.append(sharding_fault(optimizer))
     return found
+
+
+def deepspeed_faults(trainer: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with DeepSpeed for a transfer, told before Lightning looks for its package.
+
+    Args:
+        trainer: Section ``trainer`` of the config.
+    """
+    name, _ = strategy_of(trainer)
+    rule = "must leave weights where a transfer can reach them; DeepSpeed copies them for its optimizer before that"
+    remedy = "Use ddp, FSDP1 or FSDP2; or run `merge`, and fine-tune merged/ without profile.sources."
+    return [Fault("trainer.strategy", name, rule, remedy)] if "deepspeed" in name else []
 
 
 def _seed_faults(seed: object) -> list[Fault]:
