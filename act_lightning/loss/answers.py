@@ -123,11 +123,25 @@ class AtHead:
 
 def _together(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Scored:
     """Scores of the model's own logits, at all answer tokens together."""
-    positions, wanted = _answers(batch)
-    with _hooked(model.get_output_embeddings().register_forward_pre_hook(positions.take_from_input)):
-        logits = model(**_inputs(batch), use_cache=False).logits.squeeze(0).float()
+    logits, wanted = answer_logits(model, batch)
     right = (logits.detach().argmax(-1) == wanted).sum()
     return Scored(cross_entropy(logits, wanted, reduction="sum"), right, len(wanted))
+
+
+def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The logits that predict the answer tokens of a batch, all of them together, and these tokens.
+
+    Args:
+        model: A causal language model.
+        batch: As for :func:`answer_loss`.
+
+    Returns:
+        Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
+    """
+    positions, wanted = _answers(batch)
+    with _hooked(model.get_output_embeddings().register_forward_pre_hook(positions.take_from_input)):
+        logits = model(**_inputs(batch), use_cache=False).logits
+    return logits.squeeze(0).float(), wanted
 
 
 def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
