@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # exported by a computed __all__
 from lightning.pytorch.cli import LightningArgumentParser
+
+from act_lightning.errors import refuse
+from act_lightning.repeated_keys import repeated_keys
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
 
@@ -30,7 +34,12 @@ class MergingConfigFile(ActionConfigFile):
     def __call__(  # type: ignore[override]
         self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None
     ) -> None:
-        """Apply one more config file."""
+        """Apply one more config file.
+
+        Raises:
+            ActError: If it gives a key twice in one place.
+        """
+        refuse(repeated_keys(_content(str(values)), str(values)))
         earlier = {key: _plain(cfg.get(key)) for key in _MERGED_BY_KEY}
         _set_reading(parser, str(values))
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
@@ -44,6 +53,14 @@ class MergingConfigFile(ActionConfigFile):
 def _set_reading(parser: ArgumentParser, file: str) -> None:
     if isinstance(parser, NamingParser):
         parser.reading = file
+
+
+def _content(file: str) -> str:
+    """The text of a file; nothing where there is none, of which the parser has more to say."""
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a config

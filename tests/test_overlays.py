@@ -11,6 +11,7 @@ import yaml
 
 from act_lightning.data import AbilityData
 from act_lightning.overlays import NamingParser
+from act_lightning.repeated_keys import repeated_keys
 from tests.front_door import call, write_yaml
 
 BASE = {
@@ -110,3 +111,19 @@ def test_a_parser_that_reads_no_file_adds_nothing(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         NamingParser(prog="p").error("wrong")
     assert capsys.readouterr().err.endswith("error: wrong\n")
+
+
+@pytest.mark.parametrize("verb", [("fit",), ("merge",), ("data", "translate")], ids=" ".join)
+def test_a_key_that_a_file_gives_twice_is_refused(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("data:\n  abilities:\n    a: {path: a.jsonl}\n    a: {path: b.jsonl}\n", encoding="utf-8")
+    outcome = call(*verb, "--config", file)
+    assert outcome.status != 0
+    assert f"{file}:4 = 'a': must not stand twice in one place, and line 3 has it" in outcome.err
+
+
+def test_keys_that_are_merged_in_are_not_given_twice() -> None:
+    text = "a: &a {path: x, name: y}\nb: {<<: *a, name: z}\nc: [{k: 1}, {k: 2}, {1: x, '1': y}]\nd: *a\n"
+    assert repeated_keys(text, "x.yaml") == []
+    assert [fault.value for fault in repeated_keys("a: [{k: 1, k: 2}]\nb: {c: {d: 1, d: 1}}", "x")] == ["k", "d"]
+    assert repeated_keys("a: [", "x") == [], "the parser says that it is no YAML"

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from act_lightning.repeated_keys import repeated_keys
+
 Config = dict[str, Any]
 Kinds = Mapping[str, Any]
 """The type of every key: ``str``, ``int``, ``bool``, ``float`` for any number, ``list`` for texts; and for a list of
@@ -54,7 +56,10 @@ def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(file: str) -> Config:
-    return dict(yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8")))
+    text = Path(file).expanduser().read_text(encoding="utf-8")
+    if repeated_keys(text, file):
+        raise ValueError(file)
+    return dict(yaml.safe_load(text))
 
 
 def _nested(option: str, value: str) -> Config:
