@@ -19,6 +19,11 @@ _STYLES = {
     (True, True): "bold magenta",
 }
 
+_PICTURES = 0x2400  # where Unicode has a picture of each control
+_TURNING = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))  # what turns the direction of writing, and back
+_VISIBLE = {code: chr(_PICTURES + code) for code in range(32) if chr(code) not in "\n\t"}
+_VISIBLE |= {0x7F: "␡"} | {code: f"<U+{code:04X}>" for code in (*range(0x80, 0xA0), *_TURNING)}
+
 
 class Piece(NamedTuple):
     """Tokens of one kind that follow each other.
@@ -88,9 +93,18 @@ def colored(shown: Sequence[Piece]) -> Text:
         if piece.answer != inside:
             text.append("⟦" if piece.answer else "⟧")
             inside = piece.answer
-        content = _shortened(piece.text)
+        content = _shortened(visible(piece.text))
         text.append(f"⟨{content}⟩" if piece.special else content, _STYLES[piece.answer, piece.special])
     return text.append("⟧") if inside else text
+
+
+def visible(text: str) -> str:
+    r"""Text whose controls are seen and do nothing: a terminal obeys an escape, and one that turns the direction hides.
+
+    >>> visible("a\x1b[2J\r\n\tb\u202ec")
+    'a␛[2J␍\n\tb<U+202E>c'
+    """
+    return text.translate(_VISIBLE)
 
 
 def _shortened(text: str) -> str:

@@ -120,3 +120,11 @@ def test_long_pieces_are_shown_by_their_ends(tokenizer: PreTrainedTokenizerFast)
     (piece,) = pieces(Sample(ids, torch.full_like(ids, IGNORED)), tokenizer)
     shown = colored([piece]).plain
     assert shown == "a" * 400 + " …[1,201 characters]… " + "a" * 399 + "b"
+
+
+def test_a_row_cannot_command_the_terminal() -> None:
+    shown = colored([Piece("a\x1b[2Jb\r\n\u202ec\x9b", answer=True, special=False)])
+    console = Console(file=(out := io.StringIO()), width=80, force_terminal=True, color_system="standard")
+    console.print(shown, soft_wrap=True)
+    assert "\x1b[2J" not in out.getvalue()
+    assert shown.plain == "⟦a␛[2Jb␍\n<U+202E>c<U+009B>⟧"
