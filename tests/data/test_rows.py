@@ -86,6 +86,17 @@ def test_byte_order_mark_blank_lines_and_line_separators(tmp_path: Path) -> None
     assert read(file)[0][1]["content"] == "a\u2028b"
 
 
+def test_parts_of_a_message_that_are_empty_are_no_parts(tmp_path: Path) -> None:
+    told = [turn | {"tool_calls": None, "thinking": ""} for turn in SAID]
+    assert read(write_jsonl(tmp_path / "x.jsonl", [{"messages": told}])) == [SAID]
+
+
+def test_a_file_of_nothing_but_a_byte_order_mark_holds_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(ActError, match="holds no rows"):
+        read(tmp_path / "x.jsonl")
+
+
 GOOD = json.dumps(NUMBERS[0])
 
 
@@ -101,6 +112,24 @@ GOOD = json.dumps(NUMBERS[0])
         ('{"messages": []}', "x.jsonl:3, messages", "must be a list of one or more objects"),
         ('{"messages": [{"role": "user"}]}', "x.jsonl:3, messages[0], content", "is missing"),
         ('{"messages": [{"role": "user", "content": []}]}', "x.jsonl:3, messages[0], content", "must be text"),
+        ("[" * 99_999, "x.jsonl:3", "is not JSON in UTF-8: maximum recursion depth"),
+        ('{"prompt": "x", "answer": "1"', "x.jsonl:3", "Expecting ',' delimiter at character 31"),
+        (
+            '{"prompt": "x", "answer": 3}',
+            "x.jsonl:3, answer",
+            "read the number as text with columns: {answer: '{answer}'}",
+        ),
+        ('{"prompt": "x", "answer": "\\ud83d"}', "x.jsonl:3, answer", "character 1 is half of a surrogate pair"),
+        (
+            '{"messages": [{"role": "assistant", "content": "Wait.", "tool_calls": [{"name": "add"}]}]}',
+            "x.jsonl:3, messages[0], tool_calls",
+            "would be lost",
+        ),
+        (
+            '{"conversations": [{"role": "user", "content": "x"}]}',
+            "x.jsonl:3, conversations[0]",
+            "Write columns: {messages: conversations}",
+        ),
         (
             '{"conversations": [{"from": "x", "value": ""}]}',
             "conversations[0], from",

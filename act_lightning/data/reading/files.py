@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 
 from act_lightning.data.reading.json_array import JsonArray
@@ -61,16 +62,17 @@ def ending(path: str) -> str:
 def _jsonl(path: str) -> Iterator[LocatedRow]:
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
+            if line.removeprefix(BOM_UTF8).strip():
                 yield f"{path}:{number}", _json_object(line, f"{path}:{number}")
 
 
 def _json_object(line: bytes, place: str) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         shown = line.decode("utf-8", errors="replace").strip()
-        raise ActError(Fault(place, shown, f"is not JSON in UTF-8: {error}", _ONE_OBJECT)) from error
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise ActError(Fault(place, shown, f"is not JSON in UTF-8: {why}", _ONE_OBJECT)) from error
     return _object(row, place)
 
 

@@ -66,6 +66,8 @@ class JsonArray:
             except json.JSONDecodeError as error:
                 if not self._may_be_cut(error) or not self._more():
                     raise self._broken(number, error.msg) from error
+            except RecursionError as error:
+                raise self._broken(number, "it is nested too deep") from error
             else:
                 return value
 

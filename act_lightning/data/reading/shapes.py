@@ -20,12 +20,24 @@ _SPEAKERS = {
     "system": "system",
 }
 
+_NOT_A_SPEAKER = "Mend the row, or leave it out: calls of functions and their results are not read."
+_UNTOLD = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""What templates write of a message besides its content."""
+
 
 def _text(row: Mapping[str, Any], column: str, place: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         rule = "must be text" if column in row else "is missing"
-        raise ActError(Fault(f"{place}, {column}", value, rule, "Mend the row, or leave it out with filter."))
+        remedy = "Mend the row, or leave it out with filter."
+        if isinstance(value, (bool, int, float)) and column in _KNOWN:
+            remedy = f"Mend the row, or read the number as text with columns: {{{column}: '{{{column}}}'}}."
+        raise ActError(Fault(f"{place}, {column}", value, rule, remedy))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        rule = f"must be text that UTF-8 can hold, and character {error.start + 1} is half of a surrogate pair"
+        raise ActError(Fault(f"{place}, {column}", value, rule, "Mend the row.")) from error
     return value
 
 
@@ -57,18 +69,31 @@ def _turns(row: Row, column: str, place: str) -> list[tuple[str, Mapping[str, An
 
 def _messages(row: Row, place: str) -> Conversation:
     turns = _turns(row, "messages", place)
-    return [{"role": _text(turn, "role", at), "content": _text(turn, "content", at)} for at, turn in turns]
+    return [_message(turn, at) for at, turn in turns]
+
+
+def _message(turn: Mapping[str, Any], place: str) -> Message:
+    for part in _UNTOLD:
+        if turn.get(part):
+            rule = "is a part of a message that is not read, and would be lost"
+            remedy = "Write it into content as the target's chat template would, or leave the row out with filter."
+            raise ActError(Fault(f"{place}, {part}", turn[part], rule, remedy))
+    return {"role": _text(turn, "role", place), "content": _text(turn, "content", place)}
 
 
 def _sharegpt(row: Row, place: str) -> Conversation:
     turns = _turns(row, "conversations", place)
+    if "role" in turns[0][1]:
+        rule = "must have from and value, as ShareGPT has them, but has role and content"
+        remedy = "Write columns: {messages: conversations}."
+        raise ActError(Fault(turns[0][0], turns[0][1], rule, remedy))
     return [{"role": _speaker(turn, at), "content": _text(turn, "value", at)} for at, turn in turns]
 
 
 def _speaker(turn: Mapping[str, Any], place: str) -> str:
     name = _text(turn, "from", place)
     if name not in _SPEAKERS:
-        raise ActError(Fault(f"{place}, from", name, f"must be one of {', '.join(_SPEAKERS)}", "Mend the row."))
+        raise ActError(Fault(f"{place}, from", name, f"must be one of {', '.join(_SPEAKERS)}", _NOT_A_SPEAKER))
     return _SPEAKERS[name]
 
 
