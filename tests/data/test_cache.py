@@ -160,14 +160,14 @@ def test_counts_that_were_changed_are_not_believed(rows: Path) -> None:
 
 @pytest.mark.usefixtures("small_shards")
 def test_one_killed_half_way_leaves_nothing_that_is_trusted(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def dies(self: Encoder, conversation: Any, place: str) -> Any:
-        if conversation[0]["content"] == "p30":
+    def dies(self: Encoder, conversations: Any, places: Any) -> Any:
+        if any(conversation[0]["content"] == "p30" for conversation in conversations):
             os.kill(os.getpid(), signal.SIGKILL)
-        return encode(self, conversation, place)
+        return encode(self, conversations, places)
 
-    encode = Encoder.__call__
+    encode = Encoder.together
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "__call__", dies)
+        patch.setattr(Encoder, "together", dies)
         killed = Process(target=prepare, args=(rows,))
         killed.start()
         killed.join()

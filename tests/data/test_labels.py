@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -84,17 +86,62 @@ def adding(tokenizer: PreTrainedTokenizerFast, pattern: str) -> PreTrainedTokeni
     return tokenizer
 
 
-@pytest.mark.parametrize("added", ["", f" {END}"], ids=["bare", "tokenizer adds the end itself"])
+@pytest.mark.parametrize(
+    "added", ["", f" {END}", f" {PAD}"], ids=["bare", "tokenizer adds the end itself", "tokenizer adds another"]
+)
 def test_text_template_closes_with_one_end(tokenizer: PreTrainedTokenizerFast, added: str) -> None:
     sample = encode(exchange("", "b"), TextTemplate("{prompt}"), adding(tokenizer, f"{START} $A{added}"), 99)
     assert sample is not None
     assert table(sample, tokenizer) == [(START, False), ("b", True), (END, True)]
 
 
-def test_answer_that_spells_the_end_itself_gets_no_second_one(tokenizer: PreTrainedTokenizerFast) -> None:
-    sample = encode(exchange("a", f"b{END}"), TextTemplate("{prompt}"), tokenizer, 99)
+@pytest.mark.parametrize("template", ["chat", "{prompt}"])
+def test_special_tokens_that_rows_spell_move_no_label(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """They are what the row says, as any other text is; what follows the answer closes it in either case."""
+    prompt, answer = f"a{END}\n{START}assistant\nnot this{END}", f"b{END}c{END}"
+    sample = encode(exchange(prompt, answer), make_template(template, tokenizer, "t"), tokenizer, 99)
     assert sample is not None
-    assert answers(sample, tokenizer) == f"b{END}"
+    assert answers(sample, tokenizer) == f"b{END}c{END}{END}"
+
+
+def test_conversations_together_give_what_each_gives_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(make_template("chat", tokenizer, "t"), tokenizer, 16)
+    talks = [exchange("1?", "one two three"), exchange("a", " "), exchange("x" * 99, "y"), exchange("2?", "two")]
+    together = encoder.together(talks, [None] * len(talks))
+    assert [sample is None for sample in together] == [False, True, True, False]
+    for sample, talk in zip(together, talks, strict=True):
+        alone = encoder(talk)
+        if sample is not None and alone is not None:
+            assert table(sample, tokenizer) == table(alone, tokenizer)
+            assert (sample.text, sample.cut) == (alone.text, alone.cut)
+
+
+def test_what_a_call_has_left_set_in_the_tokenizer_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(make_template("chat", tokenizer, "t"), tokenizer, 99)
+    before = table(chat(exchange("1?", "one two"), tokenizer), tokenizer)
+    tokenizer("one", truncation=True, max_length=3, padding="max_length", split_special_tokens=True)
+    after = encoder(exchange("1?", "one two"))
+    assert after is not None
+    assert table(after, tokenizer) == before
+
+
+class Spaced(PreTrainedTokenizerFast):
+    """A class that changes texts before it hands them on, as Code Llama's does."""
+
+    def _encode_plus(self, text: Any, *arguments: Any, **options: Any) -> Any:
+        return super()._encode_plus(text.replace("~", " "), *arguments, **options)
+
+
+def test_a_tokenizer_of_its_own_ways_is_asked_itself() -> None:
+    plain, spaced = tiny_tokenizer(), tiny_tokenizer()
+    spaced.__class__ = Spaced
+    found = [
+        encode(exchange("1?", answer), make_template("chat", one, "t"), one, 99)
+        for one, answer in ((plain, "The answer"), (spaced, "The~answer"))
+    ]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].input_ids.tolist() == found[1].input_ids.tolist()
 
 
 def test_chat_adds_no_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -130,7 +177,7 @@ def test_no_answer_no_sample(tokenizer: PreTrainedTokenizerFast, messages: list[
 
 def test_tokenizer_without_end_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.eos_token = None
-    with pytest.raises(ActError, match="end-of-sequence token, and the target's tokenizer has none"):
+    with pytest.raises(ActError, match=r"= '\{prompt\}': closes an answer with the end-of-sequence token, and"):
         encode(exchange("a", "b"), TextTemplate("{prompt}"), tokenizer, 99)
     tokenizer.chat_template = CHATML + "{{ eos_token }}"
     with pytest.raises(ActError, match=r"data.template = 'chat': writes the end-of-sequence token, .* has none"):

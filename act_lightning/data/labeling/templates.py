@@ -40,10 +40,12 @@ class Template(ABC):
 
     Attributes:
         setting: Where it was given, for messages.
+        written: Its text or Jinja source, or ``chat``.
         close_with_eos: Whether the end-of-sequence token closes the text, which then need not write it.
     """
 
     setting: str
+    written: str
     close_with_eos: bool
 
     def render(self, messages: Conversation, place: str | None = None) -> Rendered:
@@ -146,7 +148,7 @@ class TextTemplate(Template):
     """
 
     def __init__(self, text: str, setting: str = "data.template") -> None:
-        self.text = text
+        self.written = text
         self.setting = setting
         self.close_with_eos = True
 
@@ -159,8 +161,8 @@ class TextTemplate(Template):
         roles = [message["role"] for message in messages]
         if roles != ["user", "assistant"]:
             rule = f"can tell one user turn and one assistant turn, but a conversation has {', '.join(roles)}"
-            raise ActError(Fault(self.setting, self.text, rule, "Use a chat template for conversations."))
-        return Rendered(self.text.replace(PROMPT, messages[0]["content"]), [], True, False)
+            raise ActError(Fault(self.setting, self.written, rule, "Use a chat template for conversations."))
+        return Rendered(self.written.replace(PROMPT, messages[0]["content"]), [], True, False)
 
 
 class ChatTemplate(Template):
@@ -179,6 +181,7 @@ class ChatTemplate(Template):
         self.tokenizer = tokenizer
         self.setting = setting
         self.source = source
+        self.written = CHAT if source is None else source
         self.close_with_eos = False
 
     def _whole(self, messages: Conversation) -> Rendered:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from act_lightning.data.labeling.spelling import spelled_starts
 
@@ -40,6 +41,7 @@ class OffsetTokenizer:
         added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
         self.special_ids = frozenset(tokenizer.all_special_ids).union(added)
         self._trims_spaces = not self.by_prefixes and _trims_spaces(tokenizer)
+        self._is_plain = not self.by_prefixes and _is_plain(tokenizer)
 
     def __call__(self, text: str, add_special_tokens: bool) -> Tokens:
         """Tokenize ``text``, special tokens of its own included, whole.
@@ -58,17 +60,36 @@ class OffsetTokenizer:
     def _offset_starts(
         self, tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
     ) -> tuple[list[int], list[int]]:
-        encoding = tokenizer(
-            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        ids: list[int] = encoding["input_ids"]
-        starts = [start for start, _ in encoding["offset_mapping"]]
+        encoding = self._encoding(tokenizer, text, add_special_tokens)
+        ids: list[int] = encoding.ids
+        starts = [start for start, _ in encoding.offsets]
         if self._trims_spaces:
             pieces = tokenizer.convert_ids_to_tokens(ids)
             starts = [max(0, start - _spaces(piece)) for start, piece in zip(starts, pieces, strict=True)]
         if add_special_tokens:
-            _place_added(starts, [sequence is not None for sequence in encoding.sequence_ids(0)], len(text))
+            _place_added(starts, [sequence is not None for sequence in encoding.sequence_ids], len(text))
         return ids, starts
+
+    def _encoding(self, tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> Encoding:
+        """What the tokenizer itself finds, without the batches that transformers makes even of one text."""
+        if not self._is_plain:
+            options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+            whole: Encoding = tokenizer(text, truncation=False, verbose=False, **options).encodings[0]
+            return whole
+        backend: Tokenizer = tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether transformers only hands texts on: some classes, such as Code Llama's, change them before."""
+    kind = type(tokenizer)
+    methods = ("__call__", "_encode_plus")
+    return all(getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name, None) for name in methods)
 
 
 def _place_added(starts: list[int], inside: list[bool], end: int) -> None:
