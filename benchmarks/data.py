@@ -37,7 +37,11 @@ CHATML = (
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-QUIET = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+QUIET = (
+    os.environ
+    | {"TRANSFORMERS_VERBOSITY": "error"}
+    | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+)
 VERSIONS = ("torch", "transformers", "tokenizers", "datasets", "trl", "act-lightning")
 
 
@@ -84,13 +88,14 @@ def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict
     from act_lightning.checkpoints import load_tokenizer
     from act_lightning.data import AbilityData, lengths, tokenize_ability
 
-    loaded, started = load_tokenizer(tokenizer), time.perf_counter()
+    loaded = load_tokenizer(tokenizer)
+    started, used = time.perf_counter(), processor_seconds()
     ability = tokenize_ability("rows", AbilityData(str(rows)), loaded, "chat", MAX_LENGTH, num_proc, str(cache))
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, processor_seconds() - used
     started = time.perf_counter()
     tokenize_ability("rows", AbilityData(str(rows)), loaded, "chat", MAX_LENGTH, num_proc, str(cache))
     of_each = lengths(ability.samples)
-    found = {"seconds": seconds, "again": time.perf_counter() - started, "answers": ability.tokens}
+    found = {"seconds": seconds, "cpu": used, "again": time.perf_counter() - started, "answers": ability.tokens}
     return found | {"samples": len(of_each), "tokens": sum(of_each), "waste": waste(of_each)}
 
 
@@ -123,9 +128,9 @@ def trl(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict[
         """Times what prepares the rows, and nothing else of a Trainer."""
 
         def _prepare_dataset(self, *arguments: object, **named: object) -> object:
-            started = time.perf_counter()
+            started, used = time.perf_counter(), processor_seconds()
             prepared = super()._prepare_dataset(*arguments, **named)
-            self.seconds = time.perf_counter() - started
+            self.seconds, self.cpu = time.perf_counter() - started, processor_seconds() - used
             return prepared
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
@@ -138,13 +143,20 @@ def trl(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict[
         "report_to": "none",
     }
     arguments = SFTConfig(output_dir=str(cache / "run"), use_cpu=True, bf16=False, **settings)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), processor_seconds()
     data = load_dataset("json", data_files=str(rows), split="train", cache_dir=str(cache))
-    read = time.perf_counter() - started
+    read, read_cpu = time.perf_counter() - started, processor_seconds() - used
     trainer = Timed(model, arguments, train_dataset=data, processing_class=loaded)
     done = trainer.train_dataset
     tokens, answers = sum(map(len, done["input_ids"])), sum(label != -100 for row in done["labels"] for label in row)
-    return {"seconds": read + trainer.seconds, "samples": len(done), "tokens": tokens, "answers": answers}
+    found = {"seconds": read + trainer.seconds, "cpu": read_cpu + trainer.cpu}
+    return found | {"samples": len(done), "tokens": tokens, "answers": answers}
+
+
+def processor_seconds() -> float:
+    """What this process and its ended children have used, on all cores: other work on the machine hardly changes it."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 def measure(side: str, python: str, rows: Path, tokenizer: Path, num_proc: int | None) -> dict[str, Any]:
@@ -160,9 +172,7 @@ def measure(side: str, python: str, rows: Path, tokenizer: Path, num_proc: int |
 def run_side(arguments: argparse.Namespace) -> None:
     side = {"ours": ours, "trl": trl}[arguments.side]
     found = side(arguments.rows, arguments.tokenizer, arguments.cache, arguments.num_proc)
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    peaks = [one.ru_maxrss // 1024 for one in usage]
-    found["cpu"] = sum(one.ru_utime + one.ru_stime for one in usage)
+    peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     known = {name: version(name) for name in VERSIONS if _installed(name)}
     print(json.dumps(found | {"main MiB": peaks[0], "largest child MiB": peaks[1], "versions": known}))
 
@@ -185,10 +195,11 @@ def compare(arguments: argparse.Namespace, rows: Path, tokenizer: Path) -> None:
                 found[side].append(measure(side, python, rows, tokenizer, num_proc))
                 show(side, found[side][-1])
         if arguments.peer:
-            ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in zip(*found.values(), strict=True)]
+            for what in ("seconds", "cpu"):
+                ratios = [theirs[what] / mine[what] for mine, theirs in zip(*found.values(), strict=True)]
+                pairs = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+                print(f"theirs over ours, {what}: {statistics.median(ratios):.2f} (pairs: {pairs})")
             same = {one["answers"] for side in found.values() for one in side}
-            pairs = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"ours is {statistics.median(ratios):.2f} times as fast (pairs: {pairs});")
             print(f"answer tokens are {'the same' if len(same) == 1 else f'DIFFERENT: {same}'} on both sides")
     print("\npadding:", *(f"  {share:6.2%}  {name}" for name, share in found["ours"][0]["waste"].items()), sep="\n")
     print("\nversions:", {side: of_side[0]["versions"] for side, of_side in found.items()})
@@ -198,7 +209,7 @@ def show(side: str, found: dict[str, Any]) -> None:
     speed = f"{found['tokens'] / found['seconds']:11,.0f} tokens/s"
     memory = f"peak {found['main MiB']} MiB, its largest child {found['largest child MiB']} MiB"
     again = f"; found again in {found['again']:.2f} s" if "again" in found else ""
-    cpu = f"{found['cpu']:.1f} s of CPU with all imports"
+    cpu = f"{found['cpu']:.1f} s of CPU"
     print(
         f"  {side:4} {found['seconds']:7.1f} s {speed}  {found['samples']} samples; {cpu}; {memory}{again}", flush=True
     )
