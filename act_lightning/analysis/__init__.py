@@ -33,6 +33,7 @@ from act_lightning.analysis.overlaps import (
     top_masks,
 )
 from act_lightning.analysis.saved import Pair, SavedScores, read_runs
+from act_lightning.analysis.sureness import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.analysis.weights import agreement, average_ranks, weight_change
 
 __all__ = [
@@ -53,14 +54,17 @@ __all__ = [
     "cross_language_overlap",
     "gini",
     "head_and_embedding",
+    "mask_stability",
     "overlap_by_group",
     "overlap_matrix",
     "overlap_over_ratios",
+    "overlaps_by_samples",
     "pair_groups",
     "parse_ability",
     "places",
     "read_abilities",
     "read_runs",
+    "samples_for",
     "selected_by_module",
     "share_held",
     "shared_channels",

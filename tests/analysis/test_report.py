@@ -156,7 +156,7 @@ def test_the_summary_says_what_was_found_and_what_was_not(page: Page, run: Path)
     assert "Masks of one ability on different pairs of models share" in words
     assert "Qwen2.5-Math-7B-Instruct is neither a folder here nor in the hub's cache" in words
     assert "rank correlation over all channels" in words
-    assert "How sure a mask is" in words
+    assert "How sure the masks are" in words
     assert "EN-Math shares 25.3 % with AR-Math" in words
     assert "37.5 %" in words
 

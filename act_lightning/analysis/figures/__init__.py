@@ -13,6 +13,7 @@ from act_lightning.analysis.figures.dots import dots_figure
 from act_lightning.analysis.figures.intervals import intervals_figure
 from act_lightning.analysis.figures.matrices import composition_figure, layers_figure, overlap_figure
 from act_lightning.analysis.figures.palette import COLORS, css_variables, with_variables
+from act_lightning.analysis.figures.samples import samples_figure
 from act_lightning.analysis.figures.style import as_png, as_svg
 from act_lightning.analysis.figures.sweeps import (
     front_figure,
@@ -41,6 +42,7 @@ __all__ = [
     "overlap_figure",
     "places_figure",
     "ratios_figure",
+    "samples_figure",
     "scatter_figure",
     "sensitivity_figure",
     "total_figure",

@@ -13,6 +13,7 @@ from act_lightning.analysis.abilities import Ability
 from act_lightning.analysis.overlaps import top_masks
 from act_lightning.analysis.paper import PaperPair, paper_pair
 from act_lightning.analysis.saved import Pair, SavedScores
+from act_lightning.scores import chunks_path, score_path
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class PairView:
     def masks(self) -> dict[str, Tensor]:
         """The masks at the report's p, bool ``[channels]`` by label."""
         return top_masks(self.scores, self.evidence.ratio)
+
+    @cached_property
+    def chunk_files(self) -> dict[str, Path]:
+        """The files of scores beside which those of chunks were kept, by label."""
+        folder = self.pair.run / "scores"
+        paths = {label: score_path(folder, self.pair.source, one.name) for label, one in self.abilities.items()}
+        return {label: path for label, path in paths.items() if chunks_path(path).is_file()}
 
     @property
     def paper(self) -> PaperPair | None:

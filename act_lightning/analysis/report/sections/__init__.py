@@ -8,6 +8,7 @@ from act_lightning.analysis.report.sections.location import location_section
 from act_lightning.analysis.report.sections.measured import measured_section
 from act_lightning.analysis.report.sections.outcome import outcome_section
 from act_lightning.analysis.report.sections.overlap import overlap_section
+from act_lightning.analysis.report.sections.sureness import sureness_section
 from act_lightning.analysis.report.sections.weight_change import weight_change_section
 
 SECTIONS: tuple[Builder, ...] = (
@@ -17,8 +18,11 @@ SECTIONS: tuple[Builder, ...] = (
     overlap_section,
     consistency_section,
     weight_change_section,
+    sureness_section,
     causes_section,
     outcome_section,
 )
-LIMITS = ("How sure a mask is (split halves, bootstrap, number of samples): scores are means over all samples here.",)
+LIMITS = (
+    "Whether other models, languages or templates would give the same: scores are of these pairs and these samples.",
+)
 """What no section of this report shows, whatever the data."""
