@@ -25,7 +25,7 @@ from act_lightning.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.examination import of_all_processes
 from act_lightning.planning import Run
-from act_lightning.scorers import Activation
+from act_lightning.scorers import Activation, Scorer
 from act_lightning.sweeping.settings import ACT, SweepSettings
 from act_lightning.transfer.importance import FOLDER
 
@@ -38,18 +38,19 @@ def profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
         run: The run.
         scores: Whether scores are to be measured.
     """
-    _on_all_processes(trainer, partial(_measure, trainer, run, scores, run.transfer.needs_fisher))
+    scorers = [run.transfer.scorer or Activation()] if scores else []
+    _on_all_processes(trainer, partial(_measure, trainer, run, scorers, run.transfer.needs_fisher))
 
 
-def _measure(trainer: L.Trainer, run: Run, scores: bool, fisher: bool, evaluates: bool = False) -> None:
+def _measure(trainer: L.Trainer, run: Run, scorers: Sequence[Scorer], fisher: bool, evaluates: bool = False) -> None:
     """Set up what data is needed, and measure what is asked for, on one of the processes."""
-    scorer = run.transfer.scorer or Activation()
-    reads = fisher or (scores and scorer.needs_samples)
+    reads = fisher or any(scorer.needs_samples for scorer in scorers)
     trainer.strategy.setup_environment()
     if reads or evaluates:
         _set_up_data(trainer, run, "fit" if reads else "test")
-    if scores:
-        run.profiler.profile(trainer, run.model, run.data, run.transfer.settings)
+    for scorer in scorers:
+        settings = replace(run.transfer.settings, selection=scorer)
+        run.profiler.profile(trainer, run.model, run.data, settings)
     if fisher:
         FisherInformation(run.sources).gather(trainer, run.model, run.data)
 
@@ -94,14 +95,15 @@ def sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
 
     assert run.sweep is not None
     target = find_target(run.model, None, None)
-    uses_scores = run.sweep.uses_scores(run.transfer.settings)
     given = None if run.transfer.scores is None else Path(run.transfer.scores)
     root = Path(trainer.default_root_dir)
     walk = Sweep(run.sweep, run.transfer.settings, run.sources, run.data, target, root, given, run_seed(), recipe)
 
     def explore() -> None:
         fisher = run.transfer.needs_fisher and ACT in walk.settings.compared
-        _measure(trainer, run, uses_scores and given is None, fisher, evaluates=True)
+        scorers = walk.settings.scorers(walk.transfer)
+        due = [one for method, one in scorers.items() if method != ACT or given is None]
+        _measure(trainer, run, due, fisher, evaluates=True)
         walk.explore(trainer)
 
     refuse(_fit_faults(trainer, run.sweep))

@@ -13,6 +13,7 @@ from act_lightning.planning.models import Models, look
 from act_lightning.planning.run import Run
 from act_lightning.planning.saved_scores import score_faults
 from act_lightning.planning.strategies import strategy_of
+from act_lightning.sweeping.settings import ACT
 
 _TRAINING = ("fit", "plan")
 _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
@@ -173,8 +174,9 @@ def _needs_samples(run: Run, verb: str) -> bool:
             or verb == "causes"
             or (verb == "profile" and (scorer is None or scorer.needs_samples))
         )
-    scored = run.sweep.uses_scores(run.transfer.settings) and run.transfer.scores is None
-    return (scored and scorer is not None and scorer.needs_samples) or run.sweep.fit or run.transfer.needs_fisher
+    scorers = run.sweep.scorers(run.transfer.settings)
+    due = [one for method, one in scorers.items() if method != ACT or run.transfer.scores is None]
+    return any(one.needs_samples for one in due) or run.sweep.fit or run.transfer.needs_fisher
 
 
 def _missing_sources(run: Run, verb: str) -> list[Fault]:

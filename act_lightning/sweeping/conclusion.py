@@ -106,4 +106,4 @@ def _tune(sweep: Sweep, ledger: Ledger, transfers: Transfers, device: torch.devi
 
 def _fit_config(sweep: Sweep, transfers: Transfers, point: Point, folder: Path) -> str:
     moved = None if point.method == TARGET else transfers.moved(replace(point, tuned=False))
-    return fit_config(read_recipe(sweep.recipe), moved, folder, sweep.folder_of_scores)
+    return fit_config(read_recipe(sweep.recipe), moved, folder, sweep.folders_of_scores().get(point.method))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -107,6 +106,10 @@ class Moved:
     settings: TransferSettings
     sources: Sequence[AbilitySource]
 
+    def at(self, scale: float) -> Moved:
+        """The same with another λ."""
+        return replace(self, settings=replace(self.settings, scale=scale))
+
     def into(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """A run's config with this transfer in place of its own.
 
@@ -152,21 +155,29 @@ def moved_by(point: Point, transfer: TransferSettings, sources: Sequence[Ability
 
 
 def as_large_as(
-    point: Point, shares: Mapping[str, float], transfer: TransferSettings, sources: Sequence[AbilitySource]
+    point: Point,
+    ratios: Mapping[str, float],
+    transfer: TransferSettings,
+    sources: Sequence[AbilitySource],
+    several: bool = False,
 ) -> Moved:
-    """What a point of another selection says that moves as many parameters from each source.
+    """What a point of another selection says that moves a share of the parameters from each source.
 
     Args:
-        point: Of a selection that ranks channels alike for all abilities, whose masks are one.
-        shares: The share of the parameters that may move, by source.
+        point: The point.
+        ratios: The share that one mask has, by source.
         transfer: The run's own settings.
         sources: The run's own sources.
+        several: Whether abilities are ranked apart; otherwise one mask is all of them.
     """
-    # A quotient that was rounded down would allow one parameter less.
-    up = {name: min(1.0, math.nextafter(share, 1)) for name, share in shares.items()}
-    alike = [
-        replace(source, scale=None, ratio=up[source.label], abilities=list(source.abilities)[:1]) for source in sources
+    chosen = [
+        replace(
+            source,
+            scale=None,
+            ratio=ratios[source.label],
+            abilities=list(source.abilities)[: None if several else 1],
+        )
+        for source in sources
     ]
-    ratio = max(up.values())
-    settings = replace(transfer, scale=point.scale, ratio=ratio, share="parameters", scope="global")
-    return Moved(replace(settings, selection=point.method, method="task_arithmetic"), alike)
+    settings = replace(transfer, scale=point.scale, ratio=max(ratios.values()), share="parameters", scope="global")
+    return Moved(replace(settings, selection=point.method, method="task_arithmetic"), chosen)

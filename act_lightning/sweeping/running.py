@@ -18,12 +18,11 @@ from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.callbacks.target import Target
 from act_lightning.checkpoints import identify, load_model, locate
 from act_lightning.data import AbilityDataModule
-from act_lightning.scorers import Activation
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweeping.crew import Crew
 from act_lightning.sweeping.questions import Questions
 from act_lightning.sweeping.recipes import read_recipe
-from act_lightning.sweeping.settings import SweepSettings
+from act_lightning.sweeping.settings import ACT, SweepSettings
 from act_lightning.sweeping.study import Ledger, alone
 from act_lightning.sweeping.transfers import Beginning, Transfers
 from act_lightning.sweeping.walk import Laboratory, Walk
@@ -67,10 +66,11 @@ class Sweep:
         """Where Optuna keeps the points."""
         return self.settings.storage or str(self.folder / "journal.log")
 
-    @property
-    def folder_of_scores(self) -> Path:
-        """Where scores are."""
-        return self.scores or scores_folder(self.root, self.transfer.scorer or Activation())
+    def folders_of_scores(self) -> dict[str, Path]:
+        """Where the scores of each method are that selects by scores."""
+        scorers = self.settings.scorers(self.transfer)
+        found = {method: scores_folder(self.root, scorer) for method, scorer in scorers.items()}
+        return found if self.scores is None else found | {ACT: self.scores}
 
     def beginning(self) -> Beginning:
         """Where every point begins."""
@@ -79,7 +79,7 @@ class Sweep:
             sources=self.sources,
             transfer=self.transfer,
             channels=self.target.inventory(),
-            scores=self.folder_of_scores,
+            scores=self.folders_of_scores(),
             fisher=self.root / FOLDER,
             seed=self.seed,
             digests=self.target.digests(),
@@ -118,7 +118,9 @@ class Sweep:
         """
         made_from, tuned_from = self.made_from(), self.tuned_from() if self.settings.fit else None
         while_in.enter_context(alone(self.storage))
-        return Ledger(self.storage, made_from, tuned_from, self.settings, self.seed)
+        others = [method for method in self.settings.compared if method != ACT]
+        own = {method: {f"scores of {method}": self._scores(method)} for method in others}
+        return Ledger(self.storage, made_from, own, tuned_from, self.settings, self.seed)
 
     def laboratory(self, device: torch.device) -> Laboratory:
         """The target in memory, and the questions."""
@@ -138,7 +140,7 @@ class Sweep:
         return {
             "target": self.target.digests()[-1],
             "sources": weights,
-            "scores": self._scores() if self.settings.uses_scores(self.transfer) else {},
+            "scores": self._scores(ACT),
             "evaluations": {name: self._questions(name) for name in self.data.evaluation_names},
             "transfer": {key: value for key, value in transfer.items() if key not in ("ratio", "scale")},
             "dtype": str(self.target.dtype),
@@ -153,9 +155,12 @@ class Sweep:
         trainer = {key: value for key, value in recipe.get("trainer", {}).items() if key not in own}
         return {"fit": _digest([recipe["model"], data, trainer])}
 
-    def _scores(self) -> dict[str, str]:
-        """What the scores of each ability of each source were measured on."""
-        paths = [score_path(self.folder_of_scores, one.label, name) for one in self.sources for name in one.abilities]
+    def _scores(self, method: str) -> dict[str, str]:
+        """What the scores of a method were measured on, for each ability of each source."""
+        folder = self.folders_of_scores().get(method)
+        if folder is None:
+            return {}
+        paths = [score_path(folder, one.label, name) for one in self.sources for name in one.abilities]
         return {f"{path.parent.name}/{path.stem}": _digest(read_record(path).fingerprint()) for path in paths}
 
     def _questions(self, name: str) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import Fault
 from act_lightning.masks import ratio_faults
 from act_lightning.merging import METHODS
+from act_lightning.scorers import SCORERS, Scorer
 from act_lightning.transfer import TransferSettings, scale_faults, selection_faults
 
 ACT = "act"
 TARGET = "target"
 TASK_ARITHMETIC = "task_arithmetic"
 WITHOUT_MASK = tuple(name for name in METHODS if name != "fisher")
-CONTROLS = ("random",)
+CONTROLS = ("random", *SCORERS)
 SCALES = tuple(number / 10 for number in range(1, 10))
 RATIOS = (*(number / 100 for number in range(1, 11)), *(number / 100 for number in range(15, 101, 5)))
 _ROLES = ("keep", "recover")
@@ -33,8 +34,8 @@ class SweepSettings:
         ratios: Values of p; by default the paper's: 1 % to 10 % by 1 %, 15 % to 100 % by 5 %. A list, or text.
         methods: What is compared; a list, or text such as ``act,ties``. ``act`` is the run's own transfer.
             ``task_arithmetic`` moves everything, without a mask. ``ties``, ``dare`` and other merging methods move
-            everything too, and p is the density that they keep. ``random`` and other selections move, from each
-            source, as many parameters as ``act`` does at the same p.
+            everything too, and p is the density that they keep. ``random``, ``weight`` and other selections move, from
+            each source, as many parameters as ``act`` does at the same p.
         sampler: ``grid`` tries every λ with every p. ``tpe`` and ``nsga2`` search between the least and the largest of
             both for the best trade of keep and recover.
         trials: How many points of each method ``tpe`` or ``nsga2`` tries.
@@ -61,15 +62,23 @@ class SweepSettings:
         self.tried_scales, self.tried_ratios = _numbers(self.scales), _numbers(self.ratios)
         self.compared = tuple(dict.fromkeys(_words(self.methods)))
 
-    def uses_scores(self, transfer: TransferSettings) -> bool:
-        """Whether any method selects by scores; random channels are as many as the run's own selection has.
+    def scorers(self, transfer: TransferSettings) -> dict[str, Scorer]:
+        """What channels are ranked by, by method; other selections than ``act`` need its scores, too.
 
         Args:
             transfer: The run's own settings.
         """
-        own = {ACT, *CONTROLS} & set(self.compared)
-        selections = {transfer.selection} | ({*CONTROLS} & own) if own else set()
-        return any(replace(transfer, selection=selection).needs_scores for selection in selections)
+        others = {name: SCORERS[name]() for name in self.compared if name in SCORERS}
+        own = transfer.scorer if self.uses_masks else None
+        return others if own is None else {ACT: own, **others}
+
+    def uses_scores(self, transfer: TransferSettings) -> bool:
+        """Whether any method selects by scores.
+
+        Args:
+            transfer: The run's own settings.
+        """
+        return bool(self.scorers(transfer))
 
     def faults(self, transfer: TransferSettings, roles: Iterable[str]) -> list[Fault]:
         """Everything that is wrong with these settings, without looking at a model.

@@ -49,6 +49,7 @@ class Ledger:
     Args:
         place: A journal file, or SQLite.
         made_from: What the points depend on beside method, λ and p: fingerprints of models and data, settings.
+        own_from: What the points of a method depend on beside that, by method.
         tuned_from: What fine-tuned points depend on beside that; ``None`` where none are wanted.
         settings: Section ``sweep``.
         seed: Of samplers.
@@ -61,6 +62,7 @@ class Ledger:
         self,
         place: str,
         made_from: Mapping[str, Any],
+        own_from: Mapping[str, Mapping[str, Any]],
         tuned_from: Mapping[str, Any] | None,
         settings: SweepSettings,
         seed: int,
@@ -70,6 +72,7 @@ class Ledger:
         self._settings = settings
         self._seed = seed
         self._made_from = json.loads(json.dumps(made_from))
+        self._own_from = own_from
         self._tuned_from = tuned_from
         self._storage = _opened(place)
         self._studies: dict[str, optuna.Study] = {}
@@ -157,14 +160,19 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def _basis(self, name: str) -> dict[str, Any]:
-        return {**self._made_from, **((self._tuned_from or {}) if name.endswith(_FIT) else {})}
+        tuned = (self._tuned_from or {}) if name.endswith(_FIT) else {}
+        return {**self._made_from, **self._own_from.get(name.removesuffix(_FIT), {}), **tuned}
 
     def _check(self, name: str) -> None:
         study, now = optuna.load_study(study_name=name, storage=self._storage), self._basis(name)
         before = study.user_attrs.get(_MADE_FROM)
         if before is None or before == now or (self._tuned_from is None and name.endswith(_FIT)):
             return
-        differ = sorted(key for key in before.keys() | now if before.get(key) != now.get(key))
+        compared = name.removesuffix(_FIT) in self._settings.compared
+        keys = before.keys() | now if compared else now  # of a method that is not, its own scores are not looked at
+        differ = sorted(key for key in keys if before.get(key) != now.get(key))
+        if not differ:
+            return
         rule = f"must be of this run, and holds a sweep with other {', '.join(differ)}"
         remedy = "Choose another trainer.default_root_dir or sweep.storage, or delete it to begin anew."
         raise ActError(Fault("sweep.storage", self._place, rule, remedy))

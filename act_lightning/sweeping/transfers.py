@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +13,14 @@ from act_lightning.callbacks.sources import AbilitySource
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import candidates
 from act_lightning.merging import merging_method
+from act_lightning.scorers import SCORERS
 from act_lightning.sweeping.points import Moved, Point, as_large_as, has_density, moved_by
 from act_lightning.sweeping.settings import ACT, WITHOUT_MASK
 from act_lightning.transfer import TransferSettings
 
 _KEPT = 4  # masks of several p in memory at a time
+_HALVINGS = 12
+_NOWHERE = Path("no scores are read")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Beginning:
         sources: The run's sources.
         transfer: The run's own settings.
         channels: The channels of the target.
-        scores: Folder of saved scores.
+        scores: Folders of saved scores, by method.
         fisher: Folder of Fisher information.
         seed: Seed of random draws.
         digests: Digests under which the target's weights are known.
@@ -37,7 +41,7 @@ class Beginning:
     sources: Sequence[AbilitySource]
     transfer: TransferSettings
     channels: ChannelInventory
-    scores: Path
+    scores: Mapping[str, Path]
     fisher: Path
     seed: int
     digests: Sequence[str]
@@ -54,6 +58,7 @@ class Transfers:
     def __init__(self, beginning: Beginning) -> None:
         self._common = beginning
         self._selected = lru_cache(_KEPT)(self._select)
+        self._alike = lru_cache(_KEPT)(self._as_large)
 
     def moved(self, point: Point) -> Moved:
         """What a point says to a transfer.
@@ -64,10 +69,7 @@ class Transfers:
         common = self._common
         if point.method == ACT or point.method in WITHOUT_MASK:
             return moved_by(point, common.transfer, common.sources)
-        own = self._selected(ACT, point.ratio)
-        allowed = common.channels.count_elements(candidates(common.channels, common.transfer.exclude))
-        shares = {source.name: common.channels.count_elements(source.mask) / allowed for source in own.sources}
-        return as_large_as(point, shares, common.transfer, common.sources)
+        return self._alike(point.method, point.ratio).at(point.scale)
 
     def prepared(self, point: Point) -> PreparedTransfer:
         """The transfer of a point, ready to be injected.
@@ -82,9 +84,36 @@ class Transfers:
         return replace(found, sources=sources, method=method, scale=point.scale)
 
     def _select(self, method: str, ratio: float) -> PreparedTransfer:
-        common, moved = self._common, self.moved(Point(method, 1.0, ratio))
+        return self._prepare(method, self.moved(Point(method, 1.0, ratio)))
+
+    def _prepare(self, method: str, moved: Moved) -> PreparedTransfer:
+        common = self._common
         known = common.seed, common.digests, common.target, common.fisher
-        return prepare(moved.sources, common.channels, moved.settings, common.scores, *known)
+        return prepare(moved.sources, common.channels, moved.settings, common.scores.get(method, _NOWHERE), *known)
+
+    def _as_large(self, method: str, ratio: float) -> Moved:
+        """What another selection says that moves as many parameters from each source as ``act`` does.
+
+        Where abilities are ranked apart, the joint of their masks grows with p, which is halved in on.
+        """
+        common, own = self._common, self._selected(ACT, ratio)
+        allowed = common.channels.count_elements(candidates(common.channels, common.transfer.exclude))
+        budgets = {source.name: common.channels.count_elements(source.mask) for source in own.sources}
+        # A quotient that was rounded down would allow one parameter less.
+        most = {name: min(1.0, math.nextafter(budget / allowed, 1)) for name, budget in budgets.items()}
+        point, scorer = Point(method, 1.0, ratio), SCORERS[method]() if method in SCORERS else None
+        several = scorer is not None and scorer.needs_samples
+        moved = as_large_as(point, most, common.transfer, common.sources, several)
+        if not several or all(len(source.abilities) == 1 for source in common.sources):
+            return moved
+        low = {source.label: most[source.label] / len(source.abilities) for source in common.sources}
+        for _ in range(_HALVINGS):
+            tried = {name: (low[name] + most[name]) / 2 for name in low}
+            found = self._prepare(method, as_large_as(point, tried, common.transfer, common.sources, several))
+            for source in found.sources:
+                fits = common.channels.count_elements(source.mask) <= budgets[source.name]
+                (low if fits else most)[source.name] = tried[source.name]
+        return as_large_as(point, low, common.transfer, common.sources, several)
 
     def share(self, point: Point) -> float:
         """The share of the target's parameters that a point moves; of a merging method with a density, the most."""

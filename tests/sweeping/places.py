@@ -23,6 +23,9 @@ def make_place(root: Path) -> Config:
     samples = [{"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(24)]
     write_jsonl(root / "ability.jsonl", samples)
     config = basic(root, folders["target"], folders["source"], root / "ability.jsonl")
+    more = [{"prompt": f"Ask {i}", "answer": "two three " * (1 + i % 5)} for i in range(12)]
+    config["data"]["abilities"]["e"] = {"path": str(write_jsonl(root / "more.jsonl", more))}
+    config["profile"]["sources"][0]["abilities"] = ["d", "e"]
     sets: dict[str, Any] = {}
     for name, role, model in (("kept", "keep", "target"), ("lost", "recover", "source")):
         questions = [{"prompt": f"What is {name} {i}?", "answer": "a"} for i in range(ROWS)]

@@ -15,7 +15,8 @@ from tests.front_door import Config, Outcome, call, changed, run
 from tests.sweeping.places import make_place
 
 Row = dict[str, str]
-WITH_RATIO = ("act", "ties", "dare", "random")
+WITH_RATIO = ("act", "ties", "dare", "random", "weight", "local")
+METHODS = "act,task_arithmetic,ties,dare,random,weight,local"
 TIES_OF_HALF = "{class_path: act_lightning.merging.TIES, init_args: {density: 0.5}}"
 GRID = ("--sweep.scales", "0.3,1.0", "--sweep.ratios", "[0.1, 0.5]")
 
@@ -28,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def swept(place: Config) -> Path:
     """A run that was swept with five methods."""
-    outcome = run("sweep", place, *GRID, "--sweep.methods", "act,task_arithmetic,ties,dare,random")
+    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     return Path(place["trainer"]["default_root_dir"])
 
@@ -60,7 +61,7 @@ def test_every_point_once_and_the_target_first(swept: Path) -> None:
     found = rows(swept)
     assert found[0]["method"] == "target"
     assert float(found[0]["keep"]) == 1.0
-    wanted = {(m, s, p) for m in ("act", "ties", "dare", "random") for s in (0.3, 1.0) for p in (0.1, 0.5)}
+    wanted = {(m, s, p) for m in WITH_RATIO for s in (0.3, 1.0) for p in (0.1, 0.5)}
     wanted |= {("task_arithmetic", s, 1.0) for s in (0.3, 1.0)}
     there = [(row["method"], float(row["scale"]), float(row["ratio"])) for row in found[1:]]
     assert len(there) == len(set(there))
@@ -95,11 +96,12 @@ def test_a_point_is_what_merge_and_test_give(
         assert float(row["parameter_share"]) == pytest.approx(report["parameter_share"])
 
 
-def test_random_channels_are_as_many_parameters(swept: Path) -> None:
+@pytest.mark.parametrize("method", ["random", "weight", "local"])
+def test_other_selections_move_as_many_parameters(swept: Path, method: str) -> None:
     found = rows(swept)
     for ratio in (0.1, 0.5):
-        act, random = (float(of(found, name, 0.3, ratio)["parameter_share"]) for name in ("act", "random"))
-        assert act * 0.98 < random <= act
+        act, other = (float(of(found, name, 0.3, ratio)["parameter_share"]) for name in ("act", method))
+        assert act * 0.97 < other <= act
 
 
 def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> None:
@@ -133,7 +135,7 @@ def test_methods_are_compared(swept: Path) -> None:
             assert row["scale"] == at["scale"]
         if "equal parameters" in row["compared_at"]:
             assert float(row["parameter_share"]) == pytest.approx(float(at["parameter_share"]), rel=0.02)
-    assert {row["method"] for row in found if "equal parameters" in row["compared_at"]} == {"ties", "dare", "random"}
+    assert {row["method"] for row in found if "equal parameters" in row["compared_at"]} == {*WITH_RATIO} - {"act"}
     assert (swept / "sweep" / "methods.md").read_text().count("\n") == len(found) + 2
 
 
@@ -159,7 +161,7 @@ def test_a_plan_counts_the_points(place: Config) -> None:
 def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(swept)
     monkeypatch.setattr("act_lightning.sweeping.walk.Laboratory.evaluate", None)
-    outcome = run("sweep", place, *GRID, "--sweep.methods", "act,task_arithmetic,ties,dare,random")
+    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     assert rows(swept) == before
 
