@@ -131,7 +131,8 @@ def causes(trainer: L.Trainer, run: Run) -> None:
 
     def ask() -> None:
         assert run.causes is not None
-        _measure(trainer, run, run.transfer.needs_profiling, fisher=False)
+        scorers = [run.transfer.scorer or Activation()] if run.transfer.needs_profiling else []
+        _measure(trainer, run, scorers, fisher=False)
         known = run_seed(), target.digests(), target.folder
         settings = replace(run.transfer.settings, method="task_arithmetic")  # which plays no part: nothing is merged
         prepared = prepare(run.sources, target.inventory(), settings, run.transfer.scores_of(root), *known)
