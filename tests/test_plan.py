@@ -92,6 +92,8 @@ def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, q
     assert plan["parameters"]["per_ability"]["d"]["expected"] == pytest.approx(parameters * 0.01, rel=1e-4)
     memory, eighth = plan["memory"], 4 * parameters // 8
     assert memory["profiling"] == 2 * 2 * parameters
+    config["profile"]["placement"] = "layerwise"
+    assert planned(config)["memory"]["profiling"] == 2 * 2 * (152064 * 3584 + 3584), "head and final norm of two models"
     held = [memory[f"training_{name}"] for name in ("weights", "gradients", "optimizer")]
     assert held == [eighth, eighth, 2 * eighth], "float32 weights, gradients and two moments, over eight ranks"
     vocabulary = 152064 * 3584
@@ -376,7 +378,7 @@ def test_activations_and_copies_are_those_that_autograd_keeps(
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("act_lightning.planning.forecast.host_memory", lambda: 1000)
     found = planned(config)["problems"]
-    assert [problem["setting"] for problem in found] == ["model.dtype", "trainer.strategy"]
+    assert [problem["setting"] for problem in found] == ["profile.placement", "trainer.strategy"]
     assert "this machine's host has 0.0 GB" in found[0]["message"]
 
 

@@ -8,13 +8,14 @@ from math import prod
 from pathlib import Path
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import resolve_dtype, stored_dtype
+from act_lightning.checkpoints import meta_model, resolve_dtype, stored_dtype
 from act_lightning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.fine_tuning import optimizer_bytes, trained_dtype, training_parts
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
 from act_lightning.scorers import Attribution, WeightScorer
+from act_lightning.stages import pair_needs
 from act_lightning.sweeping.points import grid
 
 _SCORE_BYTES = 4
@@ -22,7 +23,7 @@ _FISHER_BYTES = 4  # a parameter, in memory and in each file
 _MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
 _WITH_TASK_VECTOR = 2  # a model between target and source, and their difference: one source at a time
 _LESS = {
-    "profiling": ("model.dtype", "Compare the models in bfloat16 (model.dtype), or on a larger device."),
+    "profiling": ("profile.placement", "Stream the pair (layerwise), or compare it in bfloat16."),
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
     "fisher": ("model.dtype", "Gather Fisher information in bfloat16 (model.dtype), or on a larger device."),
     "merge": ("model.target", "Merge on a larger machine."),
@@ -39,7 +40,7 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
     found = {"profiling": 0, "fisher": 0, "merge": 0, "sweep": 0, "training": 0}
     compared = resolve_dtype(run.model.weights_dtype, target)
     if run.sources:
-        found["profiling"] = _profiled_elements(run, channels, verb) * compared.itemsize
+        found["profiling"] = _profiled_elements(run, channels, target, verb) * compared.itemsize
         if run.transfer.needs_fisher:
             found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
@@ -78,13 +79,26 @@ def _largest(channels: ChannelInventory) -> int:
     return max((prod(shape) for shape in channels.shapes.values()), default=0)
 
 
-def _profiled_elements(run: Run, channels: ChannelInventory, verb: str) -> int:
-    """Elements in memory while scores are measured; none to speak of where weights are read some rows at a time."""
+def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb: str) -> int:
+    """Elements in memory while scores are measured; none to speak of where weights are read some rows at a time.
+
+    Under placement layerwise and offload those of the largest stage of every model; on the host, also of the layer
+    that is read ahead. ``auto`` is layerwise where this machine cannot hold the whole pair.
+    """
     if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
         return 0
     if isinstance(run.transfer.scorer, Attribution):
         return _WITH_TASK_VECTOR * channels.parameters + _largest(channels)
-    return (1 + _sources_together(run)) * channels.parameters
+    models, on_host, placement = 1 + _sources_together(run), runs_on_host(run.trainer), run.profiler.placement
+    whole = models * channels.parameters
+    room = host_memory() if on_host else device_memory()
+    itemsize = resolve_dtype(run.model.weights_dtype, target).itemsize
+    if placement == "auto" and room is not None and whole * itemsize > room:
+        placement = "layerwise"
+    if placement == "layerwise" or (placement == "offload" and not on_host):
+        needs = pair_needs(meta_model(target), 1, models)
+        return needs.stage + (needs.next_stage if on_host else 0)
+    return whole
 
 
 def attribution_notes(run: Run, verb: str) -> list[Problem]:

@@ -46,5 +46,5 @@ def pair_needs(model: PreTrainedModel, itemsize: int, models: int) -> PairNeeds:
 
 
 def _name(model: nn.Module, wanted: nn.Module) -> str:
-    names = {module: name for name, module in model.named_modules()}
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[wanted]
