@@ -101,7 +101,7 @@ def _said(ability: object, rows: pd.DataFrame) -> str:
     )
 
 
-def _compared(others: str, row: pd.Series) -> str:  # type: ignore[type-arg]
+def _compared(others: str, row: pd.Series) -> str:
     low, high = float(row["95 % from"]), float(row["to"])
     if low <= 0 <= high:
         return f"not told apart from as many {others} ({low:+.3g} … {high:+.3g})"
