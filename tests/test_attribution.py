@@ -134,6 +134,13 @@ def test_through_the_command_line(tmp_path: Path, target_folder: Path, source_fo
     assert any("gradient of one parameter at a time" in one["message"] for one in json.loads(plan.out)["problems"])
 
 
+def test_settings_can_be_looked_up_by() -> None:
+    """A sweep keeps what it selected by the settings of the transfer."""
+    kept = {TransferSettings(selection=Attribution(alpha=[0.5], keep=["k"])): 1}
+    assert kept[TransferSettings(selection=Attribution(alpha=[0.5], keep=["k"]))] == 1
+    assert TransferSettings(selection=Attribution(keep=["other"])) not in kept
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -52,6 +52,10 @@ class Attribution(Scorer):
     first_share: float = 0.001
     tokens_per_batch: int = 2048
 
+    def __hash__(self) -> int:
+        """By all settings, lists among them."""
+        return hash(repr(self))
+
     @property
     def alphas(self) -> tuple[float, ...]:
         """All α."""
