@@ -27,4 +27,8 @@ fi
 if [[ $extras == *test* ]]; then
   # The functions that tests compare with; of what else mergekit asks for, they need nothing that is not here already.
   "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps mergekit
+  # Where the tests find it and no other command does: transformers imports torchao, for seconds, wherever it is there.
+  if [ ! -d "$folder/beside/torchao" ]; then
+    "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps --target "$folder/beside" torchao
+  fi
 fi

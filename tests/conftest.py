@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.append(str(Path(sys.prefix) / "beside"))  # see scripts/environment.sh
 
 import numpy as np
 import pytest
