@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -30,6 +32,7 @@ from act_lightning.examination import Examination, logged, publish
 from act_lightning.loss import answer_loss, score_answers
 from act_lightning.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_faults
 from act_lightning.sharding import averaging_faults, load_sharded
+from act_lightning.updates import are_finite, data_settings, settings_faults, update_faults
 from act_lightning.validation import (
     KEEP_ACCURACY,
     RECOVER_ACCURACY,
@@ -41,6 +44,7 @@ from act_lightning.validation import (
 
 _ANSWERING = ("test", "predict")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
+_SETTINGS = "act_lightning settings"  # in a checkpoint
 _SUM_SCALE = 2.0**-12  # keeps a window's summed gradient near 1, for float16; a power of two, so exact
 
 
@@ -115,6 +119,7 @@ class AbilityTransferModule(L.LightningModule):
         self.keep_floor: float | None = None
         self._window_tokens = 0
         self._window_loss = 0.0
+        self._spoiled: int | None = None
 
     def faults(self) -> list[Fault]:
         """What is wrong with the settings, without looking at files."""
@@ -194,7 +199,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Forget the window of a fit that was interrupted; an epoch ends with an update."""
-        self._window_tokens, self._window_loss = 0, 0.0
+        self._window_tokens, self._window_loss, self._spoiled = 0, 0.0, None
         self.pristine = False
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -202,19 +207,42 @@ class AbilityTransferModule(L.LightningModule):
         loss, tokens = answer_loss(self.language_model, batch)
         self._window_tokens += tokens
         self._window_loss += float(loss.detach())
+        if self._spoiled is None and not math.isfinite(self._window_loss):
+            self._spoiled = batch_idx
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning and DDP divide by these
         return loss * (undo * _SUM_SCALE)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradient by the number of answer tokens in the window, on all processes."""
-        sums = torch.tensor([self._window_tokens, self._window_loss], dtype=torch.float64)
-        tokens, loss = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
+        """Divide the summed gradient by the number of answer tokens in the window, on all processes.
+
+        Raises:
+            ActError: On every process, if loss or gradient is NaN or infinite; no weight is changed.
+        """
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips updates that overflow
+        bad = float(not scaled and not are_finite(gradients))
+        sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
+        reduced = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
+        tokens, loss, bad = reduced
+        refuse(update_faults(loss, not bad, self.global_step + 1, self._spoiled))
         self._window_tokens, self._window_loss = 0, 0.0
         if tokens:
-            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
             self.log("train_loss", loss / tokens, prog_bar=True)
             self.log("answer_tokens", tokens, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell what a fit that goes on is held against."""
+        checkpoint[_SETTINGS] = self._settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse settings that a fit which goes on would not follow; warn of others that are not as before."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refuse(settings_faults(checkpoint.get(_SETTINGS, {}), self._settings()))
+
+    def _settings(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("learning_rate", "optimizer", "lr_scheduler")}
+        return own | data_settings(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting for every validation set."""

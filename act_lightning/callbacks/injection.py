@@ -25,6 +25,7 @@ from act_lightning.callbacks.language_model import (
 from act_lightning.callbacks.placement import strategy_faults
 from act_lightning.callbacks.preparation import PreparedTransfer, prepare
 from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
+from act_lightning.callbacks.resumed_transfer import resumed_faults
 from act_lightning.callbacks.resuming import resumes
 from act_lightning.callbacks.sources import AbilitySource, source_ratios, source_scales
 from act_lightning.channels import ChannelInventory
@@ -136,7 +137,14 @@ class MaskedTaskVectorInjection(L.Callback):
         self._write_down(trainer, model)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down what moved before the checkpoint, which a strategy that shards restores after ``on_fit_start``."""
+        """Write down what moved before the checkpoint, which a strategy that shards restores after ``on_fit_start``.
+
+        Raises:
+            ActError: If other settings of the transfer are given than before the checkpoint.
+        """
+        if resumes(trainer):
+            profiler = _sources_of(trainer)
+            refuse(resumed_faults(self.record, (profiler and profiler.sources) or [], self.settings))
         if self.record and not is_transferred(model := require_language_model(pl_module)):
             self._write_down(trainer, model)
 
