@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from act_lightning.activations import MeanAbsoluteDifference, Pair, Reading, ResidentPair
-from act_lightning.channels import inventory
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.stages import DiskWeights, LayerwisePair, StagedModel
 
 SHAPE = {  # SmolLM2-135M
@@ -61,8 +61,8 @@ def bare(models: list[nn.Module], batches: list[dict[str, Tensor]], answers: sli
                 model(input_ids=ids, use_cache=False, **keep)
 
 
-def profiled(pair: Pair, place: Path, model: nn.Module, batches: list[dict[str, Tensor]]) -> None:
-    means = MeanAbsoluteDifference(inventory(model)).to(batches[0]["input_ids"].device)
+def profiled(pair: Pair, place: Path, channels: ChannelInventory, batches: list[dict[str, Tensor]]) -> None:
+    means = MeanAbsoluteDifference(channels).to(batches[0]["input_ids"].device)
     for _ in pair.run(map(Reading, batches), [(place, means)]):
         pass
     means.total.sum().item()
@@ -87,15 +87,16 @@ def main() -> None:
         answers = [{"input_ids": row, "labels": torch.full_like(row, -100)} for row in ids]
         for batch in answers:
             batch["labels"][:, half] = batch["input_ids"][:, half]
+        channels = inventory(models[0])
         resident = ResidentPair(models[0], {places[1]: models[1]}, device)
         target, source = (stack.enter_context(StagedModel(DiskWeights(one, dtype, device), device)) for one in places)
         layerwise = LayerwisePair(target, {places[1]: source}, device, ids.numel())
         kinds: dict[str, Callable[[], None]] = {
             "bare, all logits": lambda: bare(models, full),
             "bare, logits of the second half": lambda: bare(models, full, half),
-            "resident, all tokens answers": lambda: profiled(resident, places[1], models[0], full),
-            "resident, half of them": lambda: profiled(resident, places[1], models[0], answers),
-            "layerwise, all tokens answers": lambda: profiled(layerwise, places[1], models[0], full),
+            "resident, all tokens answers": lambda: profiled(resident, places[1], channels, full),
+            "resident, half of them": lambda: profiled(resident, places[1], channels, answers),
+            "layerwise, all tokens answers": lambda: profiled(layerwise, places[1], channels, full),
         }
         bare(models, full[:1])  # warm
         report({name: [] for name in kinds}, kinds, device, asked)

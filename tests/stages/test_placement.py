@@ -151,7 +151,7 @@ def test_processes_share_the_samples(processes: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
-    """Two models of 440 MB each under a limit of 700 MB on the data of the process, libraries included."""
+    """Two models of 410 MB each under a limit of 734 MB on the data of the process, libraries included."""
     large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 26, "head_dim": 128}
     target = tiny_model("llama", **large)
     saved(target, tmp_path / "target")
