@@ -29,6 +29,8 @@ from act_lightning.scorers import Activation, Scorer
 from act_lightning.sweeping.settings import ACT, SweepSettings
 from act_lightning.transfer.importance import FOLDER
 
+_LOGS, _EVENTS = "logs/version_*", "events.out.tfevents.*"
+
 
 def profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
     """Measure the scores of every ability of every source that saved scores do not answer, and what the method needs.
@@ -167,14 +169,22 @@ def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) 
 @contextmanager
 def leaving_nothing(root: Path) -> Iterator[None]:
     """Take back the empty folders of a run that is refused after Lightning has made room for its logs."""
-    was_there = root.is_dir()
+    was_there, earlier = root.is_dir(), set(root.glob(_LOGS))
     try:
         yield
     except ActError:
-        for folder in (*root.glob("logs/version_*"), root / "logs", *([] if was_there else [root])):
+        folders = set(root.glob(_LOGS))
+        for file in (file for folder in folders - earlier if _is_empty_log(folder) for file in folder.glob(_EVENTS)):
+            file.unlink(missing_ok=True)
+        for folder in (*folders, root / "logs", *([] if was_there else [root])):
             with suppress(OSError):  # it is not empty, or another process was faster
                 folder.rmdir()
         raise
+
+
+def _is_empty_log(folder: Path) -> bool:
+    """Whether nothing but TensorBoard's files was begun: the CSV logger writes when the first value comes."""
+    return all(file.match(_EVENTS) for file in folder.iterdir())
 
 
 def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:
