@@ -464,7 +464,7 @@ def test_plain_fine_tuning_is_noted(config: Config) -> None:
 
 
 def test_errors_come_together_and_first(config: Config, tmp_path: Path) -> None:
-    config["transfer"] = {"ratio": 2, "scale": float("nan"), "exclude": ["nothing*"], "selection": "weight"}
+    config["transfer"] = {"ratio": 2, "scale": float("nan"), "exclude": ["nothing*"], "selection": "norms"}
     config["trainer"]["precision"] = "bf16-true"
     config["model"]["learning_rate"] = -1
     config["data"]["abilities"]["d"]["path"] = str(tmp_path / "nowhere.jsonl")
