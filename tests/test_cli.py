@@ -222,7 +222,8 @@ def test_print_config_shows_defaults_and_can_be_run(config: Config, tmp_path: Pa
     outcome = run("fit", config, "--print_config")
     shown = yaml.safe_load(outcome.out)
     assert set(shown) >= {"seed_everything", "model", "data", "profile", "transfer", "trainer"}
-    assert shown["profile"] == {"sources": shown["profile"]["sources"], "tokens_per_batch": 8192}
+    held = {"placement": "auto", "quantization": None, "chunks": 0, "stop_when_stable": None}
+    assert shown["profile"] == {"sources": shown["profile"]["sources"], "tokens_per_batch": 8192, **held}
     assert (shown["transfer"]["scope"], shown["model"]["optimizer"], shown["seed_everything"]) == ("global", "adam", 42)
     file = write_yaml(tmp_path / "again.yaml", shown)
     assert call("fit", "--config", file).status == 0
