@@ -16,6 +16,7 @@ from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler,
 from act_lightning.checkpoints import load_quantized
 from act_lightning.errors import ActError
 from act_lightning.scorers import Attribution
+from act_lightning.transfer import TransferSettings
 from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
@@ -111,8 +112,9 @@ def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
     target = tiny_model("llama")
     source = AbilitySource(saved(sibling_of(target, seed=1), tmp_path / "s"), dict(DATA))
     profiler = ActivationDifferenceProfiler([source], placement="layerwise")
+    settings = TransferSettings(selection=Attribution())
     with pytest.raises(ActError, match="must be auto or resident for attribution"):
-        profiler.profile(quiet_trainer(tmp_path), PlainModule(target), scorer=Attribution())
+        profiler.profile(quiet_trainer(tmp_path), PlainModule(target), settings=settings)
     assert not (tmp_path / "scores").exists()
 
 

@@ -23,7 +23,7 @@ def samples_figure(overlaps: pd.DataFrame) -> Figure:
     ends = []
     for number, (name, part) in enumerate(overlaps.groupby("ability", sort=False)):
         color = SERIES[number % len(SERIES)]
-        axes.plot(part["samples"], part["overlap"], color=color, marker="o", ms=3, gid=str(name))
+        axes.plot(part["samples"], part["overlap"], color=color, marker="o", ms=3, clip_on=False, gid=str(name))
         before = part.iloc[-2] if len(part) > 1 else part.iloc[-1]  # all lines end at 1
         ends.append(EndLabel(float(before["samples"]), float(before["overlap"]), str(name), color))
     axes.set(xlabel="samples", ylabel="share of the whole mask", ylim=(min(0.5, overlaps["overlap"].min()), 1.0))
