@@ -15,6 +15,7 @@ sys.path.append(str(Path(sys.prefix) / "beside"))  # see scripts/environment.sh
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.laboratory.cache import cache_root
@@ -31,6 +32,14 @@ def seeded() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group() -> Iterator[None]:
+    """A strategy that shards leaves its group of processes, of one, behind; then all logging would be distributed."""
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session", autouse=True)
