@@ -16,7 +16,7 @@ from torch import Tensor
 from act_lightning.analysis.location import EMBEDDINGS, HEADS
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.scores import CHUNKS, ScoreRecord, read_record, read_scores
+from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
 
 _ALONE = "Report what was measured alike in one report, and the rest in another."
 # How modules stand in a decoder of Llama's kind; only for scores whose file does not say the order.
@@ -123,18 +123,14 @@ def _usual_place(name: str) -> tuple[object, ...]:
 
 
 def _score_files(run: Path) -> list[Path]:
-    """The files of a run's scores, without those of their parts."""
+    """The files of a run's scores, without those of their chunks."""
     found = sorted((run / "scores").glob("*/*.safetensors"))
-    files = [path for path in found if not (path.stem.endswith(CHUNKS) and _whole(path) in found)]
-    files = [path for path in files if not path.name.startswith(".")]
+    chunks = {chunks_path(path) for path in found}
+    files = [path for path in found if path not in chunks and not path.name.startswith(".")]
     if not files:
         rule = "must be the folder of a run with scores/<source>/<ability>.safetensors"
         raise ActError(Fault("RUN", str(run), rule, "Run `profile`, or name the run's trainer.default_root_dir."))
     return files
-
-
-def _whole(part: Path) -> Path:
-    return part.with_name(part.stem.removesuffix(CHUNKS) + part.suffix)
 
 
 def _read_records(files: Sequence[Path]) -> tuple[list[Fault], dict[Path, ScoreRecord]]:

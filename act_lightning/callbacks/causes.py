@@ -23,7 +23,19 @@ from act_lightning.callbacks.target import Target
 from act_lightning.checkpoints import load_model, write_file
 from act_lightning.data import AbilityDataModule, Sample, collate, deal, lengths, token_budget_batches
 from act_lightning.examination import of_all_processes
-from act_lightning.interventions import Effect, Trial, Variant, effects, like_by_module, position_sums, random_channels
+from act_lightning.interventions import (
+    ALIKE,
+    RANDOM,
+    SELECTED,
+    TARGET,
+    Effect,
+    Trial,
+    Variant,
+    effects,
+    like_by_module,
+    position_sums,
+    random_channels,
+)
 from act_lightning.transfer import SelectedSource, having_partners, partner_channels
 
 FOLDER = "causes"
@@ -81,10 +93,10 @@ def _trial(
     repeats: int,
 ) -> Trial:
     inventory, mask = prepared.inventory, source.masks[ability]
-    variants = [Variant("selected", mask)]
+    variants = [Variant(SELECTED, mask)]
     for number in range(1, repeats + 1):
         key = prepared.seed, source.name, ability, number
-        drawn = {"random": random_channels(mask, *key), "same modules": like_by_module(mask, inventory, *key)}
+        drawn = {RANDOM: random_channels(mask, *key), ALIKE: like_by_module(mask, inventory, *key)}
         variants += [
             Variant(f"{name} {number}", having_partners(inventory, its, source.vocabulary))
             for name, its in drawn.items()
@@ -111,7 +123,7 @@ def _losses(trial: Trial, samples: Sequence[Sample], trainer: L.Trainer, label: 
             found.setdefault("number", []).extend(rows)
             for name, values in trial.losses(batch, means).items():
                 found.setdefault(name, []).extend(values.tolist())
-    names = ["number", "target", "source", *(f"{k}/{v.name}" for k in ("patch", "ablate") for v in trial.variants)]
+    names = ["number", *trial.names]
     everywhere = of_all_processes({name: found.get(name, []) for name in names})
     order = torch.tensor(everywhere.pop("number")).argsort()
     return {name: torch.tensor(values, dtype=torch.float64)[order] for name, values in everywhere.items()}
@@ -137,7 +149,7 @@ def _record(
         "selection": prepared.report["selection"],
         "ratio": float(source.ratio),
         "channels": int(source.masks[ability].sum()),
-        "samples": len(losses["target"]),
+        "samples": len(losses[TARGET]),
         "repeats": settings.repeats,
         "seed": prepared.seed,
         "hashes": prepared.report["hashes"],

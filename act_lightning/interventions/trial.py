@@ -65,6 +65,11 @@ class Trial:
             for name, numbers in self.places.items()
         }
 
+    @property
+    def names(self) -> list[str]:
+        """What :meth:`losses` gives, the same on all processes."""
+        return [TARGET, SOURCE, *(f"{kind}/{variant.name}" for kind in (PATCH, ABLATE) for variant in self.variants)]
+
     def losses(self, batch: Batch, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of every sample of a batch under every intervention.
 
