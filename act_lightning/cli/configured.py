@@ -19,7 +19,7 @@ from act_lightning.callbacks.causes_settings import CausesSettings
 from act_lightning.callbacks.preemption import leaving_at_sigterm
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.saved_config import SaveConfigLate
-from act_lightning.cli.trainer import own_callbacks, unsaid
+from act_lightning.cli.trainer import logger_faults, own_callbacks, unsaid
 from act_lightning.data import AbilityDataModule
 from act_lightning.errors import ActError, Fault, refuse
 from act_lightning.inspection import inspect, print_inspection
@@ -141,7 +141,9 @@ class ActCLI(LightningCLI):
         config = self.config
         if verb == "fit" and self._get(config, "profile").sources:
             refuse(deepspeed_faults(self._get(config, "trainer").as_dict()))
-        if verb in _WITHOUT_TRAINER:
+        if verb not in _WITHOUT_TRAINER:
+            refuse(logger_faults(self._get(config, "trainer").as_dict()))
+        else:
             config = config.clone()
             config[verb].trainer = Namespace()
         self.config_init = self.parser.instantiate_classes(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from act_lightning.callbacks import LastCheckpoint, PreemptionCheckpoint
+from act_lightning.errors import Fault
 from act_lightning.training_state import TrainingStateIO
+
+_WANDB = "wandb"
 
 
 def unsaid(settings: Namespace, root: Path, verb: str) -> dict[str, Any]:
@@ -37,6 +42,18 @@ def unsaid(settings: Namespace, root: Path, verb: str) -> dict[str, Any]:
     if _keeps(settings, verb) and not any(isinstance(callback, PreemptionCheckpoint) for callback in callbacks):
         found["callbacks"] = [PreemptionCheckpoint(), *callbacks]  # before profiling begins
     return found
+
+
+def logger_faults(settings: Mapping[str, Any]) -> list[Fault]:
+    """Loggers whose package is not installed.
+
+    Args:
+        settings: Section ``trainer``, before its objects are made.
+    """
+    paths = [str(one["class_path"]) for one in _listed(settings.get("logger")) if isinstance(one, Mapping)]
+    rule, remedy = "must find the package wandb, which is not installed", "Run: pip install wandb"
+    missing = [path for path in paths if path.rpartition(".")[2] == "WandbLogger" and find_spec(_WANDB) is None]
+    return [Fault("trainer.logger", path, rule, remedy) for path in missing]
 
 
 def own_callbacks(settings: Namespace, verb: str, export: Callback) -> list[Callback]:
