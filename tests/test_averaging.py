@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.module import AbilityTransferModule
-from tests.front_door import basic, changed, run
+from tests.front_door import basic, changed, run, write_yaml
 from tests.loops import padded, quiet_trainer, random_samples
 from tests.reference.act import assert_same_bits
+from tests.sharding.processes import call_program, weights
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
@@ -115,3 +116,26 @@ def test_refused_where_weights_are_sharded(strategy: str, pair: tuple[Path, Path
     outcome = run("fit", changed(config, "transfer", ...))
     assert outcome.status == 1
     assert "trainer.callbacks = 'EMAWeightAveraging': must not stand beside a strategy that shards" in outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_under_ddp_export_the_averages_of_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Which are others than the weights of a fit without an average."""
+    found = {}
+    for name, processes in (("plain", 1), ("alone", 1), ("together", 2)):
+        (tmp_path / name).mkdir()
+        config = averaged_config(pair, tmp_path / name)
+        config["model"]["export_dtype"] = "float32"
+        config["trainer"] |= {"devices": processes, "accumulate_grad_batches": 16 // processes}
+        if name == "plain":
+            config = changed(config, "trainer.callbacks", ...)
+        if processes == 1:
+            outcome = run("fit", config)
+            assert outcome.status == 0, outcome.err
+        else:
+            file = write_yaml(tmp_path / "together.yaml", changed(config, "trainer.strategy", "ddp"))
+            call_program("-m", "act_lightning", "fit", "--config", file)
+        found[name] = weights(tmp_path / name / "run" / "model")
+    for name, values in found["alone"].items():
+        torch.testing.assert_close(found["together"][name], values, rtol=0, atol=1e-6, msg=name)
+    assert any(not torch.allclose(found["plain"][name], one, atol=1e-5) for name, one in found["alone"].items())
