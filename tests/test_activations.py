@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch, mean_absolute_difference
+from act_lightning.activations import (
+    MeanAbsoluteDifference,
+    Reading,
+    ResidentPair,
+    compare_on_batch,
+    mean_absolute_difference,
+)
 from act_lightning.channels import inventory
 from act_lightning.data import token_budget_batches
 from act_lightning.errors import ActError
@@ -97,6 +104,33 @@ def test_answer_tokens_only() -> None:
     (before,) = measured(target, [source], [([100, 8, 9, 10, 11, 12], labels)])
     torch.testing.assert_close(after, first, rtol=1e-5, atol=1e-7)
     assert (before - first).abs().max() > 1e-3
+
+
+def test_a_model_may_change_outputs_in_place_and_batches_may_shrink_and_grow() -> None:
+    target = tiny_model("llama")
+    source = sibling_of(target, seed=1)
+    whole = [(ids, ids) for ids, _ in random_samples(6, seed=4)]  # every token is an answer
+    expected = reference.scores(target, source, whole)
+    found, place = MeanAbsoluteDifference(inventory(target)), Path("source")
+    for model in (target, source):
+        for layer in model.model.layers:
+            _spoil_when_used(layer.mlp.gate_proj, layer.mlp)
+    readings = [Reading(batch) for sample in whole for batch in padded([sample], rows=1)]
+    assert len({reading.batch["input_ids"].shape for reading in readings}) > 2
+    pair = ResidentPair(target, {place: source})
+    assert list(pair.run(iter(readings), [(place, found)])) == readings
+    torch.testing.assert_close(found.compute(), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+
+
+def _spoil_when_used(module: nn.Module, user: nn.Module) -> None:
+    """Let a model write over what a module gave, once it is done with it."""
+    given: list[Tensor] = []
+
+    def spoil(*_: object) -> None:
+        given.pop().fill_(7.0)
+
+    module.register_forward_hook(lambda _module, _args, output: given.append(output))
+    user.register_forward_hook(spoil)
 
 
 def test_a_batch_without_answers_runs_no_model() -> None:

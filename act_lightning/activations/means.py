@@ -39,8 +39,9 @@ def _sums(scorer: ActivationScorer, seen: Observation) -> Tensor:
     channels = seen.target.shape[-1]
     sums = torch.zeros(scorer.terms, channels, dtype=torch.float64, device=_summing_device(seen.target.device))
     for part in _parts(seen):
-        values = scorer.values(part).reshape(scorer.terms, -1, channels)
-        sums += values.to(sums.device).sum(1, dtype=torch.float64)
+        values = scorer.values(part).reshape(scorer.terms, -1, channels).to(sums.device)
+        for sum_of_term, of_term in zip(sums, values, strict=True):  # one by one: twice as fast as along a middle one
+            sum_of_term += of_term.sum(0, dtype=torch.float64)
     return sums
 
 

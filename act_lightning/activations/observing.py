@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from act_lightning.activations.positions import AnswerPositions
+from act_lightning.activations.workspace import Workspace
 
 Again = Callable[[Mapping[str, Tensor]], Tensor]
 """Runs a module once more on the same input, with other weights: what it then gives at answer tokens."""
@@ -18,7 +19,9 @@ Sink = Callable[[str, Tensor, Again], None]
 
 
 @contextmanager
-def observed(model: nn.Module, names: Sequence[str], answers: AnswerPositions, sink: Sink) -> Iterator[None]:
+def observed(
+    model: nn.Module, names: Sequence[str], answers: AnswerPositions, sink: Sink, workspace: Workspace | None = None
+) -> Iterator[None]:
     """Hand the output of every named module at answer tokens to ``sink``; the head computes no other logits.
 
     Args:
@@ -27,6 +30,8 @@ def observed(model: nn.Module, names: Sequence[str], answers: AnswerPositions, s
         answers: Where answer tokens are.
         sink: Receives a module's name, its output at answer tokens, and what runs it again, in the order of the
             forward pass.
+        workspace: Where outputs are copied to. Without one the sink may not keep them: they may be views of what the
+            model goes on to change in place.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
 
@@ -38,7 +43,7 @@ def observed(model: nn.Module, names: Sequence[str], answers: AnswerPositions, s
             stack.callback(head.register_forward_pre_hook(answers.take_from_input).remove)
         for name in names:
             module = model.get_submodule(name)
-            take = _only_row if module is head else answers.take
+            take = _only_row if module is head else partial(answers.take, workspace=workspace)
             stack.callback(module.register_forward_hook(hook(name, take)).remove)
         yield
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from act_lightning.activations.means import ChannelMeans
 from act_lightning.activations.observing import Again, observed
 from act_lightning.activations.positions import IGNORED, AnswerPositions, unambiguous
+from act_lightning.activations.workspace import Workspace
 
 Batch = Mapping[str, Tensor]
 """``input_ids`` and ``labels``, int64 ``[rows, length]``, with ``attention_mask`` of rows that are padded on the right,
@@ -99,9 +100,10 @@ class ResidentPair(Pair):
     def run(self, readings: Iterable[Reading], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[Reading]:
         """Read one batch after the other."""
         readers = [self.sources[folder] for folder, _ in means]
+        workspace = Workspace()
         for reading in readings:
             ready = ReadyBatch.of(reading.batch, self.target.model).to(self.device)
-            compare(self.target, readers, ready, [one for _, one in means], reading.chunk)
+            compare(self.target, readers, ready, [one for _, one in means], reading.chunk, workspace=workspace)
             yield reading
 
 
@@ -176,6 +178,7 @@ def compare(
     means: Sequence[ChannelMeans],
     chunk: int = 0,
     names: Sequence[str] | None = None,
+    workspace: Workspace | None = None,
 ) -> None:
     """Let the target and every source read a batch, and add what they give to each source's means.
 
@@ -186,6 +189,7 @@ def compare(
         means: What is measured, for each source, all with one scorer.
         chunk: The number of the chunk of samples that the batch belongs to.
         names: The modules that give something; by default all.
+        workspace: Where the target's outputs wait for the sources'; cleared first. Worth having for several batches.
     """
     if not batch.answers.tokens or not sources:
         return
@@ -202,7 +206,11 @@ def compare(
             swapped = again(source.weights(name)) if scorer.needs_swapped else None
             its.update(name, output, None, swapped, chunk)
 
-    with torch.no_grad(), observed(target.model, names, batch.answers, keep if scorer.needs_source else measure):
+    if workspace is None:
+        workspace = Workspace()
+    workspace.clear()
+    to_keep = (keep, workspace) if scorer.needs_source else (measure, None)
+    with torch.no_grad(), observed(target.model, names, batch.answers, *to_keep):
         target.read(batch.inputs)
     if scorer.needs_source:
         for source, its in zip(sources, means, strict=True):

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from act_lightning.activations.workspace import Workspace
+
 IGNORED = -100
 
 
@@ -38,23 +40,28 @@ class AnswerPositions:
         moved.__dict__.update(tokens=self.tokens, index=self.index.to(device))
         return moved
 
-    def take(self, output: Tensor) -> Tensor:
+    def take(self, output: Tensor, workspace: Workspace | None = None) -> Tensor:
         """The part of a module's output that belongs to answer tokens.
 
         Args:
             output: ``[rows, length, channels]``; with heads ``[rows, length, heads, channels]`` or
                 ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]``; rows may be 1 where
                 all rows share it (position embeddings).
+            workspace: Where to copy them to.
 
         Returns:
-            ``[tokens, channels]`` or ``[tokens, heads, channels]``, a copy.
+            ``[tokens, channels]`` or ``[tokens, heads, channels]``; without a workspace a view where every token is an
+            answer, else a copy.
         """
         rows, length = self.mask.shape
         if output.ndim == 2:
             output = output.view(-1, length, output.shape[-1])
         if output.ndim == 4 and output.shape[1] != length:
             output = output.transpose(1, 2)
-        return output.expand(rows, *output.shape[1:]).flatten(0, 1).index_select(0, self.index)
+        tokens = output.expand(rows, *output.shape[1:]).flatten(0, 1)
+        if workspace is not None:
+            return workspace.select(tokens, self.index)
+        return tokens if self.tokens == self.mask.numel() else tokens.index_select(0, self.index)
 
     def take_from_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook for the language model's head: it computes logits ``[1, tokens, vocabulary]`` only."""
