@@ -174,7 +174,7 @@ def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantized_models_give_something_else_but_near(quantization: str, tmp_path: Path) -> None:
     """On the CPU, where bitsandbytes computes slowly; a run of ours asks for a GPU."""
-    model = tiny_model("llama", hidden_size=64, head_dim=16, intermediate_size=96)  # for AVX-512 multiples of 32
+    model = tiny_model("llama", hidden_size=64, head_dim=16, intermediate_size=128)  # AVX-512: in blocks of 64
     folder = Path(saved(model, tmp_path / "m"))
     loaded: Any = load_quantized(folder, torch.float32, torch.device("cpu"), quantization)
     ids = torch.arange(20).view(1, 20)
