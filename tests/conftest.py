@@ -19,6 +19,7 @@ from torch import distributed
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.laboratory.cache import cache_root
+from tests.front_door import launch_forgotten
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 
@@ -35,9 +36,10 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_process_group() -> Iterator[None]:
-    """A strategy that shards leaves its group of processes, of one, behind; then all logging would be distributed."""
-    yield
+def _no_launch_left() -> Iterator[None]:
+    """A strategy leaves its group of processes, of one, and its address behind: for all logging and later processes."""
+    with launch_forgotten():
+        yield
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

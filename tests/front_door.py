@@ -33,9 +33,31 @@ class Outcome:
     err: str
 
 
+# What Lightning leaves in the environment: seeds, and where a group of processes meets.
+_OF_A_LAUNCH = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+)
+
+
+@contextmanager
+def launch_forgotten() -> Iterator[None]:
+    """A launch finds nothing of those before it in the environment, and leaves nothing to those after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _OF_A_LAUNCH:
+            patch.setenv(name, "0")
+            patch.delenv(name)
+        yield
+
+
 def call(*arguments: object) -> Outcome:
     """``python -m act_lightning`` with these arguments, in this process."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, _seed_forgotten():
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, launch_forgotten():
         try:
             status = main([str(argument) for argument in arguments])
         except SystemExit as leaving:
@@ -89,13 +111,3 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> Path:
 def left(root: Path) -> list[str]:
     """All files and folders below ``root``, in order; none if it does not exist."""
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-
-
-@contextmanager
-def _seed_forgotten() -> Iterator[None]:
-    """Lightning keeps its seed in the environment, where another test would find it."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
-            patch.setenv(name, "0")
-            patch.delenv(name)
-        yield

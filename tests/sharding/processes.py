@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,16 +50,24 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def call_program(*arguments: object) -> None:
-    """A program of Python's on a machine without GPU, and without network, that ends in time without an error."""
+def call_program(*arguments: object, status: int = 0) -> None:
+    """A program of Python's on a machine without GPU, and without network, that ends in time with this status."""
+    assert_ends(start(*arguments), status)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """A program of Python's that goes on by itself, together with all processes it starts."""
     root = str(Path(__file__).parents[2])
     alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env=os.environ | alone,
-        timeout=_SECONDS,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.Popen(command, env=os.environ | alone, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def assert_ends(started: subprocess.Popen[str], status: int) -> None:
+    """Wait for what was started; after too long it is killed, with all processes it started."""
+    try:
+        _, printed = started.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        raise
+    assert started.returncode == status, printed[-5000:]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 from tests.front_door import Config, basic, changed, write_yaml
-from tests.sharding.processes import fit, weights
+from tests.sharding.processes import assert_ends, call_program, fit, start, weights
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -80,12 +78,12 @@ def test_two_processes_stop_after_the_same_update(strategy: str, place: Path, st
     config["trainer"] |= {"devices": 2, "strategy": "ddp" if strategy == "ddp" else sharded}
     telling = {"class_path": "tests.sharding.test_resuming.Telling"}
     file = write_yaml(place / strategy / "told.yaml", changed(config, "trainer.callbacks", [telling]))
-    assert ended("fit", "--config", file) == STOPPED
+    call_program("-m", "act_lightning", "fit", "--config", file, status=STOPPED)
     root = place / strategy / "run"
     assert [path.name for path in (root / "checkpoints").iterdir()] == ["last.ckpt"]
     assert not (root / "model").exists()
     file = write_yaml(place / strategy / "config.yaml", config)
-    assert ended("fit", "--config", file, "--ckpt_path", "last") == 0
+    call_program("-m", "act_lightning", "fit", "--config", file, "--ckpt_path", "last")
     assert_close(root, straight)
 
 
@@ -95,21 +93,10 @@ def test_all_processes_leave_when_the_first_is_told_while_profiling(place: Path)
     config["data"]["abilities"] |= {"e": {"path": str(place / "d.jsonl"), "limit": 9}}
     config["profile"] |= {"tokens_per_batch": 60}
     config["profile"]["sources"][0]["abilities"] = ["d", "e"]
-    started = start("fit", "--config", write_yaml(place / "profiling" / "config.yaml", config))
+    started = start("-m", "act_lightning", "fit", "--config", write_yaml(place / "profiling" / "config.yaml", config))
     scores = place / "profiling" / "run" / "scores" / "s" / "d.safetensors"
     while not scores.exists() and started.poll() is None:
         time.sleep(0.002)
     started.send_signal(signal.SIGTERM)
-    assert started.wait(200) == STOPPED
+    assert_ends(started, STOPPED)
     assert [path.name for path in scores.parent.iterdir()] == ["d.safetensors"]
-
-
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    root = str(Path(__file__).parents[2])
-    alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "act_lightning", *map(str, arguments)]
-    return subprocess.Popen(command, env=os.environ | alone)
-
-
-def ended(*arguments: object) -> int:
-    return start(*arguments).wait(200)
