@@ -204,13 +204,21 @@ class AbilityTransferModule(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
-        loss, tokens = answer_loss(self.language_model, batch)
+        loss, tokens = answer_loss(self.language_model, batch, factor=self._gradient_factor())
         self._window_tokens += tokens
         self._window_loss += float(loss.detach())
         if self._spoiled is None and not math.isfinite(self._window_loss):
             self._spoiled = batch_idx
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning and DDP divide by these
         return loss * (undo * _SUM_SCALE)
+
+    def _gradient_factor(self) -> Tensor | float:
+        """What float16's gradients are multiplied by, so that small ones don't become zero."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None:
+            return 1.0
+        factor: Tensor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
+        return factor
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the summed gradient by the number of answer tokens in the window, on all processes.

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -274,6 +275,25 @@ def test_mixed_precision_keeps_full_weights_and_moments(tmp_path: Path) -> None:
     assert len(moments) == 2 * len(list(ours.parameters()))
     fine = [parameter for parameter in ours.parameters() if not torch.equal(parameter.bfloat16().float(), parameter)]
     assert len(fine) == len(list(ours.parameters())), "updates finer than bfloat16 are not lost"
+
+
+def test_float16_scales_the_loss_and_skips_an_update_that_overflows(tmp_path: Path) -> None:
+    """The first, at a scale of 2^24; the second is made, and is that of float32 but for float16's own rounding."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, backoff_factor=2.0**-8)
+    ours = fit(
+        saved(model_of("llama"), tmp_path),
+        padded(samples_of_all_lengths()[:32], 4),
+        accumulate_grad_batches=4,
+        module={"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}},
+        plugins=MixedPrecision("16-mixed", "cpu", scaler),
+    )
+    assert scaler.get_scale() == 2.0**16
+    before = dict(model_of("llama").named_parameters())
+    plain = model_of("llama").train()
+    reference.train(plain, [samples_of_all_lengths()[16:32]], torch.optim.SGD(plain.parameters(), 0.1))
+    for name, expected in plain.named_parameters():
+        update, found = expected - before[name], ours.language_model.get_parameter(name) - before[name]
+        assert float((found - update).detach().norm() / update.detach().norm()) < 5e-3, name
 
 
 def test_weights_of_half_precision_are_trained_in_full(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ LOGITS_AT_ONCE = 1 << 27  # half a gigabyte in float32: 883 tokens of Qwen2.5's 
 _TAIL = "_act_tail"
 
 
-def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None = None) -> tuple[Tensor, int]:
+def answer_loss(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None = None, factor: Tensor | float = 1.0
+) -> tuple[Tensor, int]:
     """Sum of −log p(token | all before it) over the answer tokens of a batch.
 
     Args:
@@ -29,12 +31,14 @@ def answer_loss(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: in
             ``position_ids``, if wanted, which restart at every sample of a packed row. Answer tokens are where the
             labels, which are not shifted, are not −100; nothing predicts the first token of a sample.
         at_once: Answer tokens whose logits are in memory together; by default as many as half a gigabyte holds.
+        factor: By which the backward pass will multiply the sum, as far as it is known: the gradients by logits, which
+            are computed with the loss, are multiplied while they are. In float16 small ones are zero without it.
 
     Returns:
         The sum, float32 scalar, and the number of answer tokens. Without answer tokens the sum is zero and still
         depends on every parameter, so that a process without work can take part in a backward pass.
     """
-    loss, _, tokens = _scored(model, batch, at_once, loss_only=True)
+    loss, _, tokens = _scored(model, batch, at_once, factor)
     return loss, tokens
 
 
@@ -47,16 +51,18 @@ def score_answers(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: 
         at_once: As for :func:`answer_loss`.
     """
     with torch.no_grad():
-        return _scored(model, batch, at_once, loss_only=False)
+        return _scored(model, batch, at_once, None)
 
 
-def _scored(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None, loss_only: bool) -> Scored:
+def _scored(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None, factor: Tensor | float | None
+) -> Scored:
     """Scores by chunks, where what the model does after its head is known; else of all logits together."""
     known = hasattr(model, _TAIL)
     tail: Tail | None = getattr(model, _TAIL) if known else tail_of(model.config)
     if tail is not None:
         at_once = at_once or max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-        at_head = AtHead(*_answers(batch), tail, at_once, loss_only)
+        at_head = AtHead(*_answers(batch), tail, at_once, factor)
         scored, logits = at_head.run(model, _inputs(batch))
         if known or tail.explains(at_head.raw, logits):
             setattr(model, _TAIL, tail)
@@ -77,7 +83,7 @@ class AtHead:
         wanted: The answer tokens, int64 ``[answer tokens]``.
         tail: What the model does after its head.
         at_once: Tokens whose logits are in memory together.
-        loss_only: Whether gradients are wanted, and not the number of right tokens.
+        factor: Of the gradients; None, if the number of right tokens is wanted, and no gradients.
 
     Attributes:
         raw: The head's output at the first token.
@@ -86,12 +92,14 @@ class AtHead:
     raw: Tensor
     scored: Scored
 
-    def __init__(self, positions: AnswerPositions, wanted: Tensor, tail: Tail, at_once: int, loss_only: bool) -> None:
+    def __init__(
+        self, positions: AnswerPositions, wanted: Tensor, tail: Tail, at_once: int, factor: Tensor | float | None
+    ) -> None:
         self.positions = positions
         self.wanted = wanted
         self.tail = tail
         self.at_once = at_once
-        self.loss_only = loss_only
+        self.factor = factor
 
     def run(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Scored, Tensor]:
         """Scores, and what the model calls the logits of its first token."""
@@ -108,11 +116,11 @@ class AtHead:
         def logits(some: Tensor) -> Tensor:
             return self.tail(head.forward(some))
 
-        if self.loss_only:
-            loss = bounded_loss(head, hidden, self.wanted, logits, self.at_once)
-            self.scored = Scored(loss, self.wanted.new_zeros(()), len(self.wanted))
-        else:
+        if self.factor is None:
             self.scored = bounded_scores(hidden, self.wanted, logits, self.at_once)
+        else:
+            loss = bounded_loss(head, hidden, self.wanted, logits, self.at_once, self.factor)
+            self.scored = Scored(loss, self.wanted.new_zeros(()), len(self.wanted))
         return (inputs[0].detach().flatten(0, -2)[None, :1],)
 
     def tie(self, head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class BoundedLoss(torch.autograd.Function):
         wanted: Tensor,
         logits: Logits,
         at_once: int,
+        factor: Tensor | float,
         *parameters: Tensor,
     ) -> Tensor:
         """The sum.
@@ -52,6 +53,7 @@ class BoundedLoss(torch.autograd.Function):
             wanted: The tokens, int64 ``[tokens]``.
             logits: From ``[some tokens, hidden]`` to ``[some tokens, vocabulary]``.
             at_once: How many tokens are some.
+            factor: By which the backward pass will multiply, as far as it is known beforehand.
             parameters: All that ``logits`` depends on.
         """
         numbers = [number for number, parameter in enumerate(parameters) if parameter.requires_grad]
@@ -63,7 +65,8 @@ class BoundedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
                 loss = cross_entropy(logits(leaf).float(), ids, reduction="sum")
-            gradient, *others = torch.autograd.grad(loss, [leaf, *due], materialize_grads=True)
+                multiplied = loss * factor
+            gradient, *others = torch.autograd.grad(multiplied, [leaf, *due], materialize_grads=True)
             total += loss.detach()
             by_hidden.append(gradient)
             for summed, other in zip(sums, others, strict=True):
@@ -71,28 +74,32 @@ class BoundedLoss(torch.autograd.Function):
         ctx.by_hidden = torch.cat(by_hidden)
         ctx.sums = {number: one for number, one in zip(numbers, sums, strict=True)}
         ctx.dtypes = [parameter.dtype for parameter in parameters]
+        ctx.factor = factor
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """The gradients times that of the sum, in place; so once only."""
+        """The gradients times what is missing of that of the sum, in place; so once only."""
         if ctx.sums is None:
             raise RuntimeError("the gradients of this loss were given before, and are not kept")
         sums, ctx.sums = ctx.sums, None
+        missing = scale / ctx.factor
         of_parameters = [
-            sums.pop(number).mul_(scale).to(dtype) if number in sums else None
+            sums.pop(number).mul_(missing).to(dtype) if number in sums else None
             for number, dtype in enumerate(ctx.dtypes)
         ]
-        return ctx.by_hidden * scale, None, None, None, *of_parameters
+        return ctx.by_hidden * missing, None, None, None, None, *of_parameters
 
 
-def bounded_loss(head: nn.Module, hidden: Tensor, wanted: Tensor, logits: Logits, at_once: int) -> Tensor:
+def bounded_loss(
+    head: nn.Module, hidden: Tensor, wanted: Tensor, logits: Logits, at_once: int, factor: Tensor | float
+) -> Tensor:
     """Sum of −log p of ``wanted``, float32 scalar, with or without gradients; see :class:`BoundedLoss`."""
     if not len(hidden):
         return logits(hidden).float().sum()  # zero, and still depends on all weights
     if not torch.is_grad_enabled():
         return bounded_scores(hidden, wanted, logits, at_once).loss
-    loss: Tensor = BoundedLoss.apply(hidden, wanted, logits, at_once, *_weights(head))  # type: ignore[no-untyped-call]
+    loss: Tensor = BoundedLoss.apply(hidden, wanted, logits, at_once, factor, *_weights(head))  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from act_lightning.loss import answer_loss, score_answers
+from act_lightning.loss import answer_logits, answer_loss, score_answers
 from tests.loops import messages, packed, padded, random_samples
 from tests.reference import act as reference
 from tests.reference.act import IGNORED
@@ -145,6 +146,28 @@ def test_gradients_of_many_chunks_lose_no_more_than_one(dtype: torch.dtype) -> N
         wanted, found = gradients(exact)["lm_head.weight"], gradients(model)["lm_head.weight"].float()
         errors.append(float((found - wanted).norm() / wanted.norm()))
     assert errors[1] <= max(2 * errors[0], 1e-6)
+
+
+@pytest.mark.parametrize("at_once", [None, 7])
+def test_float16_loses_no_more_of_small_gradients_than_all_logits_do(at_once: int | None) -> None:
+    """Answers that are almost sure, and a loss that is scaled as a ``GradScaler`` does, with autocast."""
+    model, scale = tiny_model("llama", tie_word_embeddings=False).train(), 2.0**16
+    model.lm_head.weight.data *= 500  # sure of one token or another
+    (batch,) = padded(SAMPLES, rows=6)
+    with torch.autocast("cpu", torch.float16), torch.no_grad():
+        likeliest = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(-1)
+    wanted = torch.nn.functional.pad(likeliest[:, :-1], (1, 0))
+    batch = {**batch, "labels": torch.where(batch["labels"] == IGNORED, IGNORED, wanted)}
+    with torch.autocast("cpu", torch.float16):
+        expected = cross_entropy(*answer_logits(model, batch), reduction="sum")
+    (expected * scale).backward()
+    of_all = gradients(model)
+    with torch.autocast("cpu", torch.float16):
+        loss, tokens = answer_loss(model, batch, at_once, scale)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(loss.detach()) / tokens < 1e-3
+    (loss * scale).backward()
+    assert_close(gradients(model), of_all, 2e-3)
 
 
 class LargestLogits(TorchDispatchMode):
