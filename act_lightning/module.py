@@ -232,7 +232,7 @@ class AbilityTransferModule(L.LightningModule):
         sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
         reduced = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
         tokens, loss, bad = reduced
-        refuse(update_faults(loss, not bad, self.global_step + 1, self._spoiled))
+        refuse(update_faults(self.trainer, loss, not bad, self._spoiled))
         self._window_tokens, self._window_loss = 0, 0.0
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))

@@ -27,21 +27,28 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
     return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
 
 
-def update_faults(loss: float, gradients_fit: bool, update: int, micro_batch: int | None) -> list[Fault]:
+def update_faults(trainer: L.Trainer, loss: float, gradients_fit: bool, micro_batch: int | None) -> list[Fault]:
     """What keeps an update from being made.
 
     Args:
+        trainer: Whose next update it is.
         loss: Sum of the loss over the update's answer tokens, on all processes.
         gradients_fit: Whether all gradients are finite, on all processes.
-        update: Its number in the fit.
         micro_batch: The micro-batch of the epoch whose loss was not finite, if this process had it.
     """
     if math.isfinite(loss) and gradients_fit:
         return []
     value = f"loss {loss}" if not math.isfinite(loss) else "gradients that are NaN or infinite"
-    place = "" if micro_batch is None else f", in micro-batch {micro_batch} of the epoch"
+    place = "" if micro_batch is None else _place(trainer, micro_batch)
     remedy = "Lower model.learning_rate, or look at the data; then go on with ckpt_path: last. Nothing was updated."
-    return [Fault(f"update {update}{place}", value, "must be finite", remedy)]
+    return [Fault(f"update {trainer.global_step + 1}{place}", value, "must be finite", remedy)]
+
+
+def _place(trainer: L.Trainer, micro_batch: int) -> str:
+    """Number of a micro-batch, with its samples, as far as a data module of ours gave them."""
+    data: Any = getattr(trainer, "datamodule", None)
+    samples = data.shown_samples(micro_batch) if hasattr(data, "shown_samples") else ""
+    return f", in micro-batch {micro_batch} of the epoch" + (f" ({samples})" if samples else "")
 
 
 def settings_faults(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Fault]:

@@ -13,7 +13,7 @@ import torch
 from act_lightning.module import AbilityTransferModule
 from act_lightning.updates import are_finite
 from tests.front_door import Config, basic, changed, left, run
-from tests.tiny import write_jsonl
+from tests.tiny import tiny_tokenizer, write_jsonl
 
 
 @pytest.fixture
@@ -62,16 +62,19 @@ def test_other_data_and_updates_are_told(config: Config, tmp_path: Path) -> None
     assert any("other data than before: d " in line for line in said)
 
 
+seen: dict[str, torch.Tensor] = {}
+
+
 class Spoiling(L.Callback):
     """Makes a weight, or a gradient, NaN when the second update begins."""
 
     def __init__(self, gradient: bool) -> None:
         self.gradient = gradient
-        self.weights: dict[str, torch.Tensor] = {}
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 17 and not self.gradient:
             pl_module.model.lm_head.weight.data[5, 3] = math.nan
+            seen["ids"] = batch["input_ids"][0]
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 1 and self.gradient:
@@ -81,7 +84,7 @@ class Spoiling(L.Callback):
 @pytest.mark.parametrize(
     ("gradient", "said"),
     [
-        (False, "update 2, in micro-batch 17 of the epoch = 'loss nan': must be finite"),
+        (False, "update 2, in micro-batch 17 of the epoch (sample {} of d, 'user Say {}) = 'loss nan': must be finite"),
         (True, "update 2 = 'gradients that are NaN or infinite': must be finite"),
     ],
 )
@@ -90,6 +93,10 @@ def test_an_update_that_would_ruin_the_weights(config: Config, gradient: bool, s
     spoiling = {"class_path": "tests.test_resumed_settings.Spoiling", "init_args": {"gradient": gradient}}
     outcome = run("fit", changed(config, "trainer.callbacks", [spoiling]))
     assert outcome.status == 1
+    if not gradient:
+        text = tiny_tokenizer().decode(seen["ids"], skip_special_tokens=True)
+        (number,) = [row for row in range(24) if f" {row} times" in text]
+        said = said.format(number, repr(" ".join(text.split())[9:60])[1:])
     assert said in outcome.err
     root = Path(config["trainer"]["default_root_dir"])
     assert not (root / "model").exists()

@@ -36,6 +36,8 @@ from act_lightning.data.reading.sources import kind_of, load_from_hub
 from act_lightning.data.settings import AbilityData, EvaluationData
 from act_lightning.errors import ActError, Fault, refuse
 
+_SHOWN_SAMPLES, _SHOWN_LETTERS = 3, 60
+
 Settings = TypeVar("Settings", bound=AbilityData)
 Read = TypeVar("Read")
 
@@ -226,6 +228,25 @@ class AbilityDataModule(L.LightningDataModule):
         sampler = MicroBatchSampler(len(samples), self.batch_size, self.shuffle, seed, *self._share, lengths=of_each)
         progress = FitProgress(self.trainer) if self.trainer else None
         return TrainingLoader(samples, sampler, self._pad_id, packed, progress)
+
+    def shown_samples(self, micro_batch: int) -> str:
+        """Ability, number and beginning of the samples in a micro-batch of training, three of them at most.
+
+        Args:
+            micro_batch: Its number in the epoch, among those of this process.
+        """
+        loader = self.trainer.train_dataloader if self.trainer else None
+        if not isinstance(loader, TrainingLoader):
+            return ""
+        numbered = [(name, number) for name in self.train for number in range(len(self.tokenized[name].samples))]
+        chosen = [numbered[index] for index in loader.samples_in(micro_batch)]
+        shown = []
+        for name, number in chosen[:_SHOWN_SAMPLES]:
+            ids = self.tokenized[name].samples[number].input_ids
+            text = " ".join(str(self.tokenizer.decode(ids, skip_special_tokens=True)).split())
+            shown.append(f"sample {number} of {name}, {text[:_SHOWN_LETTERS]!r}")
+        more = [f"{len(chosen) - _SHOWN_SAMPLES} more"] if len(chosen) > _SHOWN_SAMPLES else []
+        return "; ".join(shown + more)
 
     def val_dataloader(self) -> list[MicroBatchLoader[Batch]]:
         """One loader for each validation set, in batches of as many tokens as a micro-batch of training may have."""

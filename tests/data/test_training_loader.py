@@ -48,6 +48,11 @@ def test_no_sample_is_given_twice_or_lost(
     ahead = [list(loader) for loader in second]
     assert sorted(taken(behind) + taken(ahead)) == list(range(count))
     assert len({len(process) for process in ahead}) == 1
+    of_both = [(loader, batches, 0) for loader, batches in zip(first, behind, strict=True)]
+    of_both += [(loader, batches, len(loader) - len(batches)) for loader, batches in zip(second, ahead, strict=True)]
+    for loader, batches, done in of_both:
+        for number, batch in enumerate(batches, start=done):
+            assert not counted(batch) or counted(batch) == sorted(loader.samples_in(number)), "it is found again"
     for loader in second:
         loader.sampler.set_epoch(epoch + 1)
     assert taken([list(loader) for loader in second]) == list(range(count)), "the next epoch is whole"

@@ -7,7 +7,12 @@ from functools import partial
 from typing import Any
 
 from act_lightning.data.batching.batches import Batch
-from act_lightning.data.batching.micro_batches import MicroBatchLoader, MicroBatchSampler, collate_chosen
+from act_lightning.data.batching.micro_batches import (
+    MicroBatchLoader,
+    MicroBatchSampler,
+    collate_chosen,
+    deal_evenly,
+)
 from act_lightning.data.batching.progress import FitProgress
 from act_lightning.data.labeling.labels import Sample
 from act_lightning.errors import ActError, Fault
@@ -44,6 +49,16 @@ class TrainingLoader(MicroBatchLoader[Batch]):
         for given, micro_batch in enumerate(self.sampler, start=1):
             self._epoch, self._start, self._given = self.sampler.epoch, self.sampler.taken, given
             yield self.collate(micro_batch)
+
+    def samples_in(self, number: int) -> tuple[int, ...]:
+        """Indices of the samples in one of this process's micro-batches of the epoch set last.
+
+        Args:
+            number: Counted from the epoch's first, whether or not it was before this fit was resumed.
+        """
+        sampler = self.sampler
+        left = deal_evenly(sampler.composition(sampler.taken), sampler.rank, sampler.num_replicas)
+        return left[number - (len(sampler) - len(left))].rows
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, the samples that all processes have taken in it, and which order they were taken from."""
