@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.module import AbilityTransferModule
+from act_lightning.sharding import averaging_faults
 from tests.front_door import basic, changed, run, write_yaml
 from tests.loops import padded, quiet_trainer, random_samples
 from tests.reference.act import assert_same_bits
@@ -107,15 +110,24 @@ def test_from_a_config_with_validation(pair: tuple[Path, Path], tmp_path: Path) 
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("strategy", ["lightning.pytorch.strategies.ModelParallelStrategy"])
-def test_refused_where_weights_are_sharded(strategy: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Plain fine-tuning, which has no transfer that could say so first."""
-    config = changed(averaged_config(pair, tmp_path), "profile", ...)
+@pytest.mark.parametrize("transfer", [True, False])
+def test_refused_under_fsdp2(transfer: bool, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Before anything is profiled; and in plain fine-tuning, which has no transfer that could say so first."""
+    config = averaged_config(pair, tmp_path)
     sizes = {"data_parallel_size": 1, "tensor_parallel_size": 1}
-    config["trainer"] |= {"strategy": {"class_path": strategy, "init_args": sizes}, "devices": 1}
-    outcome = run("fit", changed(config, "transfer", ...))
+    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
+    config["trainer"] |= {"strategy": strategy, "devices": 1}
+    outcome = run("fit", config if transfer else changed(changed(config, "profile", ...), "transfer", ...))
     assert outcome.status == 1
     assert "trainer.callbacks = 'EMAWeightAveraging': must not stand beside a strategy that shards" in outcome.err
+    assert not [*(tmp_path / "run").rglob("*.safetensors")]
+
+
+def test_refused_under_fsdp1() -> None:
+    """Which Lightning makes a Trainer of only where there is a GPU."""
+    trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[EMAWeightAveraging()])
+    (fault,) = averaging_faults(trainer)
+    assert (fault.setting, fault.value) == ("trainer.callbacks", "EMAWeightAveraging")
 
 
 @pytest.mark.slow

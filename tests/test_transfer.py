@@ -198,6 +198,35 @@ def test_vocabularies_meet_by_token(tmp_path: Path, ability_file: Path) -> None:
     assert not load_file(path)["lm_head"][302:].any(), "what has no partner scores nothing"
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("size", "other"), [(310, 302), (302, 310)])
+def test_vocabularies_of_two_sizes_are_profiled_alike_wherever_models_are(
+    size: int, other: int, tied: bool, tmp_path: Path, ability_file: Path
+) -> None:
+    """Numbered otherwise, too."""
+    target, source = (
+        tiny_model("qwen2", seed=seed, vocab_size=entries, tie_word_embeddings=tied)
+        for seed, entries in ((0, size), (1, other))
+    )
+    folders = [
+        save_model(target, with_tokens("<a>", "<b>"), tmp_path / "t"),
+        save_model(source, with_tokens("<b>", "<a>"), tmp_path / "s"),
+    ]
+    found = {}
+    for placement in ("resident", "offload", "layerwise"):
+        root = tmp_path / placement
+        root.mkdir()
+        outcome = run("profile", basic(root, *folders, ability_file), "--profile.placement", placement)
+        assert outcome.status == 0, outcome.err
+        (path,) = (root / "run" / "scores").rglob("*.safetensors")
+        found[placement] = load_file(path)
+    for placement in ("offload", "layerwise"):
+        for name, values in found["resident"].items():
+            torch.testing.assert_close(found[placement][name], values, rtol=1e-6, atol=1e-7, msg=f"{placement}: {name}")
+    head = found["resident"]["lm_head"] if not tied else None
+    assert tied or (head.shape == (size,) and bool(head[:302].all()) and not head[302:].any())
+
+
 def test_a_tied_source_is_one_whose_matrices_are_equal(tmp_path: Path, ability_file: Path) -> None:
     target, source = tiny_model("llama"), tiny_model("llama", seed=1, tie_word_embeddings=True)
     folders = [save_model(model, tiny_tokenizer(), tmp_path / name) for name, model in (("t", target), ("s", source))]
