@@ -168,7 +168,8 @@ class StagedModel:
         if self._is_first and _has_nan((args, kwargs)) and not _has_nan(self._passage.outputs):
             raise ActError(self._unlike_a_chain(part, "reads what was computed long before"))
         output = forward(*args, **kwargs)
-        self._given[call] = tree_map_only(Tensor, lambda values: values.to("cpu"), output)
+        if self._stage < self.stages - 1:  # nothing follows the last, whose logits are larger than all else
+            self._given[call] = tree_map_only(Tensor, lambda values: values.to("cpu"), output)
         if number is not None:
             raise _EndOfStage
         return output
