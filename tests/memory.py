@@ -1,27 +1,45 @@
-"""How much memory torch has at once, counted by its own allocator on the CPU, which the machine's noise does not reach."""
+"""How much memory tensors take at once, counted as they come and go, which the machine's noise does not reach."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
-
-
-@dataclass
-class Peak:
-    """The most bytes of tensors at once, of those that came into being meanwhile; known afterwards."""
-
-    size: int = 0
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
-@contextmanager
-def peak_memory() -> Iterator[Peak]:
-    """Count what is allocated and freed on the CPU while this lasts."""
-    peak = Peak()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        yield peak
-    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
-    peak.size = max(accumulate((event.nbytes() for event in events if event.name() == "[memory]"), initial=0))
+class PeakMemory(TorchDispatchMode):
+    """While it is entered, tensors of this thread are counted from the first operation that sees them until they go.
+
+    Attributes:
+        peak: The most bytes at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak, self._now = 0, 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves((args, kwargs, result)):
+            if isinstance(one, Tensor) and one.device.type != "meta":
+                self._count(one.untyped_storage())
+        return result
+
+    def _count(self, storage: UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()  # torch keeps one object for each storage
+        if key not in self._alive:
+            self._alive.add(key)
+            weakref.finalize(storage, self._forget, key, size)
+            self._now += size
+            self.peak = max(self.peak, self._now)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._now -= size

@@ -26,6 +26,7 @@ from act_lightning.stages import (
     OffloadedReader,
     PartWeights,
     StagedModel,
+    computing_width,
     pair_needs,
 )
 
@@ -131,7 +132,7 @@ class _Opening:
         target, size = self.target, self.target.dtype.itemsize
         models = len(self.sources) + (target.model is None or target.model.device.type != self.device.type)
         whole = sum(parameter.numel() for parameter in self.skeleton.parameters()) * size * models
-        kept = tokens * inventory(self.skeleton).total * size
+        kept = tokens * (inventory(self.skeleton).total + computing_width(self.skeleton.config)) * size
         room = free_memory(self.device) // (1 if self.device.type == "cuda" else self._sharing)
         chosen = "resident" if whole + kept <= _USABLE * room else "layerwise"
         told = f"{whole / 1e9:.1f} GB of weights and up to {kept / 1e9:.1f} GB of outputs, {room / 1e9:.1f} GB free"

@@ -58,9 +58,8 @@ class BoundedLoss(torch.autograd.Function):
         """
         numbers = [number for number, parameter in enumerate(parameters) if parameter.requires_grad]
         due = [parameters[number] for number in numbers]
-        several = len(hidden) > at_once  # then gradients are summed up in float32, and rounded once
-        sums = [torch.zeros_like(one, dtype=torch.float32 if several else None) for one in due]
         by_hidden, total = [], torch.zeros((), dtype=torch.float32, device=hidden.device)
+        sums: list[Tensor] = []
         for some, ids in _chunks(hidden, wanted, at_once):
             with torch.enable_grad():
                 leaf = some.detach().requires_grad_()
@@ -69,8 +68,13 @@ class BoundedLoss(torch.autograd.Function):
             gradient, *others = torch.autograd.grad(multiplied, [leaf, *due], materialize_grads=True)
             total += loss.detach()
             by_hidden.append(gradient)
-            for summed, other in zip(sums, others, strict=True):
-                summed += other
+            if len(hidden) <= at_once:
+                sums = others
+            elif not sums:  # they are summed up in float32, and rounded once
+                sums = [other.float() for other in others]
+            else:
+                for summed, other in zip(sums, others, strict=True):
+                    summed += other
         ctx.by_hidden = torch.cat(by_hidden)
         ctx.sums = {number: one for number, one in zip(numbers, sums, strict=True)}
         ctx.dtypes = [parameter.dtype for parameter in parameters]

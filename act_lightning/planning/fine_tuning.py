@@ -12,6 +12,7 @@ from torch import Tensor
 
 from act_lightning.checkpoints import load_config
 from act_lightning.errors import ActError
+from act_lightning.loss import LOGITS_AT_ONCE
 from act_lightning.module import training_dtype
 from act_lightning.optimizers import make_optimizer
 from act_lightning.planning.run import Run
@@ -20,15 +21,16 @@ from act_lightning.planning.strategies import shares
 _TRIAL = 256
 _ADAM_MOMENTS = 2
 _GATHERED_LAYERS = 2  # FSDP gathers the next layer while one computes
-_HALF = 2
+_HALF, _FLOAT = 2, 4
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """The sizes of a decoder, from its config: layers, features, keys and values together, MLP, vocabulary, tying."""
+    """The sizes of a decoder, from its config: layers, and features of what a token is in them; vocabulary, tying."""
 
     layers: int
     hidden: int
+    queries: int
     keys: int
     inner: int
     vocabulary: int
@@ -48,9 +50,10 @@ def trained_dtype(run: Run) -> torch.dtype:
 def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
     """Bytes that one process holds in training, by what they are for.
 
-    ``copies`` are the matrices in half precision that autocast makes of float32 weights and keeps for the backward
-    pass. ``gathered`` is what FSDP gathers of sharded weights, in half precision where it is mixed, so that there are
-    no copies: the layer that computes, the next one, and what lies outside the layers.
+    ``copies`` are the layers' matrices in half precision that autocast makes of float32 weights and keeps for the
+    backward pass. ``gathered`` is what FSDP gathers of sharded weights, in half precision where it is mixed, so that
+    there are no copies: the layer that computes, the next one, and what lies outside the layers. ``passing`` lives for
+    a moment beside all others: logits and the head's gradient, or the gradients inside one layer, whichever is more.
 
     Args:
         run: The run.
@@ -62,15 +65,15 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
     outside = sizes.embedding * (1 if sizes.tied else 2)
     layer = max(parameters - outside, 0) // sizes.layers
     sharded, mixed = held.weights < 1, _precision(run).endswith("-mixed")
-    multiplied = parameters - (0 if sizes.tied else sizes.embedding)  # the embedding is looked up in
     gathered = outside + min(_GATHERED_LAYERS, sizes.layers) * layer
     return {
         "weights": round(parameters * trained.itemsize * held.weights),
         "gradients": round(parameters * trained.itemsize * held.gradients),
         "optimizer": round(parameters * state),
-        "copies": multiplied * _HALF if mixed and not sharded else 0,
+        "copies": (parameters - outside) * _HALF if mixed and not sharded else 0,
         "gathered": gathered * (_HALF if mixed else trained.itemsize) if sharded else 0,
         "activations": _activations(run, sizes),
+        "passing": max(_at_the_head(run, sizes), _within_a_layer(run, sizes)),
     }
 
 
@@ -102,21 +105,61 @@ def _bytes(value: Tensor) -> int:
 
 
 def _activations(run: Run, sizes: _Sizes) -> int:
-    """Bytes kept for the backward pass by a micro-batch of full length, its logits in float32 included.
+    """Bytes kept for the backward pass by a micro-batch of full length.
 
-    A layer of a gated decoder keeps, for each token, about eight vectors of the hidden size (inputs and outputs of the
-    norms, queries, attention, the residual stream), keys, values, and four vectors inside the gated network; with
+    A layer of a gated decoder keeps, for each token, about six vectors of the hidden size (inputs and outputs of the
+    norms, the residual stream), queries, attention, keys, values, and four vectors inside the gated network; with
     checkpointing, all layers keep their inputs, and one the rest. Norms work in float32 whatever the precision, and
-    under autocast the residual stream is float32 too, for what adds to it is.
+    under autocast the residual stream is float32 too, for what adds to it is. Of rows of several samples every layer
+    keeps a mask of its own, unless attention is one that needs none.
     """
+    size, stream = _widths(run)
+    layers = 1 if run.model.gradient_checkpointing else sizes.layers
+    vectors = {(4, 4): 6 * 4, (2, 4): 7 * 4, (2, 2): 8 * 2}[size, stream]
+    layer = vectors * sizes.hidden + (2 * sizes.queries + 2 * sizes.keys + 4 * sizes.inner) * size
+    inputs = sizes.layers * sizes.hidden * stream if run.model.gradient_checkpointing else 0
+    return _tokens(run) * (inputs + layers * layer) + layers * _mask(run) * size
+
+
+def _mask(run: Run) -> int:
+    """Elements of the mask that sdpa is given: none for a row of one sample."""
+    rows = run.data.batch_size
+    if rows == 1 or "fl" in run.model.attention:  # flash and flex attention
+        return 0
+    return _tokens(run) ** 2 // (rows if run.data.packing is False else 1)
+
+
+def _at_the_head(run: Run, sizes: _Sizes) -> int:
+    """Bytes at once while the loss is computed of some tokens' logits at a time, and the head's gradient with it.
+
+    The softmax and two gradients of it are float32. Afterwards only the logits' gradient is left; beside it the head's
+    is computed, for which autocast makes two matrices of half precision more, and added to the sum of all.
+    """
+    size, stream = _widths(run)
+    at_once = max(1, LOGITS_AT_ONCE // sizes.vocabulary)
+    logits = min(_tokens(run), at_once) * sizes.vocabulary
+    mixed = 2 * _HALF if stream > size else 0
+    of_head = sizes.embedding * (trained_dtype(run).itemsize + mixed)
+    summed = sizes.embedding * _FLOAT if _tokens(run) > at_once else 0
+    return summed + max(3 * _FLOAT * logits, size * logits + of_head)
+
+
+def _within_a_layer(run: Run, sizes: _Sizes) -> int:
+    """Bytes of the gradients by what lies between a layer's output and its input, where they are the most."""
+    size, stream = _widths(run)
+    return _tokens(run) * (3 * sizes.inner * size + 2 * sizes.hidden * stream)
+
+
+def _tokens(run: Run) -> int:
+    """Tokens of a micro-batch of full length, all of them answer tokens."""
+    return run.data.batch_size * run.data.max_length
+
+
+def _widths(run: Run) -> tuple[int, int]:
+    """Bytes of a value that a matrix gives, and of one in the residual stream."""
     precision = _precision(run)
-    size = 2 if precision.startswith(("bf16", "16")) else 4
-    stream = 2 if precision.endswith("-true") and size == _HALF else 4
-    vectors = 8 * stream if stream > _HALF else 10 * _HALF
-    layer = vectors * sizes.hidden + (2 * sizes.keys + 4 * sizes.inner) * size
-    kept = sizes.layers * sizes.hidden * stream + layer if run.model.gradient_checkpointing else sizes.layers * layer
-    logits = sizes.vocabulary * (size + 4 + 4)  # as computed, in float32, and their gradient
-    return run.data.batch_size * run.data.max_length * (kept + logits)
+    size = _HALF if precision.startswith(("bf16", "16")) else _FLOAT
+    return size, _HALF if precision.endswith("-true") and size == _HALF else _FLOAT
 
 
 def _precision(run: Run) -> str:
@@ -127,10 +170,12 @@ def _sizes(target: Path) -> _Sizes:
     config = load_config(target).get_text_config()
     hidden = int(config.hidden_size)
     heads = int(getattr(config, "num_attention_heads", 1) or 1)
+    head = int(getattr(config, "head_dim", None) or hidden // heads)
     return _Sizes(
         layers=int(config.num_hidden_layers),
         hidden=hidden,
-        keys=int(getattr(config, "num_key_value_heads", None) or heads) * hidden // heads,
+        queries=heads * head,
+        keys=int(getattr(config, "num_key_value_heads", None) or heads) * head,
         inner=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         vocabulary=int(config.vocab_size),
         tied=bool(getattr(config, "tie_word_embeddings", False)),

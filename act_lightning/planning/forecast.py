@@ -8,14 +8,14 @@ from math import prod
 from pathlib import Path
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import meta_model, resolve_dtype, stored_dtype
+from act_lightning.checkpoints import load_config, meta_model, resolve_dtype, stored_dtype
 from act_lightning.machine import device_memory, host_memory, runs_on_host
 from act_lightning.planning.fine_tuning import optimizer_bytes, trained_dtype, training_parts
 from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training import process_count
 from act_lightning.scorers import Attribution, WeightScorer
-from act_lightning.stages import pair_needs
+from act_lightning.stages import computing_width, pair_needs, widest_stage
 from act_lightning.sweeping.points import grid
 
 _SCORE_BYTES = 4
@@ -34,13 +34,16 @@ _LESS = {
 def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
     """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge``, ``sweep`` and ``training``.
 
-    What a verb does not do takes nothing. ``training`` is the sum of the entries that begin with its name; activations
-    are told for a micro-batch of full length. ``host`` and ``device`` are what this machine has.
+    What a verb does not do takes nothing. ``training`` and ``profiling`` are sums of the entries that begin with their
+    names; activations and outputs are told for a batch of full length, all of it answers. ``host`` and ``device`` are
+    what this machine has.
     """
     found = {"profiling": 0, "fisher": 0, "merge": 0, "sweep": 0, "training": 0}
     compared = resolve_dtype(run.model.weights_dtype, target)
     if run.sources:
-        found["profiling"] = _profiled_elements(run, channels, target, verb) * compared.itemsize
+        elements = _profiled_elements(run, channels, target, verb)
+        found["profiling"] = sum(elements.values()) * compared.itemsize
+        found |= {f"profiling_{name}": count * compared.itemsize for name, count in elements.items()}
         if run.transfer.needs_fisher:
             found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
@@ -79,26 +82,38 @@ def _largest(channels: ChannelInventory) -> int:
     return max((prod(shape) for shape in channels.shapes.values()), default=0)
 
 
-def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb: str) -> int:
+def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
     """Elements in memory while scores are measured; none to speak of where weights are read some rows at a time.
 
-    Under placement layerwise and offload those of the largest stage of every model; on the host, also of the layer
-    that is read ahead. ``auto`` is layerwise where this machine cannot hold the whole pair.
+    ``weights`` are those of all models; under placement layerwise and offload those of the largest stage of each, on
+    the host also of the layer that is read ahead. ``outputs`` are the target's, which wait for the sources', and what
+    there is beside them while a model computes. Hidden states between stages, which are layerwise on the host and
+    take half of what memory is left there at most, are not counted. ``auto`` is layerwise where this machine cannot
+    hold the whole pair.
     """
     if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
-        return 0
+        return {}
     if isinstance(run.transfer.scorer, Attribution):
-        return _WITH_TASK_VECTOR * channels.parameters + _largest(channels)
+        return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
     models, on_host, placement = 1 + _sources_together(run), runs_on_host(run.trainer), run.profiler.placement
-    whole = models * channels.parameters
+    beside = computing_width(load_config(target))
+    whole = {
+        "weights": models * channels.parameters,
+        "outputs": run.profiler.tokens_per_batch * (channels.total + beside),
+    }
     room = host_memory() if on_host else device_memory()
     itemsize = resolve_dtype(run.model.weights_dtype, target).itemsize
-    if placement == "auto" and room is not None and whole * itemsize > room:
+    if placement == "auto" and room is not None and sum(whole.values()) * itemsize > room:
         placement = "layerwise"
-    if placement == "layerwise" or (placement == "offload" and not on_host):
-        needs = pair_needs(meta_model(target), 1, models)
-        return needs.stage + (needs.next_stage if on_host else 0)
-    return whole
+    if placement in ("auto", "resident") or (placement == "offload" and on_host):
+        return whole
+    skeleton = meta_model(target)
+    needs = pair_needs(skeleton, 1, models)
+    at_once = widest_stage(skeleton, channels) if placement == "layerwise" else channels.total
+    return {
+        "weights": needs.stage + (needs.next_stage if on_host else 0),
+        "outputs": run.profiler.tokens_per_batch * (at_once + beside),
+    }
 
 
 def attribution_notes(run: Run, verb: str) -> list[Problem]:
@@ -149,11 +164,12 @@ def _fisher_files(run: Run) -> int:
 
 
 def space_problems(disk: Mapping[str, int]) -> list[Problem]:
-    """A warning where what a run writes does not fit on the disk."""
-    needed = sum(disk.values()) - disk["free"]
+    """A warning where what a run writes does not fit on the disk; a checkpoint is written beside the one before it."""
+    needed = sum(disk.values()) - disk["free"] + disk["checkpoint"]
     if needed <= disk["free"]:
         return []
-    message = f"scores, model and a checkpoint take {needed / 1e9:.1f} GB, and {disk['free'] / 1e9:.1f} GB are free"
+    what = f"scores, model and two checkpoints, the last and the next, take {needed / 1e9:.1f} GB"
+    message = f"{what}, and {disk['free'] / 1e9:.1f} GB are free"
     return [Problem("warning", "trainer.default_root_dir", message, "Choose a folder on a larger disk.")]
 
 

@@ -1,7 +1,7 @@
 """A decoder a part at a time: where it can be cut, and how it runs while only one part has its weights at hand."""
 
 from act_lightning.stages.division import Division, divide, part_sizes
-from act_lightning.stages.needs import PairNeeds, pair_needs
+from act_lightning.stages.needs import PairNeeds, computing_width, pair_needs, widest_stage
 from act_lightning.stages.pairs import LayerwisePair, OffloadedReader
 from act_lightning.stages.staged import Passage, StagedModel
 from act_lightning.stages.weights import DiskWeights, MemoryWeights, PartWeights
@@ -16,7 +16,9 @@ __all__ = [
     "PartWeights",
     "Passage",
     "StagedModel",
+    "computing_width",
     "divide",
     "pair_needs",
     "part_sizes",
+    "widest_stage",
 ]

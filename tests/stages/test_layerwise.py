@@ -27,7 +27,7 @@ from act_lightning.stages import (
     part_sizes,
 )
 from tests.loops import packed, padded, random_samples
-from tests.memory import peak_memory
+from tests.memory import PeakMemory
 from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -180,11 +180,11 @@ def test_logits_are_forgotten_batch_by_batch() -> None:
     readings = [Reading(batch) for batch in padded(random_samples(16, longest=300), rows=1)]
     logits = 4 * 20_000 * max(reading.batch["input_ids"].numel() for reading in readings)
     with (
-        peak_memory() as peak,
+        PeakMemory() as counted,
         staged([MemoryWeights(model, CPU) for model in (target, sibling_of(target, 1))], [Path("s")]) as pair,
     ):
         list(pair.run(readings, [(Path("s"), MeanAbsoluteDifference(inventory(target)))]))
-    assert logits < peak.size < 4 * logits, "the target's wait for the source's, and are subtracted"
+    assert logits < counted.peak < 4 * logits, "the target's wait for the source's, and are subtracted"
 
 
 def test_sizes_of_parts() -> None:
