@@ -51,9 +51,10 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
     """Bytes that one process holds in training, by what they are for.
 
     ``copies`` are the layers' matrices in half precision that autocast makes of float32 weights and keeps for the
-    backward pass. ``gathered`` is what FSDP gathers of sharded weights, in half precision where it is mixed, so that
-    there are no copies: the layer that computes, the next one, and what lies outside the layers. ``passing`` lives for
-    a moment beside all others: logits and the head's gradient, or the gradients inside one layer, whichever is more.
+    backward pass, with checkpointing one layer's. ``gathered`` is what FSDP gathers of sharded weights, in half
+    precision where it is mixed, so that there are no copies: the layer that computes, the next one, and what lies
+    outside the layers. ``passing`` lives for a moment beside all others: logits and the head's gradient, or the
+    gradients inside one layer, whichever is more.
 
     Args:
         run: The run.
@@ -65,15 +66,16 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
     outside = sizes.embedding * (1 if sizes.tied else 2)
     layer = max(parameters - outside, 0) // sizes.layers
     sharded, mixed = held.weights < 1, _precision(run).endswith("-mixed")
+    copied = layer if run.model.gradient_checkpointing else parameters - outside
     gathered = outside + min(_GATHERED_LAYERS, sizes.layers) * layer
     return {
         "weights": round(parameters * trained.itemsize * held.weights),
         "gradients": round(parameters * trained.itemsize * held.gradients),
         "optimizer": round(parameters * state),
-        "copies": (parameters - outside) * _HALF if mixed and not sharded else 0,
+        "copies": copied * _HALF if mixed and not sharded else 0,
         "gathered": gathered * (_HALF if mixed else trained.itemsize) if sharded else 0,
         "activations": _activations(run, sizes),
-        "passing": max(_at_the_head(run, sizes), _within_a_layer(run, sizes)),
+        "passing": max(_at_the_head(run, sizes, sharded), _within_a_layer(run, sizes)),
     }
 
 
@@ -129,17 +131,19 @@ def _mask(run: Run) -> int:
     return _tokens(run) ** 2 // (rows if run.data.packing is False else 1)
 
 
-def _at_the_head(run: Run, sizes: _Sizes) -> int:
+def _at_the_head(run: Run, sizes: _Sizes, sharded: bool) -> int:
     """Bytes at once while the loss is computed of some tokens' logits at a time, and the head's gradient with it.
 
     The softmax and two gradients of it are float32. Afterwards only the logits' gradient is left; beside it the head's
-    is computed, for which autocast makes two matrices of half precision more, and added to the sum of all.
+    is computed, for which autocast makes two matrices of half precision more, and added to the sum of all. Of shards
+    the head is gathered in half precision already, and so is its gradient.
     """
     size, stream = _widths(run)
     at_once = max(1, LOGITS_AT_ONCE // sizes.vocabulary)
     logits = min(_tokens(run), at_once) * sizes.vocabulary
-    mixed = 2 * _HALF if stream > size else 0
-    of_head = sizes.embedding * (trained_dtype(run).itemsize + mixed)
+    mixed = stream > size
+    each = _HALF if mixed and sharded else trained_dtype(run).itemsize + 2 * _HALF * mixed
+    of_head = sizes.embedding * each
     summed = sizes.embedding * _FLOAT if _tokens(run) > at_once else 0
     return summed + max(3 * _FLOAT * logits, size * logits + of_head)
 
