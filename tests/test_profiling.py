@@ -202,6 +202,25 @@ def test_what_makes_scores_measured_again(changed: str, spy: Spy, source_folder:
     assert (path.read_bytes() == before) == (changed == "file")
 
 
+def test_scores_of_another_precision_are_compared_before_they_are_replaced(
+    target_folder: Path, source_folder: Path, ability_file: Path, tmp_path: Path
+) -> None:
+    """By the share of the old mask that the new one holds; not if anything else is new, too."""
+    config, target = basic(tmp_path, target_folder, source_folder, ability_file), tiny_model("llama")
+    config["transfer"]["ratio"] = 0.5
+    path, masks = tmp_path / "run" / "scores" / "s" / "d.safetensors", []
+    for precision in ("float32", "bfloat16"):
+        with messages() as said:
+            assert run("profile", config, "--model.dtype", precision).status == 0
+        masks.append(reference.chosen(reference.saved_scores(path, target), "0.5"))
+    share = len(masks[0] & masks[1]) / len(masks[0])
+    assert 0.5 < share < 1
+    assert f"s/d: {share:.1%} of the mask in float32 is that in bfloat16, too" in said
+    with messages() as said:
+        assert run("profile", config, "--model.dtype", "float32", "--data.max_length", 40).status == 0
+    assert not any("of the mask in" in line for line in said)
+
+
 def test_only_the_ability_that_changed_is_measured_again(spy: Spy, source_folder: Path, tmp_path: Path) -> None:
     target = spy.watch(tiny_model("llama"), "target")
     profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES), b=padded(OTHERS)), tokens=1)

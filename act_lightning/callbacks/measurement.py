@@ -10,6 +10,7 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from act_lightning import __version__
 from act_lightning.callbacks.samples import NO_SAMPLES, AbilitySamples, ability_samples
@@ -26,6 +27,7 @@ from act_lightning.scores import (
     chunks_path,
     read_chunk_sizes,
     read_record,
+    read_scores,
     require_finite,
     score_path,
     write_chunks,
@@ -71,6 +73,16 @@ class Measurement:
             return "; ".join(changes) or self._reason_in_chunks()
         except ActError as error:
             return str(error)
+
+    def in_other_precision(self, channels: ChannelInventory) -> tuple[str, Tensor] | None:
+        """The precision of saved scores that differ in nothing else from those wanted, and these scores."""
+        try:
+            saved, wanted = read_record(self.path), self.record
+            if saved.dtype == wanted.dtype or replace(saved, dtype=wanted.dtype).changes(wanted):
+                return None
+            return saved.dtype, read_scores(self.path, channels)
+        except ActError:
+            return None
 
     def _reason_in_chunks(self) -> str | None:
         if not self.chunks:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -29,6 +30,7 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints import check_writable, match_folders
 from act_lightning.data import lengths
 from act_lightning.errors import Fault, refuse
+from act_lightning.masks import overlap
 from act_lightning.scorers import Activation, ActivationScorer, Attribution, WeightScorer
 from act_lightning.scores import scores_folder
 from act_lightning.transfer import TransferSettings, partner_channels
@@ -184,6 +186,8 @@ class ActivationDifferenceProfiler(L.Callback):
                 means = [_new_means(channels, scorer, device, paired, sampling.kept) for paired in partners]
                 found = self._measure_ability(together, pair, means, config, channels, sampling, trainer)
                 for one, measured in zip(together, found, strict=True):
+                    if trainer.is_global_zero:
+                        _tell_of_precision(one, channels, measured.scores, partial(sampling.mask, one.source, channels))
                     save(one, channels, measured, trainer)
                 trainer.strategy.barrier("scores written")
 
@@ -224,6 +228,17 @@ def _found(means: ChannelMeans, used: int) -> Measured:
         return Measured(scores, used=used)
     with means.sync_context():
         return Measured(scores, means.compute_chunks().cpu(), used)
+
+
+def _tell_of_precision(
+    one: Measurement, channels: ChannelInventory, scores: Tensor, choose: Callable[[Tensor], Tensor]
+) -> None:
+    """How much of the mask of scores in another precision, which these replace, is selected by these as well."""
+    before = one.in_other_precision(channels)
+    if before is not None and bool(scores.isfinite().all()):
+        precision, others = before
+        share = overlap(choose(others), choose(scores))
+        rank_zero_info(f"{one.label}: {share:.1%} of the mask in {precision} is that in {one.record.dtype}, too")
 
 
 def _is_due(one: Measurement) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -98,14 +99,14 @@ class Sampling:
         if self.threshold is None or found.chunks is None:
             return found
         tokens, _ = samples.chunk_sizes(len(found.chunks), found.used)
+        overlaps = bootstrap_overlaps(found.chunks, tokens, partial(self.mask, source, channels))
+        return replace(found, overlap=sum(overlaps) / len(overlaps))
+
+    def mask(self, source: AbilitySource, channels: ChannelInventory, scores: Tensor) -> Tensor:
+        """The mask that a transfer would make of scores, ``[channels]`` both."""
         settings = self.settings if self.settings.needs_scores else replace(self.settings, selection="activation")
         ratio = settings.ratio if source.ratio is None else source.ratio
-
-        def choose(scores: Tensor) -> Tensor:
-            return select(channels, {source.label: scores}, ratio, settings, ())[source.label]
-
-        overlaps = bootstrap_overlaps(found.chunks, tokens, choose)
-        return replace(found, overlap=sum(overlaps) / len(overlaps))
+        return select(channels, {source.label: scores}, ratio, settings, ())[source.label]
 
     def planned(self, source: AbilitySource) -> dict[str, Any]:
         """What a record says of when to stop; empty where all samples are read."""
