@@ -1,6 +1,7 @@
-"""Updates of several processes under DDP and FSDP2 against those of one: tied and untied, clipped and not.
+"""Updates of several processes under DDP and FSDP2 against those of one, which takes four samples at a time.
 
-SGD moves weights in proportion to the gradient; Adam would hide a wrong factor, and clipping with it.
+Tied and untied, clipped and not. SGD moves weights in proportion to the gradient; Adam would hide a wrong factor, and
+clipping with it.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ def config_of(place: Path, architecture: str, strategy: str, processes: int, cli
     folder = place / f"{architecture}-{strategy}-{processes}-{clip}"
     folder.mkdir()
     config = basic(folder, place / architecture, place / f"{architecture}-source", place / "d.jsonl")
+    rows = 4 if processes == 1 else 1
+    config["data"]["batch_size"] = rows
     config["model"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5}}
     config["trainer"] |= {
-        "accumulate_grad_batches": SAMPLES_OF_AN_UPDATE // processes,
+        "accumulate_grad_batches": SAMPLES_OF_AN_UPDATE // (rows * processes),
         "devices": processes,
         "gradient_clip_val": clip,
     }
