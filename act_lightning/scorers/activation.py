@@ -21,7 +21,7 @@ class Activation(ActivationScorer):
     def values(self, seen: Observation) -> Tensor:
         """|Δa|, with the difference taken in float32."""
         assert seen.source is not None
-        return (seen.target.float() - seen.source.float()).abs_()
+        return (seen.target - seen.source.float()).abs_()  # which converts the other on its way
 
 
 @dataclass(frozen=True)
