@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from act_lightning.checkpoints import load_model, locate, meta_model, require_weights
@@ -31,7 +32,7 @@ from act_lightning.evaluation import (
 from act_lightning.examination import Examination, logged, publish
 from act_lightning.loss import answer_loss, score_answers
 from act_lightning.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_faults
-from act_lightning.sharding import averaging_faults, load_sharded
+from act_lightning.sharding import averaging_faults, load_by_units, load_sharded
 from act_lightning.updates import are_finite, data_settings, settings_faults, update_faults
 from act_lightning.validation import (
     KEEP_ACCURACY,
@@ -158,8 +159,12 @@ class AbilityTransferModule(L.LightningModule):
         self.pristine = True
 
     def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-        """The whole model, or this process's part of it under FSDP2."""
+        """The whole model, or this process's part under FSDP2; under FSDP1 without weights, which come by units."""
         strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy):
+            model, fill = load_by_units(folder, dtype, strategy.root_device)
+            strategy.kwargs.setdefault("param_init_fn", fill)
+            return model
         if not isinstance(strategy, ModelParallelStrategy):
             return load_model(folder, dtype)
         assert self.device_mesh is not None
@@ -238,6 +243,19 @@ class AbilityTransferModule(L.LightningModule):
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
             self.log("train_loss", loss / tokens, prog_bar=True)
             self.log("answer_tokens", tokens, prog_bar=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As the Trainer says; by the norm under FSDP1, too, where the wrapped model must do it."""
+        root = self.trainer.strategy.model
+        if gradient_clip_val and gradient_clip_algorithm != "value" and isinstance(root, FullyShardedDataParallel):
+            root.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Tell what a fit that goes on is held against."""

@@ -108,9 +108,12 @@ def bounded_loss(
 
 
 def _weights(head: nn.Module) -> list[Tensor]:
-    """All that a head computes with, views of FSDP1's flat parameters included, which are no parameters of its own."""
-    views = [value for value in vars(head).values() if torch.is_tensor(value) and value.requires_grad]
-    return [*head.parameters(), *views]
+    """All that a head computes with, once each, views of FSDP1's flat parameters included.
+
+    These stand among a module's parameters, or beside them, or in both places, by FSDP1's ``use_orig_params``.
+    """
+    views = (value for value in vars(head).values() if torch.is_tensor(value) and value.requires_grad)
+    return list({id(value): value for value in (*head.parameters(), *views)}.values())
 
 
 def bounded_scores(hidden: Tensor, wanted: Tensor, logits: Logits, at_once: int) -> Scored:

@@ -126,7 +126,7 @@ def _activations(run: Run, sizes: _Sizes) -> int:
 def _mask(run: Run) -> int:
     """Elements of the mask that sdpa is given: none for a row of one sample."""
     rows = run.data.batch_size
-    if rows == 1 or "fl" in run.model.attention:  # flash and flex attention
+    if rows == 1 or run.model.attention.startswith(("flash", "flex")):
         return 0
     return _tokens(run) ** 2 // (rows if run.data.packing is False else 1)
 

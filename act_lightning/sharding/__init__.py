@@ -2,6 +2,6 @@
 
 from act_lightning.sharding.averaging import averaging_faults
 from act_lightning.sharding.layout import Layout, LocalRows, local_rows
-from act_lightning.sharding.loading import load_sharded
+from act_lightning.sharding.loading import load_by_units, load_sharded
 
-__all__ = ["Layout", "LocalRows", "averaging_faults", "load_sharded", "local_rows"]
+__all__ = ["Layout", "LocalRows", "averaging_faults", "load_by_units", "load_sharded", "local_rows"]

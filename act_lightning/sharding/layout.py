@@ -103,7 +103,10 @@ def _units(root: nn.Module) -> dict[nn.Module, FullyShardedDataParallel]:
     found: dict[nn.Module, FullyShardedDataParallel] = {}
 
     def visit(module: nn.Module, unit: FullyShardedDataParallel | None) -> None:
-        unit = module if isinstance(module, FullyShardedDataParallel) else unit
+        if isinstance(module, FullyShardedDataParallel):
+            if unit is None:
+                module.check_is_root()  # or the first unit that is gathered would take itself for the root
+            unit = module
         if unit is not None:
             found[module] = unit
         for child in module.children():

@@ -1,8 +1,9 @@
-"""A model of which no process ever holds more than its own part (FSDP2), read from a Hugging Face folder."""
+"""A model of which no process ever holds the whole, read from a Hugging Face folder: for FSDP2, and for FSDP1."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,53 @@ def load_sharded(
         ActError: As :class:`~act_lightning.checkpoints.CheckpointReader`; NaN or infinity in the rows read here.
     """
     with CheckpointReader(folder) as reader:
-        model = meta_model(folder, dtype)
-        model.name_or_path = str(folder)
-        make_buffers(model, device)
+        model = _without_weights(folder, dtype, device)
         _shard(model, mesh, policy or MixedPrecisionPolicy())
         for parameter, names in _owners(model).items():
             _place(model, names, _filled(names[0], parameter, reader, device))
     setattr(model, _KEEPS_STEP, True)
     model.train(False)
     return model
+
+
+def load_by_units(
+    folder: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, Callable[[nn.Module], None]]:
+    """The causal language model of ``folder`` without weights, and what reads those of a module, for FSDP1.
+
+    FSDP1 calls its ``param_init_fn`` with every module of a unit (a decoder layer, say), then shards the unit, before
+    it comes to the next one (https://docs.pytorch.org/docs/stable/fsdp.html). So a process holds one unit beside its
+    own part.
+
+    Args:
+        folder: A Hugging Face folder with safetensors weights.
+        dtype: The dtype of all parameters.
+        device: Where a unit is before it is sharded.
+
+    Returns:
+        The model, parameters on the meta device, and the ``param_init_fn``, which raises an ActError as
+        :class:`~act_lightning.checkpoints.CheckpointReader` does, and for NaN or infinity.
+    """
+    model = _without_weights(folder, dtype, device)
+    names, tied = _owners(model), dict[nn.Parameter, nn.Parameter]()
+    missing = Counter({empty: len(its) for empty, its in names.items()})
+
+    def fill(module: nn.Module) -> None:
+        for leaf, empty in list(module.named_parameters(recurse=False)):
+            filled = tied.get(empty)
+            if filled is None:
+                with CheckpointReader(folder) as reader:
+                    values = _read(names[empty][0], 0, torch.empty_like(empty, device=device), reader)
+                filled = nn.Parameter(values, requires_grad=empty.requires_grad)
+            setattr(module, leaf, filled)
+            missing[empty] -= 1
+            if missing[empty]:
+                tied[empty] = filled
+            else:  # nothing is kept that is sharded soon
+                tied.pop(empty, None)
+
+    model.train(False)
+    return model, fill
 
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
@@ -57,6 +96,14 @@ def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolic
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model whose parameters are on the meta device, and whose buffers are not."""
+    model = meta_model(folder, dtype)
+    model.name_or_path = str(folder)
+    make_buffers(model, device)
+    return model
 
 
 def _owners(model: nn.Module) -> dict[nn.Parameter, list[str]]:
@@ -71,21 +118,21 @@ def _filled(name: str, parameter: nn.Parameter, reader: CheckpointReader, device
     """A parameter like ``parameter``, with this process's rows of the checkpoint."""
     empty: Any = parameter  # a DTensor without memory
     part = local_rows(name, empty)
-    values = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
-    for start, stored in _parts(name, part.first_row, values, reader):
-        values[start : start + len(stored)] = stored.to(parameter.dtype)
+    room = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
+    values = _read(name, part.first_row, room, reader)
     filled = DTensor.from_local(
         values, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
     )
     return nn.Parameter(filled, requires_grad=parameter.requires_grad)
 
 
-def _parts(name: str, first_row: int, values: Tensor, reader: CheckpointReader) -> Iterator[tuple[int, Tensor]]:
-    """The rows from ``first_row`` on that fill ``values``, some at a time, each with the place it goes to."""
+def _read(name: str, first_row: int, values: Tensor, reader: CheckpointReader) -> Tensor:
+    """``values``, filled with the rows from ``first_row`` on, some at a time."""
     at_once = max(1, _BYTES_AT_ONCE // max(1, values[:1].nbytes))
     for start in range(0, len(values), at_once):
         stop = min(start + at_once, len(values))
-        yield start, reader.rows(name, torch.arange(first_row + start, first_row + stop))
+        values[start:stop] = reader.rows(name, torch.arange(first_row + start, first_row + stop)).to(values.dtype)
+    return values
 
 
 def _place(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:

@@ -37,12 +37,22 @@ def call_verb(verb: str, config: Config, processes: int, *arguments: object) -> 
         outcome = run(verb, config, *arguments)
         assert outcome.status == 0, outcome.err
         return root
-    sizes = {"data_parallel_size": processes, "tensor_parallel_size": 1}
-    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
-    config["trainer"]["strategy"] = strategy
+    config["trainer"]["strategy"] = strategy_of("fsdp2", processes)
     file = write_yaml(root.with_name("config.yaml"), config)
     call_program("-m", "act_lightning", verb, "--config", file, *arguments)
     return root
+
+
+def strategy_of(name: str, processes: int) -> str | Config:
+    """A setting of ``trainer.strategy`` for so many CPU processes: ``auto``, ``ddp``, ``fsdp1`` or ``fsdp2``."""
+    if name == "fsdp1":
+        layers = ["qwen2.modeling_qwen2.Qwen2DecoderLayer", "gemma3.modeling_gemma3.Gemma3DecoderLayer"]
+        wrapped = {"auto_wrap_policy": [f"transformers.models.{layer}" for layer in layers]}
+        return {"class_path": "tests.sharding.on_cpu.FSDP1", "init_args": wrapped | {"state_dict_type": "sharded"}}
+    if name == "fsdp2":
+        sizes = {"data_parallel_size": processes, "tensor_parallel_size": 1}
+        return {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
+    return name
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

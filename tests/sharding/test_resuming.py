@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.front_door import Config, basic, changed, write_yaml
-from tests.sharding.processes import assert_ends, call_program, fit, start, weights
+from tests.sharding.processes import assert_ends, call_program, fit, start, strategy_of, weights
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -69,13 +69,11 @@ def test_shards_of_another_number_of_processes(before: int, after: int, place: P
     assert_close(fit(config_of(place, name, after), after, "--ckpt_path", "last"), straight)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp1"])
 def test_two_processes_stop_after_the_same_update(strategy: str, place: Path, straight: Path) -> None:
     """One of them is told, the second: within an update of four micro-batches each."""
     config = config_of(place, strategy, 2)
-    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
-    sharded = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
-    config["trainer"] |= {"devices": 2, "strategy": "ddp" if strategy == "ddp" else sharded}
+    config["trainer"] |= {"devices": 2, "strategy": strategy_of(strategy, 2)}
     telling = {"class_path": "tests.sharding.test_resuming.Telling"}
     file = write_yaml(place / strategy / "told.yaml", changed(config, "trainer.callbacks", [telling]))
     call_program("-m", "act_lightning", "fit", "--config", file, status=STOPPED)

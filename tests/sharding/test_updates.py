@@ -1,4 +1,4 @@
-"""Updates of several processes under DDP and FSDP2 against those of one, which takes four samples at a time.
+"""Updates of several processes under DDP, FSDP2 and FSDP1 against those of one, which takes four samples at a time.
 
 Tied and untied, clipped and not. SGD moves weights in proportion to the gradient; Adam would hide a wrong factor, and
 clipping with it.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.front_door import Config, basic, run, write_yaml
-from tests.sharding.processes import call_program, weights
+from tests.sharding.processes import call_program, strategy_of, weights
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -46,12 +46,7 @@ def config_of(place: Path, architecture: str, strategy: str, processes: int, cli
         "devices": processes,
         "gradient_clip_val": clip,
     }
-    if strategy == "fsdp2":
-        sizes = {"data_parallel_size": processes, "tensor_parallel_size": 1}
-        path = "lightning.pytorch.strategies.ModelParallelStrategy"
-        config["trainer"]["strategy"] = {"class_path": path, "init_args": sizes}
-    elif strategy == "ddp":
-        config["trainer"]["strategy"] = "ddp"
+    config["trainer"]["strategy"] = strategy_of(strategy, processes)
     return config
 
 
@@ -87,6 +82,8 @@ def test_clipping_changes_the_update(alone: dict[tuple[str, float | None], dict[
         ("fsdp2", 2, "qwen2", CLIPPED),
         ("fsdp2", 2, "gemma3_text", CLIPPED),
         ("ddp", 2, "qwen2", CLIPPED),
+        ("fsdp1", 2, "gemma3_text", None),
+        ("fsdp1", 2, "qwen2", CLIPPED),
         ("fsdp2", 4, "gemma3_text", None),
         ("fsdp2", 4, "qwen2", CLIPPED),
         ("ddp", 4, "gemma3_text", CLIPPED),
