@@ -63,16 +63,20 @@ def on_cpu(content: Config) -> Config:
     changed = copy.deepcopy(content)
     trainer: dict[str, Any] = changed["trainer"]
     devices = min(2, trainer["devices"])
-    trainer |= {"accelerator": "cpu", "devices": devices, "num_nodes": 1, "precision": "32-true"}
+    trainer |= {"accelerator": "cpu", "devices": devices, "num_nodes": 1}
     trainer["accumulate_grad_batches"] = SAMPLES_OF_AN_UPDATE // devices
     if isinstance(trainer["strategy"], dict):
-        trainer["strategy"]["init_args"]["data_parallel_size"] = devices
+        path, arguments = trainer["strategy"]["class_path"], trainer["strategy"]["init_args"]
+        if path.endswith(".FSDPStrategy"):
+            trainer["strategy"]["class_path"] = "tests.sharding.on_cpu.FSDP1"
+        else:
+            arguments["data_parallel_size"] = devices
     return changed
 
 
 def runs() -> list[Any]:
-    """What is left of the overlays on a CPU, each once; FSDP1 is not, for Lightning runs it on GPUs only."""
-    once = {json.dumps(on_cpu(content_of(file)), sort_keys=True): file for file in OVERLAYS if file.stem != "fsdp"}
+    """What is left of the overlays on a CPU, each once."""
+    once = {json.dumps(on_cpu(content_of(file)), sort_keys=True): file for file in OVERLAYS}
     return [pytest.param(json.loads(content), id=file.stem) for content, file in once.items()]
 
 
