@@ -24,20 +24,20 @@ def on_processes(count: int, program: str, *arguments: object) -> None:
     call_program(*where, script, *arguments)
 
 
-def fit(config: Config, processes: int, *arguments: object) -> Path:
-    """``fit`` under FSDP2 on so many processes, or by one without a strategy; gives the run's folder."""
-    return call_verb("fit", config, processes, *arguments)
+def fit(config: Config, processes: int, *arguments: object, strategy: str = "fsdp2") -> Path:
+    """``fit`` under a strategy on so many processes, or by one without it; gives the run's folder."""
+    return call_verb("fit", config, processes, *arguments, strategy=strategy)
 
 
-def call_verb(verb: str, config: Config, processes: int, *arguments: object) -> Path:
-    """A verb under FSDP2 on so many processes, or by one without a strategy; gives the run's folder."""
+def call_verb(verb: str, config: Config, processes: int, *arguments: object, strategy: str = "fsdp2") -> Path:
+    """A verb under a strategy on so many processes, or by one without it; gives the run's folder."""
     root = Path(config["trainer"]["default_root_dir"])
     config["trainer"]["devices"] = processes
     if processes == 1:
         outcome = run(verb, config, *arguments)
         assert outcome.status == 0, outcome.err
         return root
-    config["trainer"]["strategy"] = strategy_of("fsdp2", processes)
+    config["trainer"]["strategy"] = strategy_of(strategy, processes)
     file = write_yaml(root.with_name("config.yaml"), config)
     call_program("-m", "act_lightning", verb, "--config", file, *arguments)
     return root

@@ -102,12 +102,12 @@ def test_the_same_of_tied_weights(place: Path) -> None:
     assert_the_same_fit(*fitted(place, "gemma3_text"))
 
 
-@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
-def test_the_injection_to_the_bit(place: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "strategy"), [("task_arithmetic", "fsdp2"), ("ties", "fsdp2"), ("ties", "fsdp1")])
+def test_the_injection_to_the_bit(place: Path, method: str, strategy: str) -> None:
     """At so low a rate what was injected stays; TIES looks at whole tensors, of which each process holds a half."""
-    configs = [changed(config_of(place, "qwen2", f"{method}-{n}", n), "model.learning_rate", 1e-30) for n in (1, 2)]
-    still = [changed(config, "transfer.method", method) for config in configs]
-    alone, together = (weights(fit(config, n) / "model") for n, config in zip((1, 2), still, strict=True))
+    named = [config_of(place, "qwen2", f"{strategy}-{method}-{n}", n) for n in (1, 2)]
+    still = [changed(changed(config, "model.learning_rate", 1e-30), "transfer.method", method) for config in named]
+    alone, together = (weights(fit(one, n, strategy=strategy) / "model") for n, one in zip((1, 2), still, strict=True))
     assert_same_bits(together, alone)
     before = weights(place / "qwen2")
     assert any(not torch.equal(values, before[name]) for name, values in alone.items())
