@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 
 _MOST_NAMES = 5
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the 8-bit floats are quantized weights
@@ -200,7 +200,7 @@ def inventory(model: nn.Module) -> ChannelInventory:
         else:
             modules.append(channels)
     if unowned:
-        raise ActError(_unowned_fault(type(model).__name__, list(dict.fromkeys(unowned))))
+        raise ActError(_unowned_issue(type(model).__name__, list(dict.fromkeys(unowned))))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     return ChannelInventory(tuple(modules), shapes, aliases)
 
@@ -251,10 +251,10 @@ def _packed_weights(model: nn.Module) -> Iterator[str]:
     return (name for name, buffer in model.named_buffers() if buffer.ndim == 2 and buffer.dtype in _PACKED_DTYPES)
 
 
-def _unowned_fault(model: str, names: list[str]) -> Fault:
+def _unowned_issue(model: str, names: list[str]) -> ConfigIssue:
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     shown = ", ".join(names[:_MOST_NAMES])
-    return Fault(
+    return ConfigIssue(
         "model",
         model,
         f"must keep every weight in a floating-point Linear, Conv1D, Embedding or norm module, unlike {shown}{more}",

@@ -1,24 +1,21 @@
-"""From scores to masks: how many channels, which ones, and how masks of several abilities join and overlap.
-
-A mask is a bool tensor ``[channels]`` in the order of :class:`~act_lightning.channels.ChannelInventory`
-(paper §4.1 and §4.2, https://arxiv.org/abs/2601.09398).
-"""
+"""From scores to masks: rank, select, join, compare; and how stable a mask is under other samples."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 
-def share_of(count: int, ratio: float | Fraction) -> int:
+def ratio_count(count: int, ratio: float | Fraction) -> int:
     """The whole part of ``count · ratio``, with the ratio taken as the decimal that is written.
 
     >>> share_of(1750528, 0.01), share_of(100, 0.29)
@@ -27,14 +24,18 @@ def share_of(count: int, ratio: float | Fraction) -> int:
     return int(count * Fraction(str(ratio)))
 
 
-def ratio_faults(ratio: float | Fraction, setting: str = "transfer.ratio") -> list[Fault]:
+def ratio_issues(ratio: float | Fraction, setting: str = "transfer.ratio") -> list[ConfigIssue]:
     """What is wrong with a ratio: it must be a finite number in (0, 1]."""
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
-        return [Fault(setting, ratio, "must lie in (0, 1]", "Write the share to select, such as 0.01 for one percent.")]
+        return [
+            ConfigIssue(
+                setting, ratio, "must lie in (0, 1]", "Write the share to select, such as 0.01 for one percent."
+            )
+        ]
     return []
 
 
-def candidates(inventory: ChannelInventory, exclude: Iterable[str]) -> Tensor:
+def eligible_channels(inventory: ChannelInventory, exclude: Iterable[str]) -> Tensor:
     """The channels that may be selected: all but those of modules that match a pattern.
 
     Args:
@@ -49,18 +50,18 @@ def candidates(inventory: ChannelInventory, exclude: Iterable[str]) -> Tensor:
     """
     names = [module.name for module in inventory.modules]
     matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in exclude}
-    refuse(_unmatched_fault(pattern, names) for pattern, found in matched.items() if not found)
+    raise_if_any(_unmatched_issue(pattern, names) for pattern, found in matched.items() if not found)
     excluded = {name for found in matched.values() for name in found}
     allowed = torch.cat([torch.full((module.count,), module.name not in excluded) for module in inventory.modules])
     if not allowed.any():
-        raise ActError(Fault("transfer.exclude", list(matched), "must leave some channels", "Remove a pattern."))
+        raise ActError(ConfigIssue("transfer.exclude", list(matched), "must leave some channels", "Remove a pattern."))
     return allowed
 
 
-def _unmatched_fault(pattern: str, names: Sequence[str]) -> Fault:
-    rule = f"must match at least one of the {len(names)} modules that own channels"
-    remedy = f"Full names look like {names[len(names) // 2]!r} and {names[-1]!r}; * stands for any characters."
-    return Fault("transfer.exclude", pattern, rule, remedy)
+def _unmatched_issue(pattern: str, names: Sequence[str]) -> ConfigIssue:
+    problem = f"must match at least one of the {len(names)} modules that own channels"
+    hint = f"Full names look like {names[len(names) // 2]!r} and {names[-1]!r}; * stands for any characters."
+    return ConfigIssue("transfer.exclude", pattern, problem, hint)
 
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def rank(scores: Tensor, allowed: Tensor) -> Tensor:
     return numbers[torch.sort(scores[numbers], descending=True, stable=True).indices]
 
 
-def top(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Tensor:
+def top_channels(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Tensor:
     """The mask of the ⌊n·p⌋ highest scores among the ``n`` allowed channels; ties go to the lower number.
 
     Args:
@@ -92,7 +93,7 @@ def top(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Tensor:
     [False, True, True, False]
     """
     numbers = allowed.nonzero().squeeze(1)
-    return _mask(scores.numel(), numbers[_top_positions(scores[numbers], share_of(numbers.numel(), ratio))])
+    return _mask(scores.numel(), numbers[_top_positions(scores[numbers], ratio_count(numbers.numel(), ratio))])
 
 
 def _top_positions(values: Tensor, k: int) -> Tensor:
@@ -109,7 +110,7 @@ def top_per_module(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inv
     """Like :func:`top`, with the same share taken within every module; small modules may give none."""
     mask = torch.zeros_like(allowed)
     for _, span in inventory.spans():
-        mask[span] = top(scores[span], ratio, allowed[span])
+        mask[span] = top_channels(scores[span], ratio, allowed[span])
     return mask
 
 
@@ -120,7 +121,7 @@ def top_by_parameters(scores: Tensor, ratio: float | Fraction, allowed: Tensor, 
     """
     order = rank(scores, allowed)
     spent = torch.cumsum(inventory.sizes()[order], 0) - _tied_overlap(order, inventory)
-    budget = share_of(inventory.count_elements(allowed), ratio)
+    budget = ratio_count(inventory.count_elements(allowed), ratio)
     return _mask(scores.numel(), order[: int((spent <= budget).sum())])
 
 
@@ -171,3 +172,123 @@ def overlap(row: Tensor, column: Tensor) -> float:
     """
     chosen = int(row.sum())
     return float((row & column).sum()) / chosen if chosen else 0.0
+
+
+Choose = Callable[[Tensor], Tensor]
+
+
+def scores_of(chunks: Tensor, tokens: Sequence[int], times: Tensor | None = None) -> Tensor:
+    """The scores of chunks together: the mean of their scores, weighted by their tokens.
+
+    Args:
+        chunks: Scores of each chunk.
+        tokens: Answer tokens of each.
+        times: How often each counts, ``[chunks]``; by default once.
+
+    Returns:
+        float32 ``[channels]``.
+
+    >>> scores_of(torch.tensor([[1.0, 0.0], [4.0, 3.0]]), [2, 1]).tolist()
+    [2.0, 1.0]
+    """
+    weights = torch.tensor(list(tokens), dtype=torch.float64)
+    weights = weights if times is None else weights * times
+    shares = weights / weights.sum()
+    total = torch.zeros(chunks.shape[1], dtype=torch.float64)
+    for share, scores in zip(shares.tolist(), chunks, strict=True):
+        if share:
+            total += share * scores.double()
+    return total.float()
+
+
+def bootstrap_overlaps(
+    chunks: Tensor, tokens: Sequence[int], choose: Choose, repeats: int = 20, seed: int = 0
+) -> list[float]:
+    """Share of the mask that is selected again by chunks drawn with replacement, as many as there are.
+
+    Args:
+        chunks: Scores of each chunk.
+        tokens: Answer tokens of each.
+        choose: Makes a mask of scores.
+        repeats: How often chunks are drawn.
+        seed: Seed of the draws.
+
+    Returns:
+        One overlap for each draw.
+    """
+    mask, generator, count = choose(scores_of(chunks, tokens)), torch.Generator().manual_seed(seed), len(chunks)
+    drawn = (torch.randint(count, (count,), generator=generator) for _ in range(repeats))
+    times = (torch.bincount(numbers, minlength=count) for numbers in drawn)
+    return [overlap(mask, choose(scores_of(chunks, tokens, each))) for each in times]
+
+
+def split_half_overlaps(
+    chunks: Tensor, tokens: Sequence[int], choose: Choose, repeats: int = 20, seed: int = 0
+) -> list[float]:
+    """Share of the mask of one random half of the chunks that the other half selects, too.
+
+    No sample is in both, so that this is what two measurements of half the size would agree in. Of an odd number of
+    chunks one is left out.
+
+    Returns:
+        One overlap for each split; none of fewer than two chunks.
+    """
+    generator, half = torch.Generator().manual_seed(seed), len(chunks) // 2
+    if not half:
+        return []
+    found = []
+    for _ in range(repeats):
+        order = torch.randperm(len(chunks), generator=generator)
+        one, other = (_mask_of(chunks, tokens, choose, part) for part in (order[:half], order[half : 2 * half]))
+        found.append(overlap(one, other))
+    return found
+
+
+class SubsetOverlap(NamedTuple):
+    """How much of the whole mask some of the samples select.
+
+    Attributes:
+        chunks: How many chunks were used.
+        samples: How many samples these have, on average.
+        overlaps: Share of the whole mask that they select, one for each draw.
+    """
+
+    chunks: int
+    samples: float
+    overlaps: list[float]
+
+
+def overlap_by_samples(
+    chunks: Tensor,
+    tokens: Sequence[int],
+    samples: Sequence[int],
+    choose: Choose,
+    repeats: int = 20,
+    seed: int = 0,
+) -> list[SubsetOverlap]:
+    """The overlap of the whole mask with that of 1, 2, 4 … random chunks, and of all.
+
+    The samples of a subset are among those of the whole, which flatters large subsets: see
+    :func:`split_half_overlaps` for what fresh samples would do.
+
+    Args:
+        chunks: Scores of each chunk.
+        tokens: Answer tokens of each.
+        samples: Samples of each.
+        choose: Makes a mask of scores.
+        repeats: How many subsets of each size are drawn.
+        seed: Seed of the draws.
+    """
+    mask, generator, count = choose(scores_of(chunks, tokens)), torch.Generator().manual_seed(seed), len(chunks)
+    sizes = [size for size in (2**power for power in range(count.bit_length())) if size < count]
+    found = []
+    for size in sizes:
+        subsets = [torch.randperm(count, generator=generator)[:size] for _ in range(repeats)]
+        overlaps = [overlap(mask, _mask_of(chunks, tokens, choose, subset)) for subset in subsets]
+        used = [sum(samples[number] for number in subset.tolist()) for subset in subsets]
+        found.append(SubsetOverlap(size, sum(used) / len(used), overlaps))
+    return [*found, SubsetOverlap(count, float(sum(samples)), [1.0])]
+
+
+def _mask_of(chunks: Tensor, tokens: Sequence[int], choose: Choose, numbers: Tensor) -> Tensor:
+    return choose(scores_of(chunks[numbers], [tokens[number] for number in numbers.tolist()]))

@@ -17,24 +17,27 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from act_lightning.checkpoints import load_model, locate, meta_model, require_weights
-from act_lightning.computing import attention_faults, compile_faults, compile_layers, set_attention
-from act_lightning.data import AbilityDataModule
-from act_lightning.errors import Fault, refuse
-from act_lightning.evaluation import (
+from act_lightning.checkpoints.headers import require_weights
+from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.models import load_model, meta_model
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.evaluation.evaluator import Evaluator, logged, publish
+from act_lightning.evaluation.generation import Generator
+from act_lightning.evaluation.generators import (
     TRANSFORMERS,
     VLLM,
-    Answerer,
-    TransformersAnswerer,
-    VLLMAnswerer,
-    generator_faults,
+    TransformersGenerator,
+    VLLMGenerator,
+    generator_issues,
 )
-from act_lightning.examination import Examination, logged, publish
-from act_lightning.loss import answer_loss, score_answers
-from act_lightning.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_faults
-from act_lightning.sharding import averaging_faults, load_by_units, load_sharded
-from act_lightning.updates import are_finite, data_settings, settings_faults, update_faults
-from act_lightning.validation import (
+from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
+from act_lightning.training.grad_checks import are_finite, data_settings, settings_issues, update_issues
+from act_lightning.training.loss import answer_loss, score_answers
+from act_lightning.training.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_issues
+from act_lightning.training.sharding import load_by_units, load_sharded
+from act_lightning.training.strategies import averaging_issues
+from act_lightning.training.validation import (
     KEEP_ACCURACY,
     RECOVER_ACCURACY,
     WITHIN_KEEP,
@@ -82,7 +85,7 @@ class AbilityTransferModule(L.LightningModule):
         pristine: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
     """
 
-    _examination: Examination
+    _examination: Evaluator
     _validation: Validation
     reads_packed_rows = True
     pristine = False
@@ -113,7 +116,7 @@ class AbilityTransferModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.generator = generator
         self.generator_args = generator_args
-        self._answerer: Answerer | None = None
+        self._answerer: Generator | None = None
         self.attention = attention
         self.compile_setting = compile
         self.model: PreTrainedModel | None = None
@@ -122,14 +125,14 @@ class AbilityTransferModule(L.LightningModule):
         self._window_loss = 0.0
         self._spoiled: int | None = None
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at files."""
-        found = optimizer_faults(self.optimizer, self.lr_scheduler, self.learning_rate)
+        found = optimizer_issues(self.optimizer, self.lr_scheduler, self.learning_rate)
         for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
             if value not in _DTYPES:
-                found.append(Fault(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
-        found += attention_faults(self.attention) + compile_faults(self.compile_setting)
-        return found + generator_faults(self.generator, self.generator_args)
+                found.append(ConfigIssue(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
+        found += attention_issues(self.attention) + compile_issues(self.compile_setting)
+        return found + generator_issues(self.generator, self.generator_args)
 
     @property
     def answers_whole_sets(self) -> bool:
@@ -140,13 +143,13 @@ class AbilityTransferModule(L.LightningModule):
         """Load the target, once, in the precision of training; or start the engine that answers in its place."""
         if self.model is not None or self._answerer is not None:
             return
-        refuse(averaging_faults(self.trainer))
+        raise_if_any(averaging_issues(self.trainer))
         folder = locate(self.target, self.revision)
         require_weights(folder, "model.target")
         if self.generator == VLLM and self.trainer.state.fn in _ANSWERING:
-            refuse(_engine_faults(self.trainer.world_size))
+            raise_if_any(_engine_issues(self.trainer.world_size))
             bar = self.trainer.progress_bar_callback is not None
-            self._answerer = VLLMAnswerer(folder, self._data.tokenizer, self.weights_dtype, self.generator_args, bar)
+            self._answerer = VLLMGenerator(folder, self._data.tokenizer, self.weights_dtype, self.generator_args, bar)
             return
         if self.attention != "auto":
             set_attention(meta_model(folder), self.attention)  # refused before weights are read
@@ -237,7 +240,7 @@ class AbilityTransferModule(L.LightningModule):
         sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
         reduced = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
         tokens, loss, bad = reduced
-        refuse(update_faults(self.trainer, loss, not bad, self._spoiled))
+        raise_if_any(update_issues(self.trainer, loss, not bad, self._spoiled))
         self._window_tokens, self._window_loss = 0, 0.0
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
@@ -264,7 +267,7 @@ class AbilityTransferModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse settings that a fit which goes on would not follow; warn of others that are not as before."""
         if self.trainer.state.fn == TrainerFn.FITTING:
-            refuse(settings_faults(checkpoint.get(_SETTINGS, {}), self._settings()))
+            raise_if_any(settings_issues(checkpoint.get(_SETTINGS, {}), self._settings()))
 
     def _settings(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("learning_rate", "optimizer", "lr_scheduler")}
@@ -288,7 +291,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start counting for every evaluation set."""
-        self._examination = Examination(self._data, self.device)
+        self._examination = Evaluator(self._data, self.device)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Generate greedily and judge by the kind of answer."""
@@ -314,8 +317,8 @@ class AbilityTransferModule(L.LightningModule):
         ]
 
     @property
-    def _answers(self) -> Answerer:
-        return self._answerer or TransformersAnswerer(self.language_model, self._data.tokenizer)
+    def _answers(self) -> Generator:
+        return self._answerer or TransformersGenerator(self.language_model, self._data.tokenizer)
 
     @property
     def _data(self) -> AbilityDataModule:
@@ -343,12 +346,12 @@ def training_dtype(precision: str) -> torch.dtype:
     )
 
 
-def _engine_faults(processes: int) -> list[Fault]:
+def _engine_issues(processes: int) -> list[ConfigIssue]:
     if processes == 1:
         return []
-    rule = "must be 1 where model.generator is vllm, which spreads the model over devices itself"
-    remedy = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
-    return [Fault("trainer.devices", processes, rule, remedy)]
+    problem = "must be 1 where model.generator is vllm, which spreads the model over devices itself"
+    hint = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
+    return [ConfigIssue("trainer.devices", processes, problem, hint)]
 
 
 def _float64_device(device: torch.device) -> torch.device:

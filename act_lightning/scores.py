@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import save_tensors
-from act_lightning.errors import ActError, Fault
-from act_lightning.scorers import Activation, Scorer, recorded_scorer
+from act_lightning.checkpoints.files import save_tensors
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.scorers.activation import Activation
+from act_lightning.scorers.scorer import Scorer, recorded_scorer
 
 FORMAT = 1
 CHUNKS = ".chunks"
@@ -115,7 +116,7 @@ def chunks_path(path: Path) -> Path:
 
 
 class ChunkScores(NamedTuple):
-    """The scores of every chunk of an ability's samples; see :mod:`act_lightning.stability`.
+    """The scores of every chunk of an ability's samples; see :mod:`act_lightning.masks`.
 
     Attributes:
         scores: float32 ``[chunks, channels]``.
@@ -164,7 +165,9 @@ def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
             sizes = json.loads((opened.metadata() or {})["act"])["chunks"]
         return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ActError(Fault("scores", str(file), f"must be a readable file of chunks ({error})", _REMEDY)) from error
+        raise ActError(
+            ConfigIssue("scores", str(file), f"must be a readable file of chunks ({error})", _REMEDY)
+        ) from error
 
 
 def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
@@ -182,9 +185,9 @@ def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     expected = {module.name: (len(tokens), module.count) for module in inventory.modules}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
-        rule = "must hold one tensor [chunks, channels] for each module of the target"
+        problem = "must hold one tensor [chunks, channels] for each module of the target"
         raise ActError(
-            Fault("scores", str(chunks_path(path)), rule, "Use the scores of this target, or measure again.")
+            ConfigIssue("scores", str(chunks_path(path)), problem, "Use the scores of this target, or measure again.")
         )
     scores = torch.cat([tensors[module.name] for module in inventory.modules], dim=1).to(torch.float32)
     return ChunkScores(scores, tokens, samples)
@@ -221,7 +224,7 @@ def read_record(path: Path) -> ScoreRecord:
         known = {item.name for item in fields(ScoreRecord)}
         return ScoreRecord(**{name: value for name, value in values.items() if name in known})
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ActError(Fault("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
+        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
 
 
 def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
@@ -237,11 +240,11 @@ def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise ActError(Fault("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
+        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
     expected = {module.name: (module.count,) for module in inventory.modules}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
-        rule = "must hold one tensor for each module of the target, one value a channel"
-        raise ActError(Fault("scores", str(path), rule, "Use the scores of this target, or measure again."))
+        problem = "must hold one tensor for each module of the target, one value a channel"
+        raise ActError(ConfigIssue("scores", str(path), problem, "Use the scores of this target, or measure again."))
     scores = inventory.join(tensors).to(torch.float32)
     require_finite(path, inventory, scores)
     return scores
@@ -260,6 +263,6 @@ def require_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> N
     """
     for name, part in inventory.split(scores).items():
         if not torch.isfinite(part).all():
-            rule = f"scores of module {name!r} for ability {path.stem!r} must be finite"
-            remedy = "Look for NaN in the weights of both models, or compare them in float32."
-            raise ActError(Fault("scores", str(path), rule, remedy))
+            problem = f"scores of module {name!r} for ability {path.stem!r} must be finite"
+            hint = "Look for NaN in the weights of both models, or compare them in float32."
+            raise ActError(ConfigIssue("scores", str(path), problem, hint))

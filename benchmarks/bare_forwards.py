@@ -24,9 +24,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from act_lightning.activations import MeanAbsoluteDifference, Pair, Reading, ResidentPair
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.stages import DiskWeights, LayerwisePair, StagedModel
+from act_lightning.profiling.channel_means import MeanAbsoluteDifference
+from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
+from act_lightning.profiling.offload import DiskWeights
+from act_lightning.profiling.pair import ChunkBatch, Pair, ResidentPair
 
 SHAPE = {  # SmolLM2-135M
     "vocab_size": 49152,
@@ -63,7 +65,7 @@ def bare(models: list[nn.Module], batches: list[dict[str, Tensor]], answers: sli
 
 def profiled(pair: Pair, place: Path, channels: ChannelInventory, batches: list[dict[str, Tensor]]) -> None:
     means = MeanAbsoluteDifference(channels).to(batches[0]["input_ids"].device)
-    for _ in pair.run(map(Reading, batches), [(place, means)]):
+    for _ in pair.run(map(ChunkBatch, batches), [(place, means)]):
         pass
     means.total.sum().item()
 
@@ -89,7 +91,9 @@ def main() -> None:
             batch["labels"][:, half] = batch["input_ids"][:, half]
         channels = inventory(models[0])
         resident = ResidentPair(models[0], {places[1]: models[1]}, device)
-        target, source = (stack.enter_context(StagedModel(DiskWeights(one, dtype, device), device)) for one in places)
+        target, source = (
+            stack.enter_context(LayerwiseModel(DiskWeights(one, dtype, device), device)) for one in places
+        )
         layerwise = LayerwisePair(target, {places[1]: source}, device, ids.numel())
         kinds: dict[str, Callable[[], None]] = {
             "bare, all logits": lambda: bare(models, full),

@@ -85,8 +85,10 @@ def make_tokenizer(rows: Path, folder: Path) -> None:
 
 def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict[str, Any]:
     """From the file to samples on disk, their fingerprint included."""
-    from act_lightning.checkpoints import load_tokenizer
-    from act_lightning.data import AbilityData, lengths, tokenize_ability
+    from act_lightning.checkpoints.models import load_tokenizer
+    from act_lightning.data.ability_data import AbilityData
+    from act_lightning.data.storage import lengths
+    from act_lightning.data.tokenized import tokenize_ability
 
     loaded = load_tokenizer(tokenizer)
     started, used = time.perf_counter(), processor_seconds()
@@ -101,7 +103,8 @@ def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict
 
 def waste(lengths: list[int]) -> dict[str, float]:
     """The share of padding in micro-batches of training and in batches of profiling, before and after."""
-    from act_lightning.data import MOST_WASTE, MicroBatchSampler, token_budget_batches
+    from act_lightning.data.batches import MOST_WASTE, token_budget_batches
+    from act_lightning.data.micro_batches import MicroBatchSampler
 
     at_random = MicroBatchSampler(len(lengths), BATCH, seed=42).composition()
     alike = MicroBatchSampler(len(lengths), BATCH, seed=42, lengths=lengths).composition()

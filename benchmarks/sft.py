@@ -99,7 +99,8 @@ def ours(folder: Path, rows: Samples, arguments: argparse.Namespace) -> dict[str
     import lightning as L
     from torch.utils.data import DataLoader
 
-    from act_lightning.data import Sample, pack
+    from act_lightning.data.labels import Sample
+    from act_lightning.data.packing import pack
     from act_lightning.module import AbilityTransferModule
 
     steps, losses = [], []
@@ -216,7 +217,7 @@ def measure(side: str, python: str, folder: Path, arguments: argparse.Namespace)
 def parameters(folder: Path) -> int:
     """How many a token meets: without the embedding, unless it is the head."""
     from act_lightning.callbacks.throughput import work_of
-    from act_lightning.checkpoints import load_config
+    from act_lightning.checkpoints.models import load_config
 
     work = work_of(load_config(folder))
     return work.body + work.head

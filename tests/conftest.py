@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.laboratory.cache import cache_root
+from act_lightning.lab.models import cache_root
 from tests.front_door import launch_forgotten
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 

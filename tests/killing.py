@@ -14,7 +14,7 @@ from typing import Any
 
 _SECONDS = 200
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["tests.killing", "act_lightning.cli.configured"])  # imports take longer than a run
+_FORKED.set_forkserver_preload(["tests.killing", "act_lightning.cli.lightning_cli"])  # imports take longer than a run
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from act_lightning.activations import (
-    MeanAbsoluteDifference,
-    Reading,
-    ResidentPair,
-    compare_on_batch,
-    mean_absolute_difference,
-)
 from act_lightning.channels import inventory
-from act_lightning.data import token_budget_batches
+from act_lightning.data.batches import token_budget_batches
 from act_lightning.errors import ActError
+from act_lightning.profiling.channel_means import MeanAbsoluteDifference, mean_absolute_difference
+from act_lightning.profiling.pair import ChunkBatch, ResidentPair, compare_on_batch
 from tests.loops import padded, random_samples
 from tests.reference import act as reference
 from tests.reference.act import IGNORED, Sample
@@ -115,7 +110,7 @@ def test_a_model_may_change_outputs_in_place_and_batches_may_shrink_and_grow() -
     for model in (target, source):
         for layer in model.model.layers:
             _spoil_when_used(layer.mlp.gate_proj, layer.mlp)
-    readings = [Reading(batch) for sample in whole for batch in padded([sample], rows=1)]
+    readings = [ChunkBatch(batch) for sample in whole for batch in padded([sample], rows=1)]
     assert len({reading.batch["input_ids"].shape for reading in readings}) > 2
     pair = ResidentPair(target, {place: source})
     assert list(pair.run(iter(readings), [(place, found)])) == readings

@@ -15,7 +15,7 @@ from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler,
 from act_lightning.channels import inventory
 from act_lightning.masks import top_by_parameters
 from act_lightning.scorers import Attribution
-from act_lightning.transfer import TransferSettings
+from act_lightning.transfer.settings import TransferSettings
 from tests.front_door import basic, changed, run
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act, attribution
@@ -153,5 +153,5 @@ def test_settings_can_be_looked_up_by() -> None:
     ],
 )
 def test_settings_that_mean_nothing(settings: dict[str, Any], words: str) -> None:
-    (fault,) = TransferSettings(selection=Attribution(**settings)).faults()
-    assert fault.rule == words
+    (issue,) = TransferSettings(selection=Attribution(**settings)).issues()
+    assert issue.problem == words

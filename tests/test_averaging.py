@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.module import AbilityTransferModule
-from act_lightning.sharding import averaging_faults
+from act_lightning.training.strategies import averaging_issues
 from tests.front_door import basic, changed, run, write_yaml
 from tests.loops import padded, quiet_trainer, random_samples
 from tests.reference.act import assert_same_bits
@@ -126,8 +126,8 @@ def test_refused_under_fsdp2(transfer: bool, pair: tuple[Path, Path], tmp_path: 
 def test_refused_under_fsdp1() -> None:
     """Which Lightning makes a Trainer of only where there is a GPU."""
     trainer: Any = SimpleNamespace(strategy=FSDPStrategy(), callbacks=[EMAWeightAveraging()])
-    (fault,) = averaging_faults(trainer)
-    assert (fault.setting, fault.value) == ("trainer.callbacks", "EMAWeightAveraging")
+    (issue,) = averaging_issues(trainer)
+    assert (issue.setting, issue.value) == ("trainer.callbacks", "EMAWeightAveraging")
 
 
 @pytest.mark.slow

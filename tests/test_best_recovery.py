@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from act_lightning.data import AbilityData, AbilityDataModule
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
 from tests.front_door import Config, basic, changed, run
 from tests.loops import quiet_trainer

@@ -23,10 +23,11 @@ from act_lightning.callbacks import (
     MaskedTaskVectorInjection,
     TransferComparison,
 )
-from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
-from act_lightning.data import AbilityData, AbilityDataModule, EvaluationData
+from act_lightning.callbacks.comparison import merged_model, random_channels, task_arithmetic
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
-from act_lightning.evaluation import Row
+from act_lightning.evaluation.tables import Row
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference.act import Moving

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from act_lightning.computing import attention_faults, compile_faults, compile_layers, set_attention
 from act_lightning.errors import ActError
-from act_lightning.loss import answer_loss
 from act_lightning.module import AbilityTransferModule
+from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
+from act_lightning.training.loss import answer_loss
 from tests.front_door import basic, changed, run
 from tests.loops import packed, padded, random_samples
 from tests.reference import act as reference
@@ -51,10 +51,10 @@ def test_attention_reaches_the_model_that_is_trained(tmp_path: Path) -> None:
     + [(f"flash_attention_{number}", "must be installed") for number in (2, 3, 4)],
 )
 def test_attention_that_is_not_there_is_refused(attention: str, words: str) -> None:
-    (fault,) = AbilityTransferModule("lab:specialist", attention=attention).faults()
-    assert fault.setting == "model.attention"
-    assert words in fault.rule
-    assert attention_faults("sdpa") == []
+    (issue,) = AbilityTransferModule("lab:specialist", attention=attention).issues()
+    assert issue.setting == "model.attention"
+    assert words in issue.problem
+    assert attention_issues("sdpa") == []
 
 
 def test_attention_that_a_model_lacks_is_refused() -> None:
@@ -65,9 +65,9 @@ def test_attention_that_a_model_lacks_is_refused() -> None:
 
 @pytest.mark.parametrize("setting", ["fast", 1.5, {"backend": "no such backend"}, {"speed": 11}])
 def test_settings_of_compiling_that_are_none(setting: Any) -> None:
-    (fault,) = compile_faults(setting)
-    assert fault.setting == "model.compile"
-    assert compile_faults(True) == compile_faults(False) == compile_faults({"mode": "max-autotune"}) == []
+    (issue,) = compile_issues(setting)
+    assert issue.setting == "model.compile"
+    assert compile_issues(True) == compile_issues(False) == compile_issues({"mode": "max-autotune"}) == []
 
 
 @traced

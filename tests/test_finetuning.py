@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from act_lightning.data import AbilityData, AbilityDataModule
-from act_lightning.loss import answer_loss
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
+from act_lightning.training.loss import answer_loss
 from tests.loops import Batches, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference.act import IGNORED, Sample

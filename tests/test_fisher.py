@@ -21,10 +21,10 @@ from act_lightning.callbacks import (
     FisherInformation,
     MaskedTaskVectorInjection,
 )
-from act_lightning.callbacks.squared_gradients import summed_squared_gradients
-from act_lightning.checkpoints import identify, identify_module
-from act_lightning.data import unbatch
+from act_lightning.checkpoints.identity import identify, identify_module
+from act_lightning.data.batches import unbatch
 from act_lightning.errors import ActError
+from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.transfer.importance import SavedFisher
 from tests.loops import PlainModule, messages, padded, quiet_trainer, random_samples
 from tests.reference.act import Sample

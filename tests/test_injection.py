@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.errors import ActError
-from act_lightning.merging import MergingMethod, TaskArithmetic, TaskVector, TensorPlace
-from act_lightning.transfer import MaskedInjection, SelectedSource, injection
+from act_lightning.merging import MergingMethod, TaskArithmetic, TaskVector, TensorSlice
+from act_lightning.transfer import injection
+from act_lightning.transfer.injection import MaskedInjection
+from act_lightning.transfer.selection import SelectedSource
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference import masks
@@ -258,9 +260,9 @@ class Halving(MergingMethod):
     """Half of every task vector, and a record of what it was given."""
 
     def __init__(self) -> None:
-        self.given: list[tuple[TensorPlace, torch.Size]] = []
+        self.given: list[tuple[TensorSlice, torch.Size]] = []
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         (vector,) = vectors
         self.given.append((place, vector.restricted().shape))
         return vector.restricted() * 0.5
@@ -274,7 +276,7 @@ def test_a_method_that_is_not_elementwise_gets_every_tensor_whole_and_once(
     chosen, method = selected(inventory(target), saved(source, tmp_path / "s"), "lm_head", "model.norm"), Halving()
     found = applied(target, chosen, method)
     shapes = {"model.norm.weight": torch.Size([32]), "lm_head.weight": torch.Size([300, 32])}
-    assert method.given == [(TensorPlace(name), shape) for name, shape in shapes.items()]
+    assert method.given == [(TensorSlice(name), shape) for name, shape in shapes.items()]
     numbers = set(chosen.mask.nonzero().squeeze(1).tolist())
     reference.assert_same_bits(found, reference.merged(target, [Moving(source, numbers, 0.5)]))
 

@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from act_lightning.channels import inventory
-from act_lightning.errors import ActError
-from act_lightning.interventions import (
-    Trial,
+from act_lightning.analysis.activation_patching import (
+    PatchingExperiment,
     Variant,
-    effects,
-    like_by_module,
     places_of,
     position_sums,
-    random_channels,
     replacing,
     sample_losses,
 )
-from act_lightning.masks import top
+from act_lightning.analysis.patching_effects import effects, like_by_module, random_channels
+from act_lightning.channels import inventory
+from act_lightning.errors import ActError
+from act_lightning.masks import top_channels
 from tests.front_door import call, left
 from tests.loops import padded, random_samples, write_config
 from tests.reference.interventions import loss_with
@@ -42,10 +40,10 @@ def _pair(architecture: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 def _mask(total: int, seed: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return top(torch.rand(total, generator=generator), 0.1, torch.ones(total, dtype=torch.bool))
+    return top_channels(torch.rand(total, generator=generator), 0.1, torch.ones(total, dtype=torch.bool))
 
 
-def _losses(trial: Trial) -> dict[str, Tensor]:
+def _losses(trial: PatchingExperiment) -> dict[str, Tensor]:
     sums = position_sums(trial.target, [BATCH], trial.places)
     return trial.losses(BATCH, {name: total[0] / total[1] for name, total in sums.items()})
 
@@ -55,7 +53,7 @@ def test_patched_losses_are_those_of_wrapped_modules(architecture: str) -> None:
     target, source = _pair(architecture)
     channels = inventory(target)
     mask = _mask(channels.total)
-    found = _losses(Trial(target, source, channels, [Variant("selected", mask)]))
+    found = _losses(PatchingExperiment(target, source, channels, [Variant("selected", mask)]))
     wanted = {name: numbers.tolist() for name, numbers in places_of(channels, mask).items()}
     slow = [loss_with(target, sample, wanted, source) for sample in SAMPLES]
     torch.testing.assert_close(found["patch/selected"], torch.tensor(slow, dtype=torch.float64), rtol=0, atol=2e-5)
@@ -67,7 +65,9 @@ def test_patched_losses_are_those_of_wrapped_modules(architecture: str) -> None:
 def test_with_every_channel_patched_the_target_is_the_source(architecture: str) -> None:
     target, source = _pair(architecture)
     channels = inventory(target)
-    found = _losses(Trial(target, source, channels, [Variant("all", torch.ones(channels.total, dtype=torch.bool))]))
+    found = _losses(
+        PatchingExperiment(target, source, channels, [Variant("all", torch.ones(channels.total, dtype=torch.bool))])
+    )
     torch.testing.assert_close(found["patch/all"], found["source"], rtol=0, atol=1e-6)
     assert (found["source"] - found["target"]).abs().min() > 1e-3
 
@@ -77,7 +77,7 @@ def test_an_ablated_channel_gives_its_mean() -> None:
     target, source = _pair("llama")
     channels = inventory(target)
     mask = torch.cat([torch.full((module.count,), module.name == "model.norm") for module in channels.modules])
-    found = _losses(Trial(target, source, channels, [Variant("norm", mask)]))
+    found = _losses(PatchingExperiment(target, source, channels, [Variant("norm", mask)]))
     outputs = []
     target.model.norm.register_forward_hook(lambda _, __, output: outputs.append(output[0].double()))
     for ids, _ in SAMPLES:
@@ -95,7 +95,7 @@ def test_hooks_are_gone_whatever_happens() -> None:
     places = places_of(channels, _mask(channels.total))
     with pytest.raises(RuntimeError, match="on purpose"), replacing(target, places, lambda *_: torch.zeros(1)):
         raise RuntimeError("on purpose")
-    _losses(Trial(target, source, channels, [Variant("selected", _mask(channels.total))]))
+    _losses(PatchingExperiment(target, source, channels, [Variant("selected", _mask(channels.total))]))
     assert torch.equal(sample_losses(target, BATCH), before)
     assert not any(module._forward_hooks for module in (*target.modules(), *source.modules()))
 

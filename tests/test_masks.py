@@ -17,14 +17,14 @@ from torch import Tensor
 from act_lightning.channels import ChannelInventory, ModuleChannels, inventory
 from act_lightning.errors import ActError
 from act_lightning.masks import (
-    candidates,
+    eligible_channels,
     overlap,
     random_scores,
     rank,
-    ratio_faults,
-    share_of,
-    top,
+    ratio_count,
+    ratio_issues,
     top_by_parameters,
+    top_channels,
     top_per_module,
     union,
 )
@@ -71,31 +71,31 @@ def everything(total: int) -> Tensor:
     ],
 )
 def test_share_takes_the_decimal_as_written(count: int, ratio: float | Fraction, expected: int) -> None:
-    assert share_of(count, ratio) == expected
+    assert ratio_count(count, ratio) == expected
 
 
 def test_share_at_every_percent_and_per_mille() -> None:
     for n in range(1, 101):
-        assert share_of(100, n / 100) == n
-        assert share_of(1_750_528, n / 1000) == reference.whole_part(1_750_528, f"{n}e-3")
+        assert ratio_count(100, n / 100) == n
+        assert ratio_count(1_750_528, n / 1000) == reference.whole_part(1_750_528, f"{n}e-3")
 
 
 @pytest.mark.parametrize("ratio", [0, 1.5, math.nan, math.inf, -0.1, True, Fraction(3, 2)])
 def test_ratio_outside_its_range(ratio: float | Fraction) -> None:
-    (fault,) = ratio_faults(ratio, "profile.sources.0.ratio")
-    assert str(fault).startswith(f"profile.sources.0.ratio = {ratio!r}: must lie in (0, 1]. ")
+    (issue,) = ratio_issues(ratio, "profile.sources.0.ratio")
+    assert str(issue).startswith(f"profile.sources.0.ratio = {ratio!r}: must lie in (0, 1]. ")
 
 
 @pytest.mark.parametrize("ratio", [1, 1.0, 0.01, 1e-12, Fraction(1, 3)])
 def test_ratio_inside_its_range(ratio: float | Fraction) -> None:
-    assert ratio_faults(ratio) == []
+    assert ratio_issues(ratio) == []
 
 
 @fast
 @given(scored(), ratios)
 def test_top_is_the_head_of_a_sort(case: tuple[Tensor, Tensor], ratio: float) -> None:
     scores, allowed = case
-    assert top(scores, ratio, allowed).tolist() == reference.top(scores.tolist(), str(ratio), allowed.tolist())
+    assert top_channels(scores, ratio, allowed).tolist() == reference.top(scores.tolist(), str(ratio), allowed.tolist())
     assert rank(scores, allowed).tolist() == reference.ranking(scores.tolist(), allowed.tolist())
 
 
@@ -103,33 +103,35 @@ def test_top_is_the_head_of_a_sort(case: tuple[Tensor, Tensor], ratio: float) ->
 @given(scored(), ratios, ratios)
 def test_masks_are_nested(case: tuple[Tensor, Tensor], first: float, second: float) -> None:
     scores, allowed = case
-    small, large = (top(scores, ratio, allowed) for ratio in sorted((first, second)))
+    small, large = (top_channels(scores, ratio, allowed) for ratio in sorted((first, second)))
     assert not (small & ~large).any()
     assert not (large & ~allowed).any()
-    assert torch.equal(top(scores, 1, allowed), allowed)
+    assert torch.equal(top_channels(scores, 1, allowed), allowed)
 
 
 @fast
 @given(scored(), ratios)
 def test_only_the_order_of_allowed_scores_matters(case: tuple[Tensor, Tensor], ratio: float) -> None:
     scores, allowed = case
-    mask = top(scores, ratio, allowed)
+    mask = top_channels(scores, ratio, allowed)
     places = torch.unique(scores, return_inverse=True)[1].float()
-    assert torch.equal(top(places, ratio, allowed), mask)
-    assert torch.equal(top(scores.masked_fill(~allowed, 1e9), ratio, allowed), mask)
+    assert torch.equal(top_channels(places, ratio, allowed), mask)
+    assert torch.equal(top_channels(scores.masked_fill(~allowed, 1e9), ratio, allowed), mask)
 
 
 @fast
 @given(st.permutations(range(40)), ratios)
 def test_renumbering_channels_renumbers_the_mask(order: list[int], ratio: float) -> None:
     scores = torch.arange(40.0)
-    assert torch.equal(top(scores[order], ratio, everything(40)), top(scores, ratio, everything(40))[order])
+    assert torch.equal(
+        top_channels(scores[order], ratio, everything(40)), top_channels(scores, ratio, everything(40))[order]
+    )
 
 
 def test_all_equal_takes_the_first() -> None:
-    assert top(torch.zeros(10), 0.3, everything(10)).nonzero().flatten().tolist() == [0, 1, 2]
+    assert top_channels(torch.zeros(10), 0.3, everything(10)).nonzero().flatten().tolist() == [0, 1, 2]
     allowed = torch.tensor([False, True] * 5)
-    assert top(torch.zeros(10), 0.6, allowed).nonzero().flatten().tolist() == [1, 3, 5]
+    assert top_channels(torch.zeros(10), 0.6, allowed).nonzero().flatten().tolist() == [1, 3, 5]
 
 
 @fast
@@ -158,7 +160,7 @@ def test_top_per_module(case: tuple[Tensor, Tensor], ratio: float) -> None:
 def test_top_by_parameters(architecture: str, tied: bool, excluded: list[str]) -> None:
     model = tiny_model(architecture, tie_word_embeddings=tied, **TINY)
     found = inventory(model)
-    allowed = candidates(found, excluded)
+    allowed = eligible_channels(found, excluded)
     scores = torch.randint(0, 50, (found.total,)).float()
     for ratio in (1e-4, 0.01, 0.29, 0.5, 0.999, 1):
         mask = top_by_parameters(scores, ratio, allowed, found)
@@ -187,17 +189,17 @@ def test_top_by_parameters(architecture: str, tied: bool, excluded: list[str]) -
 def test_candidates(patterns: list[str], gone: set[str]) -> None:
     model = tiny_model("llama")
     expected = [name not in gone for name, _, _ in channels(model)]
-    assert candidates(inventory(model), iter(patterns)).tolist() == expected
+    assert eligible_channels(inventory(model), iter(patterns)).tolist() == expected
 
 
 def test_every_pattern_that_matches_nothing_is_named() -> None:
     found = inventory(tiny_model("llama"))
     with pytest.raises(ActError) as raised:
-        candidates(found, ["lm_head", "LM_HEAD", "*.mpl.*"])
-    assert [fault.value for fault in raised.value.faults] == ["LM_HEAD", "*.mpl.*"]
+        eligible_channels(found, ["lm_head", "LM_HEAD", "*.mpl.*"])
+    assert [issue.value for issue in raised.value.issues] == ["LM_HEAD", "*.mpl.*"]
     assert "'lm_head'" in str(raised.value)
     with pytest.raises(ActError, match="must leave some channels"):
-        candidates(found, ["lm_head", "model.*"])
+        eligible_channels(found, ["lm_head", "model.*"])
 
 
 def test_random_scores() -> None:
@@ -210,7 +212,9 @@ def test_random_scores() -> None:
         (42, "source", "other"),
         (42, "sourcea", "bility"),
     ]:
-        agree = overlap(top(first, 0.5, everything(1000)), top(random_scores(1000, *key), 0.5, everything(1000)))
+        agree = overlap(
+            top_channels(first, 0.5, everything(1000)), top_channels(random_scores(1000, *key), 0.5, everything(1000))
+        )
         assert 0.4 < agree < 0.6
     assert first.dtype == torch.float32
     assert 0 <= first.min() < 0.01 < 0.99 < first.max() < 1
@@ -238,8 +242,8 @@ def test_union_and_overlap(rows: list[list[bool]]) -> None:
 def test_a_7b_model_is_masked_in_under_a_second(ratio: float) -> None:
     found = inventory(qwen_7b(tied=True))
     scores, allowed = torch.rand(found.total), everything(found.total)
-    assert int(top(scores, ratio, allowed).sum()) == share_of(1_750_528, ratio)
-    assert seconds(lambda: top(scores, ratio, allowed)) < 1
+    assert int(top_channels(scores, ratio, allowed).sum()) == ratio_count(1_750_528, ratio)
+    assert seconds(lambda: top_channels(scores, ratio, allowed)) < 1
     assert seconds(lambda: top_by_parameters(scores, ratio, allowed, found)) < 3  # sorts them all
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from act_lightning.data import AbilityData, AbilityDataModule
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.module import AbilityTransferModule
 from tests.loops import quiet_trainer

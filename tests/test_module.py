@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from act_lightning.checkpoints import load_model
+from act_lightning.checkpoints.models import load_model
 from act_lightning.module import AbilityTransferModule
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 

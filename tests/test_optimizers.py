@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from act_lightning.errors import ActError
-from act_lightning.optimizers import make_optimizer, make_scheduler, optimizer_faults
+from act_lightning.training.optimizers import make_optimizer, make_scheduler, optimizer_issues
 
 ADAMW = "torch.optim.AdamW"
 COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 4}}
@@ -31,7 +31,7 @@ def matrix() -> nn.Parameter:
     ],
 )
 def test_the_rate_goes_to_optimizers_that_bring_none(setting: Any, cls: type, rate: float) -> None:
-    assert optimizer_faults(setting, None, 0.25) == []
+    assert optimizer_issues(setting, None, 0.25) == []
     optimizer = make_optimizer(setting, [matrix()], 0.25)
     assert type(optimizer) is cls
     assert optimizer.param_groups[0]["lr"] == rate
@@ -44,7 +44,7 @@ def test_the_papers_adam_has_no_decay() -> None:
 
 def test_bitsandbytes_is_accepted() -> None:
     setting = {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"betas": [0.9, 0.95]}}
-    assert optimizer_faults(setting, COSINE, 1.0e-4) == []
+    assert optimizer_issues(setting, COSINE, 1.0e-4) == []
     assert type(make_optimizer(setting, [matrix()], 1.0e-4)).__name__ == "AdamW8bit"
 
 
@@ -58,8 +58,11 @@ def test_a_schedule_is_made_for_the_optimizer() -> None:
 
 
 def test_a_schedule_over_the_whole_run_is_told_its_updates() -> None:
-    setting = {"class_path": "act_lightning.schedules.WarmupCosine", "init_args": {"warmup": 0.5, "final": 0.25}}
-    assert optimizer_faults("adam", setting, 0.1) == []
+    setting = {
+        "class_path": "act_lightning.training.optimizers.WarmupCosine",
+        "init_args": {"warmup": 0.5, "final": 0.25},
+    }
+    assert optimizer_issues("adam", setting, 0.1) == []
     optimizer, rates = make_optimizer("adam", [matrix()], 1.0), []
     scheduler = make_scheduler(setting, optimizer, updates=4)
     for _ in range(4):
@@ -112,10 +115,10 @@ def test_moments_of_eight_bits_on_a_cpu(name: str) -> None:
         ({"class_path": ADAMW, "init_args": {"lr": -1}}, "model.optimizer.init_args", "Invalid learning rate"),
     ],
 )
-def test_an_optimizer_that_cannot_be_made_is_a_fault(setting: Any, name: str, words: str) -> None:
-    (fault,) = optimizer_faults(setting, COSINE, 0.1)
-    assert fault.setting == name
-    assert words in fault.rule
+def test_an_optimizer_that_cannot_be_made_is_a_issue(setting: Any, name: str, words: str) -> None:
+    (issue,) = optimizer_issues(setting, COSINE, 0.1)
+    assert issue.setting == name
+    assert words in issue.problem
     with pytest.raises(ActError, match=r"model\.optimizer"):
         make_optimizer(setting, [matrix()], 0.1)
 
@@ -133,20 +136,20 @@ def test_an_optimizer_that_cannot_be_made_is_a_fault(setting: Any, name: str, wo
         ),
     ],
 )
-def test_a_schedule_that_cannot_be_made_is_a_fault(setting: dict[str, Any], name: str) -> None:
-    (fault,) = optimizer_faults("adam", setting, 0.1)
-    assert fault.setting == name
+def test_a_schedule_that_cannot_be_made_is_a_issue(setting: dict[str, Any], name: str) -> None:
+    (issue,) = optimizer_issues("adam", setting, 0.1)
+    assert issue.setting == name
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_rates_that_are_none(rate: float) -> None:
-    (fault,) = optimizer_faults("adam", COSINE, rate)
-    assert fault.setting == "model.learning_rate"
+    (issue,) = optimizer_issues("adam", COSINE, rate)
+    assert issue.setting == "model.learning_rate"
 
 
 def test_faults_of_optimizer_and_schedule_come_together() -> None:
-    faults = optimizer_faults("sgd", {"class_path": ADAMW}, -1)
-    assert [fault.setting for fault in faults] == [
+    issues = optimizer_issues("sgd", {"class_path": ADAMW}, -1)
+    assert [issue.setting for issue in issues] == [
         "model.learning_rate",
         "model.optimizer",
         "model.lr_scheduler.class_path",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from act_lightning.data import AbilityData
-from act_lightning.overlays import NamingParser
-from act_lightning.repeated_keys import repeated_keys
+from act_lightning.cli.config_merging import ConfigParser
+from act_lightning.cli.yaml_checks import repeated_keys
+from act_lightning.data.ability_data import AbilityData
 from tests.front_door import call, write_yaml
 
 BASE = {
@@ -109,7 +109,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_parser_that_reads_no_file_adds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        NamingParser(prog="p").error("wrong")
+        ConfigParser(prog="p").error("wrong")
     assert capsys.readouterr().err.endswith("error: wrong\n")
 
 
@@ -125,5 +125,5 @@ def test_a_key_that_a_file_gives_twice_is_refused(tmp_path: Path, verb: tuple[st
 def test_keys_that_are_merged_in_are_not_given_twice() -> None:
     text = "a: &a {path: x, name: y}\nb: {<<: *a, name: z}\nc: [{k: 1}, {k: 2}, {1: x, '1': y}]\nd: *a\n"
     assert repeated_keys(text, "x.yaml") == []
-    assert [fault.value for fault in repeated_keys("a: [{k: 1, k: 2}]\nb: {c: {d: 1, d: 1}}", "x")] == ["k", "d"]
+    assert [issue.value for issue in repeated_keys("a: [{k: 1, k: 2}]\nb: {c: {d: 1, d: 1}}", "x")] == ["k", "d"]
     assert repeated_keys("a: [", "x") == [], "the parser says that it is no YAML"

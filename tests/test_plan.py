@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from act_lightning.planning.fine_tuning import optimizer_bytes
-from act_lightning.planning.strategies import shares
-from act_lightning.planning.training import process_count
+from act_lightning.planning.training_checks import process_count, shares
+from act_lightning.planning.training_memory import optimizer_bytes
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
 
@@ -338,12 +337,12 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
             (matrix,) = self.param_groups[0]["params"]
             self.state[matrix] = {"moment": Eight(torch.zeros(matrix.shape, dtype=torch.uint8))}
 
-    monkeypatch.setattr("act_lightning.planning.fine_tuning.make_optimizer", lambda _, its, lr: Quantized(its, lr))
+    monkeypatch.setattr("act_lightning.training.optimizers.make_optimizer", lambda _, its, lr: Quantized(its, lr))
     assert optimizer_bytes("ours", torch.bfloat16) == 1
 
 
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.planning.forecast.host_memory", lambda: 1000)
+    monkeypatch.setattr("act_lightning.profiling.memory.host_memory", lambda: 1000)
     found = planned(config)["problems"]
     assert [problem["setting"] for problem in found] == ["profile.placement", "trainer.strategy"]
     assert "this machine's host has 0.0 GB" in found[0]["message"]

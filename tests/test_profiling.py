@@ -19,9 +19,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, pair
-from act_lightning.checkpoints import identify, identify_module, load_model
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
+from act_lightning.checkpoints.identity import identify, identify_module
+from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError
+from act_lightning.profiling import placement
 from tests.front_door import basic, left, run
 from tests.loops import Batches, PlainModule, messages, packed, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
@@ -72,7 +74,7 @@ class Spy:
         self.loads: Counter[str] = Counter()
         self.forwards: Counter[str] = Counter()
         self._load = load_model
-        patch.setattr(pair, "load_model", self.load)
+        patch.setattr(placement, "load_model", self.load)
 
     def load(self, folder: Path, *arguments: Any) -> PreTrainedModel:
         self.loads[folder.name] += 1
@@ -296,7 +298,7 @@ def test_nothing_is_left_behind(ends: str, source_folder: Path, tmp_path: Path) 
     drawn = next_draws()
     with pytest.MonkeyPatch.context() as patch:
         if ends == "in the source":
-            patch.setattr(pair, "load_model", lambda *_: broken_source())
+            patch.setattr(placement, "load_model", lambda *_: broken_source())
         if ends == "well":
             profiler.profile(trainer, module)
         else:

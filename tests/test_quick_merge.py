@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
-from act_lightning.checkpoints import describe, stored_entries
-from act_lightning.cli import configured
+from act_lightning.checkpoints.headers import stored_entries
+from act_lightning.checkpoints.model_spec import read_model_spec
+from act_lightning.cli import lightning_cli
 from act_lightning.cli.merge import SECTIONS, SOURCE, _understand
 from act_lightning.cli.plain_config import read_plainly
 from act_lightning.module import AbilityTransferModule
@@ -150,12 +151,12 @@ def test_every_setting_is_one_of_the_long_way() -> None:
     for section, owner in owners.items():
         assert SECTIONS[section].keys() <= inspect.signature(owner).parameters.keys()
     assert SOURCE.keys() <= inspect.signature(AbilitySource).parameters.keys()
-    assert configured.main
+    assert lightning_cli.main
 
 
 MEASURED = """
 import json, resource, sys
-import torch, act_lightning.disk_merge
+import torch, act_lightning.cli.verbs
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 from act_lightning.cli import main
 status = main(sys.argv[1:])
@@ -183,7 +184,7 @@ def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monke
     largest = target.lm_head.weight.nbytes
     t = save_model(target, tiny_tokenizer(), tmp_path / "t")
     a, b = (Path(shutil.copytree(t, tmp_path / name, copy_function=os.link)) for name in "ab")
-    describe(t, stored_entries(t))
+    read_model_spec(t, stored_entries(t))
     config = basic(tmp_path, t, a, tmp_path / "none.jsonl")
     config = changed(changed(config, "data", ...), "model.learning_rate", ...)
     config["profile"]["sources"].append({"model": str(b), "abilities": ["d"], "name": "b"})

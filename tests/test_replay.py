@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from act_lightning.cards import first_card
+from act_lightning.cards.writing import first_card
 from tests.front_door import Config, basic, call, changed, left, run
 from tests.tiny import write_jsonl
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from act_lightning.module import AbilityTransferModule
-from act_lightning.updates import are_finite
+from act_lightning.training.grad_checks import are_finite
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import tiny_tokenizer, write_jsonl
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from act_lightning.callbacks import LostUpdates
-from act_lightning.loss import answer_loss
-from act_lightning.optimizers import make_optimizer
+from act_lightning.training.loss import answer_loss
+from act_lightning.training.optimizers import make_optimizer
 from tests.loops import padded, random_samples
 from tests.test_finetuning import fit, saved
 from tests.tiny import tiny_model

@@ -15,11 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from act_lightning.activations import ChannelMeans, compare_on_batch
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
+from act_lightning.profiling.channel_means import ChannelMeans
+from act_lightning.profiling.pair import compare_on_batch
 from act_lightning.scorers import SCORERS, ActivationScorer, Local, RelativeActivation, Scorer
-from act_lightning.transfer import TransferSettings, select
+from act_lightning.transfer.selection import select
+from act_lightning.transfer.settings import TransferSettings
 from tests.front_door import Config, basic, changed, run
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
@@ -227,12 +229,12 @@ class Local2(Local):
 
 
 def test_a_scorer_that_takes_a_name_that_is_taken() -> None:
-    (fault,) = TransferSettings(selection=Local2()).faults()
-    assert "must not be called 'local'" in fault.rule
+    (issue,) = TransferSettings(selection=Local2()).issues()
+    assert "must not be called 'local'" in issue.problem
     assert TransferSettings(selection=Local2()).scorer is None
 
 
 def test_selections_are_told_by_name() -> None:
-    (fault,) = TransferSettings(selection="wait").faults()
-    assert all(name in fault.rule for name in (*SCORERS, "random", "all"))
+    (issue,) = TransferSettings(selection="wait").issues()
+    assert all(name in issue.problem for name in (*SCORERS, "random", "all"))
     assert all(issubclass(kind, Scorer) and kind.name == name for name, kind in SCORERS.items())

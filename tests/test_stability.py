@@ -16,10 +16,9 @@ from torch import Tensor
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
 from act_lightning.errors import ActError
-from act_lightning.masks import top
+from act_lightning.masks import bootstrap_overlaps, overlap_by_samples, scores_of, split_half_overlaps, top_channels
 from act_lightning.scorers import Attribution
 from act_lightning.scores import read_chunks, read_scores
-from act_lightning.stability import bootstrap_overlaps, overlap_by_samples, scores_of, split_half_overlaps
 from tests.front_door import basic, changed, left, write_yaml
 from tests.loops import PlainModule, messages, padded, quiet_trainer, random_samples
 from tests.reference import act, attribution
@@ -30,7 +29,7 @@ RATIO, TOKENS = 0.1, [5, 1, 9, 4, 7]
 
 
 def choose(scores: Tensor) -> Tensor:
-    return top(scores, RATIO, torch.ones_like(scores, dtype=torch.bool))
+    return top_channels(scores, RATIO, torch.ones_like(scores, dtype=torch.bool))
 
 
 @pytest.fixture
@@ -179,9 +178,9 @@ def test_two_rounds_have_no_chunks(source_folder: Path, tmp_path: Path) -> None:
 
 def test_an_ability_that_is_called_like_the_chunks_of_another() -> None:
     source = AbilitySource("m", ["a", "b", "a.chunks"])
-    (fault,) = source.faults("profile.sources[0]")
-    assert fault.value == "a.chunks"
-    assert AbilitySource("m", ["b", "a.chunks"]).faults("profile.sources[0]") == []
+    (issue,) = source.issues("profile.sources[0]")
+    assert issue.value == "a.chunks"
+    assert AbilitySource("m", ["b", "a.chunks"]).issues("profile.sources[0]") == []
 
 
 @pytest.mark.slow

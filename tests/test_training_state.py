@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import LastCheckpoint, PreemptionCheckpoint
 from act_lightning.errors import ActError
-from act_lightning.training_state import TrainingStateIO, save_whole
+from act_lightning.training.checkpoint_io import TrainingStateIO, save_whole
 from tests.front_door import basic, changed, left, run
 from tests.loops import PlainModule, messages, padded, quiet_trainer, random_samples
 from tests.tiny import tiny_model

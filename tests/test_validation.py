@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from act_lightning.data import AbilityData, AbilityDataModule, EvaluationData
-from act_lightning.loss import Scored
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
-from act_lightning.validation import AnswerTokens, validation_roles
+from act_lightning.training.head_loss import Scored
+from act_lightning.training.validation import AnswerTokens, validation_roles
 from tests.loops import quiet_trainer
 from tests.tiny import save_model, tiny_model, tiny_tokenizer, write_jsonl
 

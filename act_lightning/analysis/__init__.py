@@ -33,7 +33,7 @@ from act_lightning.analysis.overlaps import (
     top_masks,
 )
 from act_lightning.analysis.saved import Pair, SavedScores, read_runs
-from act_lightning.analysis.sureness import mask_stability, overlaps_by_samples, samples_for
+from act_lightning.analysis.stability import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.analysis.weights import agreement, average_ranks, weight_change
 
 __all__ = [

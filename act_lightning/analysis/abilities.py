@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 
 PAPER_LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
 """The languages of the paper in the order of its §3.1."""
@@ -83,7 +83,7 @@ def read_abilities(names: Iterable[str], readings: Mapping[str, str] | None = No
     known, readings = list(dict.fromkeys(names)), readings or {}
     for name in readings:
         if name not in known:
-            raise ActError(Fault("--ability", name, f"must be one of {', '.join(known)}", "Correct the name."))
+            raise ActError(ConfigIssue("--ability", name, f"must be one of {', '.join(known)}", "Correct the name."))
     found = [_read(name, readings.get(name, name)) for name in known]
     times = Counter(ability.label for ability in found)
     ordered = sorted(found, key=_place)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from act_lightning.masks import share_of
+from act_lightning.masks import ratio_count
 
 THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 4.5, 10.0)
 """Scores above which channels are counted; the paper speaks of 4.5."""
@@ -67,7 +67,7 @@ def share_held(values: Tensor, ratio: float) -> float:
     >>> share_held(torch.tensor([6.0, 1.0, 2.0, 1.0]), 0.25)
     0.6
     """
-    largest = torch.topk(values, share_of(values.numel(), ratio)).values
+    largest = torch.topk(values, ratio_count(values.numel(), ratio)).values
     return float(largest.sum(dtype=torch.float64) / values.sum(dtype=torch.float64))
 
 
@@ -90,7 +90,7 @@ def concentration(
 
 def _concentration(values: Tensor, ratio: float, thresholds: Sequence[float]) -> dict[str, float]:
     ascending = torch.from_numpy(np.sort(values.numpy()))
-    n, k = values.numel(), share_of(values.numel(), ratio)
+    n, k = values.numel(), ratio_count(values.numel(), ratio)
     above = n - torch.searchsorted(ascending, torch.tensor(thresholds), right=True)
     return {
         "mean": float(ascending.mean(dtype=torch.float64)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from act_lightning.analysis.abilities import Ability
 from act_lightning.analysis.location import module_counts, size
 from act_lightning.channels import ChannelInventory
-from act_lightning.masks import rank, share_of, top, union
+from act_lightning.masks import rank, ratio_count, top_channels, union
 
 Masks = Mapping[str, Tensor]
 CROSS_LINGUAL = "Cross-Lingual"
@@ -28,7 +28,7 @@ def top_masks(scores: Mapping[str, Tensor], ratio: float, allowed: Tensor | None
         allowed: Bool ``[channels]``, the channels that are ranked; by default all.
     """
     return {
-        name: top(values, ratio, torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed)
+        name: top_channels(values, ratio, torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed)
         for name, values in scores.items()
     }
 
@@ -125,7 +125,7 @@ def overlap_over_ratios(
 
 def _first(order: Tensor, ratio: float, total: int) -> Tensor:
     mask = torch.zeros(total, dtype=torch.bool)
-    mask[order[: share_of(total, ratio)]] = True
+    mask[order[: ratio_count(total, ratio)]] = True
     return mask
 
 

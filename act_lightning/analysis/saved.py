@@ -1,4 +1,4 @@
-"""Saved scores of any number of runs, read and checked: what may stand in one report, and what may not."""
+"""Saved scores of any number of runs, read and checked, and the models that they were measured on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from act_lightning.analysis.location import EMBEDDINGS, HEADS
 from act_lightning.channels import ChannelInventory, ModuleChannels
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.checkpoints.headers import is_weightless
+from act_lightning.checkpoints.identity import identify
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
 
 _ALONE = "Report what was measured alike in one report, and the rest in another."
@@ -85,11 +87,11 @@ def read_runs(runs: Sequence[Path], mixed_versions: bool = False) -> SavedScores
             or in another precision or way; files that differ in channels, their order, or versions.
     """
     files = [path for run in runs for path in _score_files(run)]
-    faults, records = _read_records(files)
-    refuse(faults)
-    refuse([*_mixed_faults(records), *([] if mixed_versions else _version_faults(records))])
+    issues, records = _read_records(files)
+    raise_if_any(issues)
+    raise_if_any([*_mixed_issues(records), *([] if mixed_versions else _version_issues(records))])
     inventory, ordered = saved_channels(files[0])
-    refuse(_channel_faults(files, inventory, ordered))
+    raise_if_any(_channel_issues(files, inventory, ordered))
     pairs = [_pair(run, folder, records, inventory) for run in runs for folder in _folders(files, run)]
     return SavedScores(inventory, ordered, tuple(_told_apart(pairs)))
 
@@ -128,53 +130,57 @@ def _score_files(run: Path) -> list[Path]:
     chunks = {chunks_path(path) for path in found}
     files = [path for path in found if path not in chunks and not path.name.startswith(".")]
     if not files:
-        rule = "must be the folder of a run with scores/<source>/<ability>.safetensors"
-        raise ActError(Fault("RUN", str(run), rule, "Run `profile`, or name the run's trainer.default_root_dir."))
+        problem = "must be the folder of a run with scores/<source>/<ability>.safetensors"
+        raise ActError(
+            ConfigIssue("RUN", str(run), problem, "Run `profile`, or name the run's trainer.default_root_dir.")
+        )
     return files
 
 
-def _read_records(files: Sequence[Path]) -> tuple[list[Fault], dict[Path, ScoreRecord]]:
-    faults: list[Fault] = []
+def _read_records(files: Sequence[Path]) -> tuple[list[ConfigIssue], dict[Path, ScoreRecord]]:
+    issues: list[ConfigIssue] = []
     records = {}
     for path in files:
         try:
             records[path] = read_record(path)
         except ActError as error:
-            faults += error.faults
-    return faults, records
+            issues += error.issues
+    return issues, records
 
 
-def _mixed_faults(records: Mapping[Path, ScoreRecord]) -> Iterator[Fault]:
+def _mixed_issues(records: Mapping[Path, ScoreRecord]) -> Iterator[ConfigIssue]:
     """Files of one source that were not measured alike, apart from their data."""
     first: dict[Path, Path] = {}
     for path, record in records.items():
         reference = first.setdefault(path.parent, path)
         alike = replace(records[reference], data=record.data)
         if changes := alike.changes(record):
-            rule = f"must have been measured like {reference.name} beside it ({'; '.join(changes)})"
-            yield Fault(str(path), record.models, rule, f"Profile again. {_ALONE}")
+            problem = f"must have been measured like {reference.name} beside it ({'; '.join(changes)})"
+            yield ConfigIssue(str(path), record.models, problem, f"Profile again. {_ALONE}")
 
 
-def _version_faults(records: Mapping[Path, ScoreRecord]) -> Iterator[Fault]:
+def _version_issues(records: Mapping[Path, ScoreRecord]) -> Iterator[ConfigIssue]:
     reference, expected = next((path, record.versions) for path, record in records.items())
     for path, record in records.items():
         if record.versions != expected:
-            rule = f"must come from the versions of {reference}, {dict(expected)}"
-            yield Fault(str(path), dict(record.versions), rule, "Profile again, or allow it with --mixed-versions.")
+            problem = f"must come from the versions of {reference}, {dict(expected)}"
+            yield ConfigIssue(
+                str(path), dict(record.versions), problem, "Profile again, or allow it with --mixed-versions."
+            )
 
 
-def _channel_faults(files: Sequence[Path], inventory: ChannelInventory, ordered: bool) -> Iterator[Fault]:
+def _channel_issues(files: Sequence[Path], inventory: ChannelInventory, ordered: bool) -> Iterator[ConfigIssue]:
     expected = [(module.name, module.count) for module in inventory.modules]
     for path in files[1:]:
         found, has_order = saved_channels(path)
         modules = [(module.name, module.count) for module in found.modules]
         if ordered and has_order and modules != expected:
             same = sorted(modules) == sorted(expected)
-            rule = f"must have the channels of {files[0]}" + (", and has them in another order" if same else "")
-            yield Fault(str(path), f"{found.total:,} channels", rule, _ALONE)
+            problem = f"must have the channels of {files[0]}" + (", and has them in another order" if same else "")
+            yield ConfigIssue(str(path), f"{found.total:,} channels", problem, _ALONE)
         elif sorted(modules) != sorted(expected):
-            rule = f"must have the {inventory.total:,} channels of {files[0]}"
-            yield Fault(str(path), f"{found.total:,} channels", rule, _ALONE)
+            problem = f"must have the {inventory.total:,} channels of {files[0]}"
+            yield ConfigIssue(str(path), f"{found.total:,} channels", problem, _ALONE)
 
 
 def _folders(files: Sequence[Path], run: Path) -> list[Path]:
@@ -185,18 +191,18 @@ def _pair(run: Path, folder: Path, records: Mapping[Path, ScoreRecord], inventor
     mine = {path: record for path, record in records.items() if path.parent == folder}
     scores = {path.stem: read_scores(path, inventory) for path in mine}
     for path, values in zip(mine, scores.values(), strict=True):
-        refuse(_negative_faults(path, values))
+        raise_if_any(_negative_issues(path, values))
     pair = Pair(run, folder.name, "", {path.stem: record for path, record in mine.items()}, scores)
     return replace(pair, label=" vs. ".join(short_name(name) for name in pair.models))
 
 
-def _negative_faults(path: Path, values: Tensor) -> list[Fault]:
+def _negative_issues(path: Path, values: Tensor) -> list[ConfigIssue]:
     if bool((values < 0).any()):
-        rule = "must hold means of absolute differences, which are not negative"
-        return [_unreadable(path, rule)]
+        problem = "must hold means of absolute differences, which are not negative"
+        return [_unreadable(path, problem)]
     if not bool(values.any()):
-        rule = "must hold a score above 0; target and source act alike"
-        return [Fault(str(path), 0.0, rule, "Compare two models that differ.")]
+        problem = "must hold a score above 0; target and source act alike"
+        return [ConfigIssue(str(path), 0.0, problem, "Compare two models that differ.")]
     return []
 
 
@@ -217,8 +223,10 @@ def short_name(model: str) -> str:
     return re.split(r"[/:\\]", model.rstrip("/\\"))[-1]
 
 
-def _unreadable(path: Path, reason: str) -> Fault:
-    return Fault("scores", str(path), f"must be a readable score file ({reason})", "Delete the file and profile again.")
+def _unreadable(path: Path, reason: str) -> ConfigIssue:
+    return ConfigIssue(
+        "scores", str(path), f"must be a readable score file ({reason})", "Delete the file and profile again."
+    )
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -232,4 +240,80 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise ActError(Fault(str(path), path.name, f"must be JSON ({error})", "Delete the file.")) from error
+        raise ActError(ConfigIssue(str(path), path.name, f"must be JSON ({error})", "Delete the file.")) from error
+
+
+_LABORATORY = "lab:"
+
+
+class NotOnDisk(Exception):
+    """A model is not here, or is another one than the scores were measured on; its text says which and why."""
+
+
+def find_models(pair: Pair, folders: Mapping[str, Path]) -> tuple[Path, Path]:
+    """The folders of target and source.
+
+    Args:
+        pair: The scores, with the models' names and digests.
+        folders: Where a model lies, by its name there.
+
+    Raises:
+        NotOnDisk: One of them is not here, or has other weights.
+        ActError: A folder in ``folders`` does not hold the model's weights.
+    """
+    found = []
+    for role, name in zip(("target", "source"), pair.models, strict=True):
+        folder = folders[name] if name in folders else _find(name, _commit(pair, role))
+        try:
+            _check(folder, pair.digest(role))
+        except NotOnDisk as error:
+            if name not in folders:
+                raise
+            problem = f"must be the folder of {name}, and {error}"
+            raise ActError(ConfigIssue("--model", str(folder), problem, "Correct the path.")) from error
+        found.append(folder)
+    return found[0], found[1]
+
+
+def _commit(pair: Pair, role: str) -> str | None:
+    record = next(iter(pair.records.values()))
+    commit = record.identities.get(role, {}).get("commit")
+    return str(commit) if commit else None
+
+
+def _find(name: str, commit: str | None) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    return _of_laboratory(name) if name.startswith(_LABORATORY) else _of_hub_cache(name, commit)
+
+
+def _of_laboratory(name: str) -> Path:
+    from act_lightning.lab.models import cache_root
+    from act_lightning.lab.training import Recipe
+
+    folder = cache_root() / Recipe().version / name.removeprefix(_LABORATORY)
+    if not folder.is_dir():
+        raise NotOnDisk(f"{name} has not been built on this machine")
+    return folder
+
+
+def _of_hub_cache(name: str, commit: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=commit, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotOnDisk(f"{name} is neither a folder here nor in the hub's cache") from error
+
+
+def _check(folder: Path, digest: str | None) -> None:
+    if not folder.is_dir() or is_weightless(folder):
+        raise NotOnDisk(f"{folder} holds no weights")
+    try:
+        same = identify(folder).digest == digest
+    except ActError as error:
+        raise NotOnDisk(f"the weights in {folder} cannot be read ({error})") from error
+    if not same:
+        raise NotOnDisk(f"the weights in {folder} are not those that the scores were measured on")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import CheckpointReader, channel_sums
-from act_lightning.masks import top
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_delta import channel_sums
+from act_lightning.masks import top_channels
 
 
 def weight_change(
@@ -48,10 +49,10 @@ def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01)
         (Spearman's ρ over all channels).
     """
     allowed = torch.ones_like(change, dtype=torch.bool)
-    by_weight, change_ranks = top(change, ratio, allowed), average_ranks(change)
+    by_weight, change_ranks = top_channels(change, ratio, allowed), average_ranks(change)
     rows = {}
     for name, values in scores.items():
-        shared = int((top(values, ratio, allowed) & by_weight).sum())
+        shared = int((top_channels(values, ratio, allowed) & by_weight).sum())
         chosen = int(by_weight.sum())
         correlation = _correlation(average_ranks(values), change_ranks)
         rows[name] = [shared / chosen, shared, chosen / values.numel(), correlation]

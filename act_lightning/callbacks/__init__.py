@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from act_lightning.callbacks.answers import AnswerEvaluation
+    from act_lightning.callbacks.answer_evaluation import AnswerEvaluation
     from act_lightning.callbacks.best_recovery import BestRecovery
     from act_lightning.callbacks.comparison import TransferComparison
     from act_lightning.callbacks.export import HuggingFaceExport
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.last_checkpoint import LastCheckpoint
     from act_lightning.callbacks.lost_updates import LostUpdates
     from act_lightning.callbacks.preemption import PreemptionCheckpoint
-    from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
-    from act_lightning.callbacks.sources import AbilitySource
+    from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
     from act_lightning.callbacks.throughput import TokenThroughput
+    from act_lightning.transfer.sources import AbilitySource
 
 __all__ = [
     "AbilitySource",
@@ -35,22 +35,22 @@ __all__ = [
     "TransferComparison",
 ]
 _HOMES = {
-    "AbilitySource": "sources",
-    "ActivationDifferenceProfiler": "profiling",
-    "AnswerEvaluation": "answers",
-    "BestRecovery": "best_recovery",
-    "FisherInformation": "fisher",
-    "HuggingFaceExport": "export",
-    "LastCheckpoint": "last_checkpoint",
-    "LostUpdates": "lost_updates",
-    "MaskedTaskVectorInjection": "injection",
-    "PreemptionCheckpoint": "preemption",
-    "TokenThroughput": "throughput",
-    "TransferComparison": "comparison",
+    "AbilitySource": "act_lightning.transfer.sources",
+    "ActivationDifferenceProfiler": "act_lightning.callbacks.profiler",
+    "AnswerEvaluation": "act_lightning.callbacks.answer_evaluation",
+    "BestRecovery": "act_lightning.callbacks.best_recovery",
+    "FisherInformation": "act_lightning.callbacks.fisher",
+    "HuggingFaceExport": "act_lightning.callbacks.export",
+    "LastCheckpoint": "act_lightning.callbacks.last_checkpoint",
+    "LostUpdates": "act_lightning.callbacks.lost_updates",
+    "MaskedTaskVectorInjection": "act_lightning.callbacks.injection",
+    "PreemptionCheckpoint": "act_lightning.callbacks.preemption",
+    "TokenThroughput": "act_lightning.callbacks.throughput",
+    "TransferComparison": "act_lightning.callbacks.comparison",
 }
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the classes
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

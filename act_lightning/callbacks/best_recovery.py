@@ -8,21 +8,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from act_lightning.architecture import is_transferred, require_language_model
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
-from act_lightning.callbacks.language_model import is_transferred, require_language_model
-from act_lightning.callbacks.randomness import rng_as_before
-from act_lightning.callbacks.resuming import resumes
-from act_lightning.data import AbilityDataModule
-from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.evaluation.modes import evaluating
-from act_lightning.loss import score_answers
-from act_lightning.validation import (
-    KEEP_ACCURACY,
-    WITHIN_KEEP,
-    Validation,
-    validation_roles,
-)
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.evaluation.generation import evaluating
+from act_lightning.training.lightning_compat import resumes_from_checkpoint, rng_as_before
+from act_lightning.training.loss import score_answers
+from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 
 FOLDER = "best"
 _POINTS = 100
@@ -52,31 +46,33 @@ class BestRecovery(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
         if stage == "fit":
-            refuse(self._faults(trainer))
+            raise_if_any(self._faults(trainer))
 
-    def _faults(self, trainer: L.Trainer) -> list[Fault]:
+    def _faults(self, trainer: L.Trainer) -> list[ConfigIssue]:
         found = []
         if not 0 <= self.keep_within <= _POINTS:
-            rule = f"must lie in [0, {_POINTS}]"
-            found.append(Fault("keep_within", self.keep_within, rule, "Write points of accuracy, such as 1.0."))
+            problem = f"must lie in [0, {_POINTS}]"
+            found.append(
+                ConfigIssue("keep_within", self.keep_within, problem, "Write points of accuracy, such as 1.0.")
+            )
         roles = set(validation_roles(_data(trainer)).values())
         if missing := [role for role in ("keep", "recover") if role not in roles]:
-            rule = f"must hold a set with role {' and one with role '.join(missing)} for BestRecovery"
-            remedy = "Name such abilities in data.validation, and give them their role."
-            found.append(Fault("data.validation", _data(trainer).validation_names, rule, remedy))
+            problem = f"must hold a set with role {' and one with role '.join(missing)} for BestRecovery"
+            hint = "Name such abilities in data.validation, and give them their role."
+            found.append(ConfigIssue("data.validation", _data(trainer).validation_names, problem, hint))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if any(isinstance(one, MaskedTaskVectorInjection) for one in callbacks[: callbacks.index(self)]):
-            rule = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
-            found.append(Fault("callbacks", "BestRecovery", rule, "Put it first in the Trainer's callbacks."))
+            problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
+            found.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
         return found
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the target, unless the fit goes on from a checkpoint, which remembers what was measured."""
-        if self.baseline is not None or resumes(trainer):
+        if self.baseline is not None or resumes_from_checkpoint(trainer):
             return
         if is_transferred(require_language_model(pl_module)):
-            rule = "must see the model before abilities are transferred to it"
-            raise ActError(Fault("callbacks", "BestRecovery", rule, "Begin with the target itself."))
+            problem = "must see the model before abilities are transferred to it"
+            raise ActError(ConfigIssue("callbacks", "BestRecovery", problem, "Begin with the target itself."))
         self.baseline = self._measured(trainer, pl_module)
         rank_zero_info(f"keep: token accuracy of the target is {self.baseline:.2%}, {self.keep_within:g} points may go")
 
@@ -125,5 +121,7 @@ def _data(trainer: L.Trainer) -> AbilityDataModule:
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, AbilityDataModule):
         return data
-    remedy = "Give the Trainer one with validation sets whose abilities have roles."
-    raise ActError(Fault("datamodule", type(data).__name__, "must be an AbilityDataModule for BestRecovery", remedy))
+    hint = "Give the Trainer one with validation sets whose abilities have roles."
+    raise ActError(
+        ConfigIssue("datamodule", type(data).__name__, "must be an AbilityDataModule for BestRecovery", hint)
+    )

@@ -1,10 +1,11 @@
-"""Did it recover the ability, and what did it cost? The transfer beside what it must be measured against."""
+"""The models that a transfer is compared with: target, sources, and controls that move other channels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,17 +17,59 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.answering import Generation, TeacherForced
+from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
-from act_lightning.callbacks.language_model import require_language_model
-from act_lightning.callbacks.preparation import PreparedTransfer
-from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
-from act_lightning.callbacks.target import named_folder
-from act_lightning.callbacks.variants import merged_model, random_channels, task_arithmetic
-from act_lightning.checkpoints import load_model, write_file
-from act_lightning.data import AbilityDataModule, deal, token_budget_batches
-from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation import Row, models_csv, models_table, row_of
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.checkpoints.files import write_file
+from act_lightning.checkpoints.models import load_model
+from act_lightning.data.batches import shard, token_budget_batches
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.evaluation.evaluator import GenerationScoring, TeacherForcedScoring
+from act_lightning.evaluation.tables import Row, models_csv, models_table, row_of
+from act_lightning.masks import eligible_channels
+from act_lightning.profiling.target import named_folder
+from act_lightning.transfer.preparation import PreparedTransfer, prepare
+from act_lightning.transfer.settings import TransferSettings
+from act_lightning.transfer.sources import AbilitySource
+
+
+def merged_model(target: Path, prepared: PreparedTransfer, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The target with a transfer applied, in memory."""
+    model = load_model(target, dtype, device)
+    with prepared.injection() as injection:
+        for name in injection.names:
+            injection.apply_(name, model.get_parameter(name).data)
+    return model
+
+
+def task_arithmetic(
+    sources: Sequence[AbilitySource], done: PreparedTransfer, settings: TransferSettings
+) -> PreparedTransfer:
+    """All channels of the same sources at the same λ."""
+    everything = replace(settings, selection="all", exclude=(), method="task_arithmetic")
+    return _control(sources, done, everything)
+
+
+def random_channels(
+    sources: Sequence[AbilitySource], done: PreparedTransfer, settings: TransferSettings
+) -> PreparedTransfer:
+    """Random channels of the same sources at the same λ, as many parameters from each as the transfer moved."""
+    allowed = done.inventory.count_elements(eligible_channels(done.inventory, settings.exclude))
+    budgets = {source.name: done.inventory.count_elements(source.mask) for source in done.sources}
+    # A quotient that was rounded down would allow one parameter less: ⌊N·p⌋ must be the budget.
+    ratios = {name: math.nextafter(budget / allowed, 1) for name, budget in budgets.items()}
+    drawn = [replace(source, ratio=ratios[source.label]) for source in sources]
+    return _control(drawn, done, replace(settings, selection="random", share="parameters", scope="global"))
+
+
+def _control(sources: Sequence[AbilitySource], done: PreparedTransfer, settings: TransferSettings) -> PreparedTransfer:
+    """A transfer without scores: one mask a source, for its abilities share their budget."""
+    once = [replace(source, name=source.label, abilities=["all abilities"]) for source in sources]
+    digests, nowhere = [done.report["hashes"]["target"]], Path("no scores are read")
+    made = prepare(once, done.inventory, settings, nowhere, done.seed, digests, done.target)
+    return replace(made, importance=done.importance if made.method.needs_importance else None)
+
 
 _TOKENS_PER_BATCH = 2048
 _CONTROLS = {"task arithmetic": task_arithmetic, "random channels": random_channels}
@@ -124,10 +167,12 @@ def _right(
     model: PreTrainedModel, data: AbilityDataModule, name: str, trainer: L.Trainer, bar: tqdm[Any]
 ) -> list[bool]:
     """Which items of a set the model answers rightly, found by all processes together."""
-    answering = TeacherForced(data, name) if data.evaluations[name].kind == "exact" else Generation(data, name)
+    answering = (
+        TeacherForcedScoring(data, name) if data.evaluations[name].kind == "exact" else GenerationScoring(data, name)
+    )
     batches = token_budget_batches(answering.lengths, _TOKENS_PER_BATCH)
     right = torch.zeros(len(answering.lengths), dtype=torch.int64, device=model.device)
-    for rows in deal(batches, trainer.global_rank, trainer.world_size):
+    for rows in shard(batches, trainer.global_rank, trainer.world_size):
         right[rows] = torch.as_tensor(answering.right(model, rows), dtype=torch.int64, device=model.device)
         bar.update(len(rows) * trainer.world_size)
     return [bool(one) for one in cast(Tensor, trainer.strategy.reduce(right, reduce_op="sum")).tolist()]
@@ -137,8 +182,10 @@ def _data(trainer: L.Trainer) -> AbilityDataModule:
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, AbilityDataModule) and data.evaluations:
         return data
-    rule = "must hold evaluation sets for TransferComparison"
-    raise ActError(Fault("data.evaluations", {}, rule, "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."))
+    problem = "must hold evaluation sets for TransferComparison"
+    raise ActError(
+        ConfigIssue("data.evaluations", {}, problem, "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}.")
+    )
 
 
 def _find(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:

@@ -10,13 +10,17 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.callbacks.language_model import find_language_model, require_language_model, transfer_record
-from act_lightning.callbacks.placement import is_sharded
-from act_lightning.callbacks.target import named_checkpoint
-from act_lightning.cards import CARD, complete_card, first_card
-from act_lightning.checkpoints import CheckpointReader, export_model, locate, output_faults, resolve_dtype
-from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.sharding import Layout
+from act_lightning.architecture import find_language_model, require_language_model, transfer_record
+from act_lightning.cards.record import CARD
+from act_lightning.cards.writing import complete_card, first_card
+from act_lightning.checkpoints.export import export_model, output_issues
+from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.models import resolve_dtype
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.profiling.target import named_checkpoint
+from act_lightning.training.sharding import Layout
+from act_lightning.training.strategies import is_sharded
 
 
 class HuggingFaceExport(L.Callback):
@@ -44,7 +48,7 @@ class HuggingFaceExport(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a place that cannot be written before any work is done."""
         if stage == "fit":
-            refuse(output_faults(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
+            raise_if_any(output_issues(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when training is over."""
@@ -97,8 +101,8 @@ class HuggingFaceExport(L.Callback):
         loaded_from = getattr(find_language_model(pl_module), "name_or_path", None)
         name = self.target or named_checkpoint(pl_module)[0] or loaded_from
         if not name:
-            rule, remedy = "must name the checkpoint whose layout is kept", "Give HuggingFaceExport(target=...) one."
-            raise ActError(Fault("HuggingFaceExport.target", self.target, rule, remedy))
+            problem, hint = "must name the checkpoint whose layout is kept", "Give HuggingFaceExport(target=...) one."
+            raise ActError(ConfigIssue("HuggingFaceExport.target", self.target, problem, hint))
         return str(name)
 
     def _folder(self, pl_module: L.LightningModule) -> Path:

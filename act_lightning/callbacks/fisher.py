@@ -14,19 +14,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.callbacks.language_model import find_language_model, is_transferred
-from act_lightning.callbacks.measurement import Measurement, measurements
-from act_lightning.callbacks.randomness import rng_as_before
-from act_lightning.callbacks.resuming import resumes
-from act_lightning.callbacks.sibling_checks import refuse_strangers
-from act_lightning.callbacks.sources import AbilitySource, source_faults
-from act_lightning.callbacks.squared_gradients import summed_squared_gradients
-from act_lightning.callbacks.target import Target, find_target
-from act_lightning.checkpoints import check_writable, load_model, save_tensors
-from act_lightning.data import Sample, deal
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.architecture import find_language_model, is_transferred
+from act_lightning.checkpoints.files import check_writable, save_tensors
+from act_lightning.checkpoints.models import load_model
+from act_lightning.data.batches import shard
+from act_lightning.data.labels import Sample
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.profiling.gradients import summed_squared_gradients
+from act_lightning.profiling.measurement import Measurement, measurements
+from act_lightning.profiling.sibling_checks import check_compatibility
+from act_lightning.profiling.target import Target, find_target
 from act_lightning.scores import ScoreRecord
+from act_lightning.training.lightning_compat import resumes_from_checkpoint, rng_as_before
 from act_lightning.transfer.importance import ALIASES, FOLDER, source_path, target_path
+from act_lightning.transfer.sources import AbilitySource, source_issues
 
 
 class FisherInformation(L.Callback):
@@ -56,7 +57,11 @@ class FisherInformation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Gather before a fit that starts from the beginning."""
-        if stage == "fit" and not resumes(trainer) and not is_transferred(find_language_model(pl_module)):
+        if (
+            stage == "fit"
+            and not resumes_from_checkpoint(trainer)
+            and not is_transferred(find_language_model(pl_module))
+        ):
             self.gather(trainer, pl_module, getattr(trainer, "datamodule", None))
 
     def gather(
@@ -69,11 +74,11 @@ class FisherInformation(L.Callback):
                 is NaN or infinite.
         """
         root = Path(trainer.default_root_dir) / FOLDER
-        refuse(source_faults(self.sources) + check_writable(root, "trainer.default_root_dir"))
+        raise_if_any(source_issues(self.sources) + check_writable(root, "trainer.default_root_dir"))
         with rng_as_before():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
             compared = measurements(self.sources, target, datamodule, root)
-            refuse_strangers(target, compared)
+            check_compatibility(target, compared)
             due = [one for one in _of_target(compared, target, root) if _is_due(one)]
             by_folder = _by_folder([one for one in _of_sources(compared, root) if _is_due(one)])
             trainer.strategy.barrier("gathering Fisher information starts")
@@ -130,7 +135,7 @@ def _gather(model: PreTrainedModel, due: Sequence[Measurement], trainer: L.Train
     every = dict(model.named_parameters(remove_duplicate=False))
     aliases = json.dumps({name: first[values] for name, values in every.items() if name not in names})
     for one in due:
-        mine = deal(one.samples.samples, trainer.global_rank, trainer.world_size)
+        mine = shard(one.samples.samples, trainer.global_rank, trainer.world_size)
         sums = summed_squared_gradients(model, _shown(mine, one.label, trainer.is_global_zero))
         found = {name: _mean(name, values, one, trainer) for name, values in sums.items()}
         if trainer.is_global_zero:
@@ -148,6 +153,8 @@ def _mean(name: str, total: Tensor, one: Measurement, trainer: L.Trainer) -> Ten
     assert isinstance(everywhere, Tensor)
     mean = everywhere.cpu() / len(one.samples.samples)
     if not bool(torch.isfinite(mean).all()):
-        rule = f"must be finite on {one.label}"
-        raise ActError(Fault(f"gradient of {name}", "NaN or infinity", rule, "Gather it in model.dtype: float32."))
+        problem = f"must be finite on {one.label}"
+        raise ActError(
+            ConfigIssue(f"gradient of {name}", "NaN or infinity", problem, "Gather it in model.dtype: float32.")
+        )
     return mean

@@ -15,29 +15,25 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from act_lightning.callbacks.averaging import start_averages_from
-from act_lightning.callbacks.language_model import (
-    is_transferred,
-    mark_transferred,
-    require_language_model,
-    transfer_record,
-)
-from act_lightning.callbacks.placement import strategy_faults
-from act_lightning.callbacks.preparation import PreparedTransfer, prepare
-from act_lightning.callbacks.profiling import ActivationDifferenceProfiler
-from act_lightning.callbacks.resumed_transfer import resumed_faults
-from act_lightning.callbacks.resuming import resumes
-from act_lightning.callbacks.sources import AbilitySource, source_ratios, source_scales
+from act_lightning.architecture import is_transferred, mark_transferred, require_language_model, transfer_record
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import CheckpointReader, write_file
-from act_lightning.errors import ActError, Fault, refuse
-from act_lightning.merging import MergingMethod
-from act_lightning.scorers import Activation, Scorer
+from act_lightning.checkpoints.files import write_file
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.merging.method import MergingMethod
+from act_lightning.scorers.activation import Activation
+from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
-from act_lightning.sharding import Layout
-from act_lightning.transfer import TransferSettings, describe_transfer, selection_faults, weight_faults
+from act_lightning.training.lightning_compat import resumes_from_checkpoint
+from act_lightning.training.sharding import Layout
+from act_lightning.training.strategies import start_averages_from, strategy_issues
 from act_lightning.transfer.importance import FOLDER
-from act_lightning.transfer.settings import Scope, Share
+from act_lightning.transfer.preparation import PreparedTransfer, prepare
+from act_lightning.transfer.report import describe_transfer, resumed_issues
+from act_lightning.transfer.selection import selection_issues
+from act_lightning.transfer.settings import Scope, Share, TransferSettings, weight_issues
+from act_lightning.transfer.sources import AbilitySource, source_ratios, source_scales
 
 
 class MaskedTaskVectorInjection(L.Callback):
@@ -105,22 +101,24 @@ class MaskedTaskVectorInjection(L.Callback):
         """The folder of the scores that channels are ranked by: the one named, or the run's own below ``root``."""
         return Path(self.scores) if self.scores else scores_folder(root, self.scorer or Activation())
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at a model."""
-        found = self.settings.faults()
+        found = self.settings.issues()
         if self.scores is not None and not Path(self.scores).is_dir():
-            found.append(Fault("transfer.scores", self.scores, "must be a folder of scores", "Run `profile` first."))
+            found.append(
+                ConfigIssue("transfer.scores", self.scores, "must be a folder of scores", "Run `profile` first.")
+            )
         return found
 
-    def selection_faults(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[Fault]:
+    def selection_issues(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[ConfigIssue]:
         """What is wrong with the selection, now that the target's channels are known."""
-        found = selection_faults(channels, self.settings, source_ratios(sources, self.settings.ratio))
-        return found + ([] if self.settings.faults() else weight_faults(self.settings, source_scales(sources)))
+        found = selection_issues(channels, self.settings, source_ratios(sources, self.settings.ratio))
+        return found + ([] if self.settings.issues() else weight_issues(self.settings, source_scales(sources)))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
         if stage == "fit" and _sources_of(trainer) is not None:
-            refuse(self.faults() + strategy_faults(trainer))
+            raise_if_any(self.issues() + strategy_issues(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Inject into a fit that starts from the beginning, and write down what moved, now or before."""
@@ -128,7 +126,7 @@ class MaskedTaskVectorInjection(L.Callback):
         if profiler is None:
             return
         model = require_language_model(pl_module)
-        if not resumes(trainer):
+        if not resumes_from_checkpoint(trainer):
             if is_transferred(model):
                 self.record = transfer_record(model)
             else:
@@ -142,9 +140,9 @@ class MaskedTaskVectorInjection(L.Callback):
         Raises:
             ActError: If other settings of the transfer are given than before the checkpoint.
         """
-        if resumes(trainer):
+        if resumes_from_checkpoint(trainer):
             profiler = _sources_of(trainer)
-            refuse(resumed_faults(self.record, (profiler and profiler.sources) or [], self.settings))
+            raise_if_any(resumed_issues(self.record, (profiler and profiler.sources) or [], self.settings))
         if self.record and not is_transferred(model := require_language_model(pl_module)):
             self._write_down(trainer, model)
 
@@ -212,7 +210,7 @@ def _sources_of(trainer: L.Trainer) -> ActivationDifferenceProfiler | None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ActivationDifferenceProfiler):
             return callback if callback.sources is not None else None
-    rule = "must stand beside an ActivationDifferenceProfiler, which names the sources"
+    problem = "must stand beside an ActivationDifferenceProfiler, which names the sources"
     raise ActError(
-        Fault("callbacks", "MaskedTaskVectorInjection", rule, "Add the profiler to the Trainer's callbacks.")
+        ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, "Add the profiler to the Trainer's callbacks.")
     )

@@ -10,10 +10,10 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.callbacks.windows import epoch_is_over, mend_epoch_count, window_is_complete
-from act_lightning.checkpoints import remove_leftovers
-from act_lightning.errors import Fault, refuse
-from act_lightning.training_state import LAST, save_whole
+from act_lightning.checkpoints.files import remove_leftovers
+from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.training.checkpoint_io import LAST, save_whole
+from act_lightning.training.lightning_compat import epoch_is_over, mend_epoch_count, window_is_complete
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -41,12 +41,12 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = 0.0
         self._waits = False
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings."""
         every = {"every_n_minutes": self.every_n_minutes, "every_n_updates": self.every_n_updates}
-        rule, remedy = "must be more than 0", "Write a number such as 15, or null for no such limit."
+        problem, hint = "must be more than 0", "Write a number such as 15, or null for no such limit."
         wrong = {name: value for name, value in every.items() if value is not None and not value > 0}
-        return [Fault(f"LastCheckpoint.{name}", value, rule, remedy) for name, value in wrong.items()]
+        return [ConfigIssue(f"LastCheckpoint.{name}", value, problem, hint) for name, value in wrong.items()]
 
     def folder(self, trainer: L.Trainer) -> Path:
         """Where ``last.ckpt`` stands."""
@@ -54,7 +54,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse wrong settings; remove what a killed run has left half written."""
-        refuse(self.faults())
+        raise_if_any(self.issues())
         self.dirpath = str(self.folder(trainer).resolve())
         if stage == "fit" and trainer.is_global_zero:
             remove_leftovers(Path(self.dirpath), LAST)

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
-from act_lightning.callbacks.windows import window_is_complete
-from act_lightning.training_state import LAST, save_whole
+from act_lightning.training.checkpoint_io import LAST, save_whole
+from act_lightning.training.lightning_compat import window_is_complete
 
 STATUS = 128 + signal.SIGTERM  # 143, as shells tell of a program that SIGTERM has ended
 _Handler = Callable[[int, FrameType | None], Any]

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from act_lightning.activations import IGNORED
-from act_lightning.callbacks.language_model import find_language_model
+from act_lightning.architecture import find_language_model
+from act_lightning.data.answer_positions import IGNORED
 
 _FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
 

@@ -1,19 +1,88 @@
-"""What a card keeps for a machine: the hashes of what went into a run and of what came out, and the versions used."""
+"""What a card keeps for a machine: names, licenses, hashes of inputs and results, versions."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import act_lightning
-from act_lightning.cards.licenses import read_license
-from act_lightning.cards.names import short
-from act_lightning.checkpoints import identify, locate
+from act_lightning.checkpoints.bin_conversion import PREFIX
+from act_lightning.checkpoints.identity import identify
+from act_lightning.checkpoints.locate import locate
 from act_lightning.errors import ActError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` has the form ``owner/name``.
+
+    >>> is_hub_id("Qwen/Qwen2.5-7B"), is_hub_id("runs/deep/base"), is_hub_id("lab:generalist")
+    (True, False, False)
+    """
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def short(name: str) -> str:
+    """A hub id as it is; of a folder the last part, for paths of one's machine are nobody's business.
+
+    >>> short("Qwen/Qwen2.5-7B"), short("/home/me/models/mine/"), short("bin:/home/me/old")
+    ('Qwen/Qwen2.5-7B', 'mine', 'bin:old')
+    """
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    rest = name.removeprefix(prefix)
+    return name if is_hub_id(rest) else prefix + re.split(r"[/\\]", rest.rstrip("/\\"))[-1]
+
+
+CARD = "README.md"
+License = Mapping[str, Any]
+"""``license``, and with it ``license_name`` and ``license_link``, as they stand in a card; empty if none is stated."""
+_FIELDS = ("license", "license_name", "license_link")
+
+
+def read_license(folder: Path) -> License:
+    """The license that the card in ``folder`` states, if there is one."""
+    if not (folder / CARD).is_file():
+        return {}
+    from huggingface_hub import metadata_load  # takes half a second
+
+    try:
+        metadata = metadata_load(folder / CARD) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        metadata = {}
+    return {key: metadata[key] for key in _FIELDS if metadata.get(key)} if metadata.get("license") else {}
+
+
+def license_text(license_: License) -> str:
+    """A license on one line.
+
+    >>> license_text({"license": "other", "license_name": "qwen"}), license_text({})
+    ('other (qwen)', 'not stated')
+    """
+    if not license_:
+        return "not stated"
+    more = ", ".join(str(license_[key]) for key in _FIELDS[1:] if key in license_)
+    return f"{license_['license']}" + (f" ({more})" if more else "")
+
+
+def common_license(licenses: Sequence[License]) -> License:
+    """The license that all base models state alike, for a card's front matter; else none.
+
+    >>> common_license([{"license": "mit"}, {"license": "mit"}])
+    {'license': 'mit'}
+    >>> common_license([{"license": "llama2"}, {"license": "apache-2.0"}])
+    {}
+    """
+    alike = licenses and all(one == licenses[0] for one in licenses)
+    return dict(licenses[0]) if alike else {}
+
 
 _PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 
@@ -57,8 +126,8 @@ def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     """The fingerprint of every ability of a recipe by setting; ``None`` where its rows are not to be had."""
     if not (recipe.get("data") or {}).get("abilities"):
         return {}
-    from act_lightning.data import AbilityData, rows_fingerprint  # seconds to import, and nothing to read for a merge
-    from act_lightning.data.settings import PerGroup
+    from act_lightning.data.ability_data import AbilityData, PerGroup
+    from act_lightning.data.rows import rows_fingerprint  # seconds to import, and nothing to read for a merge
 
     found: dict[str, str | None] = {}
     for name, settings in ((recipe.get("data") or {}).get("abilities") or {}).items():

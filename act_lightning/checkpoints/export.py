@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from act_lightning.checkpoints.atomic import replacing_folder, storing
-from act_lightning.checkpoints.carried import CONFIG, carried_files
+from act_lightning.checkpoints.files import replacing_folder, storing
 from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.header import Header
+from act_lightning.checkpoints.headers import CONFIG, INDEX, Header, aux_files
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.shards import INDEX
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
 _CONFIG_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)')
@@ -48,10 +46,10 @@ def export_model(
         extra_files: Further files by name, such as a card.
 
     Raises:
-        ActError: As :func:`output_faults`; too little space; a value that is NaN or infinite; the target is incomplete.
+        ActError: As :func:`output_issues`; too little space; a value that is NaN or infinite; the target is incomplete.
         ValueError: ``get`` gives another shape.
     """
-    refuse(output_faults(out, target, "output"))
+    raise_if_any(output_issues(out, target, "output"))
     with CheckpointReader(target) as reader:
         planned = plan_files(reader, dtype)
         require_space(out, planned)
@@ -61,7 +59,7 @@ def export_model(
             write_texts(folder, reader, planned, dtype, extra_files)
 
 
-def output_faults(out: Path, target: Path, setting: str, sources: Iterable[Path] = ()) -> list[Fault]:
+def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path] = ()) -> list[ConfigIssue]:
     """What speaks against an export of ``target`` to ``out``: a file, a model of the run, or a folder of other things.
 
     Only an empty folder, or one that holds a model (an earlier export), is ever replaced.
@@ -72,16 +70,16 @@ def output_faults(out: Path, target: Path, setting: str, sources: Iterable[Path]
         setting: Where ``out`` was given, for messages.
         sources: Folders of the sources.
     """
-    remedy = "Name a folder that does not exist, or that holds an earlier export."
+    hint = "Name a folder that does not exist, or that holds an earlier export."
     place = out.resolve()
     for name, folder in (("the target", target), *(("a source", source) for source in sources)):
         origin = folder.resolve()
         if place == origin or place in origin.parents:
-            return [Fault(setting, str(out), f"must not be or hold {name}, which would be replaced", remedy)]
+            return [ConfigIssue(setting, str(out), f"must not be or hold {name}, which would be replaced", hint)]
     if out.exists() and not out.is_dir():
-        return [Fault(setting, str(out), "must be a folder, and is a file", remedy)]
+        return [ConfigIssue(setting, str(out), "must be a folder, and is a file", hint)]
     if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
-        return [Fault(setting, str(out), "must be empty or hold a model, and holds other files", remedy)]
+        return [ConfigIssue(setting, str(out), "must be empty or hold a model, and holds other files", hint)]
     return []
 
 
@@ -102,8 +100,8 @@ def require_space(out: Path, planned: Mapping[str, Header]) -> None:
     place = next(path for path in out.resolve().parents if path.is_dir())
     free = shutil.disk_usage(place).free
     if free < size:
-        rule = f"must have room for {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left"
-        raise ActError(Fault("output", str(out), rule, "Free some space or choose another folder."))
+        problem = f"must have room for {size / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left"
+        raise ActError(ConfigIssue("output", str(out), problem, "Free some space or choose another folder."))
 
 
 def progress(out: Path, planned: Mapping[str, Header]) -> tqdm[None]:
@@ -155,7 +153,7 @@ def write_texts(
 ) -> None:
     """Write everything but weights: config, tokenizer and the like as the target's, ``extra_files``, and the index."""
     target = reader.folder
-    for path in carried_files(target):
+    for path in aux_files(target):
         data = path.read_bytes()
         if dtype is not None and path.name == CONFIG:
             data = _CONFIG_DTYPE.sub(rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"', data)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 
 
 def check_finite(values: Tensor, place: str, name: str, index: Tensor | None = None) -> None:
@@ -26,8 +26,8 @@ def check_finite(values: Tensor, place: str, name: str, index: Tensor | None = N
     if number is None:
         return
     row = number if index is None else int(index[number])
-    rule = f"must be finite, and row {row} holds NaN or infinity"
-    raise ActError(Fault(place, name, rule, "The weights are damaged: download, copy or train them again."))
+    problem = f"must be finite, and row {row} holds NaN or infinity"
+    raise ActError(ConfigIssue(place, name, problem, "The weights are damaged: download, copy or train them again."))
 
 
 def first_row_not_finite(values: Tensor) -> int | None:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from act_lightning.checkpoints.header import Header
-from act_lightning.checkpoints.shards import read_headers
-from act_lightning.errors import ActError, Fault
+from act_lightning.checkpoints.headers import Header, read_headers
+from act_lightning.errors import ActError, ConfigIssue
 
 _SAMPLE = 64 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -83,8 +82,8 @@ def identify_module(model: nn.Module) -> Identity:
     digest = hashlib.sha256(b"module")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            rule = "must have values, and is on the meta device"
-            raise ActError(Fault("model", name, rule, "Load the weights, or name the model by its folder."))
+            problem = "must have values, and is on the meta device"
+            raise ActError(ConfigIssue("model", name, problem, "Load the weights, or name the model by its folder."))
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         digest.update(_first_bytes(parameter))
     return Identity(digest.hexdigest(), None, {})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from act_lightning.checkpoints.carried import CONFIG
-from act_lightning.checkpoints.pickled import PREFIX, converted
-from act_lightning.errors import ActError, Fault
+from act_lightning.checkpoints.bin_conversion import PREFIX, convert_bin
+from act_lightning.checkpoints.headers import CONFIG
+from act_lightning.errors import ActError, ConfigIssue
 
 LABORATORY = "lab:"
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
@@ -38,13 +38,13 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         return _with_config(folder, setting)
     if name.startswith(LABORATORY):
         _refuse_revision(name, revision, setting)
-        from act_lightning.laboratory import model_folder
+        from act_lightning.lab.models import model_folder
 
         return _with_config(model_folder(name.removeprefix(LABORATORY)), setting)
     if name.startswith(PREFIX):
         return _locate_pickled(name.removeprefix(PREFIX), revision, setting, weights)
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name):
-        raise ActError(Fault(setting, name, "must be a folder that exists", "Correct the path."))
+        raise ActError(ConfigIssue(setting, name, "must be a folder that exists", "Correct the path."))
     return _with_config(_download(name, revision, setting, weights), setting)
 
 
@@ -52,22 +52,24 @@ def _locate_pickled(name: str, revision: str | None, setting: str, weights: bool
     folder = Path(name).expanduser()
     if not folder.is_dir() and _HUB_ID.fullmatch(name):
         folder = _with_config(_download(name, revision, setting, weights, "*.bin"), setting)
-        return converted(folder, setting) if weights else folder
-    return converted(locate(folder, revision, setting, weights), setting)
+        return convert_bin(folder, setting) if weights else folder
+    return convert_bin(locate(folder, revision, setting, weights), setting)
 
 
 def _refuse_revision(model: str | Path, revision: str | None, setting: str) -> None:
     if revision is not None:
-        rule = f"must be a hub id where a revision ({revision}) is given"
-        raise ActError(Fault(setting, str(model), rule, "Remove the revision, or name the model by its hub id."))
+        problem = f"must be a hub id where a revision ({revision}) is given"
+        raise ActError(
+            ConfigIssue(setting, str(model), problem, "Remove the revision, or name the model by its hub id.")
+        )
 
 
 def _with_config(folder: Path, setting: str) -> Path:
     if not (folder / CONFIG).is_file():
         adapter = (folder / "adapter_config.json").is_file()
-        rule = f"must hold a {CONFIG}" + (", and holds an adapter" if adapter else "")
-        remedy = "Merge the adapter into its base model first." if adapter else "Give the folder of a whole model."
-        raise ActError(Fault(setting, str(folder), rule, remedy))
+        problem = f"must hold a {CONFIG}" + (", and holds an adapter" if adapter else "")
+        hint = "Merge the adapter into its base model first." if adapter else "Give the folder of a whole model."
+        raise ActError(ConfigIssue(setting, str(folder), problem, hint))
     return folder
 
 
@@ -83,13 +85,13 @@ def _download(model: str, revision: str | None, setting: str, weights: bool, kin
             )
         )
     except HFValidationError as error:
-        rule = f"must be a folder that exists or a hub id ({error})"
-        raise ActError(Fault(setting, model, rule, "Correct the name.")) from error
+        problem = f"must be a folder that exists or a hub id ({error})"
+        raise ActError(ConfigIssue(setting, model, problem, "Correct the name.")) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        rule = f"must be a folder that exists or a hub model{at} that can be fetched ({_first_line(error)})"
-        remedy = "Check name, revision, network and `hf auth login`, or give the path of a local copy."
-        raise ActError(Fault(setting, model, rule, remedy)) from error
+        problem = f"must be a folder that exists or a hub model{at} that can be fetched ({_first_line(error)})"
+        hint = "Check name, revision, network and `hf auth login`, or give the path of a local copy."
+        raise ActError(ConfigIssue(setting, model, problem, hint)) from error
 
 
 def _first_line(error: Exception) -> str:

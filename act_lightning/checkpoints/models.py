@@ -1,4 +1,4 @@
-"""Config, model and tokenizer of a folder: as shapes without weights, or whole."""
+"""Config, model and tokenizer of a folder: as shapes without weights, whole, or in 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.header import FLOATS
-from act_lightning.checkpoints.names import tied_groups, untied_fault
-from act_lightning.checkpoints.shards import is_weightless, read_headers, require_weights
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.checkpoints.headers import FLOATS, is_weightless, read_headers, require_weights
+from act_lightning.checkpoints.key_mapping import tied_groups, untied_issue
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
-if TYPE_CHECKING:  # transformers takes seconds to import, and much of what this package does needs none of it
+if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,8 +39,8 @@ def load_config(folder: Path) -> PretrainedConfig:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ActError(unloadable(folder, "must hold a config.json that transformers knows", error)) from error
     if getattr(config, "quantization_config", None) is not None:
-        rule = "must hold plain floating-point weights, and its config has a quantization_config"
-        raise ActError(Fault(str(folder), config.model_type, rule, "Give the original, unquantized model."))
+        problem = "must hold plain floating-point weights, and its config has a quantization_config"
+        raise ActError(ConfigIssue(str(folder), config.model_type, problem, "Give the original, unquantized model."))
     return config
 
 
@@ -156,7 +156,7 @@ def resolve_dtype(name: str, folder: Path, setting: str = "model.dtype") -> torc
     if name == "auto":
         return stored_dtype(folder)
     if name not in _DTYPES:
-        raise ActError(Fault(setting, name, f"must be one of auto, {', '.join(_DTYPES)}", "Write one of these."))
+        raise ActError(ConfigIssue(setting, name, f"must be one of auto, {', '.join(_DTYPES)}", "Write one of these."))
     return _DTYPES[name]
 
 
@@ -166,9 +166,9 @@ def _check_loaded(model: PreTrainedModel, report: Mapping[str, Any], folder: Pat
         "unexpected_keys": "must hold parameters of the model only",
         "mismatched_keys": "must hold the shapes that its config gives",
     }
-    remedy = "Give the folder of a plain causal language model whose config belongs to its weights."
-    found = {rule: sorted(map(str, report[kind])) for kind, rule in rules.items() if report[kind]}
-    refuse(Fault(str(folder), keys[:5], rule, remedy) for rule, keys in found.items())
+    hint = "Give the folder of a plain causal language model whose config belongs to its weights."
+    found = {problem: sorted(map(str, report[kind])) for kind, problem in rules.items() if report[kind]}
+    raise_if_any(ConfigIssue(str(folder), keys[:5], problem, hint) for problem, keys in found.items())
     _check_ties(model, folder)
     for name, parameter in model.named_parameters():
         check_finite(parameter, str(folder), name)
@@ -179,7 +179,7 @@ def _check_ties(model: PreTrainedModel, folder: Path) -> None:
     tied = {name for group in tied_groups(model) for name in group}
     loose = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - tied)
     if loose:
-        raise ActError(untied_fault(str(folder), loose))
+        raise ActError(untied_issue(str(folder), loose))
 
 
 @contextmanager
@@ -198,9 +198,51 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def unloadable(folder: Path, rule: str, error: Exception) -> Fault:
-    """The fault of a folder that transformers cannot load."""
+def unloadable(folder: Path, problem: str, error: Exception) -> ConfigIssue:
+    """The issue of a folder that transformers cannot load."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return Fault(
-        str(folder), folder.name, f"{rule} ({reason})", "Give a complete folder of a model on the hub's layout."
+    return ConfigIssue(
+        str(folder), folder.name, f"{problem} ({reason})", "Give a complete folder of a model on the hub's layout."
     )
+
+
+QUANTIZATIONS = ("8bit", "4bit")
+
+
+def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> PreTrainedModel:
+    """The causal language model of ``folder`` with the matrices of its layers quantized, in evaluation mode.
+
+    By bitsandbytes: LLM.int8() (https://arxiv.org/abs/2208.07339), or 4-bit NormalFloat
+    (https://arxiv.org/abs/2305.14314). Embedding, norms and head stay as they are.
+
+    Args:
+        folder: A Hugging Face folder with safetensors weights, not quantized.
+        dtype: The dtype of what is not quantized, and of activations.
+        device: Where to put it.
+        quantization: ``8bit`` or ``4bit``.
+
+    Raises:
+        ActError: Files are missing, or it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = load_config(folder)
+    require_weights(folder, str(folder))
+    settings: dict[str, Any] = {"load_in_8bit": True}
+    if quantization == "4bit":
+        settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                quantization_config=BitsAndBytesConfig(**settings),
+                device_map={"": device},
+                use_safetensors=True,
+                **LOCAL,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ActError(unloadable(folder, f"must load in {quantization}", error)) from error
+    model.train(False)
+    return model

@@ -13,10 +13,10 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.described import Described, describe
 from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.names import KeyMap, untied_fault
-from act_lightning.checkpoints.shards import read_headers
+from act_lightning.checkpoints.headers import read_headers
+from act_lightning.checkpoints.key_mapping import KeyMap, untied_issue
+from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec
 from act_lightning.errors import ActError
 
 _TIED_BYTES_AT_ONCE = 1 << 22
@@ -42,8 +42,8 @@ class CheckpointReader:
         """Read config and headers.
 
         Raises:
-            ActError: As :func:`~act_lightning.checkpoints.shards.require_weights` and
-                :func:`~act_lightning.checkpoints.names.map_keys`, or tied weights are stored twice and differ.
+            ActError: As :func:`~act_lightning.checkpoints.headers.require_weights` and
+                :func:`~act_lightning.checkpoints.key_mapping.map_keys`, or tied weights are stored twice and differ.
         """
         self.folder = folder
         self.headers = read_headers(folder, str(folder))
@@ -54,7 +54,7 @@ class CheckpointReader:
         self._open = ExitStack()
         self._descriptors: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
-        self.described: Described = describe(folder, self._entries)
+        self.described: ModelSpec = read_model_spec(folder, self._entries)
         assert self.described.keymap is not None
         self.keymap = self.described.keymap
         with self._open:
@@ -222,7 +222,7 @@ class CheckpointReader:
             first, *others = sorted({self.key(name) for name in group})
             for other in others:
                 if not self._equal(first, other):
-                    raise ActError(untied_fault(str(self.folder), [first, other]))
+                    raise ActError(untied_issue(str(self.folder), [first, other]))
 
     def _equal(self, first: str, other: str) -> bool:
         size, step = self._entries[first].size, _TIED_BYTES_AT_ONCE

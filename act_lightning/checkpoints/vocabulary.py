@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.described import Described, describe
+from act_lightning.checkpoints.headers import stored_entries
+from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import load_tokenizer
-from act_lightning.checkpoints.shards import stored_entries
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 
 _TOKENIZER = "tokenizer.json"
 _KINDS = (_TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt")
@@ -48,11 +48,11 @@ class VocabularyMatch:
 
 def match_folders(target: Path, source: Path) -> VocabularyMatch | None:
     """:func:`match_vocabulary` of two folders, with or without weights."""
-    ours, theirs = (describe(folder, stored_entries(folder)) for folder in (target, source))
+    ours, theirs = (read_model_spec(folder, stored_entries(folder)) for folder in (target, source))
     return match_vocabulary(target, source, ours, theirs)
 
 
-def match_vocabulary(target: Path, source: Path, ours: Described, theirs: Described) -> VocabularyMatch | None:
+def match_vocabulary(target: Path, source: Path, ours: ModelSpec, theirs: ModelSpec) -> VocabularyMatch | None:
     """Match entries by token; ``None`` where every row has the same number in both models.
 
     Vocabularies of one size whose tokenizers are the same file, or of which one has none, are numbered alike. Else
@@ -113,8 +113,8 @@ def vocabulary(folder: Path) -> dict[str, int]:
         ActError: There is no tokenizer, or it is broken.
     """
     if not has_tokenizer(folder):
-        rule = "must hold a tokenizer, by whose tokens vocabularies of different sizes are matched"
-        raise ActError(Fault(str(folder), folder.name, rule, "Put the tokenizer's files into the folder."))
+        problem = "must hold a tokenizer, by whose tokens vocabularies of different sizes are matched"
+        raise ActError(ConfigIssue(str(folder), folder.name, problem, "Put the tokenizer's files into the folder."))
     try:
         return _read_vocabulary(folder / _TOKENIZER)
     except (OSError, ValueError, KeyError, TypeError):  # of another kind: transformers knows them all

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 PROGRAM = "python -m act_lightning"
+CONFIGURED = "lightning_cli:main"
 
 
 class Verb(NamedTuple):
@@ -21,12 +22,13 @@ class Verb(NamedTuple):
 
     Attributes:
         about: What it does, in a sentence.
-        module: The module of this package whose ``main`` answers it, given the arguments after the verb and returning
-            the exit status; ``configured`` answers all verbs that take the config of a run, and is given the verb too.
+        entry: ``module:function`` of this package that answers it, given the arguments after the verb and returning
+            the exit status; ``lightning_cli:main`` answers all verbs that take the config of a run, and is given the
+            verb too.
     """
 
     about: str
-    module: str = "configured"
+    entry: str = CONFIGURED
 
 
 VERBS = {
@@ -36,17 +38,21 @@ VERBS = {
     "predict": Verb("Generate answers for data.evaluations and write them down."),
     "profile": Verb("Measure the scores of every ability and stop."),
     "merge": Verb(
-        "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", module="merge"
+        "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", entry="merge:main"
     ),
     "causes": Verb("Ask on held-out samples whether the selected channels carry the ability: patch and ablate them."),
-    "compare": Verb("Put evaluations of several runs side by side, paired by row.", module="compare"),
+    "compare": Verb("Put evaluations of several runs side by side, paired by row.", entry="reports:run_compare"),
     "sweep": Verb("Walk a grid of λ and p, or compare methods: one model in memory, every point evaluated."),
-    "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", module="patch"),
-    "card": Verb("Write the card of a run's exported models again, with its results and all hashes.", module="card"),
-    "replay": Verb("Make a run again from its card, and say whether the bits are the same.", module="replay"),
-    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", module="data"),
+    "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", entry="patch:main"),
+    "card": Verb(
+        "Write the card of a run's exported models again, with its results and all hashes.", entry="cards:run_card"
+    ),
+    "replay": Verb("Make a run again from its card, and say whether the bits are the same.", entry="cards:run_replay"),
+    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", entry="data:main"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
-    "report": Verb("Draw the paper's findings from saved scores: one page, its figures and tables.", module="report"),
+    "report": Verb(
+        "Draw the paper's findings from saved scores: one page, its figures and tables.", entry="reports:run_report"
+    ),
 }
 
 
@@ -61,20 +67,21 @@ def main(args: ArgsType = None) -> int:
     """
     arguments: Any = sys.argv[1:] if args is None else args
     if not isinstance(arguments, list):
-        return _answer("configured", arguments)
+        return _run(CONFIGURED, arguments)
     if not arguments or arguments[0] in ("-h", "--help", "--version"):
         _front().parse_args(arguments)
     verb = VERBS.get(arguments[0])
     if verb is None and not arguments[0].startswith("-"):
         _front().parse_args(arguments[:1])
-    if verb is None or verb.module == "configured":
-        return _answer("configured", arguments)
-    return _answer(verb.module, arguments[1:])
+    if verb is None or verb.entry == CONFIGURED:
+        return _run(CONFIGURED, arguments)
+    return _run(verb.entry, arguments[1:])
 
 
-def _answer(module: str, arguments: Any) -> int:  # noqa: ANN401 - a list, or whatever LightningCLI takes
+def _run(entry: str, arguments: Any) -> int:  # noqa: ANN401 - a list, or whatever LightningCLI takes
     try:
-        return int(import_module(f"{__name__}.{module}").main(arguments))
+        module, function = entry.split(":")
+        return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
     except ActError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from act_lightning.cli import PROGRAM, VERBS, configured
-from act_lightning.data import AbilityDataModule
-from act_lightning.overlays import MergingConfigFile, NamingParser
-from act_lightning.translation import TranslationSettings, print_report, translate
+from act_lightning.cli import PROGRAM, VERBS, lightning_cli
+from act_lightning.cli.config_merging import ConfigParser, MergeConfigFiles
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.translation.report import print_report
+from act_lightning.translation.settings import TranslationSettings
+from act_lightning.translation.translate import translate
 
 _TRANSLATE = "Translate abilities by any OpenAI-compatible endpoint, and go on where an earlier run ended."
 
@@ -29,17 +31,17 @@ def main(arguments: Sequence[str]) -> int:
     """
     front = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
     verbs = front.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
-    for name, about in (("inspect", configured.INSPECT), ("translate", _TRANSLATE)):
+    for name, about in (("inspect", lightning_cli.INSPECT), ("translate", _TRANSLATE)):
         verbs.add_parser(name, help=about, add_help=False)
     verb = front.parse_args(list(arguments[:1])).verb
     if verb == "inspect":
-        return configured.main(["inspect", *arguments[1:]])
+        return lightning_cli.main(["inspect", *arguments[1:]])
     return _translate(arguments[1:])
 
 
 def _translate(arguments: Sequence[str]) -> int:
-    parser = NamingParser(prog=f"{PROGRAM} data translate", description=_TRANSLATE)
-    parser.add_argument("-c", "--config", action=MergingConfigFile, help="Path to a YAML file; may be repeated.")
+    parser = ConfigParser(prog=f"{PROGRAM} data translate", description=_TRANSLATE)
+    parser.add_argument("-c", "--config", action=MergeConfigFiles, help="Path to a YAML file; may be repeated.")
     parser.add_class_arguments(AbilityDataModule, "data")
     parser.add_class_arguments(TranslationSettings, "translate")
     given = parser.parse_args(list(arguments))

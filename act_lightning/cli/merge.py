@@ -1,6 +1,6 @@
 """``merge``: where nothing has to be profiled, without the seconds that Lightning and transformers take to import.
 
-Only a command line that is understood to the last setting is answered here. Any other, and any with a fault in it, goes
+Only a command line that is understood to the last setting is answered here. Any other, and any with a issue in it, goes
 the long way, which knows all settings and says what is wrong.
 """
 
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import yaml
 
 from act_lightning.cli.plain_config import Config, read_plainly
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
-    from act_lightning.callbacks.preparation import PreparedTransfer
-    from act_lightning.callbacks.sources import AbilitySource
     from act_lightning.channels import ChannelInventory
-    from act_lightning.transfer import TransferSettings
+    from act_lightning.transfer.preparation import PreparedTransfer
+    from act_lightning.transfer.settings import TransferSettings
+    from act_lightning.transfer.sources import AbilitySource
 
 SOURCE = {"model": str, "abilities": list, "scale": float, "ratio": float, "name": str, "revision": str}
 TRANSFER = {
@@ -68,10 +68,10 @@ def main(arguments: list[str]) -> int:
     config = read_plainly(arguments, SECTIONS)
     run = None if config is None else _understand(config)
     if run is None:
-        from act_lightning.cli import configured
+        from act_lightning.cli import lightning_cli
 
-        return configured.main(["merge", *arguments])
-    from act_lightning.disk_merge import merge_to_disk
+        return lightning_cli.main(["merge", *arguments])
+    from act_lightning.cli.verbs import merge_to_disk
 
     print(merge_to_disk(run.root, run.target, run.prepared, run.recipe, run.dtype), file=sys.stderr)
     return 0
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """A merge without faults, ready to be written."""
+    """A merge without issues, ready to be written."""
 
     root: Path
     target: Path
@@ -89,7 +89,7 @@ class _Run:
 
 
 def _understand(config: Config) -> _Run | None:
-    """The merge that ``config`` asks for; ``None`` where it needs a Trainer, or has a fault."""
+    """The merge that ``config`` asks for; ``None`` where it needs a Trainer, or has a issue."""
     try:
         return _prepare(config) if _needs_no_trainer(config) else None
     except (ActError, KeyError, TypeError, AttributeError):  # said better by whoever knows all settings
@@ -104,8 +104,8 @@ def _needs_no_trainer(config: Config) -> bool:
     """
     import torch
 
-    from act_lightning.merging import merging_method
-    from act_lightning.scorers import scorer_of
+    from act_lightning.merging.registry import merging_method
+    from act_lightning.scorers.registry import scorer_of
 
     transfer, accelerator = config.get("transfer", {}), config["trainer"].get("accelerator", "auto")
     ranked = scorer_of(transfer.get("selection", "activation")) is not None
@@ -122,10 +122,13 @@ def _prepare(config: Config) -> _Run:
         KeyError: A setting is missing.
         TypeError: A setting is null, or one that is needed is missing.
     """
-    from act_lightning.callbacks.preparation import prepare
-    from act_lightning.callbacks.sources import AbilitySource
-    from act_lightning.checkpoints import describe, identify, locate, stored_entries
-    from act_lightning.transfer import TransferSettings
+    from act_lightning.checkpoints.headers import stored_entries
+    from act_lightning.checkpoints.identity import identify
+    from act_lightning.checkpoints.locate import locate
+    from act_lightning.checkpoints.model_spec import read_model_spec
+    from act_lightning.transfer.preparation import prepare
+    from act_lightning.transfer.settings import TransferSettings
+    from act_lightning.transfer.sources import AbilitySource
 
     model, chosen = config["model"], dict(config.get("transfer", {}))
     scores = Path(chosen.pop("scores", None) or "no scores are read")
@@ -135,8 +138,8 @@ def _prepare(config: Config) -> _Run:
         Path(config["trainer"]["default_root_dir"]).expanduser(),
         locate(model["target"], model.get("revision")),
     )
-    channels = describe(target, stored_entries(target)).channels
-    refuse(_faults(config, root, target, sources, settings, channels))
+    channels = read_model_spec(target, stored_entries(target)).channels
+    raise_if_any(_faults(config, root, target, sources, settings, channels))
     assert channels is not None
     prepared = prepare(sources, channels, settings, scores, seed, [identify(target).digest], target)
     recipe = {"seed_everything": seed, **config, "transfer": {**asdict(settings), **config.get("transfer", {})}}
@@ -150,22 +153,26 @@ def _faults(
     sources: list[AbilitySource],
     settings: TransferSettings,
     channels: ChannelInventory | None,
-) -> Iterator[Fault]:
+) -> Iterator[ConfigIssue]:
     """Whether anything is wrong; what it is, is told by the long way."""
-    from act_lightning.callbacks.sources import source_faults, source_ratios
-    from act_lightning.checkpoints import check_writable, locate, output_faults, resolve_dtype, sibling_faults
-    from act_lightning.transfer import selection_faults
+    from act_lightning.checkpoints.compatibility import sibling_issues
+    from act_lightning.checkpoints.export import output_issues
+    from act_lightning.checkpoints.files import check_writable
+    from act_lightning.checkpoints.locate import locate
+    from act_lightning.checkpoints.models import resolve_dtype
+    from act_lightning.transfer.selection import selection_issues
+    from act_lightning.transfer.sources import source_issues, source_ratios
 
     if channels is None or not 0 <= config.get("seed_everything", SEED) <= _LARGEST_SEED:
-        yield Fault("config", str(target), "must be sound", "")
+        yield ConfigIssue("config", str(target), "must be sound", "")
         return
     for key in ("dtype", "export_dtype"):
         resolve_dtype(config["model"].get(key, "auto"), target)
-    yield from source_faults(sources)
-    yield from settings.faults()
+    yield from source_issues(sources)
+    yield from settings.issues()
     yield from check_writable(root, "trainer.default_root_dir")
     folders = [locate(source.model, source.revision) for source in sources]
-    yield from output_faults(root / "merged", target, "trainer.default_root_dir", folders)
-    yield from selection_faults(channels, settings, source_ratios(sources, settings.ratio))
+    yield from output_issues(root / "merged", target, "trainer.default_root_dir", folders)
+    yield from selection_issues(channels, settings, source_ratios(sources, settings.ratio))
     for folder in folders:
-        yield from sibling_faults(target, folder, "profile.sources")
+        yield from sibling_issues(target, folder, "profile.sources")

@@ -10,9 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from act_lightning.checkpoints import locate
+from act_lightning.checkpoints.locate import locate
 from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.patches import PatchFile, apply_patch, find_patch, make_patch, open_patch, revert_patch, summary
+from act_lightning.patches.applying import apply_patch, revert_patch
+from act_lightning.patches.description import summary
+from act_lightning.patches.file import PatchFile, find_patch, open_patch
+from act_lightning.patches.making import make_patch
 
 _GROUPS = {"by_layer": "layer", "by_module_type": "module type"}
 _COLUMNS = ("tensors", "rows", "columns", "changed", "elements")

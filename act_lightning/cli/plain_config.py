@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from act_lightning.repeated_keys import repeated_keys
+from act_lightning.cli.yaml_checks import repeated_keys
 
 Config = dict[str, Any]
 Kinds = Mapping[str, Any]

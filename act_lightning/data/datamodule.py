@@ -13,28 +13,27 @@ import lightning as L
 from torch.utils.data import ConcatDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from act_lightning.checkpoints import load_config, load_tokenizer, locate
-from act_lightning.data.asking.prompts import Prompt, collate_prompts, read_prompts
-from act_lightning.data.asking.references import read_references
-from act_lightning.data.batching.batches import MOST_WASTE, Batch, token_budget_batches
-from act_lightning.data.batching.micro_batches import (
+from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.models import load_config, load_tokenizer
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.batches import MOST_WASTE, Batch, token_budget_batches
+from act_lightning.data.checks import EVALUATING, evaluation_issues, positive_issues, training_issues
+from act_lightning.data.labels import Sample
+from act_lightning.data.loading import kind_of, load_from_hub
+from act_lightning.data.micro_batches import (
     MicroBatch,
     MicroBatchLoader,
     MicroBatchSampler,
     collate_chosen,
-    deal_evenly,
+    shard_evenly,
 )
-from act_lightning.data.batching.packing import Packing, packs
-from act_lightning.data.batching.progress import FitProgress
-from act_lightning.data.batching.training_loader import TrainingLoader
-from act_lightning.data.checks import EVALUATING, evaluation_faults, positive_faults, training_faults
-from act_lightning.data.keeping.abilities import TokenizedAbility, tokenize_ability
-from act_lightning.data.keeping.storage import lengths
-from act_lightning.data.labeling.labels import Sample
-from act_lightning.data.labeling.templates import template_faults
-from act_lightning.data.reading.sources import kind_of, load_from_hub
-from act_lightning.data.settings import AbilityData, EvaluationData
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.data.packing import Packing, packs
+from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts, read_references
+from act_lightning.data.storage import lengths
+from act_lightning.data.templates import template_issues
+from act_lightning.data.tokenized import TokenizedAbility, tokenize_ability
+from act_lightning.data.training_loader import FitProgress, TrainingLoader
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _SHOWN_SAMPLES, _SHOWN_LETTERS = 3, 60
 
@@ -103,29 +102,29 @@ class AbilityDataModule(L.LightningDataModule):
         self.cache_dir = cache_dir
         self.tokens_per_batch = tokens_per_batch
 
-    def faults(self, stage: str | None = None) -> list[Fault]:
+    def issues(self, stage: str | None = None) -> list[ConfigIssue]:
         """Everything that is wrong with the settings, as far as no data need be read.
 
         Args:
             stage: ``test`` or ``predict``, which need no abilities but an evaluation set, or any other.
         """
         if stage in EVALUATING:
-            faults = evaluation_faults(self.evaluations, needed_to=stage)
+            issues = evaluation_issues(self.evaluations, needed_to=stage)
         else:
-            faults = training_faults(self.train, self.validation, self.abilities) + evaluation_faults(self.evaluations)
-        faults += positive_faults(self.batch_size, "data.batch_size")
-        faults += positive_faults(self.max_length, "data.max_length")
+            issues = training_issues(self.train, self.validation, self.abilities) + evaluation_issues(self.evaluations)
+        issues += positive_issues(self.batch_size, "data.batch_size")
+        issues += positive_issues(self.max_length, "data.max_length")
         for name in ("num_proc", "tokens_per_batch"):
             value = getattr(self, name)
-            faults += [] if value is None else positive_faults(value, f"data.{name}")
-        return faults + template_faults(self.template, "data.template")
+            issues += [] if value is None else positive_issues(value, f"data.{name}")
+        return issues + template_issues(self.template, "data.template")
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's tokenizer."""
         if not self.target:
-            remedy = "Give the target's folder or hub id."
-            raise ActError(Fault("data.target", self.target, "must name the model whose tokenizer is used", remedy))
+            hint = "Give the target's folder or hub id."
+            raise ActError(ConfigIssue("data.target", self.target, "must name the model whose tokenizer is used", hint))
         return load_tokenizer(locate(self.target, self.revision, weights=False))
 
     @cached_property
@@ -139,7 +138,7 @@ class AbilityDataModule(L.LightningDataModule):
             ActError: If settings are wrong, or something is not to be had.
         """
         stage = self.trainer.state.fn if self.trainer else None
-        refuse(self.faults(stage))
+        raise_if_any(self.issues(stage))
         _ = self.tokenizer
         for name, settings in self.evaluations.items():
             if kind_of(settings.path) == "hub":
@@ -154,12 +153,12 @@ class AbilityDataModule(L.LightningDataModule):
             stage: ``fit``, ``validate``, ``test``, ``predict``, or ``None`` for all.
 
         Raises:
-            ActError: With all faults of the settings, or else with those of all data sets.
+            ActError: With all issues of the settings, or else with those of all data sets.
         """
-        refuse(self.faults(stage))
+        raise_if_any(self.issues(stage))
         if stage == "validate" and not self.validation_names:
-            remedy = "Name abilities, or a share of each to hold out."
-            raise ActError(Fault("data.validation", [], "must name something to validate on", remedy))
+            hint = "Name abilities, or a share of each to hold out."
+            raise ActError(ConfigIssue("data.validation", [], "must name something to validate on", hint))
         if stage in (None, "fit", "validate"):
             _ = self.packing is not True or packs(True, self._reader_config, by_length=False)
             _ = self.tokenized
@@ -266,8 +265,8 @@ class AbilityDataModule(L.LightningDataModule):
             ActError: If there is no evaluation set.
         """
         if not self.evaluations:
-            remedy = "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."
-            raise ActError(Fault("data.evaluations", {}, "must hold a set to test or predict on", remedy))
+            hint = "Add one, such as {gsm: {path: gsm.jsonl, role: keep}}."
+            raise ActError(ConfigIssue("data.evaluations", {}, "must hold a set to test or predict on", hint))
         loaders = []
         for name, prompts in self.prompts.items():
             room = self.evaluations[name].max_new_tokens
@@ -283,7 +282,7 @@ class AbilityDataModule(L.LightningDataModule):
 
     def _dealt(self, lengths: Sequence[int], waste: float = 1.0, packed: bool = False) -> list[MicroBatch]:
         batches = token_budget_batches(lengths, self.evaluation_tokens, waste, packed)
-        return deal_evenly(batches, *self._share)
+        return shard_evenly(batches, *self._share)
 
     @property
     def evaluation_tokens(self) -> int:
@@ -322,13 +321,13 @@ def _present(sets: Mapping[str, Settings | None]) -> dict[str, Settings]:
 
 
 def _read_all(sets: Mapping[str, Settings], read: Callable[[str, Settings], Read]) -> dict[str, Read]:
-    """Read every data set, and raise the faults of all of them together."""
+    """Read every data set, and raise the issues of all of them together."""
     found: dict[str, Read] = {}
-    faults: list[Fault] = []
+    issues: list[ConfigIssue] = []
     for name, settings in sets.items():
         try:
             found[name] = read(name, settings)
         except ActError as error:
-            faults += error.faults
-    refuse(faults)
+            issues += error.issues
+    raise_if_any(issues)
     return found

@@ -1,4 +1,4 @@
-"""A model's own answers, decoded greedily."""
+"""A model's own answers, decoded greedily; or exact answers scored in one forward pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -15,13 +16,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from act_lightning.errors import ActError, Fault
-from act_lightning.evaluation.modes import evaluating
+from act_lightning.errors import ActError, ConfigIssue
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each module's own mode comes back afterwards, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
 
 _ANSWER = "ANSWER"
 
 
-class Generated(NamedTuple):
+class Generation(NamedTuple):
     """One output.
 
     Attributes:
@@ -35,10 +49,12 @@ class Generated(NamedTuple):
     truncated: bool
 
 
-class Answerer(Protocol):
+class Generator(Protocol):
     """Whatever answers prompts greedily."""
 
-    def __call__(self, batch: Mapping[str, Tensor], max_new_tokens: int, places: Sequence[str] = ()) -> list[Generated]:
+    def __call__(
+        self, batch: Mapping[str, Tensor], max_new_tokens: int, places: Sequence[str] = ()
+    ) -> list[Generation]:
         """One output a row, as :func:`generate_answers` gives it.
 
         Args:
@@ -54,7 +70,7 @@ def generate_answers(
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
     places: Sequence[str] = (),
-) -> list[Generated]:
+) -> list[Generation]:
     """What ``model`` answers to each prompt, the likeliest token at every step.
 
     Settings of the model's generation config that would change a greedy answer (temperature, repetition penalty, beams)
@@ -75,7 +91,9 @@ def generate_answers(
     """
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
     if not bool(mask[:, -1].all()):
-        raise ActError(Fault("attention_mask", mask.tolist(), "must be padded on the left", "Set padding_side='left'."))
+        raise ActError(
+            ConfigIssue("attention_mask", mask.tolist(), "must be padded on the left", "Set padding_side='left'.")
+        )
     config = _greedy(model, tokenizer, max_new_tokens)
     with evaluating(model), _generation_config(model, config):
         sequences = cast(Any, model).generate(
@@ -88,7 +106,7 @@ def generate_answers(
     return [cut_at_end(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
-def cut_at_end(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
+def cut_at_end(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generation:
     """An output up to the first token that ends a turn; truncated if there is none.
 
     Args:
@@ -98,7 +116,7 @@ def cut_at_end(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizer
     """
     length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
     text = tokenizer.decode(tokens[: length + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Generated(str(text), length, truncated=length == len(tokens))
+    return Generation(str(text), length, truncated=length == len(tokens))
 
 
 class _NoNaN(LogitsProcessor):
@@ -120,8 +138,8 @@ def nan_logits(row: int, places: Sequence[str] = ()) -> ActError:
         row: The first such row of a batch.
         places: Where each row of the batch stands; by default its number.
     """
-    rule = f"must give logits that are numbers, and gave NaN for {places[row] if places else f'row {row}'}"
-    return ActError(Fault("model", "logits", rule, "Look at the weights, or evaluate in float32 or bfloat16."))
+    problem = f"must give logits that are numbers, and gave NaN for {places[row] if places else f'row {row}'}"
+    return ActError(ConfigIssue("model", "logits", problem, "Look at the weights, or evaluate in float32 or bfloat16."))
 
 
 def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -176,3 +194,46 @@ def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iter
         yield
     finally:
         model.generation_config = kept
+
+
+_IGNORED = -100
+
+
+def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], places: Sequence[str] = ()) -> Tensor:
+    """Whether greedy decoding would give each row's answer, token for token.
+
+    Greedy decoding gives the reference if and only if every argmax along the reference does: up to the first that
+    differs both have read the same tokens. So one teacher-forced pass decides, the token that ends the turn included.
+    An answer spelled with other tokens than the tokenizer's own counts as different.
+
+    Args:
+        model: A causal language model.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
+            labels stand at their own token (not shifted), -100 where nothing is asked.
+        places: Where each row stands, for messages; by default its number in the batch.
+
+    Returns:
+        bool ``[rows]``.
+
+    Raises:
+        ActError: A row asks nothing, or the logits are NaN.
+    """
+    labels = batch["labels"].to(model.device)[:, 1:]
+    asked = labels != _IGNORED
+    if not bool(asked.any(dim=1).all()):
+        row = int(asked.any(dim=1).int().argmin())
+        raise ActError(
+            ConfigIssue("labels", f"row {row}", "must hold an answer token", "Leave rows without answers out.")
+        )
+    columns = asked.any(dim=0).nonzero().squeeze(1)
+    with evaluating(model):
+        logits = cast(Any, model)(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            logits_to_keep=columns,
+            use_cache=False,
+        ).logits
+    asked, labels = asked[:, columns], labels[:, columns]
+    if bool((wrong := (logits.isnan().any(dim=-1) & asked).any(dim=1)).any()):
+        raise nan_logits(int(wrong.int().argmax()), places)
+    return cast(Tensor, ((logits.argmax(-1) == labels) | ~asked).all(dim=1))

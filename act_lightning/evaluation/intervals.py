@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault, refuse
+from act_lightning.errors import ConfigIssue, raise_if_any
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -154,9 +154,9 @@ def paired_difference(gained: int, lost: int, total: int, confidence: float = 0.
 
 
 def _check(correct: int, total: int, confidence: float) -> None:
-    faults = []
+    issues = []
     if not 0 <= correct <= total:
-        faults.append(Fault("correct", correct, f"must lie in [0, {total}]", "Count right answers among all."))
+        issues.append(ConfigIssue("correct", correct, f"must lie in [0, {total}]", "Count right answers among all."))
     if not 0 < confidence < 1:
-        faults.append(Fault("confidence", confidence, "must lie in (0, 1)", "Write a share such as 0.95."))
-    refuse(faults)
+        issues.append(ConfigIssue("confidence", confidence, "must lie in (0, 1)", "Write a share such as 0.95."))
+    raise_if_any(issues)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.evaluation.grading import exact_match
 from act_lightning.evaluation.intervals import bootstrap, wilson
-from act_lightning.evaluation.sameness import exact_match
 
 
 class Share(Metric):
@@ -82,8 +82,8 @@ class ExactMatch(Share):
             ActError: There are more of one than of the other.
         """
         if len(predictions) != len(references):
-            rule = f"must be as many as the {len(references)} references"
-            raise ActError(Fault("predictions", len(predictions), rule, "Give one answer to each question."))
+            problem = f"must be as many as the {len(references)} references"
+            raise ActError(ConfigIssue("predictions", len(predictions), problem, "Give one answer to each question."))
         super().update([exact_match(*pair) for pair in zip(predictions, references, strict=True)])
 
 

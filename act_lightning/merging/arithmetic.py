@@ -9,7 +9,7 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.merging.method import MergingMethod, TaskVector, TensorPlace
+from act_lightning.merging.method import MergingMethod, TaskVector, TensorSlice
 
 
 def task_arithmetic(vectors: Sequence[TaskVector]) -> Tensor:
@@ -39,6 +39,6 @@ class TaskArithmetic(MergingMethod):
     elementwise = True
     weighs_each = True
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         """The weighted sum of ``vectors``."""
         return task_arithmetic(vectors)

@@ -12,12 +12,11 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.errors import Fault
-from act_lightning.masks import share_of
-from act_lightning.merging.density import kept_count, share_faults
-from act_lightning.merging.dropping import thinned, weighted
+from act_lightning.errors import ConfigIssue
+from act_lightning.masks import ratio_count
 from act_lightning.merging.magnitudes import Limit, largest
-from act_lightning.merging.method import Parts, SurveyingMethod, TaskVector, TensorPlace
+from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
+from act_lightning.merging.sparsify import kept_count, share_issues, sparsify, weighted
 
 
 def breadcrumbs(vectors: Sequence[TaskVector], kept: Sequence[Tensor]) -> Tensor:
@@ -30,12 +29,12 @@ def breadcrumbs(vectors: Sequence[TaskVector], kept: Sequence[Tensor]) -> Tensor
     Returns:
         float32, of that shape.
     """
-    changes = [thinned(vector, mask, 1.0) for vector, mask in zip(vectors, kept, strict=True)]
+    changes = [sparsify(vector, mask, 1.0) for vector, mask in zip(vectors, kept, strict=True)]
     return reduce(add, weighted(vectors, changes))
 
 
 @dataclass(frozen=True)
-class Breadcrumbs(SurveyingMethod):
+class Breadcrumbs(TwoPassMethod):
     """Model breadcrumbs as a merging method: see :func:`breadcrumbs`.
 
     Of the n selected elements of a tensor the ⌊n·outliers⌋ with the largest |δ| are left out, and of the rest the
@@ -51,9 +50,9 @@ class Breadcrumbs(SurveyingMethod):
     density: float = 0.9
     outliers: float = 0.01
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is no share."""
-        return share_faults(self.density, "Breadcrumbs.density") + share_faults(self.outliers, "Breadcrumbs.outliers")
+        return share_issues(self.density, "Breadcrumbs.density") + share_issues(self.outliers, "Breadcrumbs.outliers")
 
     def survey(self, parts: Parts) -> list[list[Limit]]:
         """For each source, where the outliers end, and where what stays ends."""
@@ -61,10 +60,10 @@ class Breadcrumbs(SurveyingMethod):
 
     def _counts(self, selected: int) -> tuple[int, int]:
         kept = kept_count(selected, self.density)
-        left_out = min(share_of(selected, self.outliers), selected - kept)
+        left_out = min(ratio_count(selected, self.outliers), selected - kept)
         return left_out, left_out + kept
 
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: list[list[Limit]]) -> Tensor:
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: list[list[Limit]]) -> Tensor:
         """The sum of some rows of the thinned task vectors."""
         kept = []
         for vector, (outliers, stays) in zip(vectors, survey, strict=True):

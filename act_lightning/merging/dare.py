@@ -9,11 +9,18 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.errors import Fault
-from act_lightning.merging.density import share_faults
-from act_lightning.merging.draws import SMALLEST, keeps
-from act_lightning.merging.dropping import Rescale, norm_factors, rescale_faults, thinned, weighted
-from act_lightning.merging.method import Parts, SurveyingMethod, TaskVector, TensorPlace
+from act_lightning.errors import ConfigIssue
+from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
+from act_lightning.merging.sparsify import (
+    SMALLEST,
+    Rescale,
+    keeps,
+    norm_factors,
+    rescale_issues,
+    share_issues,
+    sparsify,
+    weighted,
+)
 
 
 def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
@@ -33,12 +40,12 @@ def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequenc
     >>> dare([TaskVector(torch.tensor([1.0, 2.0]), weight=0.5)], [torch.tensor([True, False])], [2.0]).tolist()
     [1.0, 0.0]
     """
-    changes = [thinned(*each) for each in zip(vectors, kept, factors, strict=True)]
+    changes = [sparsify(*each) for each in zip(vectors, kept, factors, strict=True)]
     return reduce(add, weighted(vectors, changes))
 
 
 @dataclass(frozen=True)
-class DARE(SurveyingMethod):
+class DARE(TwoPassMethod):
     """DARE as a merging method: see :func:`dare`.
 
     The draw of an element hangs on seed, source, tensor and position only. At density 0 everything is dropped and
@@ -54,10 +61,10 @@ class DARE(SurveyingMethod):
     density: float = 0.1
     rescale: Rescale = "density"
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """A density that is no share, and an unknown way to rescale."""
         name = type(self).__name__
-        return share_faults(self.density, f"{name}.density") + rescale_faults(self.rescale, f"{name}.rescale")
+        return share_issues(self.density, f"{name}.density") + rescale_issues(self.rescale, f"{name}.rescale")
 
     @property
     def elementwise(self) -> bool:
@@ -68,11 +75,11 @@ class DARE(SurveyingMethod):
         """The factor of each source, where it takes the whole tensor to know it."""
         return None if self.elementwise else norm_factors(parts, self.kept)
 
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: list[float] | None) -> Tensor:
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: list[float] | None) -> Tensor:
         """The sum of some rows of the thinned task vectors."""
         return dare(vectors, [self.kept(vector, place) for vector in vectors], self.factors(vectors, survey))
 
-    def kept(self, vector: TaskVector, place: TensorPlace) -> Tensor:
+    def kept(self, vector: TaskVector, place: TensorSlice) -> Tensor:
         """Which elements of a task vector stay: a bit mask of its shape."""
         return keeps(self.density, vector.delta.shape, place, vector.source, vector.delta.device)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from act_lightning.merging.dare import DARE
-from act_lightning.merging.dropping import thinned, weighted
-from act_lightning.merging.election import elect
-from act_lightning.merging.method import TaskVector, TensorPlace
+from act_lightning.merging.method import TaskVector, TensorSlice
+from act_lightning.merging.sparsify import sparsify, weighted
+from act_lightning.merging.ties import sign_consensus
 
 
 def dare_ties(
@@ -27,8 +27,8 @@ def dare_ties(
     Returns:
         float32, of that shape.
     """
-    changes = [thinned(*each) for each in zip(vectors, kept, factors, strict=True)]
-    return elect(weighted(vectors, changes), [vector.weight for vector in vectors], average)
+    changes = [sparsify(*each) for each in zip(vectors, kept, factors, strict=True)]
+    return sign_consensus(weighted(vectors, changes), [vector.weight for vector in vectors], average)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DARETIES(DARE):
 
     average: bool = True
 
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: list[float] | None) -> Tensor:
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: list[float] | None) -> Tensor:
         """The elected mean of some rows of the thinned task vectors."""
         kept = [self.kept(vector, place) for vector in vectors]
         return dare_ties(vectors, kept, self.factors(vectors, survey), self.average)

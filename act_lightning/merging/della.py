@@ -11,13 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault
+from act_lightning.errors import ConfigIssue
 from act_lightning.merging.bits import as_rows
-from act_lightning.merging.density import share_faults
-from act_lightning.merging.draws import uniform
-from act_lightning.merging.dropping import Rescale, l1, norm_factor, rescale_faults, thinned, weighted
-from act_lightning.merging.election import elect
-from act_lightning.merging.method import MergingMethod, TaskVector, TensorPlace
+from act_lightning.merging.method import MergingMethod, TaskVector, TensorSlice
+from act_lightning.merging.sparsify import (
+    Rescale,
+    l1,
+    norm_factor,
+    rescale_issues,
+    share_issues,
+    sparsify,
+    uniform,
+    weighted,
+)
+from act_lightning.merging.ties import sign_consensus
 
 
 def keep_probabilities(vector: TaskVector, density: float, spread: float) -> Tensor:
@@ -65,8 +72,8 @@ def della(
     Returns:
         float32, of that shape.
     """
-    changes = [thinned(*each) for each in zip(vectors, kept, factors, strict=True)]
-    return elect(weighted(vectors, changes), [vector.weight for vector in vectors], average)
+    changes = [sparsify(*each) for each in zip(vectors, kept, factors, strict=True)]
+    return sign_consensus(weighted(vectors, changes), [vector.weight for vector in vectors], average)
 
 
 @dataclass(frozen=True)
@@ -88,16 +95,16 @@ class DELLA(MergingMethod):
     rescale: Rescale = "density"
     average: bool = True
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """Probabilities outside (0, 1), and an unknown way to rescale."""
-        found = share_faults(self.density, "DELLA.density") + rescale_faults(self.rescale, "DELLA.rescale")
+        found = share_issues(self.density, "DELLA.density") + rescale_issues(self.rescale, "DELLA.rescale")
         most = min(self.density, 1 - self.density)
         if not found and most and not 0 <= self.spread < most:
-            rule = f"must be at least 0 and below {most:g}, so that density ± spread lie in (0, 1)"
-            found.append(Fault("DELLA.spread", self.spread, rule, "Choose a smaller spread."))
+            problem = f"must be at least 0 and below {most:g}, so that density ± spread lie in (0, 1)"
+            found.append(ConfigIssue("DELLA.spread", self.spread, problem, "Choose a smaller spread."))
         return found
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         """The elected mean of the thinned task vectors of a whole tensor."""
         probabilities = [self._probabilities(vector) for vector in vectors]
         kept = [

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault
-from act_lightning.merging.method import MergingMethod, TaskVector, TensorPlace
+from act_lightning.errors import ConfigIssue
+from act_lightning.merging.method import MergingMethod, TaskVector, TensorSlice
 
 
 def fisher(vectors: Sequence[TaskVector], target_importance: Tensor, target_weight: float = 1.0) -> Tensor:
@@ -61,14 +61,16 @@ class Fisher(MergingMethod):
 
     target_weight: float = 1.0
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """A negative weight."""
         if not isinstance(self.target_weight, bool) and 0 <= self.target_weight < float("inf"):
             return []
-        rule = "must be a number that is not negative"
-        return [Fault("Fisher.target_weight", self.target_weight, rule, "Write 1, or 0 to average sources only.")]
+        problem = "must be a number that is not negative"
+        return [
+            ConfigIssue("Fisher.target_weight", self.target_weight, problem, "Write 1, or 0 to average sources only.")
+        ]
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         """The weighted average, as a change of the target."""
         if place.importance is None:
             raise TypeError(f"the place of {place.name!r} carries no Fisher information of the target")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.merging.bits import as_rows, at_least
-from act_lightning.merging.method import Parts, TaskVector, TensorPlace
+from act_lightning.merging.method import Parts, TaskVector, TensorSlice
 
 _MAGNITUDE = 0x7FFFFFFF
 _HALF = 16
@@ -34,7 +34,7 @@ class Limit:
     bits: int
     last: tuple[int, int] | None = None
 
-    def keeps(self, delta: Tensor, place: TensorPlace) -> Tensor:
+    def keeps(self, delta: Tensor, place: TensorSlice) -> Tensor:
         """Which elements are among the k largest.
 
         Args:
@@ -59,7 +59,7 @@ def magnitude_bits(delta: Tensor) -> Tensor:
     return delta.contiguous().view(torch.int32) & _MAGNITUDE
 
 
-def row_numbers(place: TensorPlace, delta: Tensor) -> Tensor:
+def row_numbers(place: TensorSlice, delta: Tensor) -> Tensor:
     """The number in the whole tensor of each row of ``delta``, int64 ``[rows]``."""
     return torch.arange(len(delta), device=delta.device) if place.rows is None else place.rows.to(delta.device)
 

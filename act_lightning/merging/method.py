@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault
+from act_lightning.errors import ConfigIssue
 from act_lightning.merging.bits import masked
 
 
@@ -39,7 +39,7 @@ class TaskVector:
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class TensorSlice:
     """Which tensor is merged and which of its rows, so that random draws depend on nothing else.
 
     Attributes:
@@ -56,9 +56,9 @@ class TensorPlace:
     importance: Tensor | None = field(default=None, compare=False)
 
 
-Part: TypeAlias = tuple[Sequence[TaskVector], TensorPlace]
+Part: TypeAlias = tuple[Sequence[TaskVector], TensorSlice]
 Parts: TypeAlias = Callable[[], Iterable[Part]]  # a call goes through the parts of a tensor, rows ascending
-Merge: TypeAlias = Callable[[Sequence[TaskVector], TensorPlace], Tensor]
+Merge: TypeAlias = Callable[[Sequence[TaskVector], TensorSlice], Tensor]
 
 
 class MergingMethod(ABC):
@@ -80,16 +80,16 @@ class MergingMethod(ABC):
         """Whether a row of the result depends on that row of the task vectors alone; a plain attribute will do.
 
         Such a method may be given any rows of a tensor; any other is given the whole tensor, unless it is a
-        :class:`SurveyingMethod`.
+        :class:`TwoPassMethod`.
         """
         return False
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is wrong with the method's own settings; looked for before any work."""
         return []
 
     @abstractmethod
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         """The change of one tensor, to be added to the target.
 
         Args:
@@ -101,7 +101,7 @@ class MergingMethod(ABC):
         """
 
 
-class SurveyingMethod(MergingMethod):
+class TwoPassMethod(MergingMethod):
     """A method that needs a few numbers about a whole tensor, such as a threshold, before it can merge any rows of it.
 
     It never holds the tensor: :meth:`survey` goes through it in parts, and :meth:`merge_rows` merges any rows.
@@ -117,20 +117,20 @@ class SurveyingMethod(MergingMethod):
         """
 
     @abstractmethod
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorPlace, survey: Any) -> Tensor:  # noqa: ANN401
+    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: Any) -> Tensor:  # noqa: ANN401
         """The change of some rows of the tensor that was surveyed; otherwise as :meth:`merge`."""
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorPlace) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
         """The change of a whole tensor."""
         return self.merge_rows(vectors, place, self.survey(lambda: [(vectors, place)]))
 
 
 def works_by_rows(method: MergingMethod) -> bool:
     """Whether ``method`` can merge some rows of a tensor at a time, once it is made ready by :func:`ready`."""
-    return method.elementwise or isinstance(method, SurveyingMethod)
+    return method.elementwise or isinstance(method, TwoPassMethod)
 
 
-def ready(method: MergingMethod, parts: Parts, scale: float) -> Merge:
+def bind(method: MergingMethod, parts: Parts, scale: float) -> Merge:
     """The method made ready for one tensor: a function that merges any rows of it, scales included.
 
     A method that sums gives each source its own λ. One that votes or averages gets λ_m / λ as the weight of a source,
@@ -138,7 +138,7 @@ def ready(method: MergingMethod, parts: Parts, scale: float) -> Merge:
 
     Args:
         method: The method; unless it :func:`works_by_rows`, the whole tensor must be merged at once.
-        parts: Goes through the parts of the tensor; called for a :class:`SurveyingMethod` only.
+        parts: Goes through the parts of the tensor; called for a :class:`TwoPassMethod` only.
         scale: λ of the transfer.
 
     Returns:
@@ -151,7 +151,7 @@ def ready(method: MergingMethod, parts: Parts, scale: float) -> Merge:
 
 
 def _surveyed(method: MergingMethod, parts: Parts) -> Merge:
-    if isinstance(method, SurveyingMethod):
+    if isinstance(method, TwoPassMethod):
         return partial(method.merge_rows, survey=method.survey(parts))
     return method.merge
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.arithmetic import TaskArithmetic
 from act_lightning.merging.breadcrumbs import Breadcrumbs
 from act_lightning.merging.dare import DARE
@@ -33,10 +33,10 @@ def merging_method(method: str | MergingMethod) -> MergingMethod:
     TaskArithmetic()
     """
     if isinstance(method, MergingMethod):
-        refuse(method.faults())
+        raise_if_any(method.issues())
         return method
     if method not in METHODS:
         known = ", ".join(METHODS)
-        remedy = "Choose one of them, or give {class_path, init_args} of a MergingMethod of your own."
-        raise ActError(Fault("transfer.method", method, f"must name a merging method: {known}", remedy))
+        hint = "Choose one of them, or give {class_path, init_args} of a MergingMethod of your own."
+        raise ActError(ConfigIssue("transfer.method", method, f"must name a merging method: {known}", hint))
     return METHODS[method]()

@@ -10,14 +10,11 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from act_lightning.cards import CARD
-from act_lightning.checkpoints import output_faults, replacing_folder, write_file
-from act_lightning.checkpoints.atomic import storing
-from act_lightning.checkpoints.carried import CARRIED
-from act_lightning.checkpoints.clone import clone_file
-from act_lightning.checkpoints.export import require_space
-from act_lightning.checkpoints.shards import INDEX, read_headers
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.cards.record import CARD
+from act_lightning.checkpoints.export import output_issues, require_space
+from act_lightning.checkpoints.files import reflink, replacing_folder, storing, write_file
+from act_lightning.checkpoints.headers import CARRIED, INDEX, read_headers
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.patches.description import patched_card
 from act_lightning.patches.file import open_patch
 from act_lightning.patches.stacking import Stack, stack_patches
@@ -46,15 +43,15 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
         ActError: Another model, patches applied already, damaged or in conflict; ``out`` cannot be written.
     """
     found = stack_patches([open_patch(path) for path in patches], stack)
-    refuse(output_faults(out, model, "out"))
+    raise_if_any(output_issues(out, model, "out"))
     tensors = stored_tensors(model)
     before, after = _digests(tensors, found)
     if before != found.base:
         applied = before in (found.result, *(patch.record.result for patch in found.patches))
-        rule = "must be the model that the patch was made for, and " + (
+        problem = "must be the model that the patch was made for, and " + (
             "has it applied already" if applied else f"has other weights ({before[:12]}…, not {found.base[:12]}…)"
         )
-        raise ActError(Fault("model", str(model), rule, _OTHER_MODEL))
+        raise ActError(ConfigIssue("model", str(model), problem, _OTHER_MODEL))
     if found.result not in (None, after):
         raise ActError(_damaged(found))
     card = patched_card(found.patches, name or model.resolve().name, after, applied=True)
@@ -79,14 +76,14 @@ def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = 
         ActError: The patches are not applied to this model, or are damaged; ``out`` cannot be written.
     """
     found = stack_patches([open_patch(path) for path in patches], stack)
-    refuse(output_faults(out, model, "out"))
+    raise_if_any(output_issues(out, model, "out"))
     tensors = stored_tensors(model)
     before, after = _digests(tensors, found)
     if after != found.base or found.result not in (None, before):
-        rule = "must have exactly these patches applied, and has " + (
+        problem = "must have exactly these patches applied, and has " + (
             "none" if before == found.base else f"other weights ({before[:12]}…)"
         )
-        raise ActError(Fault("model", str(model), rule, "Name every patch that was applied, in its order."))
+        raise ActError(ConfigIssue("model", str(model), problem, "Name every patch that was applied, in its order."))
     card = patched_card(found.patches, name or model.resolve().name, after, applied=False)
     _write(model, out, tensors, found, card)
     return after
@@ -96,8 +93,8 @@ def _digests(tensors: dict[str, StoredTensor], stack: Stack) -> tuple[str, str]:
     """The digest of a model's weights, and of what they become; reads every byte once."""
     missing = sorted({key for patch in stack.patches for key in patch.record.tensors} - tensors.keys())
     if missing:
-        rule = f"must hold the tensors that the patch changes, and lacks {', '.join(missing[:3])}"
-        raise ActError(Fault("model", missing[0], rule, _OTHER_MODEL))
+        problem = f"must hold the tensors that the patch changes, and lacks {', '.join(missing[:3])}"
+        raise ActError(ConfigIssue("model", missing[0], problem, _OTHER_MODEL))
     before, after = {}, {}
     with _progress("Reading", tensors) as bar:
         for key, tensor in tensors.items():
@@ -124,7 +121,7 @@ def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stack: Stac
     with replacing_folder(out) as folder, _progress("Writing", tensors) as bar:
         for path, group in groupby(tensors.items(), key=lambda item: item[1].path):
             with storing(out):
-                if not clone_file(path, folder / path.name):
+                if not reflink(path, folder / path.name):
                     shutil.copyfile(path, folder / path.name)
                 for key, tensor in group:
                     if stack.touches(key):
@@ -154,6 +151,6 @@ def _progress(title: str, tensors: dict[str, StoredTensor]) -> tqdm[None]:
     return tqdm(total=total, desc=title, unit="B", unit_scale=True, leave=False, disable=None)
 
 
-def _damaged(stack: Stack) -> Fault:
+def _damaged(stack: Stack) -> ConfigIssue:
     names = ", ".join(patch.path.name for patch in stack.patches)
-    return Fault("patch", names, "must make the weights that it promises, and makes others", "Download it again.")
+    return ConfigIssue("patch", names, "must make the weights that it promises, and makes others", "Download it again.")

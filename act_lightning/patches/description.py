@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from act_lightning.cards import common_license, front_matter, is_hub_id, license_text, short, table
-from act_lightning.patches.file import PatchFile
-from act_lightning.patches.record import PatchRecord, TensorChange
+from act_lightning.cards.card import front_matter, table
+from act_lightning.cards.record import common_license, is_hub_id, license_text, short
+from act_lightning.patches.file import PatchFile, PatchRecord, TensorChange
 from act_lightning.transfer.report import layer_of, module_type
 
 

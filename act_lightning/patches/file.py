@@ -1,27 +1,144 @@
-"""A patch on disk: a safetensors file of packed parts, written as it grows, read a tensor at a time."""
+"""What a patch says about itself: which weights it fits, what it makes of them, and where it comes from."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from act_lightning.checkpoints import replacing_file
-from act_lightning.checkpoints.atomic import storing
-from act_lightning.checkpoints.header import Entry, Header, read_header
-from act_lightning.errors import ActError, Fault
-from act_lightning.patches.codec import from_planes, pack, planes, unpack
-from act_lightning.patches.cover import Cover, cover_of
-from act_lightning.patches.record import FORMAT, PatchRecord, TensorChange
-from act_lightning.patches.stored import StoredTensor, Words, grid_of, word_of
+from act_lightning.checkpoints.files import replacing_file, storing
+from act_lightning.checkpoints.headers import Entry, Header, read_header
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.patches.changed_region import ChangedRegion, changed_region
+from act_lightning.patches.stored import StoredTensor, Words, from_planes, grid_of, pack, planes, unpack, word_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """What a patch does to one stored tensor.
+
+    Attributes:
+        name: The parameter's name in the model, which need not be the key it is stored under.
+        dtype: The dtype in safetensors' spelling, such as ``BF16``.
+        shape: The sizes of the whole tensor.
+        rows: How many whole rows are in the patch; of a vector, elements.
+        columns: How many whole columns.
+        changed: How many elements differ between base and result.
+        codecs: How each part is packed, ``raw`` or ``zlib``: ``rows``, ``columns``, ``xor0`` and so on.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
+    columns: int
+    changed: int
+    codecs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class PatchRecord:
+    """The metadata of a patch, JSON under the key ``act_patch``.
+
+    Attributes:
+        base: Digest of the weights that it fits; see :func:`~act_lightning.patches.stored.weights_digest`.
+        result: Digest of the weights that it makes of them.
+        parameters: How many elements the model has in all.
+        tensors: What changes, by the key in the base's files; all other tensors keep every bit.
+        provenance: How base and tuned model were named, values in which their configs differ, versions, and the
+            tuned folder's own record of its transfer and its recipe.
+        format: Version of the layout.
+    """
+
+    base: str
+    result: str
+    parameters: int
+    tensors: Mapping[str, TensorChange]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PatchRecord:
+        """The inverse of :meth:`to_json`; keys of later versions are passed over.
+
+        Raises:
+            KeyError: Something is missing.
+            TypeError: Something has another form.
+        """
+        tensors = {
+            key: TensorChange(
+                str(one["name"]),
+                str(one["dtype"]),
+                tuple(int(size) for size in one["shape"]),
+                int(one["rows"]),
+                int(one["columns"]),
+                int(one["changed"]),
+                dict(one["codecs"]),
+            )
+            for key, one in values["tensors"].items()
+        }
+        base, result = str(values["base"]), str(values["result"])
+        return cls(base, result, int(values["parameters"]), tensors, dict(values["provenance"]), values["format"])
+
+
+_SCHEME = "hf://"
+_HUB_FILE = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<early>[^/@]+))?/(?P<file>[^@]+?)(@(?P<late>[^@]+))?")
+_REMEDY = "Write hf://owner/name/file.safetensors, or hf://owner/name/file.safetensors@revision."
+
+
+def find_patch(reference: str) -> Path:
+    """The file of a patch, fetched from the hub where it is there.
+
+    A patch is pushed like any file: ``hf upload me/patches science.safetensors``, or
+    ``huggingface_hub.upload_file(path_or_fileobj=…, path_in_repo="science.safetensors", repo_id="me/patches")``.
+
+    Args:
+        reference: A path; or ``hf://owner/name/path/in/repository``, with ``@revision`` after the name, as
+            ``huggingface_hub`` has it, or at the end.
+
+    Raises:
+        ActError: There is no such file, or the hub cannot be reached.
+    """
+    if not reference.startswith(_SCHEME):
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            problem = "must be a file that exists, or a hub file"
+            raise ActError(ConfigIssue("patch", reference, problem, f"Correct the path. {_REMEDY}"))
+        return path
+    match = _HUB_FILE.fullmatch(reference)
+    if match is None or (match["early"] and match["late"]):
+        raise ActError(ConfigIssue("patch", reference, "must name a file of a hub repository", _REMEDY))
+    return _fetch(reference, match["repo"], match["file"], match["early"] or match["late"])
+
+
+def _fetch(reference: str, repository: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+        hint = "Check name, revision, network and `hf auth login`, or give the path of a local copy."
+        raise ActError(
+            ConfigIssue("patch", reference, f"must be a hub file that can be fetched ({reason})", hint)
+        ) from error
+
 
 _METADATA = "act_patch"
 
@@ -43,7 +160,7 @@ class PatchWriter:
 
     def add(self, key: str, name: str, tensor: StoredTensor, changes: Words) -> None:
         """Add the changes (XOR of base and result, ``[height, width]``) of the tensor that is stored under ``key``."""
-        cover = cover_of(changes)
+        cover = changed_region(changes)
         parts = {"rows": np.packbits(cover.rows).tobytes(), "columns": np.packbits(cover.columns).tobytes()}
         codecs = {part: self._write(key, part, data) for part, data in parts.items()}
         for plane, data in enumerate(planes(cover.take(changes))):
@@ -92,16 +209,16 @@ class PatchFile:
     record: PatchRecord
     header: Header
 
-    def cover(self, key: str) -> Cover:
+    def cover(self, key: str) -> ChangedRegion:
         """Which rows and columns of the tensor ``key`` the patch holds.
 
         Raises:
             ActError: The patch is damaged.
         """
         height, width = grid_of(self.record.tensors[key].shape)
-        return Cover(self._mask(key, "rows", height), self._mask(key, "columns", width))
+        return ChangedRegion(self._mask(key, "rows", height), self._mask(key, "columns", width))
 
-    def changes(self, key: str) -> tuple[Cover, Words]:
+    def changes(self, key: str) -> tuple[ChangedRegion, Words]:
         """The cover of the tensor ``key``, and the XOR of base and result on it, ``[size]``.
 
         Raises:
@@ -122,8 +239,8 @@ class PatchFile:
                 file.seek(self.header.data_start + entry.start)
                 return unpack(self.record.tensors[key].codecs[part], file.read(entry.size), size)
         except (KeyError, ValueError, OSError) as error:
-            rule = f"must hold {part} of {key} undamaged ({error})"
-            raise ActError(Fault("patch", str(self.path), rule, "Download or make it again.")) from error
+            problem = f"must hold {part} of {key} undamaged ({error})"
+            raise ActError(ConfigIssue("patch", str(self.path), problem, "Download or make it again.")) from error
 
 
 def open_patch(path: Path) -> PatchFile:
@@ -135,15 +252,15 @@ def open_patch(path: Path) -> PatchFile:
     header = read_header(path)
     text = header.metadata.get(_METADATA)
     if text is None:
-        rule = "must be an ability patch, and is another safetensors file"
-        raise ActError(Fault("patch", str(path), rule, "Name a file that `patch make` has written."))
+        problem = "must be an ability patch, and is another safetensors file"
+        raise ActError(ConfigIssue("patch", str(path), problem, "Name a file that `patch make` has written."))
     try:
         values = json.loads(text)
         record = PatchRecord.from_json(values) if values["format"] == FORMAT else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        rule = f"must have a readable record ({error!r})"
-        raise ActError(Fault("patch", str(path), rule, "Download or make it again.")) from error
+        problem = f"must have a readable record ({error!r})"
+        raise ActError(ConfigIssue("patch", str(path), problem, "Download or make it again.")) from error
     if record is None:
-        rule = f"must have format {FORMAT}, and has {values['format']}"
-        raise ActError(Fault("patch", str(path), rule, "Use the version of act-lightning that made it."))
+        problem = f"must have format {FORMAT}, and has {values['format']}"
+        raise ActError(ConfigIssue("patch", str(path), problem, "Use the version of act-lightning that made it."))
     return PatchFile(path, record, header)

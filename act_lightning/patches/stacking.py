@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.patches.file import PatchFile
 from act_lightning.patches.stored import StoredTensor, Words
 
@@ -76,7 +76,7 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> Stack:
         ActError: One fits neither, is given twice, or touches what another touches without ``stack``.
     """
     if not patches:
-        raise ActError(Fault("patch", None, "must name a patch", "Give one with --patch."))
+        raise ActError(ConfigIssue("patch", None, "must name a patch", "Give one with --patch."))
     steps = [[patches[0]]]
     for patch in patches[1:]:
         last = steps[-1]
@@ -85,9 +85,9 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> Stack:
         elif len(last) == 1 and patch.record.base == last[0].record.result:
             steps.append([patch])
         else:
-            rule = "must fit the base of the patch before it, or what that patch makes of it"
-            raise ActError(Fault("patch", str(patch.path), rule, "Give patches in the order of their making."))
-    refuse(fault for step in steps for fault in _conflicts(step, stack))
+            problem = "must fit the base of the patch before it, or what that patch makes of it"
+            raise ActError(ConfigIssue("patch", str(patch.path), problem, "Give patches in the order of their making."))
+    raise_if_any(issue for step in steps for issue in _conflicts(step, stack))
     return Stack(tuple(map(tuple, steps)))
 
 
@@ -106,24 +106,26 @@ def _check(patches: Iterable[PatchFile], key: str, tensor: StoredTensor) -> None
         change = patch.record.tensors[key]
         if (change.dtype, change.shape) != (tensor.entry.code, tensor.entry.shape):
             found = f"{tensor.entry.code} {tensor.entry.shape}"
-            rule = f"must be stored as {change.dtype} {change.shape}, for which {patch.path.name} was made"
-            raise ActError(Fault(key, found, rule, "Name the model that the patch was made for; see `patch show`."))
+            problem = f"must be stored as {change.dtype} {change.shape}, for which {patch.path.name} was made"
+            raise ActError(
+                ConfigIssue(key, found, problem, "Name the model that the patch was made for; see `patch show`.")
+            )
 
 
-def _conflicts(step: Sequence[PatchFile], stack: bool) -> list[Fault]:
-    faults = []
+def _conflicts(step: Sequence[PatchFile], stack: bool) -> list[ConfigIssue]:
+    issues = []
     for number, patch in enumerate(step):
         for other in step[:number]:
             if other.record.result == patch.record.result:
-                rule = "must be named once"
-                faults.append(Fault("patch", str(patch.path), rule, "Leave one of them out."))
+                problem = "must be named once"
+                issues.append(ConfigIssue("patch", str(patch.path), problem, "Leave one of them out."))
             elif not stack and (shared := _shared(other, patch)):
                 places = ", ".join(f"{count:,} of {key}" for key, count in list(shared.items())[:_LISTED])
                 more = f" and {len(shared) - _LISTED} more tensors" if len(shared) > _LISTED else ""
-                rule = f"must touch no element that {other.path.name} touches, and touches {places}{more}"
-                remedy = "Give --stack to apply them in this order, where the later one wins."
-                faults.append(Fault("patch", str(patch.path), rule, remedy))
-    return faults
+                problem = f"must touch no element that {other.path.name} touches, and touches {places}{more}"
+                hint = "Give --stack to apply them in this order, where the later one wins."
+                issues.append(ConfigIssue("patch", str(patch.path), problem, hint))
+    return issues
 
 
 def _shared(one: PatchFile, other: PatchFile) -> dict[str, int]:

@@ -1,20 +1,73 @@
-"""Stored tensors as grids of whole numbers: their bits, whatever they mean."""
+"""Stored tensors as grids of whole numbers, and how parts of a patch are packed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from act_lightning.checkpoints.header import DTYPES, Entry
-from act_lightning.checkpoints.shards import read_headers
-from act_lightning.errors import ActError, Fault
+from act_lightning.checkpoints.headers import DTYPES, Entry, read_headers
+from act_lightning.errors import ActError, ConfigIssue
+
+Codec = Literal["raw", "zlib"]
+_CHUNK = 1 << 24
+
+
+def pack(data: bytes) -> tuple[Codec, bytes]:
+    """``data``, deflated if that is smaller, and which of the two it is.
+
+    >>> pack(bytes(1000))[0], pack(b"ab")[0]
+    ('zlib', 'raw')
+    """
+    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    view = memoryview(data)
+    parts = [deflate.compress(view[start : start + _CHUNK]) for start in range(0, len(view), _CHUNK)]
+    packed = b"".join([*parts, deflate.flush()])
+    return ("zlib", packed) if len(packed) < len(data) else ("raw", data)
+
+
+def unpack(codec: str, data: bytes, size: int) -> bytes:
+    """The ``size`` bytes that :func:`pack` was given.
+
+    Raises:
+        ValueError: They are damaged, of another size, or packed in a way that is not known.
+    """
+    if codec not in ("raw", "zlib"):
+        raise ValueError(f"packed by {codec!r}, which is not known")
+    if codec == "zlib":
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(data, size + 1)  # never more: a few bytes can stand for gigabytes
+        except zlib.error as error:
+            raise ValueError(f"damaged: {error}") from error
+    if len(data) != size:
+        raise ValueError(f"{len(data)} bytes long where {size} are due")
+    return data
+
+
+def planes(values: Words) -> list[bytes]:
+    """Byte 0 of every value, then byte 1, and so on, of ``[size]`` little-endian words.
+
+    >>> planes(np.array([0x4142, 0x4344], "<u2"))
+    [b'BD', b'AC']
+    """
+    table = values.view(np.uint8).reshape(-1, values.itemsize)
+    return [table[:, plane].tobytes() for plane in range(values.itemsize)]
+
+
+def from_planes(parts: list[bytes], word: np.dtype[np.unsignedinteger]) -> Words:
+    """The inverse of :func:`planes`."""
+    table = np.stack([np.frombuffer(part, np.uint8) for part in parts], axis=-1)
+    return table.reshape(-1).view(word)
+
 
 Words = NDArray[np.unsignedinteger]
 """Unsigned integers as wide as an element, so that equal bits are equal numbers: NaN and −0 too."""
@@ -60,8 +113,10 @@ class StoredTensor:
                 rows = min(step, height - first)
                 data = bytearray(rows * bytes_a_row)  # which torch takes without a copy; bytes it warns about
                 if file.readinto(data) != len(data):
-                    rule = "must not change while it is read, and ends too early"
-                    raise ActError(Fault(str(self.path), self.path.name, rule, "Run again when it is complete."))
+                    problem = "must not change while it is read, and ends too early"
+                    raise ActError(
+                        ConfigIssue(str(self.path), self.path.name, problem, "Run again when it is complete.")
+                    )
                 yield np.frombuffer(data, self.word).reshape(rows, width)
 
     def read(self) -> Words:

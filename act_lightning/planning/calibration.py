@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from act_lightning.checkpoints import load_config, resolve_dtype
-from act_lightning.machine import runs_on_host
+from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.planning.forecast import profiles
 from act_lightning.planning.run import Run
-from act_lightning.planning.training import process_count
+from act_lightning.planning.training_checks import process_count
+from act_lightning.profiling.memory import runs_on_host
 
 _TOKENS, _REPEATS = 256, 3
 _VOCABULARY = 2048  # a whole one would take gigabytes; the time of the rest is in proportion

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from rich.console import Console
+from rich.table import Table
+
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import config_differences, is_weightless, load_config, meta_model, stored_dtype
+from act_lightning.checkpoints.compatibility import config_differences
+from act_lightning.checkpoints.headers import is_weightless
+from act_lightning.checkpoints.models import load_config, meta_model, stored_dtype
 from act_lightning.errors import ActError
 from act_lightning.planning.calibration import time_forecast
-from act_lightning.planning.checks import distinct, output_place_faults, setting_faults, transfer_faults
+from act_lightning.planning.checks import distinct, output_place_issues, setting_issues, transfer_issues
 from act_lightning.planning.forecast import (
     attribution_notes,
     disk_forecast,
     memory_forecast,
     memory_problems,
+    parameter_ranges,
+    selection_counts,
     space_problems,
 )
-from act_lightning.planning.lineage import lineage
-from act_lightning.planning.models import Models, look
-from act_lightning.planning.problem import Level, Problem, from_fault
-from act_lightning.planning.run import Run
-from act_lightning.planning.selection import parameter_ranges, selection_counts
-from act_lightning.planning.tokenizers import tokenizer_problems
-from act_lightning.planning.training import training_problems
-from act_lightning.sweeping.points import count_points
+from act_lightning.planning.pair_checks import lineage, tokenizer_problems
+from act_lightning.planning.problem import Level, Problem, from_issue
+from act_lightning.planning.run import Models, Run, inspect_models
+from act_lightning.planning.training_checks import training_problems
+from act_lightning.sweep.points import count_points
 
 _KEPT = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
 
@@ -71,12 +77,12 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
         verb: What is planned: ``fit``, ``merge``, ``profile`` or ``sweep``.
         calibrate: Whether to measure the speed of this machine, which reads the abilities.
     """
-    models, plan = look(run), Plan()
-    faults = setting_faults(run, "plan" if verb == "fit" else verb) + models.faults + transfer_faults(run, models, verb)
-    faults += output_place_faults(run, models, verb)
-    plan.problems = [from_fault(fault) for fault in distinct(faults)]
+    models, plan = inspect_models(run), Plan()
+    issues = setting_issues(run, "plan" if verb == "fit" else verb) + models.issues + transfer_issues(run, models, verb)
+    issues += output_place_issues(run, models, verb)
+    plan.problems = [from_issue(issue) for issue in distinct(issues)]
     plan.problems += training_problems(run) if verb == "fit" else []
-    if verb == "sweep" and run.sweep is not None and not faults:
+    if verb == "sweep" and run.sweep is not None and not issues:
         plan.sweep = {"points": 1 + count_points(run.sweep, run.transfer.settings)}
     if models.target is not None:
         plan.problems += _pair_problems(plan, run, models, models.target)
@@ -105,7 +111,7 @@ def _measure(plan: Plan, run: Run, target: Path, verb: str) -> None:
     try:
         plan.time = time_forecast(run, target, verb)
     except ActError as error:
-        plan.problems += [from_fault(fault) for fault in error.faults]
+        plan.problems += [from_issue(issue) for issue in error.issues]
 
 
 def _pair_problems(plan: Plan, run: Run, models: Models, target: Path) -> list[Problem]:
@@ -161,8 +167,67 @@ def _lineage_problems(plan: Plan, target: Path, source: Path, setting: str, name
     try:
         found = lineage(target, source)
     except ActError as error:
-        return [from_fault(fault) for fault in error.faults]
+        return [from_issue(issue) for issue in error.issues]
     if found is None:
         return []
     plan.parameters.setdefault("siblings", {})[name] = found.to_json()
     return found.problems(setting)
+
+
+_COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+_MEGABYTE, _GIGABYTE = 1e6, 1e9
+
+
+def print_plan(plan: Plan, as_json: bool) -> int:
+    """Print a plan on standard output.
+
+    Returns:
+        The exit status: 1 if the plan holds an error.
+    """
+    if as_json:
+        print(json.dumps(plan.to_json(), indent=2))
+    else:
+        _print_tables(plan, Console(highlight=False))
+    return int(plan.has_error)
+
+
+def _print_tables(plan: Plan, console: Console) -> None:
+    if plan.channels:
+        table = Table("what will happen", "", box=None)
+        for name, figure in _rows(plan):
+            table.add_row(name, figure)
+        console.print(table)
+    for problem in plan.problems:
+        console.print(f"[{_COLORS[problem.level]}]{problem.level}:[/]", end=" ")
+        console.print(str(problem), markup=False, soft_wrap=True)
+    if not plan.problems:
+        console.print("no problems found")
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "channels", f"{plan.channels['total']:,}"
+    yield "parameters", f"{plan.parameters['total']:,}"
+    for name, found in plan.parameters.get("siblings", {}).items():
+        unlike = f"unrelated {found['chance']:.3f}, differs by {found['difference']:.1%}"
+        yield f"rows of {name} in the target", f"cosine {found['cosine']:.3f} ({unlike})"
+    for ability, count in plan.channels["per_ability"].items():
+        yield f"selected for {ability}", "as the scores say" if count is None else f"{count:,}"
+        if owned := plan.parameters["per_ability"].get(ability):
+            yield "  parameters", f"{owned['least']:,} to {owned['most']:,}"
+    for title, figures in (("memory", plan.memory), ("disk", plan.disk)):
+        for name, size in figures.items():
+            if size:
+                yield f"{title}: {name.replace('_', ' ')}", _size(size)
+    if plan.sweep:
+        yield "points of the sweep", f"{plan.sweep['points']:,}"
+    for name, figure in plan.time.items():
+        yield f"time: {name.replace('_', ' ')}", f"{figure:,.0f}" + ("" if name.endswith("tokens") else " s")
+
+
+def _size(count: int) -> str:
+    """Bytes for people.
+
+    >>> _size(15_231_233_024), _size(277_760)
+    ('15.23 GB', '0.28 MB')
+    """
+    return f"{count / _GIGABYTE:,.2f} GB" if count >= _GIGABYTE else f"{count / _MEGABYTE:,.2f} MB"

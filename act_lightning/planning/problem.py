@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from act_lightning.errors import Fault
+from act_lightning.errors import ConfigIssue
 
 Level = Literal["error", "warning", "note"]
 
@@ -31,7 +31,7 @@ class Problem:
         return f"{self.message.removesuffix('.')}. {self.remedy}"
 
 
-def from_fault(fault: Fault) -> Problem:
-    """A fault as an error of a plan."""
-    message = str(fault).removesuffix(f" {fault.remedy}")
-    return Problem("error", fault.setting, message, fault.remedy)
+def from_issue(issue: ConfigIssue) -> Problem:
+    """A issue as an error of a plan."""
+    message = str(issue).removesuffix(f" {issue.hint}")
+    return Problem("error", issue.setting, message, issue.hint)

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from act_lightning.errors import Fault
-from act_lightning.masks import ratio_faults
+from act_lightning.errors import ConfigIssue
+from act_lightning.masks import ratio_issues
 from act_lightning.scorers.scorer import Scorer
 
 _ROUNDS = (1, 2)
@@ -61,18 +61,20 @@ class Attribution(Scorer):
         """All α."""
         return tuple(self.alpha) if isinstance(self.alpha, Sequence) else (self.alpha,)
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """α outside [0, 1], a penalty that is no number or has nothing to act on, and so on."""
         setting, found = "transfer.selection", []
         if not self.alphas or not all(0 <= alpha <= 1 for alpha in self.alphas):
-            found.append(Fault(f"{setting}.alpha", self.alpha, "must lie in [0, 1]", "Try 0.5, or [0.25, 0.75]."))
+            found.append(ConfigIssue(f"{setting}.alpha", self.alpha, "must lie in [0, 1]", "Try 0.5, or [0.25, 0.75]."))
         if not (math.isfinite(self.penalty) and self.penalty >= 0):
-            found.append(Fault(f"{setting}.penalty", self.penalty, "must be at least 0", "Try 1.0."))
+            found.append(ConfigIssue(f"{setting}.penalty", self.penalty, "must be at least 0", "Try 1.0."))
         if self.rounds not in _ROUNDS:
-            found.append(Fault(f"{setting}.rounds", self.rounds, "must be 1 or 2", "Choose one of these."))
+            found.append(ConfigIssue(f"{setting}.rounds", self.rounds, "must be 1 or 2", "Choose one of these."))
         if self.tokens_per_batch < 1:
-            found.append(Fault(f"{setting}.tokens_per_batch", self.tokens_per_batch, "must be at least 1", "Try 2048."))
-        return found + ratio_faults(self.first_share, f"{setting}.first_share")
+            found.append(
+                ConfigIssue(f"{setting}.tokens_per_batch", self.tokens_per_batch, "must be at least 1", "Try 2048.")
+            )
+        return found + ratio_issues(self.first_share, f"{setting}.first_share")
 
     def record(self) -> dict[str, Any]:
         """Its settings, without those that have no effect."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from act_lightning.errors import ActError, Fault, refuse
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.scorers.activation import Activation, ActivationOverModuleMean, RelativeActivation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.local import Local
@@ -36,20 +36,20 @@ def scorer_of(selection: str | Scorer) -> Scorer | None:
     (Activation(), None)
     """
     if isinstance(selection, Scorer):
-        refuse([*selection.faults(), *_name_faults(selection)])
+        raise_if_any([*selection.issues(), *_name_issues(selection)])
         return selection
     if selection in UNSCORED:
         return None
     if selection not in SCORERS:
         known = ", ".join([*SCORERS, *UNSCORED])
-        remedy = "Choose one of these, or give {class_path, init_args} of a Scorer of your own."
-        raise ActError(Fault("transfer.selection", selection, f"must be one of {known}", remedy))
+        hint = "Choose one of these, or give {class_path, init_args} of a Scorer of your own."
+        raise ActError(ConfigIssue("transfer.selection", selection, f"must be one of {known}", hint))
     return SCORERS[selection]()
 
 
-def _name_faults(scorer: Scorer) -> list[Fault]:
+def _name_issues(scorer: Scorer) -> list[ConfigIssue]:
     """A scorer of the user's own that is called like one of ours, whose saved scores it would take for its own."""
     if type(scorer) in SCORERS.values() or scorer.label not in {*SCORERS, *UNSCORED}:
         return []
-    rule = f"must not be called {scorer.label!r}, like a selection that is there already"
-    return [Fault("transfer.selection", type(scorer).__name__, rule, "Set `name` in the class.")]
+    problem = f"must not be called {scorer.label!r}, like a selection that is there already"
+    return [ConfigIssue("transfer.selection", type(scorer).__name__, problem, "Set `name` in the class.")]

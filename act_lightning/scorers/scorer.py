@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.errors import Fault
+from act_lightning.errors import ConfigIssue
 
 _OURS = "act_lightning."
 
@@ -38,7 +38,7 @@ class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
         """What files and reports call it."""
         return self.name or type(self).__name__
 
-    def faults(self) -> list[Fault]:
+    def issues(self) -> list[ConfigIssue]:
         """What is wrong with the scorer's own settings; looked for before any work."""
         return []
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 
 FOLDER = "fisher"
 ALIASES = "aliases"  # metadata: under which other names tied parameters are known
@@ -43,8 +43,10 @@ class SavedFisher:
             try:
                 file = self._open.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
-                rule = f"must be a readable file of Fisher information ({error})"
-                raise ActError(Fault("fisher", str(path), rule, "Delete it, so that it is gathered again.")) from error
+                problem = f"must be a readable file of Fisher information ({error})"
+                raise ActError(
+                    ConfigIssue("fisher", str(path), problem, "Delete it, so that it is gathered again.")
+                ) from error
             self._opened.append((path, file, json.loads((file.metadata() or {}).get(ALIASES, "{}"))))
         return self
 
@@ -78,11 +80,13 @@ class SavedFisher:
             whole: Tensor = file.get_tensor(aliases.get(name, name))
             found = whole[numbers.clamp(min=0)]
         except (SafetensorError, IndexError) as error:
-            rule = f"must hold the Fisher information of {name} ({error})"
-            raise ActError(Fault("fisher", str(path), rule, "Delete it, so that it is gathered again.")) from error
+            problem = f"must hold the Fisher information of {name} ({error})"
+            raise ActError(
+                ConfigIssue("fisher", str(path), problem, "Delete it, so that it is gathered again.")
+            ) from error
         if not bool(torch.isfinite(found).all()):
-            rule = f"must be finite in {name}"
-            raise ActError(Fault("fisher", str(path), rule, "Delete it, and gather it in float32."))
+            problem = f"must be finite in {name}"
+            raise ActError(ConfigIssue("fisher", str(path), problem, "Delete it, and gather it in float32."))
         return found
 
 

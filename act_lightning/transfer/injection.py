@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import first_row_not_finite
-from act_lightning.errors import ActError, Fault
-from act_lightning.merging import MergingMethod, Part, TensorPlace, apply_change, ready, works_by_rows
+from act_lightning.checkpoints.finite import first_row_not_finite
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.merging.method import MergingMethod, Part, TensorSlice, apply_change, bind, works_by_rows
 from act_lightning.transfer.importance import Importance
-from act_lightning.transfer.selection import SelectedSource, joined
-from act_lightning.transfer.vectors import SourceVectors
+from act_lightning.transfer.selection import SelectedSource, union_of_sources
+from act_lightning.transfer.task_vectors import SourceVectors
 
 _IN_CACHE = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
 _ELSEWHERE = 1 << 25  # what keeps an accelerator busy
@@ -68,7 +68,7 @@ class MaskedInjection:
         self._seed = seed
         self._scale = scale
         self._shapes = inventory.shapes
-        self._elements = inventory.elements(joined(list(sources), inventory.total))
+        self._elements = inventory.elements(union_of_sources(list(sources), inventory.total))
         saved = [None] * len(sources) if importance is None else importance.sources
         self._sources = [
             SourceVectors(source, inventory.elements(source.mask), inventory.shapes, its)
@@ -124,8 +124,10 @@ class MaskedInjection:
         """
         partly = len(values) < self._shapes[name][0]
         if partly and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
-            rule = f"must be given {name} whole, and this process holds {len(values)} of its rows"
-            raise ActError(Fault("transfer.method", type(self._method).__name__, rule, "Transfer with `merge` first."))
+            problem = f"must be given {name} whole, and this process holds {len(values)} of its rows"
+            raise ActError(
+                ConfigIssue("transfer.method", type(self._method).__name__, problem, "Transfer with `merge` first.")
+            )
 
         def read(rows: Tensor) -> Tensor:
             part = values[_cut(rows - first_row)]
@@ -170,7 +172,7 @@ class MaskedInjection:
         """
         steps = self._steps(name, read, rows, device)
         looked_at = steps if survey is None else self._steps(name, survey, self.rows(name), device)
-        merge = ready(self._method, lambda: (step.part for step in looked_at()), self._scale)
+        merge = bind(self._method, lambda: (step.part for step in looked_at()), self._scale)
         for step in steps():
             changed = _changed(step, self._of_its_form(merge(*step.part), step))
             _require_finite(changed, name, "the merged weights", step.rows)
@@ -183,9 +185,9 @@ class MaskedInjection:
         if change.shape == step.target.shape and change.dtype == torch.float32:
             return change
         found = f"{str(change.dtype).removeprefix('torch.')} {list(change.shape)}"
-        rule = f"must give a float32 {list(step.target.shape)} as change of {step.part[1].name}, and gives {found}"
-        remedy = "Correct its merge; see act_lightning.merging.MergingMethod."
-        raise ActError(Fault("transfer.method", type(self._method).__name__, rule, remedy))
+        problem = f"must give a float32 {list(step.target.shape)} as change of {step.part[1].name}, and gives {found}"
+        hint = "Correct its merge; see act_lightning.merging.MergingMethod."
+        raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
 
     def _chunks(self, name: str, rows: Tensor, device: torch.device) -> Sequence[Tensor]:
         if not len(rows) or not works_by_rows(self._method):
@@ -209,7 +211,7 @@ class MaskedInjection:
         exact = target.float()
         vectors = [source.vector(name, exact, rows) for source in self._sources]
         own = None if self._importance is None else self._importance.rows(name, rows).to(target.device)
-        return _Step(rows, target, (vectors, TensorPlace(name, self._seed, rows, own)))
+        return _Step(rows, target, (vectors, TensorSlice(name, self._seed, rows, own)))
 
 
 def _changed(step: _Step, change: Tensor) -> Tensor:
@@ -234,5 +236,7 @@ def _cut(rows: Tensor) -> Tensor | slice:
 def _require_finite(values: Tensor, name: str, where: str, rows: Tensor) -> None:
     number = first_row_not_finite(values)
     if number is not None:
-        rule = f"must be finite in {where}, and row {int(rows[number])} holds NaN or infinity"
-        raise ActError(Fault(f"parameter {name}", "NaN or infinity", rule, "Check the checkpoint and the scale."))
+        problem = f"must be finite in {where}, and row {int(rows[number])} holds NaN or infinity"
+        raise ActError(
+            ConfigIssue(f"parameter {name}", "NaN or infinity", problem, "Check the checkpoint and the scale.")
+        )

@@ -1,4 +1,4 @@
-"""Which channels of a source move: from saved scores and settings to one mask per ability, and their union."""
+"""Which channels of a source move: from scores and settings to one mask per ability, and their union."""
 
 from __future__ import annotations
 
@@ -11,10 +11,61 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints import VocabularyMatch
-from act_lightning.errors import ActError, Fault
-from act_lightning.masks import candidates, random_scores, top, top_by_parameters, top_per_module, union
+from act_lightning.checkpoints.vocabulary import VocabularyMatch
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.masks import (
+    eligible_channels,
+    random_scores,
+    ratio_count,
+    ratio_issues,
+    top_by_parameters,
+    top_channels,
+    top_per_module,
+    union,
+)
 from act_lightning.transfer.settings import TransferSettings
+
+
+def count_selected(inventory: ChannelInventory, settings: TransferSettings, ratio: float | Fraction) -> int | None:
+    """How many channels the mask of one ability selects; ``None`` where only the scores can tell.
+
+    Args:
+        inventory: The channels of the target.
+        settings: How to select, without issues.
+        ratio: p in (0, 1].
+
+    Raises:
+        ActError: If a pattern to exclude matches no module, or nothing is left.
+    """
+    allowed = eligible_channels(inventory, settings.exclude)
+    if settings.selection == "all":
+        return int(allowed.sum())
+    if settings.share == "parameters":
+        return None  # the scores tell how many channels fill that many parameters
+    if settings.scope == "module":
+        return sum(ratio_count(int(allowed[span].sum()), ratio) for _, span in inventory.spans())
+    return ratio_count(int(allowed.sum()), ratio)
+
+
+def selection_issues(
+    inventory: ChannelInventory, settings: TransferSettings, ratios: Mapping[str, float | Fraction]
+) -> list[ConfigIssue]:
+    """Patterns that match no module, and ratios that select nothing, found before any work.
+
+    Args:
+        inventory: The channels of the target.
+        settings: How to select.
+        ratios: p of each source, by the setting that says so; those that are no ratio at all are told elsewhere.
+    """
+    try:
+        allowed = int(eligible_channels(inventory, settings.exclude).sum())
+    except ActError as error:
+        return list(error.issues)
+    return [
+        ConfigIssue(setting, ratio, f"must select at least one of {allowed:,} channels", "Choose a larger ratio.")
+        for setting, ratio in ratios.items()
+        if not ratio_issues(ratio) and count_selected(inventory, settings, ratio) == 0
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,13 +120,13 @@ def select(
     Raises:
         ActError: If a mask selects nothing.
     """
-    allowed = candidates(inventory, settings.exclude)
+    allowed = eligible_channels(inventory, settings.exclude)
     masks = {}
     for ability, values in scores.items():
         mask = _select_one(inventory, values, ratio, settings, allowed, (*key, ability))
         if not mask.any():
-            rule = f"must select at least one of {int(allowed.sum()):,} channels for {ability!r}"
-            raise ActError(Fault("transfer.ratio", ratio, rule, "Choose a larger ratio."))
+            problem = f"must select at least one of {int(allowed.sum()):,} channels for {ability!r}"
+            raise ActError(ConfigIssue("transfer.ratio", ratio, problem, "Choose a larger ratio."))
         masks[ability] = mask
     return masks
 
@@ -96,7 +147,7 @@ def _select_one(
         return top_by_parameters(values, ratio, allowed, inventory)
     if settings.scope == "module":
         return top_per_module(values, ratio, allowed, inventory)
-    return top(values, ratio, allowed)
+    return top_channels(values, ratio, allowed)
 
 
 def _ranked(scores: Tensor | None, settings: TransferSettings, inventory: ChannelInventory) -> Tensor:
@@ -106,12 +157,12 @@ def _ranked(scores: Tensor | None, settings: TransferSettings, inventory: Channe
     return settings.scorer.ranked(scores, inventory)
 
 
-def joined(sources: list[SelectedSource], total: int) -> Tensor:
+def union_of_sources(sources: list[SelectedSource], total: int) -> Tensor:
     """The channels that move from any source, bool ``[total]``."""
     return union([source.mask for source in sources]) if sources else torch.zeros(total, dtype=torch.bool)
 
 
-def having_partners(inventory: ChannelInventory, mask: Tensor, vocabulary: VocabularyMatch | None) -> Tensor:
+def drop_unmatched(inventory: ChannelInventory, mask: Tensor, vocabulary: VocabularyMatch | None) -> Tensor:
     """``mask`` (bool ``[channels]``) without the channels of lm_head whose token the source lacks.
 
     Args:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from act_lightning.checkpoints import name_faults
-from act_lightning.errors import ActError, Fault
-from act_lightning.masks import ratio_faults
-from act_lightning.merging import MergingMethod, merging_method
-from act_lightning.scorers import Scorer, scorer_of
+from act_lightning.checkpoints.files import name_issues
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.masks import ratio_issues
+from act_lightning.merging.method import MergingMethod
+from act_lightning.merging.registry import merging_method
+from act_lightning.scorers.registry import scorer_of
+from act_lightning.scorers.scorer import Scorer
 
 Share = Literal["channels", "parameters"]
 Scope = Literal["global", "module"]
@@ -44,7 +46,7 @@ class TransferSettings:
     @property
     def scorer(self) -> Scorer | None:
         """What channels are ranked by; ``None`` where no scores are needed, or the selection is refused."""
-        return None if self._selection_faults() else scorer_of(self.selection)
+        return None if self._selection_issues() else scorer_of(self.selection)
 
     @property
     def selection_name(self) -> str:
@@ -59,59 +61,63 @@ class TransferSettings:
     @property
     def needs_fisher(self) -> bool:
         """Whether this method weighs by Fisher information."""
-        return not self._method_faults() and merging_method(self.method).needs_importance
+        return not self._method_issues() and merging_method(self.method).needs_importance
 
-    def faults(self, prefix: str = "transfer") -> list[Fault]:
+    def issues(self, prefix: str = "transfer") -> list[ConfigIssue]:
         """What is wrong with these settings, without looking at a model."""
-        found = ratio_faults(self.ratio, f"{prefix}.ratio") + scale_faults(self.scale, f"{prefix}.scale")
+        found = ratio_issues(self.ratio, f"{prefix}.ratio") + scale_issues(self.scale, f"{prefix}.scale")
         for name, value, allowed in (
             ("share", self.share, get_args(Share)),
             ("scope", self.scope, get_args(Scope)),
         ):
             if value not in allowed:
-                rule = f"must be one of {', '.join(allowed)}"
-                found.append(Fault(f"{prefix}.{name}", value, rule, "Choose one of these."))
+                problem = f"must be one of {', '.join(allowed)}"
+                found.append(ConfigIssue(f"{prefix}.{name}", value, problem, "Choose one of these."))
         if self.share == "parameters" and self.scope == "module":
-            rule = "cannot be combined with scope: module"
-            found.append(Fault(f"{prefix}.share", self.share, rule, "Use share: channels, or scope: global."))
-        return found + self._selection_faults() + self._method_faults()
+            problem = "cannot be combined with scope: module"
+            found.append(ConfigIssue(f"{prefix}.share", self.share, problem, "Use share: channels, or scope: global."))
+        return found + self._selection_issues() + self._method_issues()
 
-    def _selection_faults(self) -> list[Fault]:
+    def _selection_issues(self) -> list[ConfigIssue]:
         try:
             scorer = scorer_of(self.selection)
         except ActError as error:
-            return list(error.faults)
-        return [] if scorer is None else name_faults(scorer.label, "transfer.selection")
+            return list(error.issues)
+        return [] if scorer is None else name_issues(scorer.label, "transfer.selection")
 
-    def _method_faults(self) -> list[Fault]:
+    def _method_issues(self) -> list[ConfigIssue]:
         try:
             merging_method(self.method)
         except ActError as error:
-            return list(error.faults)
+            return list(error.issues)
         return []
 
 
-def weight_faults(settings: TransferSettings, scales: Mapping[str, float | None]) -> list[Fault]:
+def weight_issues(settings: TransferSettings, scales: Mapping[str, float | None]) -> list[ConfigIssue]:
     """What keeps the sources' scales from being weights relative to λ, for a method that votes or averages.
 
     Args:
-        settings: The settings of the transfer, without faults.
+        settings: The settings of the transfer, without issues.
         scales: λ_m of each source by the setting that says so; ``None`` where it is λ.
     """
     method, own = merging_method(settings.method), {name: scale for name, scale in scales.items() if scale is not None}
     if method.weighs_each:
         return []
     if settings.scale == 0:
-        rule = "must be transfer.scale times a weight, and that scale is 0"
-        return [Fault(name, scale, rule, "Leave it out, or choose another scale.") for name, scale in own.items()]
+        problem = "must be transfer.scale times a weight, and that scale is 0"
+        return [
+            ConfigIssue(name, scale, problem, "Leave it out, or choose another scale.") for name, scale in own.items()
+        ]
     if method.negative_weights:
         return []
-    rule = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
-    return [Fault(name, scale, rule, "Turn its sign.") for name, scale in own.items() if scale / settings.scale < 0]
+    problem = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
+    return [
+        ConfigIssue(name, scale, problem, "Turn its sign.") for name, scale in own.items() if scale / settings.scale < 0
+    ]
 
 
-def scale_faults(scale: float, setting: str) -> list[Fault]:
+def scale_issues(scale: float, setting: str) -> list[ConfigIssue]:
     """What is wrong with a scaling factor: it must be a finite number."""
     if isinstance(scale, bool) or not math.isfinite(scale):
-        return [Fault(setting, scale, "must be a finite number", "Write a number such as 0.4.")]
+        return [ConfigIssue(setting, scale, "must be a finite number", "Write a number such as 0.4.")]
     return []

@@ -1,22 +1,82 @@
-"""An OpenAI-compatible endpoint: asked at its pace, asked again when it stumbles, never trusted to answer well."""
+"""How fast requests may follow each other."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from act_lightning.errors import ActError, Fault
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.translation.instructions import Message
-from act_lightning.translation.pace import Pace
 from act_lightning.translation.settings import TranslationSettings
 
 if TYPE_CHECKING:
     import openai
+
+
+_MINUTE = 60.0
+
+
+class RateLimiter:
+    """Spreads requests evenly, so that neither limit of an endpoint is reached.
+
+    A request may start as soon as the shares of the minute that earlier ones took have passed:
+    ``60 / requests_per_minute`` seconds and ``60 · tokens / tokens_per_minute`` seconds, whichever ends later.
+
+    Args:
+        requests_per_minute: Requests that may start in a minute.
+        tokens_per_minute: Tokens that may be sent and received in a minute.
+        clock: The time in seconds.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        requests_per_minute: int,
+        tokens_per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._request_seconds = _MINUTE / requests_per_minute
+        self._token_seconds = _MINUTE / tokens_per_minute
+        self._clock = clock
+        self._sleep = sleep
+        self._requests_free = self._tokens_free = self._held_until = clock()
+
+    async def wait(self, tokens: int) -> None:
+        """Return when one more request may start.
+
+        Args:
+            tokens: What it is expected to take.
+        """
+        start = max(self._clock(), self._requests_free, self._tokens_free)
+        self._requests_free = start + self._request_seconds
+        self._tokens_free = start + tokens * self._token_seconds
+        while (ahead := max(start, self._held_until) - self._clock()) > 0:
+            await self._sleep(ahead)
+
+    def settle(self, expected: int, taken: int) -> None:
+        """Correct what was expected of a request by what it took.
+
+        Args:
+            expected: What :meth:`wait` was told.
+            taken: The tokens that were sent and received.
+        """
+        self._tokens_free += (taken - expected) * self._token_seconds
+
+    def hold(self, seconds: float) -> None:
+        """Start nothing for a while, as an endpoint has asked.
+
+        Args:
+            seconds: How long.
+        """
+        self._held_until = max(self._held_until, self._clock() + seconds)
+
 
 _LONGEST_PAUSE = 60.0
 _CHARACTERS_PER_TOKEN = 3  # for a first estimate, on the safe side for English; usage corrects it
@@ -78,7 +138,7 @@ class Endpoint:
 
         self._settings = settings
         self._secret = settings.secret()
-        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
+        self._pace = RateLimiter(settings.requests_per_minute, settings.tokens_per_minute)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none", base_url=settings.base_url, timeout=settings.timeout, max_retries=0
         )
@@ -149,9 +209,9 @@ class Endpoint:
         status, said = error.status_code, self._shown(error.message)
         if (what := _OF_THE_ACCOUNT.get(status)) or error.code == _EXHAUSTED:
             address = str(self._client.base_url)
-            remedy = "Correct key, model or address; what is paid for is kept, and the next run goes on from there."
-            rule = f"{what or 'has no money left'}, asked for model {model} ({status}: {said})"
-            return ActError(Fault("translate.base_url", address, rule, remedy))
+            hint = "Correct key, model or address; what is paid for is kept, and the next run goes on from there."
+            problem = f"{what or 'has no money left'}, asked for model {model} ({status}: {said})"
+            return ActError(ConfigIssue("translate.base_url", address, problem, hint))
         if status in _PASSING or status >= _SERVER_ERROR:
             return _StumbleError(f"status {status}: {said}", _retry_after(error.response.headers.get("retry-after")))
         return NoReplyError(f"status {status}: {said}", refused=True)

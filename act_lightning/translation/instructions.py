@@ -62,7 +62,7 @@ of the text it stands in, at the place where it belongs. A line that is only a m
 3. Copy every number in the digits and the format of the original: 0-9, "." as the decimal point, "," between \
 thousands. What the original writes as a word, write as a word.
 4. Keep line breaks, lists and Markdown."""
-_CORRECTION = "The translation cannot be used:\n{faults}\nReply with the whole JSON object, corrected."
+_CORRECTION = "The translation cannot be used:\n{issues}\nReply with the whole JSON object, corrected."
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 
@@ -84,17 +84,17 @@ def request(texts: Texts, language: str) -> list[Message]:
     ]
 
 
-def correction(reply: str, faults: Sequence[str]) -> list[Message]:
-    """The messages that follow a reply with faults.
+def correction(reply: str, issues: Sequence[str]) -> list[Message]:
+    """The messages that follow a reply with issues.
 
     Args:
         reply: The reply.
-        faults: What it did not keep.
+        issues: What it did not keep.
     """
-    listed = "\n".join(f"- {fault}" for fault in faults)
+    listed = "\n".join(f"- {issue}" for issue in issues)
     return [
         {"role": "assistant", "content": reply},
-        {"role": "user", "content": _CORRECTION.format(faults=listed)},
+        {"role": "user", "content": _CORRECTION.format(issues=listed)},
     ]
 
 

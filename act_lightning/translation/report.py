@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from act_lightning.translation.ledger import Entry, Ledger
-from act_lightning.translation.running import Effort, Outcome
+from act_lightning.translation.journal import Entry, Journal
+from act_lightning.translation.runner import Effort, Outcome
 from act_lightning.translation.settings import Price
 from act_lightning.translation.work import Assignment
 
@@ -80,7 +80,7 @@ class TranslationReport:
 
 
 def make_report(
-    sets: Mapping[str, Sequence[Assignment]], effort: Effort, ledger: Ledger, prices: Mapping[str, Price]
+    sets: Mapping[str, Sequence[Assignment]], effort: Effort, ledger: Journal, prices: Mapping[str, Price]
 ) -> TranslationReport:
     """The figures of a translation.
 
@@ -97,7 +97,7 @@ def make_report(
 
 
 def _set_report(
-    work: Sequence[Assignment], outcomes: Mapping[str, Outcome], ledger: Ledger, prices: Mapping[str, Price]
+    work: Sequence[Assignment], outcomes: Mapping[str, Outcome], ledger: Journal, prices: Mapping[str, Price]
 ) -> SetReport:
     paid = {one.key: ledger.of(one.key) for one in work}
     found = [outcomes.get(one.key) for one in work]

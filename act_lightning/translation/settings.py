@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from act_lightning.checkpoints import check_writable
-from act_lightning.data import AbilityData, name_faults
-from act_lightning.data.checks import list_faults, positive_faults
-from act_lightning.errors import Fault
-from act_lightning.translation.protection import FinalAnswer
+from act_lightning.checkpoints.files import check_writable, name_issues
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.checks import list_issues, positive_issues
+from act_lightning.errors import ConfigIssue
+from act_lightning.translation.verification import FinalAnswer
 
 MODEL_VARIABLE = "OPENAI_MODEL"
 
@@ -96,68 +96,70 @@ class TranslationSettings:
         return self.key or os.environ.get(self.key_variable or "", "")
 
 
-def translation_faults(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[Fault]:
+def translation_issues(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[ConfigIssue]:
     """Everything that is wrong with the settings, as far as no row need be read and nothing be paid.
 
     Args:
         settings: Section ``translate``.
         abilities: Section ``data.abilities``.
     """
-    faults = _language_faults(settings) + _ability_faults(settings, abilities)
+    issues = _language_issues(settings) + _ability_issues(settings, abilities)
     for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "attempts"):
-        faults += positive_faults(getattr(settings, name), f"translate.{name}")
+        issues += positive_issues(getattr(settings, name), f"translate.{name}")
     if settings.retries < 0:
-        faults.append(Fault("translate.retries", settings.retries, "must not be negative", "Write 0 for none."))
+        issues.append(ConfigIssue("translate.retries", settings.retries, "must not be negative", "Write 0 for none."))
     if not settings.timeout > 0:
-        faults.append(Fault("translate.timeout", settings.timeout, "must be positive", "Write seconds, such as 120."))
-    return faults + _endpoint_faults(settings) + check_writable(Path(settings.out), "translate.out")
+        issues.append(
+            ConfigIssue("translate.timeout", settings.timeout, "must be positive", "Write seconds, such as 120.")
+        )
+    return issues + _endpoint_issues(settings) + check_writable(Path(settings.out), "translate.out")
 
 
-def _language_faults(settings: TranslationSettings) -> list[Fault]:
+def _language_issues(settings: TranslationSettings) -> list[ConfigIssue]:
     if not settings.languages:
-        return [Fault("translate.languages", [], "must name a language", "Write, for example, [ar, bn].")]
-    faults = [fault for code in settings.languages for fault in name_faults(code, "translate.languages")]
+        return [ConfigIssue("translate.languages", [], "must name a language", "Write, for example, [ar, bn].")]
+    issues = [issue for code in settings.languages for issue in name_issues(code, "translate.languages")]
     if len(set(settings.languages)) < len(settings.languages):
-        rule = "must name each language once"
-        faults.append(Fault("translate.languages", settings.languages, rule, "Drop the second one."))
+        problem = "must name each language once"
+        issues.append(ConfigIssue("translate.languages", settings.languages, problem, "Drop the second one."))
     if unknown := [code for code in settings.only or [] if code not in settings.languages]:
-        remedy = "Add it to translate.languages, at the end."
-        faults.append(Fault("translate.only", unknown, "must be among translate.languages", remedy))
-    return faults
+        hint = "Add it to translate.languages, at the end."
+        issues.append(ConfigIssue("translate.only", unknown, "must be among translate.languages", hint))
+    return issues
 
 
-def _ability_faults(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[Fault]:
+def _ability_issues(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[ConfigIssue]:
     if not abilities:
-        remedy = "Add what is to be translated, such as {math: {path: math.jsonl}}."
-        return [Fault("data.abilities", {}, "must hold an ability", remedy)]
-    faults = [fault for name in abilities for fault in name_faults(name, "data.abilities")]
+        hint = "Add what is to be translated, such as {math: {path: math.jsonl}}."
+        return [ConfigIssue("data.abilities", {}, "must hold an ability", hint)]
+    issues = [issue for name in abilities for issue in name_issues(name, "data.abilities")]
     for setting in ("abilities", "distinct"):
-        faults += list_faults(getattr(settings, setting) or [], abilities, f"translate.{setting}")
+        issues += list_issues(getattr(settings, setting) or [], abilities, f"translate.{setting}")
     for name in settings.distinct:
         if name in abilities and abilities[name].limit is None:
-            rule = "must say how many rows each language gets, for the ability is in translate.distinct"
-            faults.append(Fault(f"data.abilities.{name}.limit", None, rule, "Write a number, such as 1500."))
+            problem = "must say how many rows each language gets, for the ability is in translate.distinct"
+            issues.append(ConfigIssue(f"data.abilities.{name}.limit", None, problem, "Write a number, such as 1500."))
         if name in abilities and abilities[name].per_group is not None:
-            rule = "must not stand beside translate.distinct, which takes further rows as they come"
-            remedy = "Give each group as an ability of its own, with filter."
-            faults.append(Fault(f"data.abilities.{name}.per_group", abilities[name].per_group, rule, remedy))
-    return faults
+            problem = "must not stand beside translate.distinct, which takes further rows as they come"
+            hint = "Give each group as an ability of its own, with filter."
+            issues.append(ConfigIssue(f"data.abilities.{name}.per_group", abilities[name].per_group, problem, hint))
+    return issues
 
 
-def _endpoint_faults(settings: TranslationSettings) -> list[Fault]:
-    faults = []
+def _endpoint_issues(settings: TranslationSettings) -> list[ConfigIssue]:
+    issues = []
     if find_spec("openai") is None:
-        rule = "needs the package openai, which is not installed"
-        faults.append(Fault("translate", "openai", rule, "pip install 'act-lightning[translate]'"))
+        problem = "needs the package openai, which is not installed"
+        issues.append(ConfigIssue("translate", "openai", problem, "pip install 'act-lightning[translate]'"))
     if not (settings.model or os.environ.get(MODEL_VARIABLE)):
-        remedy = f"Write its name, such as gpt-4o-mini, or set {MODEL_VARIABLE}."
-        faults.append(Fault("translate.model", None, "must name a model", remedy))
+        hint = f"Write its name, such as gpt-4o-mini, or set {MODEL_VARIABLE}."
+        issues.append(ConfigIssue("translate.model", None, "must name a model", hint))
     if settings.key_variable and not settings.secret():
-        rule = "must name an environment variable that holds the endpoint's key, and it is not set"
-        remedy = f"export {settings.key_variable}=…, or write null for an endpoint that wants no key."
-        faults.append(Fault("translate.key_variable", settings.key_variable, rule, remedy))
+        problem = "must name an environment variable that holds the endpoint's key, and it is not set"
+        hint = f"export {settings.key_variable}=…, or write null for an endpoint that wants no key."
+        issues.append(ConfigIssue("translate.key_variable", settings.key_variable, problem, hint))
     for model, price in settings.prices.items():
         if price.input < 0 or price.output < 0:
-            remedy = "Write dollars for a million tokens."
-            faults.append(Fault(f"translate.prices.{model}", price, "must not be negative", remedy))
-    return faults
+            hint = "Write dollars for a million tokens."
+            issues.append(ConfigIssue(f"translate.prices.{model}", price, "must not be negative", hint))
+    return issues

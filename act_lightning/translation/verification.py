@@ -1,13 +1,106 @@
-"""Whether a translation kept what it had to keep; what it broke is said in sentences a model can act on."""
+"""What a translation must keep: formulas, code and answers are protected, and it is checked that they came back."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
-from act_lightning.translation.protection import MARK, Protected
+FinalAnswer = Literal["line", "value"]
+MARK = re.compile(r"<\s*k(\d+)\s*/?\s*>", re.IGNORECASE)
+"""A mark, also as a model may rewrite it: ``<K1 />``, ``<k1>``."""
+
+_BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"  # four deep: \boxed{\frac{a_{1}}{b}}
+_OPERAND = r"\(?(?:[$€£]?\d[\d,]*(?:\.\d+)?%?|\d*[A-Za-z]\b)\)?"
+_KEPT = re.compile(
+    "|".join(
+        (
+            r"```.*?(?:```|\Z)",  # a block of code
+            r"\\begin\{(?P<environment>[A-Za-z]+\*?)\}.*?\\end\{(?P=environment)\}",
+            r"\$\$.+?\$\$",
+            r"\\\[.+?\\\]",
+            r"\\\(.+?\\\)",
+            # Between single dollars by pandoc's rule, by which "$5 and $10" are sums of money: no blank inside either
+            # dollar, no digit after the second. https://pandoc.org/MANUAL.html#extension-tex_math_dollars
+            r"(?<!\\)\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?!\d)",
+            rf"\\[A-Za-z]+(?:\[[^\]\n]*\])?(?:[_^]?{_BRACES})*",  # \boxed{…} and other commands outside a formula
+            r"`[^`\n]+`",
+            r"https?://[^\s<>)]+",
+            rf"(?<![\w.]){_OPERAND}(?:[ ]?[-+*/×÷=<>^][ ]?{_OPERAND})+(?!\w)",  # 2x + 3 = 7, without any markup
+            r"^\#{4}[ ]*[-$\d][-$\d.,%/ ]*$",  # GSM8K's last line, #### 42
+            MARK.pattern,  # a text that has such marks of its own
+        )
+    ),
+    re.DOTALL | re.MULTILINE,
+)
+_FINAL = re.compile(
+    r"[*_ ]*(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +)?answer(?: +is[*_ ]*:?|[*_ ]*:)[*_ ]*"
+    r"(?P<value>\S.{0,80})",
+    re.IGNORECASE,
+)
+_DEFINITE = re.compile(r"[\d\\$`]|\W*[A-J]\W*\Z")  # a number, a formula, or the letter of an option; never a sentence
+
+
+@dataclass(frozen=True)
+class Protected:
+    """A text whose parts that must not change are replaced by marks.
+
+    Attributes:
+        text: The text with marks in it.
+        kept: What the marks stand for; the n-th mark, counted from one, is ``<kn/>``.
+        final: Whether the last line, or the end of it, is a final answer, for which the last mark stands.
+    """
+
+    text: str
+    kept: tuple[str, ...]
+    final: bool = False
+
+    def restore(self, translated: str) -> str:
+        """The translated text with the kept parts in the places of their marks.
+
+        Args:
+            translated: A text whose marks are those of ``text``, in any order.
+        """
+        return MARK.sub(lambda mark: self.kept[int(mark[1]) - 1], translated)
+
+
+def protect(text: str, final_answer: FinalAnswer | None = None) -> Protected:
+    """Replace what must not change by marks.
+
+    Args:
+        text: A prompt or an answer.
+        final_answer: What is kept of a final answer: its ``line``, or the ``value`` in it; ``None`` for a prompt.
+    """
+    final = _final_answer(text, final_answer) if final_answer else None
+    limit = final[0] if final else len(text)
+    spans = [(start, end) for start, end in _spans(text) if start < limit]
+    if final:
+        spans = [(start, min(end, limit)) for start, end in spans] + [final]
+    pieces, done = [], 0
+    for number, (start, end) in enumerate(spans, start=1):
+        pieces += [text[done:start], f"<k{number}/>"]
+        done = end
+    kept = tuple(text[start:end] for start, end in spans)
+    return Protected("".join(pieces) + text[done:], kept, final is not None)
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    return (match.span() for match in _KEPT.finditer(text) if match.end() > match.start())
+
+
+def _final_answer(text: str, wanted: FinalAnswer) -> tuple[int, int] | None:
+    """Where the final answer stands, if the last line gives one that is a number, a formula or an option."""
+    end = len(text.rstrip())
+    start = text.rfind("\n", 0, end) + 1
+    match = _FINAL.fullmatch(text, start, end)
+    if match is None or not _DEFINITE.search(match["value"]):
+        return None
+    return (start, end) if wanted == "line" else match.span("value")
+
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
 _WORD = re.compile(r"[A-Za-z]{3,}")
@@ -47,25 +140,25 @@ def broken_rules(source: Protected, translated: str, language: str) -> list[str]
     """
     if source.text.strip() and not translated.strip():
         return ["it is empty"]
-    faults = _mark_faults(source, translated) + _number_faults(source.text, translated)
-    if source.final and not faults and not _keeps_last(source, translated):
-        faults.append(f"mark <k{len(source.kept)}/> must end the last line, as it does in the original")
-    return faults + _language_faults(source.text, translated, language)
+    issues = _mark_issues(source, translated) + _number_issues(source.text, translated)
+    if source.final and not issues and not _keeps_last(source, translated):
+        issues.append(f"mark <k{len(source.kept)}/> must end the last line, as it does in the original")
+    return issues + _language_issues(source.text, translated, language)
 
 
-def _mark_faults(source: Protected, translated: str) -> list[str]:
+def _mark_issues(source: Protected, translated: str) -> list[str]:
     found = Counter(int(mark[1]) for mark in MARK.finditer(translated))
     wanted = range(1, len(source.kept) + 1)
-    faults = [f"mark <k{number}/> is missing" for number in wanted if not found[number]]
-    faults += [f"mark <k{number}/> stands {times} times" for number, times in sorted(found.items()) if times > 1]
-    return faults + [f"mark <k{number}/> is not in the original" for number in sorted(found) if number not in wanted]
+    issues = [f"mark <k{number}/> is missing" for number in wanted if not found[number]]
+    issues += [f"mark <k{number}/> stands {times} times" for number, times in sorted(found.items()) if times > 1]
+    return issues + [f"mark <k{number}/> is not in the original" for number in sorted(found) if number not in wanted]
 
 
-def _number_faults(source: str, translated: str) -> list[str]:
+def _number_issues(source: str, translated: str) -> list[str]:
     before, after = _numbers(source), _numbers(translated)
     spelled = {_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", source.lower()) if word in _NUMBER_WORDS}
-    faults = [f"the number {number} is missing" for number in before - after]
-    return faults + [f"the number {number} was added" for number in after - before if number not in spelled]
+    issues = [f"the number {number} is missing" for number in before - after]
+    return issues + [f"the number {number} was added" for number in after - before if number not in spelled]
 
 
 def _numbers(text: str) -> Counter[str]:
@@ -86,7 +179,7 @@ def _last_line_is_one_mark(source: Protected) -> bool:
     return MARK.fullmatch(source.text.rstrip().rsplit("\n", 1)[-1].strip()) is not None
 
 
-def _language_faults(source: str, translated: str, language: str) -> list[str]:
+def _language_issues(source: str, translated: str, language: str) -> list[str]:
     words = _WORD.findall(MARK.sub(" ", source))
     if len(words) < 3:  # nothing to tell a language by
         return []

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
-from act_lightning.data import AbilityData, Conversation, iter_conversations
-from act_lightning.errors import ActError, Fault
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.conversations import Conversation
+from act_lightning.data.rows import iter_conversations
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.translation.instructions import Message, Texts, request
-from act_lightning.translation.protection import Protected, protect
 from act_lightning.translation.settings import TranslationSettings
+from act_lightning.translation.verification import Protected, protect
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ def _shares(name: str, data: AbilityData, settings: TranslationSettings) -> dict
     rows = list(islice(_distinct(name, data, size), size * (len(settings.languages) + 1)))
     needed = size * (settings.languages.index(_last(settings)) + 2)
     if len(rows) < needed:
-        rule = f"must have {needed:,} different prompts for {size:,} to each language, but has {len(rows):,}"
-        remedy = "Lower limit, drop a language, or take the ability out of translate.distinct."
-        raise ActError(Fault(f"data.abilities.{name}", data.path, rule, remedy))
+        problem = f"must have {needed:,} different prompts for {size:,} to each language, but has {len(rows):,}"
+        hint = "Lower limit, drop a language, or take the ability out of translate.distinct."
+        raise ActError(ConfigIssue(f"data.abilities.{name}", data.path, problem, hint))
     return {code: rows[size * place :][:size] for place, code in enumerate(settings.languages, start=1)}
 
 
@@ -137,9 +139,11 @@ def _originals(name: str, data: AbilityData) -> Iterator[Original]:
 def _exchange(messages: Conversation, place: str) -> tuple[str, str]:
     roles = [message["role"] for message in messages]
     if roles != ["user", "assistant"]:
-        rule = "must be one question and one answer to be translated"
-        raise ActError(Fault(place, roles, rule, "Leave the row out with filter."))
+        problem = "must be one question and one answer to be translated"
+        raise ActError(ConfigIssue(place, roles, problem, "Leave the row out with filter."))
     prompt, answer = (message["content"] for message in messages)
     if not (prompt.strip() and answer.strip()):
-        raise ActError(Fault(place, messages, "must hold text to be translated", "Leave the row out with filter."))
+        raise ActError(
+            ConfigIssue(place, messages, "must hold text to be translated", "Leave the row out with filter.")
+        )
     return prompt, answer

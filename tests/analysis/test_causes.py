@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from act_lightning.analysis.report import Absent, Picture, Section, Table, gather
-from act_lightning.analysis.report.sections.causes import causes_section
+from act_lightning.analysis.report import gather
+from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
+from act_lightning.analysis.report.sections.outcome import causes_section
 from act_lightning.errors import ActError
 from tests.analysis.runs import write_run
 
@@ -66,7 +67,7 @@ def test_the_figure_draws_what_the_table_says(tmp_path: Path) -> None:
     assert isinstance(section, Section)
     picture, table = section.content
     assert isinstance(picture, Picture)
-    assert isinstance(table, Table)
+    assert isinstance(table, ReportTable)
     assert len(table.frame) == 2 * len(EFFECTS)
     patched, ablated = picture.draw().axes
     for axes, kind in ((patched, "patch"), (ablated, "ablate")):

@@ -24,8 +24,10 @@ from act_lightning.analysis import (
     read_runs,
     top_masks,
 )
-from act_lightning.analysis.figures import dots_figure
-from act_lightning.analysis.report import Absent, Evidence, Picture, Section, Table, gather, make_report
+from act_lightning.analysis.figures.dots import dots_figure
+from act_lightning.analysis.report import gather, make_report
+from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
+from act_lightning.analysis.report.evidence import Evidence
 from act_lightning.analysis.report.page import write_report
 from act_lightning.analysis.report.sections import SECTIONS
 from act_lightning.errors import ActError
@@ -95,7 +97,7 @@ def page(run: Path) -> Page:
     return Page(run / "report" / "index.html")
 
 
-def content(evidence: Evidence) -> list[Picture | Table | str]:
+def content(evidence: Evidence) -> list[Picture | ReportTable | str]:
     """All items of a report, with nothing drawn."""
     parts = [part for build in SECTIONS for part in build(evidence)]
     return [item for part in parts if isinstance(part, Section) for item in part.content]
@@ -116,7 +118,7 @@ def test_the_page_needs_nothing_but_itself(page: Page, run: Path) -> None:
 def test_every_figure_and_table_is_there_as_a_file_too(page: Page, run: Path) -> None:
     items = content(gather([run], (P, 0.1), shown=("math-en",), quiet=True))
     pictures = {item.name for item in items if isinstance(item, Picture)}
-    tables = {item.name for item in items if isinstance(item, Table)}
+    tables = {item.name for item in items if isinstance(item, ReportTable)}
     assert {f"figure-{name}" for name in pictures} <= set(page.ids)
     assert set(page.tables) == {f"table-{name}" for name in tables}
     expected = [f"figures/{name}.{end}" for name in pictures for end in ("png", "svg")]
@@ -163,7 +165,7 @@ def test_the_summary_says_what_was_found_and_what_was_not(page: Page, run: Path)
 
 def test_the_papers_numbers_stand_beside_ours(run: Path) -> None:
     evidence = gather([run], weights=False, quiet=True)
-    tables = {item.name: item.frame for item in content(evidence) if isinstance(item, Table)}
+    tables = {item.name: item.frame for item in content(evidence) if isinstance(item, ReportTable)}
     beside = tables["overlap-paper-1"].set_index("compared", append=True)
     ours = overlap_matrix(top_masks(read_runs([run]).pairs[0].scores, 0.01))
     assert tuple(beside.loc["EN-Math", "AR-Math"]) == (ours.loc["math-en", "math-ar"], 0.253)
@@ -187,7 +189,9 @@ def small_report(out: Path, name: str = "x") -> Path:
     """A report of one section with a table and a figure."""
     frame = pd.DataFrame({"n": [3]}, index=[name])
     figure = Picture("dots", name, partial(dots_figure, frame, name))
-    return write_report(out, name, [Section("s", name, summary=[name], content=[figure, Table("n", name, frame)])], ())
+    return write_report(
+        out, name, [Section("s", name, summary=[name], content=[figure, ReportTable("n", name, frame)])], ()
+    )
 
 
 def test_an_earlier_report_is_replaced_and_anything_else_is_not(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from act_lightning.analysis import (
 )
 from act_lightning.analysis.location import by_layer_and_type
 from act_lightning.channels import ChannelInventory, ModuleChannels, inventory
-from act_lightning.masks import share_of
+from act_lightning.masks import ratio_count
 from tests.analysis.runs import ABILITIES, tiny_channels
 from tests.reference import analysis as reference
 from tests.tiny import tiny_model
@@ -77,7 +77,7 @@ def test_concentration(scores: dict[str, Tensor]) -> None:
     table = concentration(scores, P, thresholds=(0.5, 4.5))
     for name, tensor in scores.items():
         values = sorted(tensor.tolist())
-        k = share_of(len(values), P)
+        k = ratio_count(len(values), P)
         row = table.loc[name]
         assert row["Gini"] == pytest.approx(reference.gini(values), rel=1e-9)
         assert row["held by top p"] == pytest.approx(reference.share_held(values, k), rel=1e-9)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from act_lightning.analysis import mask_stability, overlaps_by_samples, samples_for
-from act_lightning.analysis.report import Absent, Picture, Section, gather
-from act_lightning.analysis.report.sections.sureness import sureness_section
-from act_lightning.analysis.sureness import contenders
-from act_lightning.masks import share_of, top
+from act_lightning.analysis.report import gather
+from act_lightning.analysis.report.content import Absent, Picture, Section
+from act_lightning.analysis.report.sections.scores import stability_section
+from act_lightning.analysis.stability import contenders
+from act_lightning.masks import bootstrap_overlaps, overlap_by_samples, ratio_count, split_half_overlaps, top_channels
 from act_lightning.scores import ChunkScores, read_record, read_scores, score_path, write_chunks
-from act_lightning.stability import bootstrap_overlaps, overlap_by_samples, split_half_overlaps
 from tests.analysis.runs import ABILITIES, tiny_channels, write_run
 
 TOKENS, SAMPLES = [40, 10, 30, 20, 50, 25], [4, 1, 3, 2, 5, 2]
@@ -32,14 +32,14 @@ def chunk_scores(total: int = 400, seed: int = 0, noise: float = 0.3) -> ChunkSc
 
 
 def all_channels(scores: Tensor) -> Tensor:
-    return top(scores, RATIO, torch.ones_like(scores, dtype=torch.bool))
+    return top_channels(scores, RATIO, torch.ones_like(scores, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_contenders_give_the_overlaps_of_all_channels(seed: int) -> None:
     one = chunk_scores(seed=seed)
     fewer, choose = contenders(one.scores, RATIO)
-    assert share_of(400, RATIO) < fewer.shape[1] < 400
+    assert ratio_count(400, RATIO) < fewer.shape[1] < 400
     for statistic in (bootstrap_overlaps, split_half_overlaps):
         assert statistic(fewer, TOKENS, choose) == statistic(one.scores, TOKENS, all_channels)
     whole = partial(overlap_by_samples, tokens=TOKENS, samples=SAMPLES)
@@ -85,14 +85,14 @@ def with_chunks(run: Path) -> Path:
 
 
 def test_the_section_is_absent_without_chunks(tmp_path: Path) -> None:
-    (missing,) = sureness_section(gather([write_run(tmp_path / "run")], (RATIO,), weights=False, quiet=True))
+    (missing,) = stability_section(gather([write_run(tmp_path / "run")], (RATIO,), weights=False, quiet=True))
     assert isinstance(missing, Absent)
     assert "profile.chunks" in missing.reason
 
 
 def test_the_section_shows_the_abilities_that_have_chunks(tmp_path: Path) -> None:
     run = with_chunks(write_run(tmp_path / "run"))
-    (section,) = sureness_section(gather([run], (RATIO,), weights=False, quiet=True))
+    (section,) = stability_section(gather([run], (RATIO,), weights=False, quiet=True))
     assert isinstance(section, Section)
     assert "two halves share" in section.summary[0]
     picture = section.content[0]

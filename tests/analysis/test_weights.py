@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from act_lightning.analysis import agreement, average_ranks, weight_change
-from act_lightning.analysis.models_on_disk import NotOnDisk, find_models
-from act_lightning.analysis.saved import read_runs
+from act_lightning.analysis.saved import NotOnDisk, find_models, read_runs
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import CheckpointReader
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.analysis.runs import write_run
 from tests.reference import analysis as reference
@@ -27,7 +26,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 def test_every_channels_norm_is_that_of_all_it_owns(
     architecture: str, overrides: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("act_lightning.checkpoints.changes._BLOCK", 500)  # several blocks a matrix
+    monkeypatch.setattr("act_lightning.checkpoints.weight_delta._BLOCK", 500)  # several blocks a matrix
     target = tiny_model(architecture, **overrides)
     source = sibling_of(target, seed=3)
     folders = [save_model(model, tiny_tokenizer(), tmp_path / str(i)) for i, model in enumerate((target, source))]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from act_lightning.cards import Card, recipe_and_record
+from act_lightning.cards.card import Card, recipe_and_record
 
 TRANSFER: dict[str, Any] = {
     "channels": 1000,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from act_lightning.cards import portable, read_license, settled
-from act_lightning.cards.results import result_rows
+from act_lightning.cards.recipes import portable, settled
+from act_lightning.cards.record import read_license
+from act_lightning.cards.writing import result_rows
 from act_lightning.errors import ActError
 
 RECIPE = {
@@ -63,7 +64,7 @@ def test_paths_of_this_machine_are_put_in(tmp_path: Path) -> None:
 def test_everything_that_is_not_found_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ActError) as caught:
         settled(*portable(RECIPE), [tmp_path], Path("out"))
-    settings = [fault.setting for fault in caught.value.faults]
+    settings = [issue.setting for issue in caught.value.issues]
     lost = [
         "model.target",
         "data.abilities.a.path",

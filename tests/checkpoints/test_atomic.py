@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from act_lightning.checkpoints import check_writable, remove_leftovers, replacing_folder, save_tensors, write_file
+from act_lightning.checkpoints.files import check_writable, remove_leftovers, replacing_folder, save_tensors, write_file
 from act_lightning.errors import ActError
 
 
@@ -100,8 +100,8 @@ def test_check_writable(tmp_path: Path) -> None:
     assert check_writable(tmp_path / "deep" / "out", "trainer.default_root_dir") == []
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
-    (fault,) = check_writable(tmp_path / "file" / "out", "trainer.default_root_dir")
-    assert str(fault).startswith("trainer.default_root_dir = ")
+    (issue,) = check_writable(tmp_path / "file" / "out", "trainer.default_root_dir")
+    assert str(issue).startswith("trainer.default_root_dir = ")
     assert check_writable(Path("/proc/out"), "output")
     with pytest.raises(ActError, match="must be writable"), replacing_folder(tmp_path / "file" / "out"):
         pass

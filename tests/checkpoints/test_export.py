@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from act_lightning.checkpoints import CheckpointReader, export_model, output_faults
+from act_lightning.checkpoints.export import export_model, output_issues
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
 
@@ -177,8 +178,8 @@ def test_what_an_export_never_replaces(target_folder: Path, tmp_path: Path) -> N
         with pytest.raises(ActError):
             export_model(out, target_folder, pytest.fail)
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "mine"
-    assert not output_faults(tmp_path / "new", target_folder, "output")
+    assert not output_issues(tmp_path / "new", target_folder, "output")
     other = shutil.copytree(target_folder, tmp_path / "merged" / "source")
     for out in (other, other.parent):
-        (fault,) = output_faults(out, target_folder, "output", [target_folder, other])
-        assert "a source, which would be replaced" in fault.rule
+        (issue,) = output_issues(out, target_folder, "output", [target_folder, other])
+        assert "a source, which would be replaced" in issue.problem

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from act_lightning.checkpoints import CheckpointReader
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.tiny import ARCHITECTURES, save_model, tiny_model, tiny_tokenizer
 
@@ -61,7 +61,7 @@ def test_experts_that_are_fused_on_loading_are_refused(architecture: str, tmp_pa
     folder = saved(tmp_path, architecture, num_local_experts=2, num_experts=2, num_experts_per_tok=1)
     with pytest.raises(ActError, match=r"transformers fuses 4 .*choose a dense decoder") as caught:
         CheckpointReader(folder)
-    assert len(caught.value.faults) == 1
+    assert len(caught.value.issues) == 1
 
 
 def test_prefixless_keys_and_old_frequencies(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_wrong_tensors_are_listed_together(tmp_path: Path) -> None:
     text = str(caught.value)
     for part in ("model.norm.weight", "model.adapter.weight", "lm_head.weight (5, 32)", "up_proj.weight I8"):
         assert part in text
-    assert len(caught.value.faults) == 4
+    assert len(caught.value.issues) == 4
 
 
 def test_untied_config_without_a_stored_head(tmp_path: Path) -> None:

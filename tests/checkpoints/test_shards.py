@@ -11,9 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act_lightning.checkpoints import is_weightless, require_weights
-from act_lightning.checkpoints.header import read_header
-from act_lightning.checkpoints.shards import INDEX, read_headers
+from act_lightning.checkpoints.headers import INDEX, is_weightless, read_header, read_headers, require_weights
 from act_lightning.errors import ActError
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
@@ -77,7 +75,7 @@ def test_every_broken_file_is_named(sharded: Path) -> None:
     third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ActError) as caught:
         require_weights(sharded, "model.target")
-    assert [fault.value for fault in caught.value.faults] == [first.name, second.name, third.name]
+    assert [issue.value for issue in caught.value.issues] == [first.name, second.name, third.name]
     assert "truncated" in str(caught.value)
 
 

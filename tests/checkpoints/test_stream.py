@@ -16,7 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from act_lightning.checkpoints import CheckpointReader, load_model, merge_checkpoint, stream
+from act_lightning.checkpoints import streaming
+from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.errors import ActError
 from tests.checkpoints.test_export import contents, largest_file
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
@@ -71,8 +74,8 @@ def test_rows_change_and_all_else_stays_to_the_byte(
         return True
 
     if cloned:  # as on a file system with reflinks, where only what changes is written
-        monkeypatch.setattr(stream, "clone_file", clone)
-        monkeypatch.setattr(stream, "_MOSTLY", 2)
+        monkeypatch.setattr(streaming, "clone_file", clone)
+        monkeypatch.setattr(streaming, "_MOSTLY", 2)
     target = save_model(tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer(), tmp_path / "target", shards)
     check(merged(tmp_path / "out", target, Doubling(SOME)), target)
     before, after = contents(target), contents(tmp_path / "out")

@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from act_lightning.checkpoints import match_folders, sibling_faults
-from act_lightning.checkpoints.vocabulary import match_rows, vocabulary
+from act_lightning.checkpoints.compatibility import sibling_issues
+from act_lightning.checkpoints.vocabulary import match_folders, match_rows, vocabulary
 from act_lightning.errors import ActError
 from tests.tiny import VOCABULARY, save_model, tiny_config, tiny_model, tiny_tokenizer
 
@@ -56,8 +56,8 @@ def test_without_tokenizers(tmp_path: Path) -> None:
     target, source = folder(tmp_path / "t"), folder(tmp_path / "s", 301, "<tool>")
     for path in source.glob("tokenizer*"):
         path.unlink()
-    (fault,) = sibling_faults(target, source, "profile.sources[0].model")
-    assert "vocabularies of [300, 301] entries are matched by token" in fault.rule
+    (issue,) = sibling_issues(target, source, "profile.sources[0].model")
+    assert "vocabularies of [300, 301] entries are matched by token" in issue.problem
     with pytest.raises(ActError, match="must hold a tokenizer"):
         match_folders(target, source)
     tiny_config("llama").save_pretrained(tmp_path / "bare")

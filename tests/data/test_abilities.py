@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import AbilityData, Sample, TokenizedAbility, fingerprint, tokenize_ability
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.labels import Sample
+from act_lightning.data.tokenized import TokenizedAbility, fingerprint, tokenize_ability
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

@@ -11,16 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from act_lightning.data import (
-    IGNORED,
-    MicroBatchSampler,
-    Sample,
-    TrainingLoader,
-    collate,
-    deal,
-    token_budget_batches,
-    unbatch,
-)
+from act_lightning.data.batches import collate, shard, token_budget_batches, unbatch
+from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.micro_batches import MicroBatchSampler
+from act_lightning.data.training_loader import TrainingLoader
 from act_lightning.errors import ActError
 
 PAD = 0  # also an id that samples hold: only the mask says what is padding
@@ -75,7 +69,7 @@ def test_token_budget(lengths: list[int], budget: int, world_size: int) -> None:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
     longest_first = [lengths[index] for batch in batches for index in batch]
     assert longest_first == sorted(lengths, reverse=True)
-    dealt = [deal(batches, rank, world_size) for rank in range(world_size)]
+    dealt = [shard(batches, rank, world_size) for rank in range(world_size)]
     assert sorted(chain(*dealt)) == sorted(batches)
 
 

@@ -14,12 +14,13 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import AbilityData, Encoder, LocatedConversation, TokenizedAbility, tokenize_ability
-from act_lightning.data.keeping import preparation as module
-from act_lightning.data.keeping.cache import cache_root
-from act_lightning.data.keeping.cache_key import cache_key
-from act_lightning.data.keeping.preparation import prepare_shards
-from act_lightning.data.labeling.templates import ChatTemplate, TextTemplate
+from act_lightning.data import cache as module
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.cache import cache_key, cache_root, prepare_shards
+from act_lightning.data.labels import Encoder
+from act_lightning.data.rows import LocatedConversation
+from act_lightning.data.templates import ChatTemplate, TextTemplate
+from act_lightning.data.tokenized import TokenizedAbility, tokenize_ability
 from act_lightning.errors import ActError
 from tests.loops import messages
 from tests.tiny import CHATML, tiny_tokenizer, write_jsonl
@@ -217,7 +218,7 @@ def test_processes_that_ask_at_once_share_one_set(rows: Path) -> None:
 
 def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = told(prepare(rows))
-    monkeypatch.setattr("act_lightning.data.keeping.cache.check_writable", lambda *_: pytest.fail("asked to write"))
+    monkeypatch.setattr("act_lightning.checkpoints.files.check_writable", lambda *_: pytest.fail("asked to write"))
     assert told(prepare(rows)) == first
 
 
@@ -233,7 +234,7 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.data.keeping.abilities.rows_fingerprint", lambda *_: None)
+    monkeypatch.setattr("act_lightning.data.rows.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
     assert told(first) == told(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

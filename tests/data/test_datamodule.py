@@ -13,7 +13,9 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from act_lightning.data import IGNORED, AbilityData, AbilityDataModule, EvaluationData
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.data.labels import IGNORED
 from act_lightning.errors import ActError
 from tests.tiny import END_ID, PAD_ID, write_jsonl
 
@@ -131,7 +133,7 @@ def test_all_faults_of_settings_at_once(settings: dict[str, Any]) -> None:
     for step in (data.prepare_data, data.setup):
         with pytest.raises(ActError) as caught:
             step()
-        assert sorted(fault.setting for fault in caught.value.faults) == sorted(
+        assert sorted(issue.setting for issue in caught.value.issues) == sorted(
             f"data.{name}" for name in expected.split()
         )
 
@@ -146,7 +148,7 @@ def test_all_faults_of_settings_at_once(settings: dict[str, Any]) -> None:
         ({"target": ""}, "data.target = '': must name the model"),
     ],
 )
-def test_faults(settings: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_issues(settings: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ActError) as caught:
         AbilityDataModule(**(settings | changes)).setup()
     assert message in str(caught.value)

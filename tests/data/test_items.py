@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import EvaluationData, Item, read_items, read_prompts, strict_pattern
-from act_lightning.data.asking.benchmax import LANGUAGES
-from act_lightning.data.asking.questions import can_match, question_faults
+from act_lightning.data.ability_data import EvaluationData
+from act_lightning.data.benchmax import LANGUAGES
+from act_lightning.data.prompts import read_prompts
+from act_lightning.data.tasks import Item, read_items
+from act_lightning.data.wording import can_match, question_issues, strict_pattern
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
@@ -65,13 +67,13 @@ def test_code_as_benchmax_asks_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inputs", ["[[1.0], [2.0]]", [[1.0], [2.0]]])
 def test_code_with_inputs_is_tested_against_its_own_solution(tmp_path: Path, inputs: object) -> None:
-    from act_lightning.evaluation import judge_code
+    from act_lightning.evaluation.grading import grade_code
 
     row = {"prompt": "def third(x):\n", "canonical_solution": "    return x / 3\n", "entry_point": "third"}
     (one,) = items(tmp_path, "code", row | {"base_input": inputs, "atol": 0})
     assert one.program is not None
     verdicts = {
-        body: judge_code(f"    return {body}\n", one.program.prompt, one.program.test, "third").correct
+        body: grade_code(f"    return {body}\n", one.program.prompt, one.program.test, "third").correct
         for body in ("x * (1 / 3)", "x / 3 + 1e-4", "[x / 3]")
     }
     assert verdicts == {"x * (1 / 3)": True, "x / 3 + 1e-4": False, "[x / 3]": False}
@@ -121,10 +123,10 @@ def test_a_set_in_words_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenize
         ("code", CODE | {"test": "def check(c): ...", "entry_point": None}, "must name the function"),
     ],
 )
-def test_bad_rows_are_named(tmp_path: Path, kind: str, row: Mapping[str, Any], rule: str) -> None:
+def test_bad_rows_are_named(tmp_path: Path, kind: str, row: Mapping[str, Any], problem: str) -> None:
     with pytest.raises(ActError, match=r"set\.jsonl:1") as raised:
         items(tmp_path, kind, row)
-    assert rule in str(raised.value)
+    assert problem in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +146,8 @@ def test_bad_rows_are_named(tmp_path: Path, kind: str, row: Mapping[str, Any], r
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], setting: str) -> None:
-    faults = question_faults(EvaluationData("set.jsonl", role="keep", **settings), "data.evaluations.set")
-    assert [fault.setting for fault in faults] == [f"data.evaluations.set.{setting}"]
+    issues = question_issues(EvaluationData("set.jsonl", role="keep", **settings), "data.evaluations.set")
+    assert [issue.setting for issue in issues] == [f"data.evaluations.set.{setting}"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_keys_against_patterns(pattern: str, key: str, can: bool) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_pattern_takes_the_keys_of_mgsm(language: str) -> None:
     settings = EvaluationData("set.jsonl", role="keep", kind="number", question="benchmax", language=language)
-    assert not question_faults(settings, "set")
+    assert not question_issues(settings, "set")
     pattern = strict_pattern(settings)
     assert pattern is not None
     assert all(can_match(pattern, key) for key in ("3", "1,080", "-5", "0.5"))

@@ -8,12 +8,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from act_lightning.activations import MeanAbsoluteDifference, compare_on_batch
 from act_lightning.channels import inventory
-from act_lightning.data import IGNORED, Sample, collate, pack, packs, unbatch
-from act_lightning.data.batching.isolation import packing_obstacle
+from act_lightning.data.batches import collate, unbatch
+from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.packing import pack, packing_obstacle, packs
 from act_lightning.errors import ActError
-from act_lightning.loss import answer_loss
+from act_lightning.profiling.channel_means import MeanAbsoluteDifference
+from act_lightning.profiling.pair import compare_on_batch
+from act_lightning.training.loss import answer_loss
 from tests.loops import messages, random_samples
 from tests.tiny import ARCHITECTURES, sibling_of, tiny_config, tiny_model
 

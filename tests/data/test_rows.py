@@ -10,7 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from act_lightning.data import AbilityData, Conversation, read_rows
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.conversations import Conversation
+from act_lightning.data.rows import read_rows
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
@@ -142,7 +144,7 @@ def test_broken_rows(tmp_path: Path, second: str | bytes, setting: str, message:
     (tmp_path / "x.jsonl").write_bytes(GOOD.encode() + b"\n\n" + line + b"\n")
     with pytest.raises(ActError) as caught:
         read(tmp_path / "x.jsonl")
-    assert caught.value.faults[0].setting.endswith(setting)
+    assert caught.value.issues[0].setting.endswith(setting)
     assert message in str(caught.value)
 
 
@@ -167,7 +169,7 @@ def test_wrong_settings(tmp_path: Path, settings: dict[str, Any], setting: str, 
     file = write_jsonl(tmp_path / "x.jsonl", NUMBERS)
     with pytest.raises(ActError) as caught:
         read(**({"path": file} | settings))
-    assert caught.value.faults[0].setting.endswith(setting)
+    assert caught.value.issues[0].setting.endswith(setting)
     assert message in str(caught.value)
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_lightning.data import AbilityData, iter_conversations
-from act_lightning.data.reading import row_source as sources
-from act_lightning.data.settings import PerGroup
+from act_lightning.data import files as sources
+from act_lightning.data.ability_data import AbilityData, PerGroup
+from act_lightning.data.rows import iter_conversations
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
@@ -151,5 +151,5 @@ def test_groups_without_enough_rows(file: Path) -> None:
 def test_wrong_choices(file: Path, chosen: dict[str, Any], setting: str, message: str) -> None:
     with pytest.raises(ActError) as caught:
         used(**({"path": file} | chosen))
-    assert caught.value.faults[0].setting.endswith(setting)
+    assert caught.value.issues[0].setting.endswith(setting)
     assert message in str(caught.value)

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_lightning.data import AbilityData, iter_conversations, read_rows, rows_fingerprint
-from act_lightning.data.reading import json_array as arrays
-from act_lightning.data.reading.sources import open_rows
+from act_lightning.data import files as arrays
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.loading import open_rows
+from act_lightning.data.rows import iter_conversations, read_rows, rows_fingerprint
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
@@ -102,9 +103,9 @@ def test_broken_files(tmp_path: Path, name: str, content: str | bytes, place: st
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ActError) as caught:
         list(open_rows(AbilityData(str(tmp_path / name)), WHERE))
-    (fault,) = caught.value.faults
-    assert fault.setting.endswith(place)
-    assert message in str(fault)
+    (issue,) = caught.value.issues
+    assert issue.setting.endswith(place)
+    assert message in str(issue)
 
 
 @pytest.mark.parametrize(("name", "empty"), [("x.json", ""), ("x.json", " [ ] "), ("x.csv", ""), ("x.csv", "a,b\n\n")])

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import Conversation, TextTemplate, make_template
+from act_lightning.data.conversations import Conversation
+from act_lightning.data.templates import TextTemplate, make_template
 from act_lightning.errors import ActError
 from tests.tiny import CHATML, tiny_tokenizer
 
@@ -111,7 +112,7 @@ def test_templates_that_do_not_exist(template: str, message: str) -> None:
     with pytest.raises(ActError) as caught:
         make_template(template, tiny_tokenizer(None), "data.template")
     assert message in str(caught.value)
-    assert caught.value.faults[0].setting == "data.template"
+    assert caught.value.issues[0].setting == "data.template"
 
 
 def test_templates_that_cannot_be_read(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import AnswerEvaluation
-from act_lightning.data import AbilityDataModule, EvaluationData
+from act_lightning.data.ability_data import EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.module import AbilityTransferModule
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
@@ -40,6 +41,9 @@ def test_what_is_wrong_shows_before_the_fit(tmp_path: Path) -> None:
     target = str(save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "target"))
     module, batches = PlainModule(tiny_model("llama")), DataLoader(padded(random_samples(4)), batch_size=None)
     bad = evaluations(tmp_path, target, prompt="prompt", answer="{prompt}")
-    for callback, rule in ((AnswerEvaluation(), "must be an AbilityDataModule"), (AnswerEvaluation(bad), "can match")):
-        with pytest.raises(ActError, match=rule):
+    for callback, problem in (
+        (AnswerEvaluation(), "must be an AbilityDataModule"),
+        (AnswerEvaluation(bad), "can match"),
+    ):
+        with pytest.raises(ActError, match=problem):
             quiet_trainer(tmp_path, callback).fit(module, batches)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from act_lightning.evaluation import judge_code, passes
-from act_lightning.evaluation.code import completed
-from act_lightning.evaluation.sandbox import without_network
+from act_lightning.evaluation.code import completed, passes_tests, without_network
+from act_lightning.evaluation.grading import grade_code
 
 PROMPT = 'from typing import List\n\n\ndef double(numbers: List[int]) -> List[int]:\n    """Twice each."""\n'
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
@@ -36,13 +35,13 @@ RIGHT = "    return [2 * number for number in numbers]\n"
     ],
 )
 def test_verdicts(output: str, answered: bool, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "__defaults__", (2.0, 1 << 30))
-    verdict = judge_code(output, PROMPT, TEST, "double")
+    monkeypatch.setattr(passes_tests, "__defaults__", (2.0, 1 << 30))
+    verdict = grade_code(output, PROMPT, TEST, "double")
     assert (verdict.answered, verdict.correct, verdict.flexible_correct) == (answered, right, right)
 
 
 def test_without_the_function_there_is_no_answer() -> None:
-    assert not judge_code("```python\nx = 1\n```", "# nothing\n", TEST, "double").answered
+    assert not grade_code("```python\nx = 1\n```", "# nothing\n", TEST, "double").answered
 
 
 def test_lines_that_are_no_python_are_dropped_from_the_end_only() -> None:
@@ -59,9 +58,9 @@ CHECK = "def check(candidate):\n    assert candidate()\n"
 
 def test_time_is_over(tmp_path: Path) -> None:
     started = time.monotonic()
-    assert not passes(harmful("import time; time.sleep(60)"), CHECK, "act", seconds=1.0)
+    assert not passes_tests(harmful("import time; time.sleep(60)"), CHECK, "act", seconds=1.0)
     assert time.monotonic() - started < 20
-    assert passes(harmful("pass"), CHECK, "act")
+    assert passes_tests(harmful("pass"), CHECK, "act")
 
 
 @pytest.mark.parametrize(
@@ -74,13 +73,15 @@ def test_time_is_over(tmp_path: Path) -> None:
     ],
 )
 def test_limits_of_the_kernel(body: str) -> None:
-    assert not passes(harmful(body), CHECK, "act")
+    assert not passes_tests(harmful(body), CHECK, "act")
 
 
 def test_nothing_is_seen_or_left_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "token")
     monkeypatch.chdir(tmp_path)
-    assert passes(harmful("import os; assert 'SECRET' not in os.environ; open('here', 'w').close()"), CHECK, "act")
+    assert passes_tests(
+        harmful("import os; assert 'SECRET' not in os.environ; open('here', 'w').close()"), CHECK, "act"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -88,9 +89,11 @@ def test_nothing_is_seen_or_left_of_the_caller(tmp_path: Path, monkeypatch: pyte
 def testwithout_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        assert not passes(harmful(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"), CHECK, "act")
+        assert not passes_tests(
+            harmful(f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"), CHECK, "act"
+        )
 
 
 def test_what_is_printed_is_not_taken_for_a_success() -> None:
-    assert not passes(harmful("print('passed'); raise ValueError"), CHECK, "act")
-    assert passes(harmful("print('x' * (3 << 20))"), CHECK, "act"), "nor does it count against the limit of files"
+    assert not passes_tests(harmful("print('passed'); raise ValueError"), CHECK, "act")
+    assert passes_tests(harmful("print('x' * (3 << 20))"), CHECK, "act"), "nor does it count against the limit of files"

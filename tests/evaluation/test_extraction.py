@@ -6,8 +6,15 @@ import random
 
 import pytest
 
-from act_lightning.data.asking.benchmax import LANGUAGES, math_pattern
-from act_lightning.evaluation import first_match, judge_choice, judge_number, last_choice, last_number, loose_match
+from act_lightning.data.benchmax import LANGUAGES, math_pattern
+from act_lightning.evaluation.grading import (
+    first_match,
+    grade_choice,
+    grade_number,
+    last_choice,
+    last_number,
+    loose_match,
+)
 
 extraction = pytest.importorskip("lm_eval.filters.extraction")
 metrics = pytest.importorskip("lm_eval.api.metrics")
@@ -46,7 +53,7 @@ def test_numbers_in_every_language(language: str) -> None:
         ((wanted,),), ((last,),) = (chosen.apply([[output]], [{}]) for chosen in (strict, flexible))
         assert (theirs(first_match(pattern, output)), theirs(last_number(output))) == (wanted, last)
         for reference in ("18", "1080", "9.50"):
-            verdict = judge_number(output, reference, pattern)
+            verdict = grade_number(output, reference, pattern)
             assert verdict.answered is (wanted != "[invalid]")
             assert (verdict.correct, verdict.flexible_correct) == (right(wanted, reference), right(last, reference))
 
@@ -59,7 +66,7 @@ def test_choices() -> None:
     for output, last in zip(texts, lasts, strict=True):
         ((wanted,),) = strict.apply([[output]], [{}])
         assert (theirs(first_match(CHOICE, output)), theirs(last_choice(output, OPTIONS))) == (wanted, last), output
-        verdict = judge_choice(output, "(B)", OPTIONS, CHOICE)
+        verdict = grade_choice(output, "(B)", OPTIONS, CHOICE)
         assert (verdict.correct, verdict.flexible_correct) == (right(wanted, "(B)"), right(last, "(B)"))
         assert verdict.answered or not verdict.correct
     assert {theirs(last_choice(output, OPTIONS)) for output in texts} >= {"(A)", "(B)", "(C)", "(D)", "[invalid]"}
@@ -72,5 +79,5 @@ def test_comparison_ignores_case_and_punctuation() -> None:
 
 
 def test_an_option_that_is_told_without_a_letter_is_no_answer_in_the_asked_form() -> None:
-    verdict = judge_choice("The answer is gold ring.", "(B)", OPTIONS, CHOICE)
+    verdict = grade_choice("The answer is gold ring.", "(B)", OPTIONS, CHOICE)
     assert (verdict.answered, verdict.correct, verdict.flexible_correct) == (False, False, True)

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation import Generated, end_of_turn_ids, generate_answers
+from act_lightning.evaluation.generation import Generation, end_of_turn_ids, generate_answers
 from tests.tiny import END_ID, PAD_ID, START_ID, tiny_model
 
 PROMPTS = ["One", "What is the sum of two and two?", "नौ, 九!", "a " * 20]
@@ -23,13 +23,13 @@ def left_padded(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> dict[
 @torch.no_grad()
 def slow_answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, tokens: int, ends: set[int]
-) -> Generated:
+) -> Generation:
     ids = tokenizer(prompt).input_ids
     answer: list[int] = []
     while len(answer) < tokens and not (answer and answer[-1] in ends):
         answer.append(int(model(torch.tensor([ids + answer])).logits[0, -1].argmax()))
     ended = answer[-1] in ends
-    return Generated(tokenizer.decode(answer, skip_special_tokens=True), len(answer) - ended, not ended)
+    return Generation(tokenizer.decode(answer, skip_special_tokens=True), len(answer) - ended, not ended)
 
 
 def answering(seed: int = 0, architecture: str = "llama") -> PreTrainedModel:

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation import bootstrap, mcnemar, mean_of_shares, paired_difference, wilson
+from act_lightning.evaluation.intervals import bootstrap, mcnemar, mean_of_shares, paired_difference, wilson
 
 
 @pytest.mark.parametrize(

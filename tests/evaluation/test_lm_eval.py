@@ -15,10 +15,13 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 import act_lightning
-from act_lightning.answering import judge
-from act_lightning.data import EvaluationData, MicroBatch, Prompt, collate_prompts, read_prompts, strict_pattern
-from act_lightning.data.asking.benchmax import LANGUAGES, math_pattern, science_question
-from act_lightning.evaluation import generate_answers
+from act_lightning.data.ability_data import EvaluationData
+from act_lightning.data.benchmax import LANGUAGES, math_pattern, science_question
+from act_lightning.data.micro_batches import MicroBatch
+from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
+from act_lightning.data.wording import strict_pattern
+from act_lightning.evaluation.evaluator import grade
+from act_lightning.evaluation.generation import generate_answers
 from tests.evaluation.test_extraction import outputs
 from tests.tiny import tiny_model, tiny_tokenizer, write_jsonl
 
@@ -157,7 +160,7 @@ def test_both_give_the_same_verdicts_on_the_same_outputs(folder: Path, kind: str
         right = 0
         for sample in samples:
             row = sample["doc_id"]
-            verdict = judge(prompts[row].item, settings, texts[row])
+            verdict = grade(prompts[row].item, settings, texts[row])
             ours = verdict.flexible_correct if sample["filter"] == "flexible-extract" else verdict.correct
             assert bool(sample["exact_match"]) is ours, (language, texts[row], sample["filter"])
             right += ours

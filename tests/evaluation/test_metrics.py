@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation import ExactMatch, exact_match
+from act_lightning.evaluation.grading import exact_match
+from act_lightning.evaluation.metrics import ExactMatch
 
 
 @pytest.mark.parametrize(

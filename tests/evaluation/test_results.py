@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from act_lightning.evaluation import wilson
+from act_lightning.evaluation.intervals import wilson
 from tests.front_door import Config, basic, call, changed, left, run
 from tests.tiny import END_ID, save_model, tiny_model, tiny_tokenizer, write_jsonl
 
@@ -133,10 +133,10 @@ def test_compare_refuses_what_cannot_be_paired(config: Config, tmp_path: Path, m
     evaluated(changed(config, "data.evaluations.words", ...), tmp_path / "lacking", models[0])
     rules = {other: "'row 11': must ask what set words", fewer: "'5 rows': must have the 12 rows of set words"}
     rules |= {tmp_path / "lacking": "must have the sets of", tmp_path / "gone": "must be a run that was tested"}
-    for run_folder, rule in rules.items():
+    for run_folder, problem in rules.items():
         outcome = call("compare", one, run_folder)
         assert outcome.status == 1
-        assert rule in outcome.err
+        assert problem in outcome.err
         assert len(outcome.err.splitlines()) == 1
     assert call("compare", one).status == 2
 

@@ -6,7 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from act_lightning.evaluation import Row, models_csv, models_table, row_of, wilson
+from act_lightning.evaluation.intervals import wilson
+from act_lightning.evaluation.tables import Row, models_csv, models_table, row_of
 
 ROLES = {"sums": "keep", "words": "recover", "verbs": "recover"}
 ROWS = [

@@ -92,11 +92,11 @@ def test_an_output_cut_by_the_context_is_truncated(config: Config) -> None:
         ("ckpt_path", "best", "cannot be read where model.generator is vllm"),
     ],
 )
-def test_what_it_cannot_do_is_said(config: Config, setting: str, value: Any, rule: str) -> None:
+def test_what_it_cannot_do_is_said(config: Config, setting: str, value: Any, problem: str) -> None:
     outcome = run("test", changed(config, setting, value), *VLLM)
     assert outcome.status == 1
     (said,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
-    assert rule in said
+    assert problem in said
     assert not (Path(config["trainer"]["default_root_dir"]) / "evaluations").exists()
 
 

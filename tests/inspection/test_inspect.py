@@ -12,10 +12,12 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import IGNORED, AbilityData, AbilityDataModule, EvaluationData, Sample
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.data.inspection import Inspection, inspect, print_inspection
+from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.sample_view import Piece, colored, legend, pieces
 from act_lightning.errors import ActError
-from act_lightning.inspection import Inspection, Piece, colored, inspect, pieces, print_inspection
-from act_lightning.inspection.samples import legend
 from tests.tiny import write_jsonl
 
 

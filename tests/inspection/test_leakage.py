@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_lightning.inspection import hash_prompts, normalized, overlaps
-from act_lightning.inspection.leakage import Overlap
+from act_lightning.data.leakage import Overlap, hash_prompts, normalized, overlaps
 
 LONG = "the quick brown fox jumps over the lazy dog while a small red hen looks on and on"
 

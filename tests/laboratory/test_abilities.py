@@ -9,7 +9,7 @@ import re
 import pytest
 
 from act_lightning.errors import ActError
-from act_lightning.laboratory import ABILITIES, SPLITS, rows
+from act_lightning.lab.abilities import ABILITIES, SPLITS, rows
 
 
 def numbers(name: str, split: str) -> set[tuple[int, ...]]:

@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation import generate_answers
-from act_lightning.laboratory import MODELS, Recipe, Stage, cache, model_folder
+from act_lightning.evaluation.generation import generate_answers
+from act_lightning.lab import models
+from act_lightning.lab.models import MODELS, model_folder
+from act_lightning.lab.training import Recipe, Stage
 
 MICRO = Recipe(
     vocabulary=270,
@@ -79,7 +81,7 @@ def test_a_build_that_fails_leaves_nothing(own_cache: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "build", break_off)
+        patch.setattr(models, "build", break_off)
         with pytest.raises(KeyboardInterrupt):
             model_folder("base", MICRO)
     assert [path.name for path in own_cache.iterdir()] == [".lock"]
@@ -113,4 +115,4 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_home_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACT_LIGHTNING_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert cache.cache_root() == Path("/home/someone/.cache/act_lightning/laboratory")
+    assert models.cache_root() == Path("/home/someone/.cache/act_lightning/laboratory")

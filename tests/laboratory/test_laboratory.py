@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from act_lightning.evaluation import exact_match, generate_answers
-from act_lightning.laboratory import MODELS, model_folder, rows
+from act_lightning.evaluation.generation import generate_answers
+from act_lightning.evaluation.grading import exact_match
+from act_lightning.lab.abilities import rows
+from act_lightning.lab.models import MODELS, model_folder
 
 
 def share_right(folder: Path, ability: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from num2words import num2words
 
-from act_lightning.laboratory.number_words import LANGUAGES, LARGEST
+from act_lightning.lab.number_words import LANGUAGES, LARGEST
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
-from act_lightning.laboratory import ABILITIES, rows
-from act_lightning.laboratory.tokenizer import build_tokenizer
+from act_lightning.lab.abilities import ABILITIES, rows
+from act_lightning.lab.training import build_tokenizer
 
 
 @pytest.fixture(scope="module")

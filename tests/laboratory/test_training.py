@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.laboratory import Stage
-from act_lightning.laboratory.training import Samples, encode, schedule, train
+from act_lightning.lab.training import Samples, Stage, encode, schedule, train
 from tests.tiny import END_ID, START_ID, tiny_model
 
 ROWS = [{"prompt": f"{i} + 1 =", "answer": f"{i + 1}"} for i in range(8)] + [

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from act_lightning.loss import answer_logits, answer_loss, score_answers
+from act_lightning.training.loss import answer_logits, answer_loss, score_answers
 from tests.loops import messages, packed, padded, random_samples
 from tests.reference import act as reference
 from tests.reference.act import IGNORED

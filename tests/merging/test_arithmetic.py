@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import inventory
-from act_lightning.merging import TaskArithmetic, TaskVector, TensorPlace, apply_change, task_arithmetic
+from act_lightning.merging import TaskArithmetic, TaskVector, TensorSlice, apply_change, task_arithmetic
 from tests.reference import merging as reference
 from tests.tiny import sibling_of, tiny_model
 
@@ -34,7 +34,7 @@ def merged(target: Tensor, sources: list[Tensor], scales: list[float], masks: li
         for source, scale, mask in zip(sources, scales, masks, strict=True)
     ]
     union = torch.stack([mask.expand(target.shape) for mask in masks]).any(0)
-    return apply_change(target, TaskArithmetic().merge(vectors, TensorPlace("weight")), union)
+    return apply_change(target, TaskArithmetic().merge(vectors, TensorSlice("weight")), union)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from act_lightning.merging import TensorPlace, draws
-from act_lightning.merging.draws import keeps, uniform
+from act_lightning.merging import TensorSlice, sparsify
+from act_lightning.merging.sparsify import keeps, uniform
 
 CPU = torch.device("cpu")
 NAME = "model.layers.3.mlp.down_proj.weight"
 
 
 def draw(shape: tuple[int, ...], name: str = NAME, seed: int = 42, source: str = "s") -> Tensor:
-    return uniform(torch.Size(shape), TensorPlace(name, seed), source, CPU)
+    return uniform(torch.Size(shape), TensorSlice(name, seed), source, CPU)
 
 
 def correlation(first: Tensor, second: Tensor) -> float:
@@ -65,16 +65,16 @@ def test_rectangles_hold_no_pattern() -> None:
 
 @pytest.mark.parametrize("density", [1e-6, 0.1, 0.5, 0.999])
 def test_as_many_are_kept_as_the_density_says(density: float) -> None:
-    kept = int((keeps(density, torch.Size((2048, 1024)), TensorPlace(NAME), "s", CPU) != 0).sum())
+    kept = int((keeps(density, torch.Size((2048, 1024)), TensorSlice(NAME), "s", CPU) != 0).sum())
     number = 2048 * 1024
     assert abs(kept - density * number) < 6 * math.sqrt(number * density * (1 - density)) + 1
 
 
 def test_ends_are_exact() -> None:
     shape = torch.Size((300, 1000))
-    assert not keeps(0, shape, TensorPlace(NAME), "s", CPU).any()
-    assert (keeps(1, shape, TensorPlace(NAME), "s", CPU) == -1).all()
-    assert keeps(0.5, torch.Size((0, 5)), TensorPlace(NAME), "s", CPU).shape == (0, 5)
+    assert not keeps(0, shape, TensorSlice(NAME), "s", CPU).any()
+    assert (keeps(1, shape, TensorSlice(NAME), "s", CPU) == -1).all()
+    assert keeps(0.5, torch.Size((0, 5)), TensorSlice(NAME), "s", CPU).shape == (0, 5)
 
 
 @given(
@@ -82,18 +82,18 @@ def test_ends_are_exact() -> None:
 )
 def test_any_rows_are_drawn_as_in_the_whole(rows: list[int], shape: tuple[int, ...]) -> None:
     numbers = torch.tensor(rows)
-    part = TensorPlace(NAME, 7, numbers)
+    part = TensorSlice(NAME, 7, numbers)
     assert torch.equal(keeps(0.4, torch.Size((len(rows), *shape[1:])), part, "s", CPU), whole(shape)[numbers])
 
 
 def whole(shape: tuple[int, ...]) -> Tensor:
-    return keeps(0.4, torch.Size(shape), TensorPlace(NAME, 7), "s", CPU)
+    return keeps(0.4, torch.Size(shape), TensorSlice(NAME, 7), "s", CPU)
 
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = whole((200, 7))
     for block in (1, 30, 10**9):
-        monkeypatch.setattr(draws, "_BLOCK", block)
+        monkeypatch.setattr(sparsify, "_BLOCK", block)
         assert torch.equal(whole((200, 7)), expected)
 
 

@@ -25,9 +25,9 @@ from act_lightning.merging import (
     Part,
     TaskArithmetic,
     TaskVector,
-    TensorPlace,
+    TensorSlice,
+    bind,
     merging_method,
-    ready,
     works_by_rows,
 )
 
@@ -52,8 +52,8 @@ def vector(delta: Tensor, weight: float = 0.5, mask: Tensor | None = None, sourc
 
 
 def merged(method: MergingMethod, vectors: list[TaskVector], scale: float = 0.5) -> Tensor:
-    place = TensorPlace("weight", 42, importance=torch.ones_like(vectors[0].delta))
-    return ready(method, lambda: [(vectors, place)], scale)(vectors, place)
+    place = TensorSlice("weight", 42, importance=torch.ones_like(vectors[0].delta))
+    return bind(method, lambda: [(vectors, place)], scale)(vectors, place)
 
 
 @st.composite
@@ -100,10 +100,10 @@ def test_parts_are_merged_as_the_whole(method: MergingMethod, vectors: list[Task
 
     def parts() -> Iterator[Part]:
         for numbers in rows:
-            place = TensorPlace("weight", 42, numbers, torch.ones_like(vectors[0].delta[numbers]))
+            place = TensorSlice("weight", 42, numbers, torch.ones_like(vectors[0].delta[numbers]))
             yield [cut(one, numbers) for one in vectors], place
 
-    merge = ready(method, parts, 0.5)
+    merge = bind(method, parts, 0.5)
     found = torch.cat([merge(*part) for part in parts()])
     torch.testing.assert_close(found, merged(method, vectors), rtol=1e-6, atol=1e-7)
 
@@ -139,8 +139,8 @@ def test_a_mask_is_as_if_the_rest_were_not_there(method: MergingMethod) -> None:
     mask[rows] = True
     whole = merged(method, [vector(delta, mask=mask, source=str(i)) for i, delta in enumerate(deltas)])
     alone = [vector(delta[rows], source=str(i)) for i, delta in enumerate(deltas)]
-    place = TensorPlace("weight", 42, rows, torch.ones_like(alone[0].delta))
-    torch.testing.assert_close(whole[rows], ready(method, lambda: [(alone, place)], 0.5)(alone, place))
+    place = TensorSlice("weight", 42, rows, torch.ones_like(alone[0].delta))
+    torch.testing.assert_close(whole[rows], bind(method, lambda: [(alone, place)], 0.5)(alone, place))
 
 
 def test_ties_keeps_the_exact_share_of_equal_magnitudes_lowest_positions_first() -> None:
@@ -166,10 +166,10 @@ def test_fisher_is_an_average_of_models() -> None:
     target, source = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([3.0, 3.0, 3.0])
     mine, its = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 2.0, 0.0])
     one = TaskVector(source - target, 1.0, importance=its)
-    change = Fisher().merge([one], TensorPlace("weight", importance=mine))
+    change = Fisher().merge([one], TensorSlice("weight", importance=mine))
     assert (target + change).tolist() == [2.5, 3.0, 1.0]
     with pytest.raises(TypeError, match="carries no Fisher information"):
-        Fisher().merge([TaskVector(source)], TensorPlace("weight", importance=mine))
+        Fisher().merge([TaskVector(source)], TensorSlice("weight", importance=mine))
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_settings_that_make_no_sense(method: MergingMethod, said: str) -> None:
     with pytest.raises(ActError) as error:
         merging_method(method)
     assert said in str(error.value)
-    assert merging_method(TaskArithmetic()).faults() == []
+    assert merging_method(TaskArithmetic()).issues() == []

@@ -19,14 +19,14 @@ from act_lightning.merging import (
     MergingMethod,
     TaskArithmetic,
     TaskVector,
-    TensorPlace,
+    TensorSlice,
     apply_change,
-    ready,
+    bind,
 )
-from act_lightning.merging.draws import keeps, uniform
+from act_lightning.merging.sparsify import keeps, uniform
 
 SHAPE = (61, 47)
-PLACE = TensorPlace("model.layers.0.mlp.up_proj.weight", seed=42)
+PLACE = TensorSlice("model.layers.0.mlp.up_proj.weight", seed=42)
 EVERYWHERE = torch.ones(1, 1, dtype=torch.bool)
 SCALES = [[1.0], [0.7, 0.3], [0.5, -0.9, 1.7]]
 DENSITIES = [0.0, 0.1, 0.37, 0.9, 1.0]
@@ -44,7 +44,7 @@ def ours(method: MergingMethod, target: Tensor, sources: list[Tensor], scales: l
         TaskVector(source - target, each, source=str(number))
         for number, (source, each) in enumerate(zip(sources, scales, strict=True))
     ]
-    return apply_change(target, ready(method, lambda: [(vectors, PLACE)], scale)(vectors, PLACE), EVERYWHERE)
+    return apply_change(target, bind(method, lambda: [(vectors, PLACE)], scale)(vectors, PLACE), EVERYWHERE)
 
 
 def theirs(name: str, target: Tensor, sources: list[Tensor], weights: list[float], **parameters: Any) -> Tensor:

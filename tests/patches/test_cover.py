@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_lightning.patches.codec import from_planes, pack, planes, unpack
-from act_lightning.patches.cover import Cover, cover_of
-from act_lightning.patches.stored import Words
+from act_lightning.patches.changed_region import ChangedRegion, changed_region
+from act_lightning.patches.stored import Words, from_planes, pack, planes, unpack
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
@@ -22,23 +21,23 @@ def matrices(draw: st.DrawFn) -> Words:
 
 
 @st.composite
-def cover_pairs(draw: st.DrawFn) -> tuple[Cover, Cover]:
+def cover_pairs(draw: st.DrawFn) -> tuple[ChangedRegion, ChangedRegion]:
     height, width = draw(SHAPES)
 
     def one(count: int) -> np.ndarray:
         return np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), np.bool_)
 
-    return Cover(one(height), one(width)), Cover(one(height), one(width))
+    return ChangedRegion(one(height), one(width)), ChangedRegion(one(height), one(width))
 
 
-def expanded(cover: Cover) -> np.ndarray:
+def expanded(cover: ChangedRegion) -> np.ndarray:
     return cover.rows[:, None] | cover.columns[None, :]
 
 
 @settings(deadline=None)
 @given(matrices())
 def test_changes_survive_the_cover(changes: Words) -> None:
-    cover = cover_of(changes)
+    cover = changed_region(changes)
     assert not changes[~expanded(cover)].any()
     assert len(cover.take(changes)) == cover.size() == expanded(cover).sum()
     again = np.zeros_like(changes)
@@ -50,7 +49,7 @@ def test_changes_survive_the_cover(changes: Words) -> None:
 
 @settings(deadline=None)
 @given(cover_pairs())
-def test_where_covers_meet(pair: tuple[Cover, Cover]) -> None:
+def test_where_covers_meet(pair: tuple[ChangedRegion, ChangedRegion]) -> None:
     one, other = pair
     assert one.meets(other) == other.meets(one) == (expanded(one) & expanded(other)).sum()
 
@@ -58,8 +57,8 @@ def test_where_covers_meet(pair: tuple[Cover, Cover]) -> None:
 def test_the_smallest_cover_is_taken() -> None:
     changes = np.zeros((20, 10), "<u2")
     changes[3] = changes[:, 4] = 1
-    assert cover_of(changes).size() == 10 + 19, "a row and a column, and not all of either kind"
-    assert cover_of(changes[:3]).size() == 3, "the column"
+    assert changed_region(changes).size() == 10 + 19, "a row and a column, and not all of either kind"
+    assert changed_region(changes[:3]).size() == 3, "the column"
 
 
 @settings(deadline=None)

@@ -14,9 +14,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from act_lightning.cards import first_card
+from act_lightning.cards.writing import first_card
 from act_lightning.errors import ActError
-from act_lightning.patches import apply_patch, make_patch, open_patch, revert_patch
+from act_lightning.patches.applying import apply_patch, revert_patch
+from act_lightning.patches.file import open_patch
+from act_lightning.patches.making import make_patch
 from tests.front_door import left
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 
@@ -258,7 +260,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, base: Path, patch: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("act_lightning.patches.applying.shutil.copyfile", full)
-    monkeypatch.setattr("act_lightning.patches.applying.clone_file", lambda *_: False)
+    monkeypatch.setattr("act_lightning.checkpoints.files.reflink", lambda *_: False)
     with pytest.raises(ActError, match="No space left"):
         apply_patch(base, [patch], tmp_path / "out")
     assert left(tmp_path) == []

@@ -12,20 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from act_lightning.activations import ChannelMeans, MeanAbsoluteDifference, Pair, Reading, ResidentPair
+from act_lightning.architecture import part_sizes
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import load_model
+from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError
+from act_lightning.profiling.channel_means import ChannelMeans, MeanAbsoluteDifference
+from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair, OffloadedReader
+from act_lightning.profiling.offload import DiskWeights, MemoryWeights, PartWeights
+from act_lightning.profiling.pair import ChunkBatch, Pair, ResidentPair
 from act_lightning.scorers import ActivationScorer, Observation
-from act_lightning.stages import (
-    DiskWeights,
-    LayerwisePair,
-    MemoryWeights,
-    OffloadedReader,
-    PartWeights,
-    StagedModel,
-    part_sizes,
-)
 from tests.loops import packed, padded, random_samples
 from tests.memory import PeakMemory
 from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
@@ -43,7 +38,7 @@ MIXED: dict[str, dict[str, Any]] = {  # masks that differ from layer to layer, l
     "smollm3": {"num_hidden_layers": 4, "no_rope_layer_interval": 2},
 }
 READINGS = [
-    Reading(batch)
+    ChunkBatch(batch)
     for batch in (
         *padded(random_samples(3), rows=3),
         *packed(random_samples(3, seed=1), rows=3),
@@ -63,7 +58,7 @@ def scores(pair: Pair, places: Sequence[Path], target: PreTrainedModel) -> list[
 @contextmanager
 def staged(weights: Sequence[PartWeights], places: Sequence[Path], together: int = 10**6) -> Iterator[LayerwisePair]:
     with ExitStack() as stack:
-        target, *sources = [stack.enter_context(StagedModel(one, CPU)) for one in weights]
+        target, *sources = [stack.enter_context(LayerwiseModel(one, CPU)) for one in weights]
         yield LayerwisePair(target, dict(zip(places, sources, strict=True)), CPU, together)
 
 
@@ -177,7 +172,7 @@ def test_one_stage_at_a_time() -> None:
 def test_logits_are_forgotten_batch_by_batch() -> None:
     """Of what the last stage gives, nothing waits, however many batches go through the stages together."""
     target = tiny_model("llama", vocab_size=20_000)
-    readings = [Reading(batch) for batch in padded(random_samples(16, longest=300), rows=1)]
+    readings = [ChunkBatch(batch) for batch in padded(random_samples(16, longest=300), rows=1)]
     logits = 4 * 20_000 * max(reading.batch["input_ids"].numel() for reading in readings)
     with (
         PeakMemory() as counted,
@@ -220,4 +215,4 @@ def test_a_model_without_known_layers_is_refused() -> None:
     target: Any = tiny_model("llama")
     target._no_split_modules = []
     with pytest.raises(ActError, match="must have decoder layers that transformers names"):
-        StagedModel(MemoryWeights(target, CPU), CPU)
+        LayerwiseModel(MemoryWeights(target, CPU), CPU)

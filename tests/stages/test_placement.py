@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, pair
-from act_lightning.checkpoints import load_quantized
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
+from act_lightning.checkpoints.models import load_quantized
 from act_lightning.errors import ActError
+from act_lightning.profiling import placement
 from act_lightning.scorers import Attribution
-from act_lightning.transfer import TransferSettings
+from act_lightning.transfer.settings import TransferSettings
 from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
@@ -84,7 +85,7 @@ def test_auto_goes_by_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytes
     target = tiny_model("llama")
     source = saved(sibling_of(target, seed=1), tmp_path / "s")
     for room, chosen in ((10**9, "resident"), (10**5, "layerwise")):
-        monkeypatch.setattr(pair, "free_memory", lambda _, room=room: room)
+        monkeypatch.setattr(placement, "free_memory", lambda _, room=room: room)
         with messages() as said:
             profile(target, source, tmp_path / chosen)
         assert [line.split(" (")[0] for line in said if "placement" in line] == [f"profile.placement: {chosen}"]
@@ -100,11 +101,11 @@ def test_auto_goes_by_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytes
         ({"quantization": "8bit"}, "needs a target that is loaded from its folder"),
     ],
 )
-def test_what_cannot_be_is_refused(settings: dict[str, str], rule: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused(settings: dict[str, str], problem: str, tmp_path: Path) -> None:
     target = tiny_model("llama")
     with pytest.raises(ActError) as error:
         profile(target, saved(target, tmp_path / "s"), tmp_path, **settings)
-    assert rule in str(error.value)
+    assert problem in str(error.value)
     assert not (tmp_path / "scores" / "s").exists()
 
 
@@ -143,8 +144,8 @@ def test_processes_share_the_samples(processes: int, tmp_path: Path) -> None:
     target = tiny_model("gemma3_text")
     saved(target, tmp_path / "target")
     saved(sibling_of(target, seed=1), tmp_path / "source")
-    for placement, count in (("resident", 1), ("layerwise", processes)):
-        done = run(tmp_path, placement, processes=count)
+    for chosen, count in (("resident", 1), ("layerwise", processes)):
+        done = run(tmp_path, chosen, processes=count)
         assert done.returncode == 0, done.stderr
     expected, found = scores(tmp_path, "resident", 1, target), scores(tmp_path, "layerwise", processes, target)
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -164,8 +165,8 @@ def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
     failed = run(tmp_path, "resident", limit)
     assert failed.returncode != 0
     assert "memory" in failed.stderr.lower()
-    for placement, most in (("layerwise", limit), ("resident", 0)):
-        done = run(tmp_path, placement, most)
+    for chosen, most in (("layerwise", limit), ("resident", 0)):
+        done = run(tmp_path, chosen, most)
         assert done.returncode == 0, done.stderr
     expected, found = (scores(tmp_path, placement, 1, target) for placement in ("resident", "layerwise"))
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_lightning.sweeping.choice import EQUAL_SCALE, EQUAL_SHARE, best_point, equal_points, pareto_front
-from act_lightning.sweeping.outcome import Outcome
-from act_lightning.sweeping.points import UNTOUCHED, Point, grid
-from act_lightning.sweeping.settings import SweepSettings
-from act_lightning.transfer import TransferSettings
+from act_lightning.sweep.points import UNTOUCHED, Point, grid
+from act_lightning.sweep.results import EQUAL_SCALE, EQUAL_SHARE, Outcome, best_point, equal_points, pareto_front
+from act_lightning.sweep.settings import SweepSettings
+from act_lightning.transfer.settings import TransferSettings
 
 ITEMS = 10
 AT = Point("act", 0.4, 0.01)

@@ -55,7 +55,7 @@ def test_each_point_is_fine_tuned_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_fit_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setattr("act_lightning.sweeping.fitting.sys.executable", "false")
+    monkeypatch.setattr("act_lightning.sweep.finalize.sys.executable", "false")
     outcome = run("sweep", make_place(tmp_path), *ONE)
     assert outcome.status == 1
     assert "sweep.fit = True: must end in a model, and plain fine-tuning did not" in outcome.err

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from act_lightning.sweeping.settings import RATIOS, SCALES
+from act_lightning.sweep.settings import RATIOS, SCALES
 from tests.front_door import Config, Outcome, call, changed, run
 from tests.sweeping.places import make_place
 
@@ -160,7 +160,7 @@ def test_a_plan_counts_the_points(place: Config) -> None:
 
 def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(swept)
-    monkeypatch.setattr("act_lightning.sweeping.walk.Laboratory.evaluate", None)
+    monkeypatch.setattr("act_lightning.sweep.runner.TrialContext.evaluate", None)
     outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     assert rows(swept) == before

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from act_lightning.translation.pace import Pace
+from act_lightning.translation.endpoint import RateLimiter
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 def starts(requests: int, tokens: int, expected: list[int], taken: list[int] | None = None) -> list[float]:
     """When requests start that follow each other at once, and that take what they take."""
     clock = Clock()
-    pace, found = Pace(requests, tokens, clock, clock.sleep), []
+    pace, found = RateLimiter(requests, tokens, clock, clock.sleep), []
 
     async def go() -> None:
         for number, guess in enumerate(expected):
@@ -49,7 +49,7 @@ def test_tokens_per_minute_as_expected_and_as_taken() -> None:
 
 def test_an_endpoint_that_asks_for_a_pause_gets_it() -> None:
     clock = Clock()
-    pace = Pace(60, 10**9, clock, clock.sleep)
+    pace = RateLimiter(60, 10**9, clock, clock.sleep)
     pace.hold(20.0)
     pace.hold(5.0)  # a shorter one ends no longer one
     asyncio.run(pace.wait(1))

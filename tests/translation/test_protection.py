@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_lightning.translation.protection import FinalAnswer, protect
+from act_lightning.translation.verification import FinalAnswer, protect
 
 PIECES = [
     "$x$",

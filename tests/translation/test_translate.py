@@ -15,10 +15,13 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from act_lightning.data import AbilityData, read_rows
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.rows import read_rows
 from act_lightning.errors import ActError
-from act_lightning.translation import Price, TranslationSettings, print_report, translate
 from act_lightning.translation.endpoint import _retry_after
+from act_lightning.translation.report import print_report
+from act_lightning.translation.settings import Price, TranslationSettings
+from act_lightning.translation.translate import translate
 from tests.front_door import write_yaml
 from tests.tiny import write_jsonl
 from tests.translation.server import Answer, Server, Texts, serving, translated

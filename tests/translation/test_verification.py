@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from act_lightning.translation.protection import protect
-from act_lightning.translation.verification import broken_rules
+from act_lightning.translation.verification import broken_rules, protect
 
 SOURCE = "Anna pays 1,200 dollars for two of $n$ books, that is 3.5 each.\nThe answer is: 7"
 
 
 @pytest.mark.parametrize(
-    ("translated", "faults"),
+    ("translated", "issues"),
     [
         ("Anna 1,200 dollárt fizet két <k1/> könyvért, darabja 3.5.\n<k2/>", []),
         ("Anna 1200 dollárt fizet 2 <k1/> könyvért, darabja 3.5.\n<k2/>\n", []),  # "two" was a word
@@ -25,10 +24,10 @@ SOURCE = "Anna pays 1,200 dollars for two of $n$ books, that is 3.5 each.\nThe a
         (protect(SOURCE, "line").text, ["it was not translated"]),
     ],
 )
-def test_rules(translated: str, faults: list[str]) -> None:
+def test_rules(translated: str, issues: list[str]) -> None:
     found = broken_rules(protect(SOURCE, "line"), translated, "hu")
-    assert all(any(fault in one for one in found) for fault in faults)
-    assert bool(found) is bool(faults)
+    assert all(any(issue in one for one in found) for issue in issues)
+    assert bool(found) is bool(issues)
 
 
 def test_words_before_a_value_are_translated() -> None:

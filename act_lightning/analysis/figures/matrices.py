@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from act_lightning.analysis.figures.palette import MUTED, ON_HIGH, ON_LOW, SEQUENTIAL, SURFACE
-from act_lightning.analysis.figures.style import panels, styled
+from act_lightning.analysis.figures.style import MUTED, ON_HIGH, ON_LOW, SEQUENTIAL, SURFACE, panels, styled
 from act_lightning.analysis.location import by_layer_and_type
 
 _CELL = 0.36  # inches

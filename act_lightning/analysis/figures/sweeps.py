@@ -12,8 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from act_lightning.analysis.figures.matrices import cells
-from act_lightning.analysis.figures.palette import INK, MUTED, SEQUENTIAL, SERIES, SURFACE
-from act_lightning.analysis.figures.style import EndLabel, label_ends, log_axis, panels, styled
+from act_lightning.analysis.figures.style import (
+    INK,
+    MUTED,
+    SEQUENTIAL,
+    SERIES,
+    SURFACE,
+    EndLabel,
+    label_ends,
+    log_axis,
+    panels,
+    styled,
+)
 
 ROLES = ("keep", "recover")
 RATIO, SCALE = "transfer ratio p", "scaling factor λ"

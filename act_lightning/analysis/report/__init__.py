@@ -7,15 +7,15 @@ from pathlib import Path
 
 from act_lightning.analysis.abilities import read_abilities
 from act_lightning.analysis.paper import RATIO
-from act_lightning.analysis.report.content import Absent, Builder, Picture, Section, Table
+from act_lightning.analysis.report.content import Absent, Builder, Picture, Section
 from act_lightning.analysis.report.evidence import Evidence, PairView
 from act_lightning.analysis.report.page import require_report_folder, write_report
 from act_lightning.analysis.report.sections import LIMITS, SECTIONS
 from act_lightning.analysis.saved import SavedScores, read_runs
-from act_lightning.errors import Fault, refuse
-from act_lightning.masks import ratio_faults, share_of
+from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.masks import ratio_count, ratio_issues
 
-__all__ = ["Absent", "Builder", "Evidence", "PairView", "Picture", "Section", "Table", "gather", "make_report"]
+__all__ = ["Absent", "Builder", "Evidence", "PairView", "Picture", "Section", "gather", "make_report"]
 _SHOWN = 1  # each takes seconds
 
 
@@ -84,9 +84,9 @@ def gather(
     by_name = {ability.name: label for label, ability in abilities.items()}
     labels = [by_name.get(name, name) for name in shown] or list(abilities)[:_SHOWN]
     models = {name for pair in saved.pairs for name in pair.models}
-    refuse(
+    raise_if_any(
         [
-            *(fault for ratio in ratios for fault in _ratio_faults(ratio, saved)),
+            *(issue for ratio in ratios for issue in _ratio_issues(ratio, saved)),
             *(_unknown("--show", name, [*by_name, *abilities]) for name in labels if name not in abilities),
             *(_unknown("--model", name, sorted(models)) for name in folders or {} if name not in models),
         ]
@@ -94,14 +94,14 @@ def gather(
     return Evidence(runs, saved, abilities, ratios, labels, folders or {}, weights, quiet)
 
 
-def _ratio_faults(ratio: float, saved: SavedScores) -> list[Fault]:
+def _ratio_issues(ratio: float, saved: SavedScores) -> list[ConfigIssue]:
     total = saved.inventory.total
-    if found := ratio_faults(ratio, "--ratio"):
+    if found := ratio_issues(ratio, "--ratio"):
         return found
-    if share_of(total, ratio):
+    if ratio_count(total, ratio):
         return []
-    return [Fault("--ratio", ratio, f"must select at least one of {total:,} channels", "Choose a larger ratio.")]
+    return [ConfigIssue("--ratio", ratio, f"must select at least one of {total:,} channels", "Choose a larger ratio.")]
 
 
-def _unknown(setting: str, name: str, known: Sequence[str]) -> Fault:
-    return Fault(setting, name, f"must be one of {', '.join(dict.fromkeys(known))}", "Correct the name.")
+def _unknown(setting: str, name: str, known: Sequence[str]) -> ConfigIssue:
+    return ConfigIssue(setting, name, f"must be one of {', '.join(dict.fromkeys(known))}", "Correct the name.")

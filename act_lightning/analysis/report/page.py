@@ -15,10 +15,10 @@ import pandas as pd
 from markupsafe import Markup
 
 import act_lightning
-from act_lightning.analysis.figures import as_png, as_svg, css_variables, with_variables
-from act_lightning.analysis.report.content import Absent, Picture, Section, Table
-from act_lightning.checkpoints import replacing_folder
-from act_lightning.errors import ActError, Fault
+from act_lightning.analysis.figures.style import as_png, as_svg, css_variables, with_variables
+from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
+from act_lightning.checkpoints.files import replacing_folder
+from act_lightning.errors import ActError, ConfigIssue
 
 PAGE = "index.html"
 FINDINGS = (
@@ -90,17 +90,19 @@ def require_report_folder(out: Path) -> None:
     page = out / PAGE
     ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
     if names and not (ours and names <= _CONTENT):
-        rule = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
-        raise ActError(Fault("--out", str(out), rule, "Name another folder: an earlier report is replaced as a whole."))
+        problem = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
+        raise ActError(
+            ConfigIssue("--out", str(out), problem, "Name another folder: an earlier report is replaced as a whole.")
+        )
 
 
-def _key(item: Picture | Table) -> tuple[str, str]:
-    return ("table" if isinstance(item, Table) else "figure", item.name)
+def _key(item: Picture | ReportTable) -> tuple[str, str]:
+    return ("table" if isinstance(item, ReportTable) else "figure", item.name)
 
 
-def _write(folder: Path, item: Picture | Table) -> Markup | list[list[Cell]]:
+def _write(folder: Path, item: Picture | ReportTable) -> Markup | list[list[Cell]]:
     """Write the files of one item, and give what the page shows of it."""
-    if isinstance(item, Table):
+    if isinstance(item, ReportTable):
         item.frame.to_csv(
             folder / "tables" / f"{item.name}.csv", lineterminator="\n", index_label=item.frame.index.name or ""
         )
@@ -115,7 +117,7 @@ def _write(folder: Path, item: Picture | Table) -> Markup | list[list[Cell]]:
     return inline_svg(svg, item.name)
 
 
-def _cells(table: Table, name: object, row: Sequence[Any]) -> list[Cell]:
+def _cells(table: ReportTable, name: object, row: Sequence[Any]) -> list[Cell]:
     columns = list(table.frame.columns)
     index = cell(name, False) if isinstance(name, float) else Cell(str(name))
     return [index, *(cell(value, column in table.shares) for column, value in zip(columns, row, strict=True))]

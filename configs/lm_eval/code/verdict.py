@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from act_lightning.data.asking.programs import make_program
-from act_lightning.evaluation import judge_code
+from act_lightning.data.tasks import make_program
+from act_lightning.evaluation.grading import grade_code
 
 
 def passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """The metric of one row from its one output."""
     program = make_program(doc["prompt"].strip() + "\n", doc["canonical_solution"], doc, doc.get("task_id") or "a row")
-    return {"exact_match": float(judge_code(results[0], program.prompt, program.test, program.entry_point).correct)}
+    return {"exact_match": float(grade_code(results[0], program.prompt, program.test, program.entry_point).correct)}

@@ -4,8 +4,8 @@ from typing import Any
 
 import datasets
 
-from act_lightning.data.asking.benchmax import clean_option
-from act_lightning.data.asking.choices import make_choices
+from act_lightning.data.benchmax import clean_option
+from act_lightning.data.tasks import make_choices
 
 _INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 

@@ -1,14 +1,10 @@
 """The sections of a report, in order. A new one is a file with a builder, and a row here."""
 
 from act_lightning.analysis.report.content import Builder
-from act_lightning.analysis.report.sections.causes import causes_section
-from act_lightning.analysis.report.sections.concentration import concentration_section
-from act_lightning.analysis.report.sections.consistency import consistency_section
-from act_lightning.analysis.report.sections.location import location_section
-from act_lightning.analysis.report.sections.measured import measured_section
-from act_lightning.analysis.report.sections.outcome import outcome_section
+from act_lightning.analysis.report.sections.masks import consistency_section, location_section
+from act_lightning.analysis.report.sections.outcome import causes_section, outcome_section
 from act_lightning.analysis.report.sections.overlap import overlap_section
-from act_lightning.analysis.report.sections.sureness import sureness_section
+from act_lightning.analysis.report.sections.scores import concentration_section, measured_section, stability_section
 from act_lightning.analysis.report.sections.weight_change import weight_change_section
 
 SECTIONS: tuple[Builder, ...] = (
@@ -18,7 +14,7 @@ SECTIONS: tuple[Builder, ...] = (
     overlap_section,
     consistency_section,
     weight_change_section,
-    sureness_section,
+    stability_section,
     causes_section,
     outcome_section,
 )

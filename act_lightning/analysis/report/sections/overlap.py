@@ -7,7 +7,8 @@ from functools import partial
 
 import pandas as pd
 
-from act_lightning.analysis.figures import overlap_figure, ratios_figure
+from act_lightning.analysis.figures.lines import ratios_figure
+from act_lightning.analysis.figures.matrices import overlap_figure
 from act_lightning.analysis.location import vocabulary_modules
 from act_lightning.analysis.overlaps import (
     chance_overlap,
@@ -21,10 +22,9 @@ from act_lightning.analysis.overlaps import (
     top_masks,
 )
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
-from act_lightning.analysis.report.content import Absent, Picture, Section, Table
+from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, percent, percents
 from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.report.wording import percent, percents
-from act_lightning.masks import share_of
+from act_lightning.masks import ratio_count
 
 CURVE = (0.001, 0.003, 0.01, 0.03, 0.1)
 """The values of p at which overlaps are drawn."""
@@ -34,7 +34,7 @@ _CLAIM = (
 )
 _REST = "overlap without lm_head and embedding"
 _TITLE = "Finding 3: what masks of different abilities share"
-Items = list[Picture | Table | str]
+Items = list[Picture | ReportTable | str]
 
 
 def overlap_section(evidence: Evidence) -> list[Section | Absent]:
@@ -61,7 +61,7 @@ def _against_chance(view: PairView, summary: list[str]) -> Items:
         "chance within modules": chance_overlap_by_module(masks, inventory),
     }
     rest = ~(head | embedding)
-    if rest.any() and not rest.all() and share_of(int(rest.sum()), ratio):
+    if rest.any() and not rest.all() and ratio_count(int(rest.sum()), ratio):
         matrices[_REST] = overlap_matrix(top_masks(view.scores, ratio, rest))
     table = overlap_by_group(matrices, pair_groups(view.abilities))
     summary.append(_sentence(view, table))
@@ -70,7 +70,7 @@ def _against_chance(view: PairView, summary: list[str]) -> Items:
         "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head "
         "and embedding are left out of the ranking."
     )
-    return [Table(view.named("overlap-by-group"), caption, table, frozenset(matrices))]
+    return [ReportTable(view.named("overlap-by-group"), caption, table, frozenset(matrices))]
 
 
 def _sentence(view: PairView, table: pd.DataFrame) -> str:
@@ -97,14 +97,16 @@ def _at(view: PairView, ratio: float) -> Items:
             f"Table 1, Table 5, Figure 20. Overlap of the masks at p = {p} in % of the base ability's (row's) mask.",
             partial(overlap_figure, matrix, [ability.language for ability in view.abilities.values()]),
         ),
-        Table(
+        ReportTable(
             view.named(f"overlap{end}"),
             f"Tables 1 and 5 at p = {p}: overlap, normalized by the row's mask.",
             matrix,
             frozenset(matrix.columns),
             few,
         ),
-        Table(view.named(f"shared{end}"), f"Tables 1 and 5 at p = {p}: number of shared channels.", shared, shown=few),
+        ReportTable(
+            view.named(f"shared{end}"), f"Tables 1 and 5 at p = {p}: number of shared channels.", shared, shown=few
+        ),
     ]
     if len(cross):
         items.append(_cross_lingual(view, cross, end, p))
@@ -113,13 +115,13 @@ def _at(view: PairView, ratio: float) -> Items:
     return items
 
 
-def _cross_lingual(view: PairView, cross: pd.DataFrame, end: str, p: str) -> Table:
+def _cross_lingual(view: PairView, cross: pd.DataFrame, end: str, p: str) -> ReportTable:
     caption = (
         f"Table 1, last column (Cross-Lingual), at p = {p}: overlap with the union of all domains of another language; "
         "“others”: of all other languages. Chance is the union's share of all channels."
     )
     shares, few = frozenset({"overlap", "chance"}), len(cross) <= 12
-    return Table(view.named(f"cross-lingual{end}"), caption, cross.set_index("ability"), shares, few)
+    return ReportTable(view.named(f"cross-lingual{end}"), caption, cross.set_index("ability"), shares, few)
 
 
 def _beside_the_paper(view: PairView, matrix: pd.DataFrame, cross: pd.DataFrame) -> Items:
@@ -137,7 +139,7 @@ def _beside_the_paper(view: PairView, matrix: pd.DataFrame, cross: pd.DataFrame)
     frame = pd.DataFrame(rows, columns=["base ability", "compared", "overlap", "paper"]).set_index("base ability")
     other = "" if known else " (another pair than ours)"
     caption = f"Overlap beside the paper's {paper.overlap_table}, which is of {paper.name}{other}."
-    return [Table(view.named("overlap-paper"), caption, frame, frozenset({"overlap", "paper"}))]
+    return [ReportTable(view.named("overlap-paper"), caption, frame, frozenset({"overlap", "paper"}))]
 
 
 def _unions(cross: pd.DataFrame, paper: Mapping[str, float]) -> list[tuple[str, str, float, float]]:
@@ -152,7 +154,7 @@ def _unions(cross: pd.DataFrame, paper: Mapping[str, float]) -> list[tuple[str, 
 
 def _curve(view: PairView) -> Items:
     total = view.evidence.saved.inventory.total
-    ratios = [ratio for ratio in CURVE if share_of(total, ratio)]
+    ratios = [ratio for ratio in CURVE if ratio_count(total, ratio)]
     curves = overlap_over_ratios(view.scores, ratios, pair_groups(view.abilities))
     return [
         Picture(
@@ -160,7 +162,7 @@ def _curve(view: PairView) -> Items:
             "Mean overlap of two abilities at every p, beside chance.",
             partial(ratios_figure, curves),
         ),
-        Table(
+        ReportTable(
             view.named("overlap-over-p"),
             "The same in numbers.",
             curves.set_index("ratio"),

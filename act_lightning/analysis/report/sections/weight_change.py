@@ -8,16 +8,17 @@ import pandas as pd
 from torch import Tensor
 
 from act_lightning.analysis.distribution import ccdf
-from act_lightning.analysis.figures import CHANGE, dots_figure, places_figure, total_figure
+from act_lightning.analysis.figures.dots import dots_figure
+from act_lightning.analysis.figures.lines import CHANGE, places_figure, total_figure
 from act_lightning.analysis.location import ccdfs_by
-from act_lightning.analysis.models_on_disk import NotOnDisk, find_models
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
-from act_lightning.analysis.report.content import Absent, Picture, Section, Table
+from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, numbers, percent, percents
 from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.report.wording import numbers, percent, percents
+from act_lightning.analysis.saved import NotOnDisk, find_models
 from act_lightning.analysis.weights import agreement, weight_change
 from act_lightning.channels import inventory
-from act_lightning.checkpoints import CheckpointReader, meta_model
+from act_lightning.checkpoints.models import meta_model
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 
 _CLAIM = (
@@ -25,7 +26,7 @@ _CLAIM = (
     "fine-tuning.” In Table 2 the two top 1 % overlap by 3.83–5.62 %, where random masks overlap by 1 %."
 )
 _TITLE = "Finding 5: activation differences against weight changes"
-Items = list[Picture | Table | str]
+Items = list[Picture | ReportTable | str]
 
 
 def weight_change_section(evidence: Evidence) -> list[Section | Absent]:
@@ -94,7 +95,7 @@ def _overlap(view: PairView, table: pd.DataFrame, paper: str, number: str) -> It
             caption,
             partial(dots_figure, table[shown], "overlap", references, percent=True),
         ),
-        Table(
+        ReportTable(
             view.named("weight-overlap"),
             f"{caption} Rank correlation: Spearman's, over all channels.",
             table,

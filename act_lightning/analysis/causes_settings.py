@@ -1,0 +1,87 @@
+"""What a user may say about the causal check: section ``causes``; and which samples it is done on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ConfigIssue
+
+
+@dataclass
+class CausesSettings:
+    """How the causal check is done.
+
+    Attributes:
+        samples: Held-out samples of each ability.
+        held_out: Name of another entry of ``data.abilities`` that holds an ability's held-out samples, by the ability;
+            by default the rows that follow those that its scores were measured on.
+        repeats: Draws of each control.
+    """
+
+    samples: int = 64
+    held_out: dict[str, str] = field(default_factory=dict)
+    repeats: int = 3
+
+    def issues(self, abilities: Mapping[str, AbilityData], asked: Sequence[str]) -> list[ConfigIssue]:
+        """What is wrong with these settings, without reading data.
+
+        Args:
+            abilities: The entries of ``data.abilities``.
+            asked: The abilities that are checked.
+        """
+        found = [
+            ConfigIssue(f"causes.{name}", value, "must be at least 1", "Write a number such as 64.")
+            for name, value in (("samples", self.samples), ("repeats", self.repeats))
+            if value < 1
+        ]
+        for ability, held in self.held_out.items():
+            if ability not in asked or held not in abilities or held == ability:
+                problem = "must name another entry of data.abilities for one of the sources' abilities"
+                found.append(
+                    ConfigIssue("causes.held_out", f"{ability}: {held}", problem, f"These are {', '.join(asked)}.")
+                )
+        for ability in asked:
+            if ability in abilities and ability not in self.held_out and _following(abilities[ability], 1) is None:
+                problem = "must leave rows that scores are not measured on, and has neither limit nor per_group"
+                hint = f"Set a limit, or name other rows: causes.held_out: {{{ability}: …}}."
+                found.append(ConfigIssue(f"data.abilities.{ability}", None, problem, hint))
+        return found
+
+    def data(self, own: AbilityDataModule, asked: Sequence[str]) -> AbilityDataModule:
+        """The held-out samples of the abilities, by their names.
+
+        Args:
+            own: The run's data.
+            asked: The abilities that are checked.
+        """
+        abilities: dict[str, AbilityData | None] = {}
+        for ability in asked:
+            named = self.held_out.get(ability)
+            abilities[ability] = (
+                _following(own.abilities[ability], self.samples)
+                if named is None
+                else replace(own.abilities[named], limit=min(self.samples, own.abilities[named].limit or self.samples))
+            )
+        return AbilityDataModule(
+            abilities,
+            train=[],
+            template=own.template,
+            max_length=own.max_length,
+            target=own.target,
+            revision=own.revision,
+            num_proc=own.num_proc,
+            cache_dir=own.cache_dir,
+        )
+
+
+def _following(data: AbilityData, samples: int) -> AbilityData | None:
+    """The rows that follow those of an ability, or ``None`` where it takes all."""
+    if data.per_group is not None:
+        groups = data.per_group
+        each = math.ceil(samples / len(groups.groups)) if groups.groups else samples
+        return replace(data, per_group=replace(groups, skip=groups.skip + groups.limit, limit=each), limit=samples)
+    return None if data.limit is None else replace(data, skip=data.skip + data.limit, limit=samples)

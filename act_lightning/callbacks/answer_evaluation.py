@@ -1,0 +1,62 @@
+"""Evaluation by generation as a callback: in any Trainer, whatever module it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from tqdm.auto import tqdm
+
+from act_lightning.architecture import require_language_model
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.evaluation.evaluator import Evaluator, publish
+from act_lightning.evaluation.generators import TransformersGenerator
+from act_lightning.evaluation.results import SetResult
+
+
+class AnswerEvaluation(L.Callback):
+    """Has the model answer every evaluation set when fitting ends, and writes what ``test`` would write.
+
+    The module is any LightningModule that holds one Hugging Face causal language model.
+
+    Args:
+        data: Where the sets are; by default the Trainer's data module, if it is an AbilityDataModule.
+
+    Attributes:
+        results: What was found, by set.
+    """
+
+    def __init__(self, data: AbilityDataModule | None = None) -> None:
+        self.data = data
+        self.results: Mapping[str, SetResult] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the sets before any work is done, so that what is wrong with them shows."""
+        if stage == "fit":
+            data = self._sets(trainer)
+            raise_if_any(data.issues("test"))
+            _ = data.prompts
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Answer, judge, print and write."""
+        data, model = self._sets(trainer), require_language_model(pl_module)
+        data.trainer = trainer  # which says what share of the rows is this process's
+        examination, answerer = Evaluator(data, pl_module.device), TransformersGenerator(model, data.tokenizer)
+        with isolate_rng():
+            for number, loader in enumerate(data.test_dataloader()):
+                name = data.evaluation_names[number]
+                for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
+                    examination.answer(answerer, batch, number)
+        self.results, records = examination.results(), examination.all_records()
+        if trainer.is_global_zero:
+            publish(Path(trainer.default_root_dir) / "evaluations", str(model.name_or_path), self.results, records)
+
+    def _sets(self, trainer: L.Trainer) -> AbilityDataModule:
+        data = self.data or getattr(trainer, "datamodule", None)
+        if isinstance(data, AbilityDataModule):
+            return data
+        hint = "Give the callback one, AnswerEvaluation(data=AbilityDataModule(evaluations=…, target=…))."
+        raise ActError(ConfigIssue("data", type(data).__name__, "must be an AbilityDataModule", hint))

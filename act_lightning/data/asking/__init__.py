@@ -1,1 +1,0 @@
-"""Items of evaluation sets: what is asked, in which words, with which options, and the reference."""

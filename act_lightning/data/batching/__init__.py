@@ -1,1 +1,0 @@
-"""Samples together in batches: padded, packed, composed once and dealt to processes."""

@@ -1,1 +1,0 @@
-"""Tokenized sets on disk: prepared once, kept under a fingerprint, mapped into memory."""

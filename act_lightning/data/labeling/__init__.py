@@ -1,1 +1,0 @@
-"""From conversations to labeled token ids: templates, tokens with their places, answer labels."""

@@ -1,0 +1,175 @@
+"""How the laboratory's models are trained: recipe, tokenizer, and a loop small enough to check by reading."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
+
+#: Raised by hand when the questions, the tokenizer or the training loop change.
+GENERATION = 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run.
+
+    Attributes:
+        steps: Updates.
+        batch_size: Samples in an update.
+        learning_rate: AdamW's at its peak.
+        arithmetic: Share of samples that are sums; the others are number words.
+        whole_text: Learn questions too, as in pretraining, or answers only.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    arithmetic: float
+    whole_text: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the models' weights.
+
+    Attributes:
+        seed: Of weights and of the order of samples.
+        vocabulary: Entries of the tokenizer, 256 of them bytes.
+        hidden_size: Features of the residual stream.
+        layers: Decoder layers.
+        heads: Attention heads, half as many for keys and values.
+        initial_spread: Standard deviation of random weights: 0.02, usual for wide models, learns late at this width.
+        base: Pretraining.
+        generalist: From the base: all abilities.
+        specialist: From the generalist: arithmetic only, so the words are forgotten rather than never learned.
+    """
+
+    seed: int = 0
+    vocabulary: int = 512
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 4
+    initial_spread: float = 0.06
+    base: Stage = field(default_factory=lambda: Stage(1200, 32, 3e-3, 0.5, whole_text=True))
+    generalist: Stage = field(default_factory=lambda: Stage(240, 32, 1.5e-3, 0.25))
+    specialist: Stage = field(default_factory=lambda: Stage(300, 32, 8e-4, 1.0))
+
+    @property
+    def version(self) -> str:
+        """A name that changes with any of the settings, for the cache.
+
+        >>> Recipe(seed=1).version == Recipe(seed=2).version
+        False
+        """
+        digest = hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()
+        return f"v{GENERATION}-{digest[:10]}"
+
+
+PAD, END = "<|endoftext|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+    """Learn a vocabulary from ``texts``; the chat template puts a role before and an end after each turn.
+
+    The class is Qwen2's own, because ``AutoTokenizer`` loads that one from the folder of a Qwen2 model, whatever class
+    wrote the tokenizer there, and would cut the text in its own way.
+    """
+    empty = Qwen2Tokenizer(eos_token=END, pad_token=PAD, extra_special_tokens=list(ROLES), model_max_length=256)
+    tokenizer: PreTrainedTokenizerBase = empty.train_new_from_iterator(texts, vocabulary, show_progress=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+_IGNORED = -100
+_WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Encoded conversations, padded to the longest.
+
+    Attributes:
+        ids: int64 ``[samples, positions]``.
+        labels: The same ids where the loss is taken, -100 elsewhere.
+        lengths: int64 ``[samples]``.
+        weights: float32 ``[samples]``: how often each is drawn.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    lengths: Tensor
+    weights: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """``count`` samples by their weights, no wider than the longest of them."""
+        chosen = torch.multinomial(self.weights, count, replacement=True)
+        width = int(self.lengths[chosen].max())
+        return self.ids[chosen, :width], self.labels[chosen, :width]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, str]],
+    weights: Sequence[float],
+    whole_text: bool,
+) -> Samples:
+    """Each row as a conversation, learned whole or only in its answer and the token that ends it."""
+    turns = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    questions = tokenizer(cast(list[str], asked)).input_ids
+    answers = tokenizer([row["answer"] + str(tokenizer.eos_token) for row in rows]).input_ids
+    ids, labels = [], []
+    for question, answer in zip(questions, answers, strict=True):
+        ids.append(torch.tensor(question + answer))
+        labels.append(torch.tensor((question if whole_text else [_IGNORED] * len(question)) + answer))
+    return Samples(
+        ids=pad_sequence(ids, batch_first=True, padding_value=int(tokenizer.pad_token_id or 0)),
+        labels=pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+        lengths=torch.tensor([len(sample) for sample in ids]),
+        weights=torch.tensor(weights),
+    )
+
+
+def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> None:
+    """Minimize the mean cross-entropy over labeled tokens with AdamW, in place; draws come from torch's generator."""
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    model.train()
+    for step in tqdm(range(stage.steps), desc=f"training lab:{name}", unit="step"):
+        ids, labels = samples.draw(stage.batch_size)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * schedule(step, stage.steps)
+        loss = _loss(model, ids, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+
+
+def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
+    """Padding stands on the right, where no labeled token can see it."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+
+
+def schedule(step: int, steps: int) -> float:
+    """The share of the peak learning rate: a short linear rise, then half a cosine down to zero."""
+    rise = max(1, round(_WARM_UP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

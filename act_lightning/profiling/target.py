@@ -1,0 +1,134 @@
+"""The target of a transfer before training: weights already in memory, or a checkpoint that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from act_lightning.architecture import find_language_model, has_weights
+from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints.identity import Identity, identify, identify_module
+from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.models import load_model, meta_model, resolve_dtype
+from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_delta import ModelRows, Rows
+from act_lightning.errors import ActError, ConfigIssue
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the target's original weights are.
+
+    Attributes:
+        name: How the user named it.
+        folder: Its checkpoint, if there is one.
+        model: The model in memory, if it is there; else the checkpoint is loaded.
+        dtype: Precision in which the pair is compared.
+    """
+
+    name: str
+    folder: Path | None
+    model: PreTrainedModel | None
+    dtype: torch.dtype
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model in memory, or one without weights."""
+        if self.model is not None:
+            return self.model
+        assert self.folder is not None
+        return meta_model(self.folder)
+
+    def inventory(self) -> ChannelInventory:
+        """The target's channels."""
+        return inventory(self.skeleton())
+
+    def identity(self) -> Identity:
+        """The identity of the weights that are compared."""
+        if self.model is not None:
+            return identify_module(self.model)
+        assert self.folder is not None
+        return identify(self.folder)
+
+    def digests(self) -> list[str]:
+        """Digests under which these weights are known: in memory, and as the checkpoint that the user names."""
+        in_folder = [identify(self.folder).digest] if self.folder is not None else []
+        return [self.identity().digest, *in_folder]
+
+    @contextmanager
+    def rows(self) -> Iterator[Rows]:
+        """The original weights, read some rows at a time."""
+        if self.model is not None:
+            yield ModelRows(self.model)
+        else:
+            assert self.folder is not None
+            with CheckpointReader(self.folder) as reader:
+                yield reader
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[PreTrainedModel]:
+        """The target on ``device`` in evaluation mode; a model of the user's is left as it was found."""
+        if self.model is None:
+            assert self.folder is not None
+            yield load_model(self.folder, self.dtype, device)
+        else:
+            with _evaluating(self.model, device):
+                yield self.model
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    home = next(model.parameters()).device
+    try:
+        model.train(False)
+        nn.Module.to(model, device)
+        yield
+    finally:
+        nn.Module.to(model, home)
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+def named_checkpoint(module: nn.Module) -> tuple[str | None, str | None]:
+    """The checkpoint and its revision that a module of ours names; a ``target`` of any other may mean anything."""
+    if not hasattr(module, "weights_dtype"):
+        return None, None
+    return getattr(module, "target", None), getattr(module, "revision", None)
+
+
+def named_folder(module: nn.Module, target: str | None, revision: str | None) -> Path | None:
+    """The folder of the checkpoint that ``target`` names, or else the module, if it is one of ours."""
+    name, revision = (target, revision) if target is not None else named_checkpoint(module)
+    return None if name is None else locate(name, revision)
+
+
+def find_target(module: nn.Module, target: str | None, revision: str | None) -> Target:
+    """The target of ``module``: its weights if it has them, else the checkpoint named by ``target``.
+
+    Args:
+        module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it has
+            attributes ``target``, ``revision`` and ``weights_dtype`` (as ours), these name its checkpoint. One whose
+            ``pristine`` is true (as ours after a test, or where weights are averaged) holds what the checkpoint does,
+            in the precision of training, so that the checkpoint is compared.
+        target: Folder or hub id given to the profiler.
+        revision: Revision of the hub id.
+
+    Raises:
+        ActError: If there are neither weights nor a name.
+    """
+    name = target or named_checkpoint(module)[0]
+    folder = named_folder(module, target, revision)
+    model = find_language_model(module)
+    if model is not None and has_weights(model) and not getattr(module, "pristine", False):
+        return Target(str(name or model.name_or_path or type(model).__name__), folder, model, model.dtype)
+    if folder is None:
+        problem = "must hold one causal language model of transformers before fit, or the profiler must name one"
+        hint = "Give ActivationDifferenceProfiler(target=...) the folder or hub id that configure_model loads."
+        raise ActError(ConfigIssue("LightningModule", type(module).__name__, problem, hint))
+    return Target(str(name), folder, None, resolve_dtype(getattr(module, "weights_dtype", "auto"), folder))

@@ -1,5 +1,0 @@
-"""The λ × p sweep: one model in memory, to which every point of a grid is applied, evaluated and taken back."""
-
-from act_lightning.sweeping.settings import SweepSettings
-
-__all__ = ["SweepSettings"]
