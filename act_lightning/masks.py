@@ -18,7 +18,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 def ratio_count(count: int, ratio: float | Fraction) -> int:
     """The whole part of ``count · ratio``, with the ratio taken as the decimal that is written.
 
-    >>> share_of(1750528, 0.01), share_of(100, 0.29)
+    >>> ratio_count(1750528, 0.01), ratio_count(100, 0.29)
     (17505, 29)
     """
     return int(count * Fraction(str(ratio)))
@@ -89,7 +89,7 @@ def top_channels(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Te
     Returns:
         Bool ``[channels]``.
 
-    >>> top(torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.5, torch.ones(4, dtype=torch.bool)).tolist()
+    >>> top_channels(torch.tensor([1.0, 3.0, 3.0, 2.0]), 0.5, torch.ones(4, dtype=torch.bool)).tolist()
     [False, True, True, False]
     """
     numbers = allowed.nonzero().squeeze(1)

@@ -110,7 +110,7 @@ def token_budget_batches(
 def shard(batches: Sequence[Dealt], rank: int, world_size: int) -> list[Dealt]:
     """The whole batches of one process: those numbered r, r + W, r + 2W and so on.
 
-    >>> deal(["a", "b", "c", "d", "e"], rank=1, world_size=2)
+    >>> shard(["a", "b", "c", "d", "e"], rank=1, world_size=2)
     ['b', 'd']
     """
     return list(batches[rank::world_size])

@@ -41,7 +41,7 @@ def shard_evenly(batches: Sequence[Sequence[int]], rank: int, world_size: int) -
         rank: Number of the process.
         world_size: Number of processes.
 
-    >>> deal_evenly([[4, 2], [0, 1], [3]], rank=1, world_size=2)
+    >>> shard_evenly([[4, 2], [0, 1], [3]], rank=1, world_size=2)
     [MicroBatch(rows=(0, 1), counts=True), MicroBatch(rows=(3,), counts=False)]
     """
     dealt = [MicroBatch(tuple(rows)) for rows in shard(batches, rank, world_size)]

@@ -119,7 +119,7 @@ class Grade:
 def grade_exact(output: str, reference: str) -> Grade:
     """The whole output is the answer; flexibly, case and punctuation aside.
 
-    >>> judge_exact("Einundzwanzig.", "einundzwanzig").flexible_correct
+    >>> grade_exact("Einundzwanzig.", "einundzwanzig").flexible_correct
     True
     """
     words = " ".join(output.split())
@@ -130,7 +130,7 @@ def grade_exact(output: str, reference: str) -> Grade:
 def grade_number(output: str, reference: str, pattern: str) -> Grade:
     r"""The group of the first match of ``pattern``; flexibly, the last number.
 
-    >>> verdict = judge_number("The answer is 9. No, 10.", "10", r"The answer is (\-?[0-9\.\,]+)")
+    >>> verdict = grade_number("The answer is 9. No, 10.", "10", r"The answer is (\-?[0-9\.\,]+)")
     >>> verdict.extracted, verdict.correct, verdict.flexible, verdict.flexible_correct
     ('9.', False, '10.', True)
     """
@@ -141,7 +141,7 @@ def grade_number(output: str, reference: str, pattern: str) -> Grade:
 def grade_choice(output: str, reference: str, options: Sequence[str], pattern: str) -> Grade:
     """The group of the first match of ``pattern``, which must name an option's letter; flexibly, the option named last.
 
-    >>> verdict = judge_choice("The answer is (B).", "(B)", ["iron", "gold"], "(?<=The answer is )(.*)(?=.)")
+    >>> verdict = grade_choice("The answer is (B).", "(B)", ["iron", "gold"], "(?<=The answer is )(.*)(?=.)")
     >>> verdict.extracted, verdict.correct
     ('(B)', True)
     """

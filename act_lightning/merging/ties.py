@@ -32,7 +32,7 @@ def sign_consensus(products: Sequence[Tensor], weights: Sequence[float], average
     Returns:
         float32, of that shape.
 
-    >>> elect([torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])], [1.0, 1.0], average=True).tolist()
+    >>> sign_consensus([torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])], [1.0, 1.0], average=True).tolist()
     [3.0, 1.5]
     """
     elected = reduce(add, products).view(torch.int32)

@@ -48,7 +48,7 @@ def logit_transform(config: PretrainedConfig) -> LogitTransform:
     """The tail that a config describes, under the names that transformers has for it.
 
     >>> from transformers import Gemma2Config, LlamaConfig
-    >>> tail_of(Gemma2Config()).cap, tail_of(LlamaConfig()).cap
+    >>> logit_transform(Gemma2Config()).cap, logit_transform(LlamaConfig()).cap
     (30.0, None)
     """
     text = config.get_text_config()

@@ -30,7 +30,7 @@ def faults_of(tmp_path: Path, architecture: str, weights: bool, **changes: Any) 
 
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize(
-    ("architecture", "changes", "rule"),
+    ("architecture", "changes", "problem"),
     [
         ("mistral", {}, "the target's architecture, llama, and is mistral"),
         ("llama", {"intermediate_size": 64}, r"mlp\.gate_proj\.weight \(64, 32\), not \(48, 32\)"),

@@ -218,7 +218,7 @@ def test_processes_that_ask_at_once_share_one_set(rows: Path) -> None:
 
 def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = told(prepare(rows))
-    monkeypatch.setattr("act_lightning.checkpoints.files.check_writable", lambda *_: pytest.fail("asked to write"))
+    monkeypatch.setattr("act_lightning.data.cache.check_writable", lambda *_: pytest.fail("asked to write"))
     assert told(prepare(rows)) == first
 
 
@@ -234,7 +234,7 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.data.rows.rows_fingerprint", lambda *_: None)
+    monkeypatch.setattr("act_lightning.data.tokenized.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
     assert told(first) == told(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

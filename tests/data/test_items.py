@@ -109,7 +109,7 @@ def test_a_set_in_words_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize(
-    ("kind", "row", "rule"),
+    ("kind", "row", "problem"),
     [
         ("number", MATH | {"answer_number": "a dozen"}, "answer = 'a dozen': must be what the group of"),
         ("number", MATH | {"answer_number": ""}, "must end with a reference answer"),

@@ -84,7 +84,7 @@ def test_an_output_cut_by_the_context_is_truncated(config: Config) -> None:
 
 @pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
-    ("setting", "value", "rule"),
+    ("setting", "value", "problem"),
     [
         ("model.generator_args", {"max_model_len": 4}, "must take these prompts (The decoder prompt is longer"),
         ("model.generator_args", {"unheard_of": 1}, "must take this model and these arguments"),

@@ -81,7 +81,7 @@ def test_a_build_that_fails_leaves_nothing(own_cache: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "build", break_off)
+        patch.setattr(models, "build_model", break_off)
         with pytest.raises(KeyboardInterrupt):
             model_folder("base", MICRO)
     assert [path.name for path in own_cache.iterdir()] == [".lock"]

@@ -92,7 +92,7 @@ def test_auto_goes_by_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("settings", "rule"),
+    ("settings", "problem"),
     [
         ({"placement": "disk"}, "placement = 'disk': must be one of auto, resident, offload, layerwise"),
         ({"quantization": "2bit"}, "quantization = '2bit': must be null or one of 8bit, 4bit"),
