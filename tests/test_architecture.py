@@ -7,18 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import act_lightning
 
 ROOT = Path(act_lightning.__file__).parent.parent
 SOURCES = sorted((ROOT / "act_lightning").rglob("*.py"))
 HEAVY = ("torch", "transformers", "lightning", "datasets")
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_is_long(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_callbacks_is_a_door_only() -> None:

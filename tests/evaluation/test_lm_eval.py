@@ -22,7 +22,7 @@ from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
 from act_lightning.data.wording import strict_pattern
 from act_lightning.evaluation.evaluator import grade
 from act_lightning.evaluation.generation import generate_answers
-from tests.evaluation.test_extraction import outputs
+from tests.evaluation.test_grading import outputs
 from tests.tiny import tiny_model, tiny_tokenizer, write_jsonl
 
 pytest.importorskip("lm_eval")

@@ -1,0 +1,195 @@
+"""``merge`` without Lightning: the bits of the long way, imports, memory, and what is left to the other."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.checkpoints.headers import stored_entries
+from act_lightning.checkpoints.model_spec import read_model_spec
+from act_lightning.cli import lightning_cli
+from act_lightning.cli.merge import SECTIONS, SOURCE, _understand
+from act_lightning.cli.plain_config import read_plainly
+from act_lightning.module import AbilityTransferModule
+from tests.checkpoints.test_export import contents
+from tests.front_door import Config, basic, call, changed, run, write_yaml
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+FORBIDDEN = ("lightning", "transformers", "datasets", "huggingface_hub", "jsonargparse")
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A merge by scores that were saved before; as a user writes it, without data."""
+    root = tmp_path_factory.mktemp("profiled")
+    target = tiny_model("llama", dtype=torch.bfloat16)
+    folders = {"t": target, "s": sibling_of(target, 1)}
+    places = {name: save_model(model, tiny_tokenizer(), root / name, "30KB") for name, model in folders.items()}
+    data = write_jsonl(root / "d.jsonl", [{"prompt": f"Say {i}", "answer": "one two"} for i in range(4)])
+    found = basic(root, places["t"], places["s"], data)
+    assert run("profile", found).status == 0
+    found = changed(changed(found, "data", ...), "model.learning_rate", ...)
+    return changed(found, "transfer.scores", str(root / "run" / "scores"))
+
+
+@pytest.fixture
+def config(profiled: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The same, into a folder of the test's own."""
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    return changed(profiled, "trainer.default_root_dir", str(tmp_path / "run"))
+
+
+def quick(config: Config, *arguments: str) -> bool:
+    """Whether a command line goes the quick way."""
+    place = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("quick.yaml"), config)
+    read = read_plainly(["--config", str(place), *arguments], SECTIONS)
+    return read is not None and _understand(read) is not None
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"selection": "all", "method": "ties"},
+    {"selection": "random", "ratio": 0.2, "method": "dare"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_both_ways_write_the_same(settings: dict[str, Any], config: Config, tmp_path: Path) -> None:
+    config["transfer"] |= settings
+    assert quick(config)
+    assert run("merge", config).status == 0
+    found = contents(tmp_path / "run" / "merged")
+    report = (tmp_path / "run" / "transfer.json").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("act_lightning.cli.merge._understand", lambda config: None)
+        assert run("merge", config).status == 0
+    expected = contents(tmp_path / "run" / "merged")
+    assert (tmp_path / "run" / "transfer.json").read_text() == report
+    card = [files.pop("README.md").decode().splitlines()[0] for files in (found, expected)]
+    assert card[0] == card[1]
+    assert found == expected
+
+
+def test_a_source_is_never_replaced_by_the_result(config: Config, tmp_path: Path) -> None:
+    """As it would be where an earlier result goes in again, under the same ``default_root_dir``."""
+    assert run("merge", config).status == 0
+    before = contents(tmp_path / "run" / "merged")
+    again = changed(
+        changed(config, "profile.sources.0.model", str(tmp_path / "run" / "merged")), "transfer.scores", ...
+    )
+    again["transfer"]["selection"] = "all"
+    assert not quick(again)
+    outcome = run("merge", again)
+    assert outcome.status == 1
+    assert "must not be or hold a source, which would be replaced" in outcome.err
+    assert contents(tmp_path / "run" / "merged") == before
+    assert quick(changed(again, "trainer.default_root_dir", str(tmp_path / "other")))
+
+
+def test_the_card_is_a_config_that_merges_the_same_again(config: Config, tmp_path: Path) -> None:
+    assert run("merge", config, "--seed_everything", 7).status == 0
+    card = (tmp_path / "run" / "merged" / "README.md").read_text()
+    recipe = yaml.safe_load(card.split("```yaml\n")[1].split("```")[0])
+    assert recipe["seed_everything"] == 7
+    assert recipe["transfer"]["scale"] == 0.4
+    assert recipe["transfer"]["method"] == "task_arithmetic"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--transfer.scores", "null"),
+        ("--transfer.selection", "weight"),
+        ("--transfer.ratio", "0"),
+        ("--transfer.scale", "null"),
+        ("--transfer.rat", "0.1"),
+        ("--model.export_dtype", "int8"),
+        ("--model.target", "nowhere"),
+        ("--seed_everything", "-1"),
+        ("--trainer.devices", "2"),
+        ("--trainer.accelerator", "gpu"),
+        ("--data.max_length", "5"),
+        ("--profile.sources", "[]"),
+        ("--profile.sources", "[{model: nowhere, abilities: [d]}]"),
+        ("--help",),
+        ("--transfer.ratio",),
+        ("merge",),
+    ],
+)
+def test_what_is_not_understood_goes_the_long_way(arguments: tuple[str, ...], config: Config) -> None:
+    assert quick(config)
+    assert not quick(config, *arguments)
+
+
+def test_a_broken_file_goes_the_long_way(config: Config, tmp_path: Path) -> None:
+    for text in ("[", "3", "model: 5", "transfer: {ratio: yes}"):
+        (tmp_path / "broken.yaml").write_text(text)
+        assert not quick(config, "--config", str(tmp_path / "broken.yaml"))
+    assert not quick(config, "--config", str(tmp_path / "absent.yaml"))
+    assert call("merge", "--config", tmp_path / "absent.yaml").status
+
+
+def test_every_setting_is_one_of_the_long_way() -> None:
+    owners = {
+        "model": AbilityTransferModule,
+        "profile": ActivationDifferenceProfiler,
+        "transfer": MaskedTaskVectorInjection,
+        "trainer": L.Trainer,
+    }
+    for section, owner in owners.items():
+        assert SECTIONS[section].keys() <= inspect.signature(owner).parameters.keys()
+    assert SOURCE.keys() <= inspect.signature(AbilitySource).parameters.keys()
+    assert lightning_cli.main
+
+
+MEASURED = """
+import json, resource, sys
+import torch, act_lightning.cli.verbs
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from act_lightning.cli import main
+status = main(sys.argv[1:])
+peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(json.dumps({"status": status, "peak": peak, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def measured(config: Config, *arguments: str) -> dict[str, Any]:
+    """What a merge in a process of its own took and imported."""
+    place = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("measured.yaml"), config)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", MEASURED, "merge", "--config", str(place), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == 0, done.stderr
+    return found
+
+
+@pytest.mark.slow
+def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three models that take six times as much; and heavy imports stay away once the models are described."""
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    target = tiny_model("llama", dtype=torch.bfloat16, vocab_size=32000, hidden_size=1024)
+    largest = target.lm_head.weight.nbytes
+    t = save_model(target, tiny_tokenizer(), tmp_path / "t")
+    a, b = (Path(shutil.copytree(t, tmp_path / name, copy_function=os.link)) for name in "ab")
+    read_model_spec(t, stored_entries(t))
+    config = basic(tmp_path, t, a, tmp_path / "none.jsonl")
+    config = changed(changed(config, "data", ...), "model.learning_rate", ...)
+    config["profile"]["sources"].append({"model": str(b), "abilities": ["d"], "name": "b"})
+    config["transfer"] = {"selection": "all"}
+    for method in ("task_arithmetic", "ties"):
+        found = measured(config, "--transfer.method", method)
+        assert not {*FORBIDDEN} & {*found["modules"]}
+        assert found["peak"] < 3 * largest

@@ -1,0 +1,118 @@
+"""Folders are whole or absent, built once, and what the issue of them is: three siblings."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from act_lightning.errors import ActError
+from act_lightning.evaluation.generation import generate_answers
+from act_lightning.lab import models
+from act_lightning.lab.models import MODELS, model_folder
+from act_lightning.lab.training import Recipe, Stage
+
+MICRO = Recipe(
+    vocabulary=270,
+    hidden_size=16,
+    layers=1,
+    heads=2,
+    base=Stage(2, 4, 1e-3, 0.5, whole_text=True),
+    generalist=Stage(2, 4, 1e-3, 0.5),
+    specialist=Stage(2, 4, 1e-3, 1.0),
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "laboratory" / MICRO.version
+
+
+def test_three_siblings(own_cache: Path) -> None:
+    weights = {}
+    for name in MODELS:
+        folder = model_folder(name, MICRO)
+        assert folder == own_cache / name
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert (model.config.model_type, model.dtype) == ("qwen2", torch.float32)
+        weights[name] = dict(model.named_parameters())
+    shapes = [{key: value.shape for key, value in of_one.items()} for of_one in weights.values()]
+    assert shapes[0] == shapes[1] == shapes[2]
+    for one, other in [("base", "generalist"), ("generalist", "specialist")]:
+        assert all(not torch.equal(weights[one][key], weights[other][key]) for key in weights[one])
+    assert sorted(path.name for path in own_cache.iterdir()) == [".lock", *sorted(MODELS)]
+
+
+def test_folder_answers(caplog: pytest.LogCaptureFixture) -> None:
+    folder = model_folder("generalist", MICRO)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    turn = [{"role": "user", "content": "12 + 35 ="}]
+    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert len(generate_answers(model, tokenizer, dict(prompt), 4)) == 1
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == tokenizer.eos_token_id
+    assert not caplog.records
+
+
+def test_built_once_and_without_touching_random_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_rng_state()
+    folder = model_folder("specialist", MICRO)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "training lab:specialist" in capsys.readouterr().err
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert model_folder("specialist", MICRO) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    assert capsys.readouterr().err == ""
+
+
+def test_same_weights_from_the_same_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = (model_folder("specialist", MICRO) / "model.safetensors").read_bytes()
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "elsewhere"))
+    assert (model_folder("specialist", MICRO) / "model.safetensors").read_bytes() == first
+
+
+def test_a_build_that_fails_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(name: str, recipe: Recipe, parent: Path | None, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(models, "build_model", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            model_folder("base", MICRO)
+    assert [path.name for path in own_cache.iterdir()] == [".lock"]
+    (own_cache / ".unfinished-killed").mkdir()
+    model_folder("base", MICRO)
+    assert sorted(path.name for path in own_cache.iterdir()) == [".lock", "base"]
+
+
+@pytest.mark.slow
+def test_two_processes_build_once() -> None:
+    code = "from tests.lab.test_models import MICRO, model_folder; print(model_folder('generalist', MICRO))"
+    command = [sys.executable, "-c", code]
+    both = [subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    (first, first_bars), (second, second_bars) = (one.communicate(timeout=120) for one in both)
+    assert first == second == f"{model_folder('generalist', MICRO)}\n"
+    assert ("training lab:base" in first_bars) != ("training lab:base" in second_bars)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ActError, match=r"'genius'.*lab:base, lab:generalist, lab:specialist"):
+        model_folder("genius")
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ActError, match=r"ACT_LIGHTNING_CACHE = .*file"):
+        model_folder("base", MICRO)
+
+
+def test_home_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACT_LIGHTNING_CACHE")
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert models.cache_root() == Path("/home/someone/.cache/act_lightning/laboratory")

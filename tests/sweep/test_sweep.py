@@ -1,0 +1,224 @@
+"""The verb `sweep`, from a config to its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from act_lightning.sweep.settings import RATIOS, SCALES
+from tests.front_door import Config, Outcome, call, changed, run
+from tests.sweep.folders import make_place
+
+Row = dict[str, str]
+WITH_RATIO = ("act", "ties", "dare", "random", "weight", "local")
+METHODS = "act,task_arithmetic,ties,dare,random,weight,local"
+TIES_OF_HALF = "{class_path: act_lightning.merging.TIES, init_args: {density: 0.5}}"
+GRID = ("--sweep.scales", "0.3,1.0", "--sweep.ratios", "[0.1, 0.5]")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return make_place(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def swept(place: Config) -> Path:
+    """A run that was swept with five methods."""
+    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
+    assert outcome.status == 0, outcome.err
+    return Path(place["trainer"]["default_root_dir"])
+
+
+def rows(root: Path) -> list[Row]:
+    return list(csv.DictReader((root / "sweep" / "results.csv").read_text().splitlines()))
+
+
+def of(found: list[Row], method: str, scale: float, ratio: float) -> Row:
+    (row,) = [
+        one for one in found if one["method"] == method and (float(one["scale"]), float(one["ratio"])) == (scale, ratio)
+    ]
+    return row
+
+
+def elsewhere(config: Config, name: str) -> Config:
+    root = Path(config["trainer"]["default_root_dir"]).with_name(name)
+    root.mkdir(exist_ok=True)
+    return changed(config, "trainer.default_root_dir", str(root / "run"))
+
+
+def test_the_papers_grid_is_the_default() -> None:
+    assert SCALES == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert RATIOS[:11] == (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.15)
+    assert [round(b - a, 9) for a, b in pairwise(RATIOS[9:])] == [0.05] * 18
+
+
+def test_every_point_once_and_the_target_first(swept: Path) -> None:
+    found = rows(swept)
+    assert found[0]["method"] == "target"
+    assert float(found[0]["keep"]) == 1.0
+    wanted = {(m, s, p) for m in WITH_RATIO for s in (0.3, 1.0) for p in (0.1, 0.5)}
+    wanted |= {("task_arithmetic", s, 1.0) for s in (0.3, 1.0)}
+    there = [(row["method"], float(row["scale"]), float(row["ratio"])) for row in found[1:]]
+    assert len(there) == len(set(there))
+    assert wanted <= set(there)
+    content = json.loads((swept / "sweep" / "results.json").read_text())
+    assert len(content["points"]) == len(there)
+    assert len({row["lost_correct"] for row in found}) > 2, "points that all score alike would test nothing"
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "ratio", "overrides"),
+    [
+        ("act", 1.0, 0.1, ("--transfer.ratio", "0.1", "--transfer.scale", "1.0")),
+        ("task_arithmetic", 0.3, 1.0, ("--transfer.selection", "all", "--transfer.scale", "0.3")),
+        ("ties", 0.3, 0.5, ("--transfer", f"{{selection: all, scale: 0.3, method: {TIES_OF_HALF}}}")),
+    ],
+)  # fmt: skip
+def test_a_point_is_what_merge_and_test_give(
+    place: Config, swept: Path, method: str, scale: float, ratio: float, overrides: tuple[str, ...]
+) -> None:
+    merged, tested = elsewhere(place, f"merge-{method}"), elsewhere(place, f"test-{method}")
+    assert run("merge", merged, *overrides).status == 0
+    model = Path(merged["trainer"]["default_root_dir"]) / "merged"
+    assert run("test", tested, "--model.target", model).status == 0
+    results = json.loads((Path(tested["trainer"]["default_root_dir"]) / "evaluations" / "results.json").read_text())
+    row = of(rows(swept), method, scale, ratio)
+    for name, one in results["sets"].items():
+        assert (int(row[f"{name}_correct"]), int(row[f"{name}_total"])) == (one["correct"], one["total"])
+    assert float(row["recover_low"]) == pytest.approx(results["means"]["recover"]["low"])
+    if method == "act":
+        report = json.loads((model / "transfer.json").read_text())["sources"]["s"]
+        assert float(row["parameter_share"]) == pytest.approx(report["parameter_share"])
+
+
+@pytest.mark.parametrize("method", ["random", "weight", "local"])
+def test_other_selections_move_as_many_parameters(swept: Path, method: str) -> None:
+    found = rows(swept)
+    for ratio in (0.1, 0.5):
+        act, other = (float(of(found, name, 0.3, ratio)["parameter_share"]) for name in ("act", method))
+        assert act * 0.97 < other <= act
+
+
+def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> None:
+    """What it merges is what the point says it moved."""
+    folder = swept / "sweep"
+    best = json.loads((folder / "results.json").read_text())["best"]
+    assert (folder / "best.yaml").read_text().startswith(f"# The best point of a sweep: {best['method']}, λ ")
+    root = folder.with_name("merge-best")
+    outcome = call("merge", "--config", folder / "best.yaml", "--trainer.default_root_dir", root)
+    assert outcome.status == 0, outcome.err
+    report = json.loads((root / "transfer.json").read_text())
+    row = of(rows(swept), best["method"], best["scale"], best["ratio"])
+    (source,) = report["sources"].values()
+    assert source["scale"] == best["scale"]
+    density = best["ratio"] if best["method"] in ("ties", "dare") else 1.0
+    assert source["parameter_share"] * density == pytest.approx(float(row["parameter_share"]))
+    tested = elsewhere(place, "test-best")
+    assert run("test", tested, "--model.target", root / "merged").status == 0
+    results = json.loads((Path(tested["trainer"]["default_root_dir"]) / "evaluations" / "results.json").read_text())
+    assert {name: int(row[f"{name}_correct"]) for name in ("kept", "lost")} == {
+        name: one["correct"] for name, one in results["sets"].items()
+    }
+
+
+def test_methods_are_compared(swept: Path) -> None:
+    found = list(csv.DictReader((swept / "sweep" / "methods.csv").read_text().splitlines()))
+    assert [row["method"] for row in found[:2]] == ["target", "act"]
+    at = found[1]
+    for row in found[2:]:
+        if "equal λ" in row["compared_at"]:
+            assert row["scale"] == at["scale"]
+        if "equal parameters" in row["compared_at"]:
+            assert float(row["parameter_share"]) == pytest.approx(float(at["parameter_share"]), rel=0.02)
+    assert {row["method"] for row in found if "equal parameters" in row["compared_at"]} == {*WITH_RATIO} - {"act"}
+    assert (swept / "sweep" / "methods.md").read_text().count("\n") == len(found) + 2
+
+
+def test_the_page_has_every_figure_and_table(swept: Path) -> None:
+    report = swept / "sweep" / "report"
+    page = (report / "index.html").read_text()
+    names = {"front", "along-p", "along-lambda", *(f"{role}-{m}" for role in ("keep", "recover") for m in WITH_RATIO)}
+    for name in names:
+        assert f'id="figure-{name}"' in page
+        assert (report / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (report / "figures" / f"{name}.svg").is_file()
+    points = list(csv.DictReader((report / "tables" / "points.csv").read_text().splitlines()))
+    assert len(points) == len(rows(swept)) - 1
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_plan_counts_the_points(place: Config) -> None:
+    outcome = run("plan", place, "--for", "sweep", "--json", *GRID, "--sweep.methods", "act,task_arithmetic")
+    assert outcome.status == 0, outcome.out
+    assert json.loads(outcome.out)["sweep"] == {"points": 1 + 4 + 2}
+
+
+def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rows(swept)
+    monkeypatch.setattr("act_lightning.sweep.runner.TrialContext.evaluate", None)
+    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
+    assert outcome.status == 0, outcome.err
+    assert rows(swept) == before
+
+
+def test_a_sweep_of_something_else_is_not_continued(place: Config, swept: Path) -> None:
+    for path, value, what in (
+        ("data.evaluations.lost.max_new_tokens", 5, "evaluations"),
+        ("seed_everything", 7, "seed"),
+        ("model.dtype", "bfloat16", "dtype, scores"),
+        ("model.target", place["profile"]["sources"][0]["model"], "scores, target"),
+    ):
+        outcome = run("sweep", changed(place, path, value), *GRID)
+        assert outcome.status == 1, path
+        assert f"holds a sweep with other {what}." in outcome.err, outcome.err
+
+
+def bad(outcome: Outcome, *messages: str) -> None:
+    assert outcome.status == 1
+    for message in messages:
+        assert message in outcome.err, outcome.err
+
+
+def test_all_that_is_wrong_is_told_at_once(place: Config, tmp_path: Path) -> None:
+    config = changed(place, "trainer.default_root_dir", str(tmp_path / "nothing" / "run"))
+    (tmp_path / "nothing").mkdir()
+    config = changed(config, "data.evaluations.kept", ...)
+    wrong = (
+        *("--sweep.scales", "0.4,much", "--sweep.ratios", "[0, 1.5]", "--sweep.methods", "act,magic"),
+        *("--sweep.trials", "3", "--sweep.keep_within", "-1"),
+    )
+    bad(
+        run("sweep", config, *wrong),
+        "sweep.scales = 'much': must be numbers",
+        "sweep.ratios = 0.0: must lie in (0, 1]",
+        "sweep.ratios = 1.5: must lie in (0, 1]",
+        "sweep.methods = 'magic': must be one of act, task_arithmetic, ties",
+        "sweep.trials = 3: has no meaning where sampler is grid",
+        "sweep.keep_within = -1.0: must lie in [0, 100]",
+        "data.evaluations = ['recover']: must hold a set with role: keep",
+    )
+    assert not (tmp_path / "nothing" / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--sweep.scales", "[.nan]"), "sweep.scales = nan: must be a finite number"),
+        (("--sweep.scales", "[]"), "sweep.scales = []: must not be empty"),
+        (("--sweep.methods", ","), "sweep.methods = ',': must not be empty"),
+        (("--sweep.ratios", "0.0001"), "sweep.ratios[0] = 0.0001: must select at least one of"),
+        (("--sweep.sampler", "tpe"), "sweep.trials = None: must say how many points tpe tries"),
+        (("--profile.sources", "null"), "profile.sources = None: must name the sources when `sweep` runs"),
+        (("--data.evaluations", "{}"), "data.evaluations = []: must hold a set with role: keep and one with role: rec"),
+    ],
+)
+def test_bad_input(place: Config, tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
+    config: Any = changed(place, "trainer.default_root_dir", str(tmp_path / "run"))
+    if arguments[0] == "--data.evaluations":
+        config, arguments = changed(config, "data.evaluations", {}), ("--sweep.scales", "0.4")
+    bad(run("sweep", config, *arguments), message)

@@ -1,0 +1,143 @@
+"""FSDP2 on two processes against one process: what is loaded, transferred, trained, exported and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.front_door import Config, basic, changed
+from tests.reference.act import assert_same_bits
+from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.training.processes import call_verb, fit, on_processes, weights
+
+pytestmark = pytest.mark.slow
+ARCHITECTURES = ("qwen2", "gemma3_text", "gpt2", "phi3")  # biases; tied; Conv1D and absolute positions; fused matrices
+
+LOADED = """
+import sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from act_lightning.checkpoints import load_model
+from act_lightning.sharding import Layout, load_sharded
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+for folder in map(Path, sys.argv[1:]):
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = load_model(folder, dtype)
+        model = load_sharded(folder, dtype, mesh, torch.device("cpu"))
+        layout, names = Layout(model), dict(model.named_parameters(remove_duplicate=False))
+        parameters = dict(expected.named_parameters(remove_duplicate=False))
+        assert names.keys() == parameters.keys()
+        assert len(set(names.values())) == len(set(parameters.values())), "ties are kept"
+        for name, parameter in parameters.items():
+            assert torch.equal(layout.whole(name), parameter) and layout.whole(name).dtype == dtype, name
+            assert names[name].to_local().numel() < parameter.numel(), name
+        for name, buffer in expected.named_buffers():
+            found = model.get_buffer(name)
+            assert torch.equal(found, buffer) and found.dtype == buffer.dtype, name
+        ids = torch.arange(5, 17).view(1, -1)
+        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fsdp2")
+    for architecture in ("qwen2", "gemma3_text"):
+        target = tiny_model(architecture)
+        save_model(target, tiny_tokenizer(), root / architecture)
+        save_model(sibling_of(target, seed=1), tiny_tokenizer(), root / f"{architecture}-source")
+    rows = ({"prompt": f"Say {number}", "answer": "one " * (1 + 7 * number % 23)} for number in range(32))
+    write_jsonl(root / "d.jsonl", rows)
+    return root
+
+
+def config_of(place: Path, architecture: str, name: str, processes: int) -> Config:
+    folder = place / f"{architecture}-{name}"
+    folder.mkdir(exist_ok=True)
+    config = basic(folder, place / architecture, place / f"{architecture}-source", place / "d.jsonl")
+    config["data"]["validation"] = 0.3
+    config["trainer"]["accumulate_grad_batches"] = 16 // processes
+    return config
+
+
+def fitted(place: Path, architecture: str) -> tuple[Path, Path]:
+    """The folders of a fit by one process and by two."""
+    alone = fit(config_of(place, architecture, "1", 1), 1)
+    return alone, fit(config_of(place, architecture, "2", 2), 2)
+
+
+@pytest.fixture(scope="module")
+def qwen2(place: Path) -> tuple[Path, Path]:
+    return fitted(place, "qwen2")
+
+
+def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> None:
+    folders = [tmp_path / architecture for architecture in ARCHITECTURES]
+    for folder in folders:
+        save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
+    on_processes(2, LOADED, *folders)
+
+
+def assert_the_same_fit(alone: Path, together: Path) -> None:
+    reports = [json.loads((root / "transfer.json").read_text()) for root in (alone, together)]
+    assert reports[0] == reports[1]
+    single, sharded = (weights(root / "model") for root in (alone, together))
+    assert single.keys() == sharded.keys()
+    for name, values in single.items():
+        torch.testing.assert_close(sharded[name], values, rtol=0, atol=1e-6)
+
+
+def test_the_same_transfer_and_the_same_updates(qwen2: tuple[Path, Path]) -> None:
+    assert_the_same_fit(*qwen2)
+
+
+def test_the_same_of_tied_weights(place: Path) -> None:
+    assert_the_same_fit(*fitted(place, "gemma3_text"))
+
+
+@pytest.mark.parametrize(("method", "strategy"), [("task_arithmetic", "fsdp2"), ("ties", "fsdp2"), ("ties", "fsdp1")])
+def test_the_injection_to_the_bit(place: Path, method: str, strategy: str) -> None:
+    """At so low a rate what was injected stays; TIES looks at whole tensors, of which each process holds a half."""
+    named = [config_of(place, "qwen2", f"{strategy}-{method}-{n}", n) for n in (1, 2)]
+    still = [changed(changed(config, "model.learning_rate", 1e-30), "transfer.method", method) for config in named]
+    alone, together = (weights(fit(one, n, strategy=strategy) / "model") for n, one in zip((1, 2), still, strict=True))
+    assert_same_bits(together, alone)
+    before = weights(place / "qwen2")
+    assert any(not torch.equal(values, before[name]) for name, values in alone.items())
+
+
+def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], place: Path) -> None:
+    """And ends where one without a break ends; two epochs begin as one does."""
+    root = qwen2[1]
+    before = (root / "transfer.json").read_text()
+    (root / "transfer.json").unlink()
+    further = changed(config_of(place, "qwen2", "2", 2), "trainer.max_epochs", 2)
+    fit(further, 2, "--ckpt_path", root / "checkpoints" / "last.ckpt")
+    assert (root / "transfer.json").read_text() == before
+    whole = fit(changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2), 2)
+    assert_same_bits(weights(root / "model"), weights(whole / "model"))
+
+
+def test_answers_of_any_length_keep_processes_in_step(place: Path) -> None:
+    """Where one process has ended its answers, the other still needs its share of the weights."""
+    talker = tiny_model("llama", tie_word_embeddings=False)
+    talker.get_output_embeddings().weight.data[END_ID] *= 2.5
+    target = save_model(talker, tiny_tokenizer(), place / "talker")
+    asked = write_jsonl(place / "asked.jsonl", [{"prompt": f"Say {number}", "answer": "?"} for number in range(5)])
+    written = []
+    for processes in (1, 2):
+        (place / f"asked-{processes}").mkdir()
+        config = basic(place / f"asked-{processes}", target, target, place / "d.jsonl")
+        config["data"]["evaluations"] = {"asked": {"path": str(asked), "role": "keep", "max_new_tokens": 12}}
+        config["data"]["max_length"] = 1  # a batch for every row
+        written.append(call_verb("test", config, processes) / "evaluations" / "asked.jsonl")
+    lengths = {row["tokens"] for row in map(json.loads, written[0].read_text().splitlines())}
+    assert len(lengths) > 1, "else nobody would have to wait"
+    assert written[0].read_bytes() == written[1].read_bytes()
