@@ -31,6 +31,7 @@ from act_lightning.evaluation.generators import (
     VLLMGenerator,
     generator_issues,
 )
+from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
 from act_lightning.training.grad_checks import are_finite, data_settings, settings_issues, update_issues
 from act_lightning.training.loss import answer_loss, score_answers
@@ -238,7 +239,7 @@ class AbilityTransferModule(L.LightningModule):
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips updates that overflow
         bad = float(not scaled and not are_finite(gradients))
         sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
-        reduced = self.trainer.strategy.reduce(sums.to(_float64_device(self.device)), reduce_op="sum").tolist()
+        reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum").tolist()
         tokens, loss, bad = reduced
         raise_if_any(update_issues(self.trainer, loss, not bad, self._spoiled))
         self._window_tokens, self._window_loss = 0, 0.0
@@ -352,7 +353,3 @@ def _engine_issues(processes: int) -> list[ConfigIssue]:
     problem = "must be 1 where model.generator is vllm, which spreads the model over devices itself"
     hint = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
     return [ConfigIssue("trainer.devices", processes, problem, hint)]
-
-
-def _float64_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device

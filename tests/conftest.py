@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.lab.models import cache_root
+from act_lightning.defaults import cache_folder
 from tests.front_door import launch_forgotten
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
@@ -47,7 +47,7 @@ def _no_launch_left() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the session's own, but for the laboratory's models, which are built once for all sessions."""
-    root, laboratory = tmp_path_factory.mktemp("cache"), cache_root()
+    root, laboratory = tmp_path_factory.mktemp("cache"), cache_folder("laboratory")
     laboratory.mkdir(parents=True, exist_ok=True)
     (root / "laboratory").symlink_to(laboratory)
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.data.answer_positions import IGNORED, AnswerPositions
+from act_lightning.data.answer_positions import AnswerPositions
+from act_lightning.defaults import IGNORED
 from act_lightning.training.loss import answer_logits
 
 

@@ -289,10 +289,10 @@ def _find(name: str, commit: str | None) -> Path:
 
 
 def _of_laboratory(name: str) -> Path:
-    from act_lightning.lab.models import cache_root
+    from act_lightning.defaults import cache_folder
     from act_lightning.lab.training import Recipe
 
-    folder = cache_root() / Recipe().version / name.removeprefix(_LABORATORY)
+    folder = cache_folder("laboratory") / Recipe().version / name.removeprefix(_LABORATORY)
     if not folder.is_dir():
         raise NotOnDisk(f"{name} has not been built on this machine")
     return folder

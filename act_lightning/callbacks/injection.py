@@ -20,6 +20,7 @@ from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.defaults import RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.activation import Activation
@@ -62,9 +63,9 @@ class MaskedTaskVectorInjection(L.Callback):
 
     def __init__(
         self,
-        ratio: float = 0.01,
+        ratio: float = RATIO,
         share: Share = "channels",
-        scale: float = 0.4,
+        scale: float = SCALE,
         selection: str | Scorer = "activation",
         scope: Scope = "global",
         exclude: Sequence[str] = (),

@@ -21,7 +21,7 @@ from act_lightning.checkpoints.vocabulary import match_folders
 from act_lightning.data.storage import lengths
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import overlap
-from act_lightning.profiling.channel_means import ChannelMeans
+from act_lightning.profiling.channel_means import ChannelMeans, float64_device
 from act_lightning.profiling.gradient_scores import measure_gradients
 from act_lightning.profiling.measurement import Measurement, groups, measure_weights, measurements, save
 from act_lightning.profiling.pair import Pair
@@ -268,7 +268,7 @@ def _new_means(
     chunks: int,
 ) -> ChannelMeans:
     """Means whose float64 sums are kept on the device, except on one without float64."""
-    means = ChannelMeans(channels, scorer, partners, chunks).to("cpu" if device.type == "mps" else device)
+    means = ChannelMeans(channels, scorer, partners, chunks).to(float64_device(device))
     nothing = torch.empty(0, channels.modules[0].count)
     # A process may get no samples, and torchmetrics would warn then.
     means.update(channels.modules[0].name, nothing, nothing, nothing)

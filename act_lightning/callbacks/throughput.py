@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from act_lightning.architecture import find_language_model
-from act_lightning.data.answer_positions import IGNORED
+from act_lightning.defaults import IGNORED
 
 _FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
 

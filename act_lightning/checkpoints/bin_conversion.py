@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.files import cache_folder, replacing_folder
+from act_lightning.checkpoints.files import replacing_folder
 from act_lightning.checkpoints.headers import CONFIG, INDEX, SINGLE, aux_files, header_of
 from act_lightning.checkpoints.streaming import ShardFile
+from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
 
 PREFIX = "bin:"

@@ -18,13 +18,6 @@ from torch import Tensor
 
 from act_lightning.errors import ActError, ConfigIssue
 
-
-def cache_folder(name: str) -> Path:
-    """``$ACT_LIGHTNING_CACHE/<name>``, or ``~/.cache/act_lightning/<name>``; it need not exist."""
-    chosen = os.environ.get("ACT_LIGHTNING_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "act_lightning") / name
-
-
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 

@@ -19,9 +19,10 @@ import torch
 import act_lightning.channels
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints import key_mapping, models
-from act_lightning.checkpoints.files import cache_folder, write_file
+from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.headers import CONFIG, Entry
 from act_lightning.checkpoints.key_mapping import KeyMap, map_keys, tied_groups
+from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 
 if TYPE_CHECKING:

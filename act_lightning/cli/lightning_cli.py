@@ -25,6 +25,7 @@ from act_lightning.cli.trainer_defaults import default_callbacks, logger_issues,
 from act_lightning.cli.verbs import remove_empty_run, run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import inspect, print_inspection
+from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import deepspeed_issues, run_issues
@@ -81,7 +82,7 @@ class ActCLI(LightningCLI):
             parser_class=ConfigParser,
             save_config_callback=SaveConfigLate,
             save_config_kwargs={"overwrite": True},
-            seed_everything_default=42,
+            seed_everything_default=SEED,
             auto_configure_optimizers=False,
             parser_kwargs={"description": act_lightning.__doc__},
             args=arguments,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from act_lightning.cli.plain_config import Config, read_plainly
+from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ SECTIONS = {
     },
 }
 """The settings understood here, and their types; more stand in a config that goes the long way."""
-SEED = 42  # as everywhere, unless seed_everything says otherwise
-_LARGEST_SEED = 2**32 - 1
 
 
 def main(arguments: list[str]) -> int:
@@ -163,7 +162,7 @@ def _faults(
     from act_lightning.transfer.selection import selection_issues
     from act_lightning.transfer.sources import source_issues, source_ratios
 
-    if channels is None or not 0 <= config.get("seed_everything", SEED) <= _LARGEST_SEED:
+    if channels is None or not 0 <= config.get("seed_everything", SEED) <= LARGEST_SEED:
         yield ConfigIssue("config", str(target), "must be sound", "")
         return
     for key in ("dtype", "export_dtype"):

@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from act_lightning.defaults import IGNORED
+
 _BLOCK = 1 << 24  # bytes
 _ALIGNED = 64  # bytes, the line of a cache
 
@@ -55,9 +57,6 @@ class BufferPool:
         start = self._used
         self._used += -(-size // _ALIGNED) * _ALIGNED
         return self._blocks[self._block][start : start + size]
-
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
 
 Batch = dict[str, Tensor]

@@ -34,6 +34,7 @@ from act_lightning.data.labels import Encoder, Sample, has_answers
 from act_lightning.data.rows import LocatedConversation
 from act_lightning.data.storage import StoredSamples, save_shard
 from act_lightning.data.templates import Template
+from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _DECIDING = (".py", ".jinja")
@@ -237,10 +238,7 @@ def cache_root(setting: str | None) -> Path:
     Args:
         setting: ``data.cache_dir``.
     """
-    if setting is not None:
-        return Path(setting).expanduser()
-    chosen = os.environ.get("ACT_LIGHTNING_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "act_lightning") / "data"
+    return cache_folder("data") if setting is None else Path(setting).expanduser()
 
 
 def prepared(root: Path, key: str | None, prepare: Callable[[Path], list[PreparedShard]]) -> PreparedSet:

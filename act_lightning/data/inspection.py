@@ -14,10 +14,11 @@ from rich.text import Text
 
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.leakage import RUN, Overlap, Prompts, hash_prompts, overlaps
 from act_lightning.data.rows import iter_conversations
 from act_lightning.data.sample_view import Piece, chosen, colored, legend, pieces
+from act_lightning.defaults import IGNORED
 
 _SHORTEST = 16
 

@@ -15,9 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from act_lightning.data.conversations import Conversation
 from act_lightning.data.templates import Rendered, Template
 from act_lightning.data.tokens import OffsetTokenizer, Tokens
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue, located
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ from typing import Generic, TypeVar
 from torch.utils.data import DistributedSampler
 
 from act_lightning.data.batches import Batch, collate, shard
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.packing import pack
+from act_lightning.defaults import IGNORED
 
 Collated = TypeVar("Collated")
 _SORTED_TOGETHER = 400  # micro-batches: enough that lengths differ little in one, few enough to mix large sets anew

@@ -13,11 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.labels import IGNORED, Encoder, Sample
+from act_lightning.data.labels import Encoder, Sample
 from act_lightning.data.micro_batches import MicroBatch
 from act_lightning.data.tasks import Item, read_items
 from act_lightning.data.templates import Template, make_template
 from act_lightning.data.tokens import OffsetTokenizer
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import located
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
+from act_lightning.defaults import IGNORED
 
 _LONGEST = 800  # characters of one piece that are shown
 _STYLES = {

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
+from act_lightning.defaults import IGNORED
 
 Shard = dict[str, Tensor]
 _MAPPED = 1024  # shards at once: the system bounds the number of mappings

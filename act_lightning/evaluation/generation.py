@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
 
 
@@ -196,9 +197,6 @@ def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iter
         model.generation_config = kept
 
 
-_IGNORED = -100
-
-
 def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], places: Sequence[str] = ()) -> Tensor:
     """Whether greedy decoding would give each row's answer, token for token.
 
@@ -219,7 +217,7 @@ def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], places: 
         ActError: A row asks nothing, or the logits are NaN.
     """
     labels = batch["labels"].to(model.device)[:, 1:]
-    asked = labels != _IGNORED
+    asked = labels != IGNORED
     if not bool(asked.any(dim=1).all()):
         row = int(asked.any(dim=1).int().argmin())
         raise ActError(

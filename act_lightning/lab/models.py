@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.lab.abilities import rows
 from act_lightning.lab.training import Recipe, Samples, Stage, build_tokenizer, encode, train
@@ -118,18 +118,12 @@ def model_folder(name: str, recipe: Recipe | None = None) -> Path:
         )
         raise ActError(ConfigIssue("lab model", name, problem, hint))
     recipe = recipe or Recipe()
-    root = cache_root() / recipe.version
+    root = cache_folder("laboratory") / recipe.version
     if (root / name).is_dir():
         return root / name
     _make_writable(root)
     with FileLock(root / ".lock"):
         return _ensure(name, recipe, root)
-
-
-def cache_root() -> Path:
-    """``$ACT_LIGHTNING_CACHE/laboratory``, or ``~/.cache/act_lightning/laboratory``."""
-    chosen = os.environ.get("ACT_LIGHTNING_CACHE")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "act_lightning") / "laboratory"
 
 
 def _ensure(name: str, recipe: Recipe, root: Path) -> Path:

@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
 
+from act_lightning.defaults import IGNORED
+
 #: Raised by hand when the questions, the tokenizer or the training loop change.
 GENERATION = 2
 
@@ -95,7 +97,6 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return tokenizer
 
 
-_IGNORED = -100
 _WARM_UP = 0.05
 
 
@@ -136,10 +137,10 @@ def encode(
     ids, labels = [], []
     for question, answer in zip(questions, answers, strict=True):
         ids.append(torch.tensor(question + answer))
-        labels.append(torch.tensor((question if whole_text else [_IGNORED] * len(question)) + answer))
+        labels.append(torch.tensor((question if whole_text else [IGNORED] * len(question)) + answer))
     return Samples(
         ids=pad_sequence(ids, batch_first=True, padding_value=int(tokenizer.pad_token_id or 0)),
-        labels=pad_sequence(labels, batch_first=True, padding_value=_IGNORED),
+        labels=pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         lengths=torch.tensor([len(sample) for sample in ids]),
         weights=torch.tensor(weights),
     )
@@ -164,7 +165,7 @@ def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> 
 def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
     """Padding stands on the right, where no labeled token can see it."""
     logits = model(input_ids=ids, use_cache=False).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def schedule(step: int, steps: int) -> float:

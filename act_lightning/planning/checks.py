@@ -10,6 +10,7 @@ from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.checkpoints.headers import is_weightless
 from act_lightning.checkpoints.identity import identify
+from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ConfigIssue
 from act_lightning.planning.run import Models, Run, inspect_models
 from act_lightning.planning.training_checks import strategy_of
@@ -42,7 +43,6 @@ _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
 _WITHOUT_DATA = ("profile", "merge")  # which need none where nothing is measured on samples
 _EVALUATING = ("validate", "test", "predict")
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")  # which Lightning looks up
-_LARGEST_SEED = 2**32 - 1
 _PARTS = {
     "fit": ("scores", "logs", "checkpoints"),
     "merge": ("scores",),
@@ -133,10 +133,10 @@ def deepspeed_issues(trainer: Mapping[str, Any]) -> list[ConfigIssue]:
 
 
 def _seed_issues(seed: object) -> list[ConfigIssue]:
-    if isinstance(seed, int) and not 0 <= seed <= _LARGEST_SEED:
+    if isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED:
         return [
             ConfigIssue(
-                "seed_everything", seed, f"must lie between 0 and {_LARGEST_SEED}", "Write a number such as 42."
+                "seed_everything", seed, f"must lie between 0 and {LARGEST_SEED}", f"Write a number such as {SEED}."
             )
         ]
     return []

@@ -38,7 +38,7 @@ def mean_absolute_difference(first: Tensor, second: Tensor) -> Tensor:
 def _sums(scorer: ActivationScorer, seen: Observation) -> Tensor:
     """The sums of a scorer's values over all tokens, float64 ``[terms, channels]``."""
     channels = seen.target.shape[-1]
-    sums = torch.zeros(scorer.terms, channels, dtype=torch.float64, device=_summing_device(seen.target.device))
+    sums = torch.zeros(scorer.terms, channels, dtype=torch.float64, device=float64_device(seen.target.device))
     for part in _parts(seen):
         values = scorer.values(part).reshape(scorer.terms, -1, channels).to(sums.device)
         for sum_of_term, of_term in zip(sums, values, strict=True):  # one by one: twice as fast as along a middle one
@@ -46,8 +46,9 @@ def _sums(scorer: ActivationScorer, seen: Observation) -> Tensor:
     return sums
 
 
-def _summing_device(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device  # which has no float64
+def float64_device(device: torch.device) -> torch.device:
+    """``device``, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _parts(seen: Observation) -> Iterator[Observation]:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_by_parameters
+from act_lightning.profiling.channel_means import float64_device
 from act_lightning.profiling.gradients import InterpolatedModel, each_gradient, interpolate
 from act_lightning.profiling.measurement import Measurement, save
 from act_lightning.profiling.pair import ChunkBatch
@@ -175,7 +176,7 @@ def loss_change(
         chunks: Number of chunks that they are of.
     """
     device = line.model.device
-    kept_on = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    kept_on = float64_device(device)
     total = torch.zeros(chunks, channels.total, dtype=torch.float64, device=kept_on)
     tokens = torch.zeros(chunks, dtype=torch.float64, device=kept_on)
     owners: dict[str, list[tuple[slice, int]]] = {}

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from act_lightning.data.answer_positions import IGNORED, AnswerPositions
+from act_lightning.data.answer_positions import AnswerPositions
+from act_lightning.defaults import IGNORED
 from act_lightning.training.head_loss import LogitTransform, Scored, bounded_loss, bounded_scores, logit_transform
 
 LOGITS_AT_ONCE = 1 << 27  # half a gigabyte in float32: 883 tokens of Qwen2.5's 152,064 entries; more gain no speed

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from act_lightning.checkpoints.files import name_issues
+from act_lightning.defaults import RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import ratio_issues
 from act_lightning.merging.method import MergingMethod
@@ -35,9 +36,9 @@ class TransferSettings:
         method: Name of a merging method, or one with settings of its own.
     """
 
-    ratio: float | Fraction = 0.01
+    ratio: float | Fraction = RATIO
     share: Share = "channels"
-    scale: float = 0.4
+    scale: float = SCALE
     selection: str | Scorer = "activation"
     scope: Scope = "global"
     exclude: Sequence[str] = ()

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from act_lightning.data.batches import collate, shard, token_budget_batches, unbatch
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.micro_batches import MicroBatchSampler
 from act_lightning.data.training_loader import TrainingLoader
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 
 PAD = 0  # also an id that samples hold: only the mask says what is padding

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.labels import IGNORED
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.tiny import END_ID, PAD_ID, write_jsonl
 

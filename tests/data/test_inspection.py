@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import Inspection, inspect, print_inspection
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.sample_view import Piece, colored, legend, pieces
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

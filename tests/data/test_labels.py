@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data.labels import IGNORED, Encoder, Sample, encode
+from act_lightning.data.labels import Encoder, Sample, encode
 from act_lightning.data.templates import TextTemplate, make_template
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.reference.labels import label
 from tests.tiny import CHATML, END, END_ID, PAD, PAD_ID, START, START_ID, tiny_tokenizer

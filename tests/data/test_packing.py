@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from act_lightning.channels import inventory
 from act_lightning.data.batches import collate, unbatch
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.packing import pack, packing_obstacle, packs
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from act_lightning.profiling.channel_means import MeanAbsoluteDifference
 from act_lightning.profiling.pair import compare_on_batch

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from act_lightning.data.batches import MOST_WASTE, token_budget_batches
-from act_lightning.data.labels import IGNORED, Sample
+from act_lightning.data.labels import Sample
 from act_lightning.data.micro_batches import MicroBatchSampler
 from act_lightning.data.training_loader import TrainingLoader
+from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 
 

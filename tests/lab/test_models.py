@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.lab import models
@@ -115,4 +116,4 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_home_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACT_LIGHTNING_CACHE")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert models.cache_root() == Path("/home/someone/.cache/act_lightning/laboratory")
+    assert cache_folder("laboratory") == Path("/home/someone/.cache/act_lightning/laboratory")

@@ -1,0 +1,23 @@
+"""Default settings, and values that several rooms must agree on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+RATIO = 0.01
+"""``transfer.ratio``: p (paper §4, https://arxiv.org/abs/2601.09398)."""
+SCALE = 0.4
+"""``transfer.scale``: λ."""
+SEED = 42
+"""``seed_everything``."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that Lightning accepts, which also seeds numpy."""
+IGNORED = -100
+"""The label of a token that is no answer token; ``ignore_index`` of torch and transformers."""
+
+
+def cache_folder(name: str) -> Path:
+    """``$ACT_LIGHTNING_CACHE/<name>``, or ``~/.cache/act_lightning/<name>``; it need not exist."""
+    root = os.environ.get("ACT_LIGHTNING_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "act_lightning") / name
