@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         from act_lightning.cli import lightning_cli
 
         return lightning_cli.main(["merge", *arguments])
-    from act_lightning.cli.verbs import merge_to_disk
+    from act_lightning.cli.disk_merge import merge_to_disk
 
     print(merge_to_disk(run.root, run.target, run.prepared, run.recipe, run.dtype), file=sys.stderr)
     return 0

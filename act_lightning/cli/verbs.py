@@ -1,4 +1,4 @@
-"""The last step of ``merge``: a prepared transfer, from checkpoints to a folder, without a Trainer."""
+"""The verbs that need a Trainer's processes but no training, such as ``profile``; and what ``predict`` writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -19,12 +18,9 @@ from act_lightning.analysis.causal_check import FOLDER as CAUSES
 from act_lightning.analysis.causal_check import check_causes, print_causes
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
-from act_lightning.cards.record import CARD
-from act_lightning.cards.writing import complete_card, first_card
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.models import resolve_dtype
-from act_lightning.checkpoints.streaming import merge_checkpoint
+from act_lightning.cli.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import of_all_processes
 from act_lightning.planning.run import Run
@@ -33,46 +29,7 @@ from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.sweep.settings import ACT, SweepSettings
 from act_lightning.transfer.importance import FOLDER
-from act_lightning.transfer.preparation import PreparedTransfer, prepare
-from act_lightning.transfer.report import describe_transfer
-
-_RECORD = "transfer.json"
-
-
-def merge_to_disk(
-    root: Path,
-    target: Path,
-    prepared: PreparedTransfer,
-    recipe: str,
-    dtype: str = "auto",
-    device: torch.device | None = None,
-) -> str:
-    """Write ``<root>/merged`` and ``<root>/transfer.json``.
-
-    Args:
-        root: The run's folder.
-        target: The target's checkpoint.
-        prepared: The sources with their masks.
-        recipe: The run's config as YAML, for the card.
-        dtype: Precision of the written weights; ``auto``: as the target is stored.
-        device: Where rows are merged; by default the CPU.
-
-    Returns:
-        What to tell the user.
-
-    Raises:
-        ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
-    """
-    record = json.dumps(prepared.report, indent=2) + "\n"
-    files: dict[str, str | bytes] = {CARD: first_card(str(target), recipe, prepared.report, "merge"), _RECORD: record}
-    written = None if dtype == "auto" else resolve_dtype(dtype, target, "model.export_dtype")
-    with prepared.injection() as injection:
-        merge_checkpoint(root / "merged", target, injection, written, files, device)
-        read = f"{injection.bytes_read:,} bytes of the sources' tensors read"
-    complete_card(root / "merged", verify=False)
-    write_file(root / _RECORD, record)
-    return f"{describe_transfer(prepared.report)}\n{read}\nmerged model written to {root / 'merged'}"
-
+from act_lightning.transfer.preparation import prepare
 
 _LOGS, _EVENTS = "logs/version_*", "events.out.tfevents.*"
 

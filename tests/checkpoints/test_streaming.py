@@ -22,6 +22,7 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.errors import ActError
 from tests.checkpoints.test_export import contents, largest_file
+from tests.programs import PROGRAMS
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
 HEAD, NORM = "lm_head.weight", "model.norm.weight"
@@ -139,22 +140,9 @@ def test_a_full_disk_leaves_the_earlier_result(size: int, target_folder: Path, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.checkpoints.test_streaming import SOME, Doubling, merged
-class Killing(Doubling):
-    def changes(self, name, read, rows, device):
-        yield from super().changes(name, read, rows, device)
-        if name == "lm_head.weight":
-            os.kill(os.getpid(), signal.SIGKILL)
-merged(Path(sys.argv[1]), Path(sys.argv[2]), Killing(SOME))
-"""
-
-
 def test_a_killed_merge_leaves_no_half_and_the_next_one_finishes(target_folder: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "out"), str(target_folder)]
+    command = [sys.executable, str(PROGRAMS / "killed_merge.py"), str(tmp_path / "out"), str(target_folder)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".out.tmp-")

@@ -25,6 +25,7 @@ from act_lightning.cli.plain_config import read_plainly
 from act_lightning.module import AbilityTransferModule
 from tests.checkpoints.test_export import contents
 from tests.front_door import Config, basic, call, changed, run, write_yaml
+from tests.programs import PROGRAMS
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 FORBIDDEN = ("lightning", "transformers", "datasets", "huggingface_hub", "jsonargparse")
@@ -154,22 +155,11 @@ def test_every_setting_is_one_of_the_long_way() -> None:
     assert lightning_cli.main
 
 
-MEASURED = """
-import json, resource, sys
-import torch, act_lightning.cli.verbs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-from act_lightning.cli import main
-status = main(sys.argv[1:])
-peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(json.dumps({"status": status, "peak": peak, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
-"""
-
-
 def measured(config: Config, *arguments: str) -> dict[str, Any]:
     """What a merge in a process of its own took and imported."""
     place = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("measured.yaml"), config)
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", MEASURED, "merge", "--config", str(place), *arguments]
+    command = [sys.executable, str(PROGRAMS / "measured_merge.py"), "merge", "--config", str(place), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert found["status"] == 0, done.stderr

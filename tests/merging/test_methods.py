@@ -23,25 +23,6 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write
 SCALES = {"m": 0.4, "n": 0.7}
 RATIOS = {"m": "0.2", "n": "0.3"}
 OVERLAYS = list((Path(act_lightning.__file__).parent.parent / "configs" / "methods").glob("*.yaml"))
-MINE = """
-from dataclasses import dataclass
-from act_lightning.merging import MergingMethod
-
-@dataclass(frozen=True)
-class First(MergingMethod):
-    share: float = 1.0
-
-    def merge(self, vectors, place):
-        return vectors[0].restricted() * self.share
-
-class Short(First):
-    def merge(self, vectors, place):
-        return vectors[0].delta[:1]
-
-class Wide(First):
-    def merge(self, vectors, place):
-        return vectors[0].delta.double()
-"""
 
 
 @dataclass
@@ -128,13 +109,11 @@ def test_merge_and_fit(method: str, masked: bool, case: Case) -> None:
     assert any(not torch.equal(merged[name], before) for name, before in case.target.named_parameters())
 
 
-def test_methods_with_settings_of_their_own(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "methods_of_mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
+def test_methods_with_settings_of_their_own(case: Case) -> None:
     config = changed(case.config, "transfer.selection", "all")
     before = dict(case.target.named_parameters())
     everything = {"class_path": "act_lightning.merging.TIES", "init_args": {"density": 1.0, "average": False}}
-    mine = {"class_path": "methods_of_mine.First", "init_args": {"share": 0.5}}
+    mine = {"class_path": "tests.programs.own_methods.First", "init_args": {"share": 0.5}}
     for method in (everything, mine):
         outcome = run("merge", changed(config, "transfer.method", method))
         assert outcome.status == 0, outcome.err
@@ -145,12 +124,10 @@ def test_methods_with_settings_of_their_own(case: Case, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(("name", "gives"), [("Short", r"float32 \[1"), ("Wide", r"float64 \[300")])
 def test_a_method_that_gives_something_else_than_a_change_is_named(
-    name: str, gives: str, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, gives: str, case: Case, tmp_path: Path
 ) -> None:
-    (tmp_path / "methods_of_mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
     config = changed(changed(case.config, "transfer.selection", "all"), "trainer.default_root_dir", str(tmp_path / "r"))
-    outcome = run("merge", changed(config, "transfer.method", {"class_path": f"methods_of_mine.{name}"}))
+    outcome = run("merge", changed(config, "transfer.method", {"class_path": f"tests.programs.own_methods.{name}"}))
     assert outcome.status == 1
     assert re.search(f"transfer.method = '{name}': must give a float32 .*weight, and gives {gives}", outcome.err)
     assert not (tmp_path / "r" / "merged").exists()

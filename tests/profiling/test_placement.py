@@ -19,39 +19,11 @@ from act_lightning.profiling import placement
 from act_lightning.scorers import Attribution
 from act_lightning.transfer.settings import TransferSettings
 from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples
+from tests.programs import PROGRAMS
 from tests.reference import act as reference
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 
 DATA = {"padded": padded(random_samples(5)), "packed": packed(random_samples(5, seed=1), rows=3)}
-
-PROFILE = """
-import resource
-import sys
-from pathlib import Path
-
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
-from tests.loops import PlainModule, padded, quiet_trainer, random_samples
-import lightning as L
-
-class Late(L.LightningModule):
-    pass
-
-if __name__ == "__main__":
-    root, placement, limit, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    if limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    source = AbilitySource(str(root / "source"), {"a": padded(random_samples(12), rows=2)}, name="s")
-    out = root / f"{placement}-{processes}"
-    profiler = ActivationDifferenceProfiler([source], 32, str(root / "target"), placement=placement)
-    several = {"devices": processes, "strategy": "ddp"} if processes > 1 else {}
-    trainer = quiet_trainer(out, **several)
-
-    def work():
-        trainer.strategy.setup_environment()
-        profiler.profile(trainer, Late())
-
-    trainer.strategy.launcher.launch(work, trainer=trainer) if trainer.strategy.launcher else work()
-"""
 
 
 def saved(model: PreTrainedModel, folder: Path) -> str:
@@ -120,10 +92,8 @@ def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
 
 
 def run(root: Path, placement: str, limit: int = 0, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    script = root / "script.py"
-    script.write_text(PROFILE, encoding="utf-8")
     alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, script, root, placement, limit, processes]
+    command = [sys.executable, PROGRAMS / "profile_placement.py", root, placement, limit, processes]
     return subprocess.run(
         [str(part) for part in command],
         env=os.environ | alone,

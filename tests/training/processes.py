@@ -16,12 +16,10 @@ from tests.front_door import Config, run, write_yaml
 _SECONDS = 300
 
 
-def on_processes(count: int, program: str, *arguments: object) -> None:
+def on_processes(count: int, program: Path, *arguments: object) -> None:
     """A program of Python's on ``count`` processes that know of each other."""
     where = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
-    script = Path(str(arguments[0])).parent / "program.py"
-    script.write_text(program, encoding="utf-8")
-    call_program(*where, script, *arguments)
+    call_program(*where, program, *arguments)
 
 
 def fit(config: Config, processes: int, *arguments: object, strategy: str = "fsdp2") -> Path:

@@ -9,41 +9,13 @@ import pytest
 import torch
 
 from tests.front_door import Config, basic, changed
+from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
 from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import call_verb, fit, on_processes, weights
 
 pytestmark = pytest.mark.slow
 ARCHITECTURES = ("qwen2", "gemma3_text", "gpt2", "phi3")  # biases; tied; Conv1D and absolute positions; fused matrices
-
-LOADED = """
-import sys
-from pathlib import Path
-import torch, torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from act_lightning.checkpoints import load_model
-from act_lightning.sharding import Layout, load_sharded
-
-dist.init_process_group("gloo")
-mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-for folder in map(Path, sys.argv[1:]):
-    for dtype in (torch.float32, torch.bfloat16):
-        expected = load_model(folder, dtype)
-        model = load_sharded(folder, dtype, mesh, torch.device("cpu"))
-        layout, names = Layout(model), dict(model.named_parameters(remove_duplicate=False))
-        parameters = dict(expected.named_parameters(remove_duplicate=False))
-        assert names.keys() == parameters.keys()
-        assert len(set(names.values())) == len(set(parameters.values())), "ties are kept"
-        for name, parameter in parameters.items():
-            assert torch.equal(layout.whole(name), parameter) and layout.whole(name).dtype == dtype, name
-            assert names[name].to_local().numel() < parameter.numel(), name
-        for name, buffer in expected.named_buffers():
-            found = model.get_buffer(name)
-            assert torch.equal(found, buffer) and found.dtype == buffer.dtype, name
-        ids = torch.arange(5, 17).view(1, -1)
-        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
-dist.destroy_process_group()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +54,7 @@ def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> N
     folders = [tmp_path / architecture for architecture in ARCHITECTURES]
     for folder in folders:
         save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
-    on_processes(2, LOADED, *folders)
+    on_processes(2, PROGRAMS / "fsdp2_load.py", *folders)
 
 
 def assert_the_same_fit(alone: Path, together: Path) -> None:

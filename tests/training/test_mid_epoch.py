@@ -18,34 +18,11 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.module import AbilityTransferModule
 from tests.loops import quiet_trainer
+from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
 from tests.tiny import write_jsonl
 
 SETTINGS: dict[str, Any] = {"accumulate_grad_batches": 4, "max_epochs": 2, "limit_val_batches": 0}
-
-SCRIPT = """
-import sys
-from pathlib import Path
-
-from act_lightning.data import AbilityData, AbilityDataModule
-from act_lightning.module import AbilityTransferModule
-from safetensors.torch import save_file
-from tests.loops import quiet_trainer
-from tests.training.test_mid_epoch import Saver
-
-if __name__ == "__main__":
-    target, file, processes, after, path = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
-    root = Path(file).parent
-    data = AbilityDataModule({"d": AbilityData(file)}, batch_size=2, target=target)
-    module = AbilityTransferModule(target, learning_rate=1.0e-3)
-    strategy = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
-    accumulate = {"accumulate_grad_batches": 4 // processes, "max_epochs": 2, "limit_val_batches": 0}
-    saver = Saver(after)
-    trainer = quiet_trainer(root, saver, **strategy, **accumulate)
-    trainer.fit(module, data, ckpt_path=path[0] if path else None)
-    if trainer.is_global_zero and path:
-        save_file(module.state_dict(), root / "weights.safetensors")
-"""
 
 
 class Saver(L.Callback):
@@ -122,8 +99,7 @@ def test_with_another_number_of_processes(
 ) -> None:
     """After the first update of four micro-batches, or in the midst of the second: the same updates."""
     expected = fit(file, target_folder)
-    script = file.with_name("script.py")
-    script.write_text(SCRIPT)
+    script = PROGRAMS / "mid_epoch_fit.py"
     run_script(script, target_folder, file, before, behind)
     run_script(script, target_folder, file, after, 0, file.with_name("saved.ckpt"))
     found = load_file(file.with_name("weights.safetensors"))

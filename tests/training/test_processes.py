@@ -17,40 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.front_door import Config, basic, changed, left, run, write_yaml
+from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 pytestmark = pytest.mark.slow
 SECONDS = 120
 HELD_OUT = 0.3  # 9 of 32 rows; of the 23 others one process gets fewer than the other
-
-PLUGGED = """
-import sys
-from pathlib import Path
-
-import torch
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
-from safetensors.torch import save_file
-from tests.loops import PlainModule, padded, quiet_trainer, random_samples
-from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM
-import lightning as L
-
-class Keep(L.Callback):
-    def on_train_start(self, trainer, module):
-        save_file(dict(module.net.named_parameters()), root / f"rank-{trainer.global_rank}.safetensors")
-
-if __name__ == "__main__":
-    target, source, root, processes = *map(Path, sys.argv[1:4]), int(sys.argv[4])
-    loader = DataLoader(padded(random_samples(12), rows=2), batch_size=None)
-    callbacks = [
-        ActivationDifferenceProfiler([AbilitySource(str(source), abilities={"any": loader}, name="s")]),
-        MaskedTaskVectorInjection(ratio=0.1),
-        Keep(),
-    ]
-    trainer = quiet_trainer(root, *callbacks, devices=processes, strategy="ddp", max_steps=1)
-    trainer.fit(PlainModule(AutoModelForCausalLM.from_pretrained(target)), loader)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -228,18 +201,12 @@ def test_each_row_is_tested_once(place: Path) -> None:
     ]
 
 
-def plugged(place: Path) -> Path:
-    script = place / "plugged.py"
-    script.write_text(PLUGGED, encoding="utf-8")
-    return script
-
-
 def test_scores_that_cannot_be_ranked_stop_every_process(place: Path) -> None:
     """None is left waiting for another that has stopped."""
     spoiled: Any = tiny_model("qwen2")
     spoiled.lm_head.weight.data[3, 3] = float("nan")
     save_model(spoiled, tiny_tokenizer(), place / "spoiled")
-    done = ended(plugged(place), place / "spoiled", place / "source", place / "refused", 2)
+    done = ended(PROGRAMS / "plugged_fit.py", place / "spoiled", place / "source", place / "refused", 2)
     assert done.returncode != 0
     for rank in (0, 1):
         said = rf"\[rank{rank}\]: .*ActError: .* scores of module 'lm_head' for ability 'any' must be finite"
@@ -249,7 +216,7 @@ def test_scores_that_cannot_be_ranked_stop_every_process(place: Path) -> None:
 
 def test_in_a_loop_of_someone_elses(place: Path) -> None:
     """Every process injects: their models are the same, and those of one process."""
-    script = plugged(place)
+    script = PROGRAMS / "plugged_fit.py"
     for processes in (1, 2):
         root = place / f"plugged-{processes}"
         root.mkdir()
