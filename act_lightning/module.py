@@ -83,13 +83,13 @@ class AbilityTransferModule(L.LightningModule):
             ``position_ids`` restart, without an attention mask.
         keep_floor: Token accuracy that keep must reach for ``val_recover_within_keep``, which ``BestRecovery`` sets.
         answers_whole_sets: Tells a data module that all rows of an evaluation set may come in one batch.
-        pristine: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
+        weights_unmodified: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
     """
 
     _examination: Evaluator
     _validation: Validation
     reads_packed_rows = True
-    pristine = False
+    weights_unmodified = False
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class AbilityTransferModule(L.LightningModule):
         self.keep_floor: float | None = None
         self._window_tokens = 0
         self._window_loss = 0.0
-        self._spoiled: int | None = None
+        self._nonfinite_batch: int | None = None
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at files."""
@@ -160,7 +160,7 @@ class AbilityTransferModule(L.LightningModule):
             old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
             getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
         compile_layers(self.model, self.compile_setting)
-        self.pristine = True
+        self.weights_unmodified = True
 
     def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """The whole model, or this process's part under FSDP2; under FSDP1 without weights, which come by units."""
@@ -208,16 +208,16 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Forget the window of a fit that was interrupted; an epoch ends with an update."""
-        self._window_tokens, self._window_loss, self._spoiled = 0, 0.0, None
-        self.pristine = False
+        self._window_tokens, self._window_loss, self._nonfinite_batch = 0, 0.0, None
+        self.weights_unmodified = False
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
         loss, tokens = answer_loss(self.language_model, batch, factor=self._gradient_factor())
         self._window_tokens += tokens
         self._window_loss += float(loss.detach())
-        if self._spoiled is None and not math.isfinite(self._window_loss):
-            self._spoiled = batch_idx
+        if self._nonfinite_batch is None and not math.isfinite(self._window_loss):
+            self._nonfinite_batch = batch_idx
         undo = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning and DDP divide by these
         return loss * (undo * _SUM_SCALE)
 
@@ -241,7 +241,7 @@ class AbilityTransferModule(L.LightningModule):
         sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
         reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum").tolist()
         tokens, loss, bad = reduced
-        raise_if_any(update_issues(self.trainer, loss, not bad, self._spoiled))
+        raise_if_any(update_issues(self.trainer, loss, not bad, self._nonfinite_batch))
         self._window_tokens, self._window_loss = 0, 0.0
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))

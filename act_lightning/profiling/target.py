@@ -114,8 +114,8 @@ def find_target(module: nn.Module, target: str | None, revision: str | None) -> 
     Args:
         module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it has
             attributes ``target``, ``revision`` and ``weights_dtype`` (as ours), these name its checkpoint. One whose
-            ``pristine`` is true (as ours after a test, or where weights are averaged) holds what the checkpoint does,
-            in the precision of training, so that the checkpoint is compared.
+            ``weights_unmodified`` is true (as ours after a test, or where weights are averaged) holds the checkpoint's
+            weights in the precision of training, so that the checkpoint is compared.
         target: Folder or hub id given to the profiler.
         revision: Revision of the hub id.
 
@@ -125,7 +125,7 @@ def find_target(module: nn.Module, target: str | None, revision: str | None) -> 
     name = target or named_checkpoint(module)[0]
     folder = named_folder(module, target, revision)
     model = find_language_model(module)
-    if model is not None and has_weights(model) and not getattr(module, "pristine", False):
+    if model is not None and has_weights(model) and not getattr(module, "weights_unmodified", False):
         return Target(str(name or model.name_or_path or type(model).__name__), folder, model, model.dtype)
     if folder is None:
         problem = "must hold one causal language model of transformers before fit, or the profiler must name one"
