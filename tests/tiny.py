@@ -32,6 +32,8 @@ ARCHITECTURES = (
     "olmo2",
     "smollm3",
 )
+DISTINCT = ("qwen2", "gemma3_text", "gpt2", "phi3")
+"""Those that differ most: biases; tied weights, norms of four kinds; Conv1D, absolute positions; fused matrices."""
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PAD_ID, START_ID, END_ID = 0, 1, 2
 VOCABULARY = 300
@@ -55,6 +57,13 @@ _SIZES = {
     "pad_token_id": PAD_ID,
 }
 _TRAINING_TEXT = "system user assistant answer question What is the sum of one and two? The answer is three. "
+
+
+def each_architecture(*variants: object) -> list[tuple[Any, ...]]:
+    """Every variant of the architectures that differ most, and one variant of each other, in turn."""
+    others = [name for name in ARCHITECTURES if name not in DISTINCT]
+    in_full = [(name, variant) for name in DISTINCT for variant in variants]
+    return in_full + [(name, variants[i % len(variants)]) for i, name in enumerate(others)]
 
 
 def tiny_config(architecture: str, **overrides: Any) -> PretrainedConfig:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from act_lightning.checkpoints.export import export_model, output_issues
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
-from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
+from tests.tiny import each_architecture, save_model, sibling_of, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(40).view(2, 20)
 
@@ -47,8 +47,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("shards", ["5GB", "20KB"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "shards"), each_architecture("5GB", "20KB"))
 def test_unchanged_export_is_the_same_to_the_byte(architecture: str, shards: str, tmp_path: Path) -> None:
     target = save_model(tiny_model(architecture), tiny_tokenizer(), tmp_path / "target", shards)
     with CheckpointReader(target) as reader:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
-from tests.tiny import ARCHITECTURES, save_model, tiny_model, tiny_tokenizer
+from tests.tiny import each_architecture, save_model, tiny_model, tiny_tokenizer
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -24,8 +24,7 @@ def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("shards", ["5GB", "20KB"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "shards"), each_architecture("5GB", "20KB"))
 def test_every_parameter_is_found(architecture: str, shards: str, tmp_path: Path) -> None:
     expected = dict(tiny_model(architecture).named_parameters(remove_duplicate=False))
     with CheckpointReader(saved(tmp_path, architecture, shards)) as reader:

@@ -23,7 +23,7 @@ from act_lightning.profiling.pair import ChunkBatch, Pair, ResidentPair
 from act_lightning.scorers import ActivationScorer, Observation
 from tests.loops import packed, padded, random_samples
 from tests.memory import PeakMemory
-from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
+from tests.tiny import each_architecture, save_model, sibling_of, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
 MIXED: dict[str, dict[str, Any]] = {  # masks that differ from layer to layer, layers without rotary embeddings
@@ -73,11 +73,9 @@ def aligned(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize(("tied", "dtype"), [(True, torch.float32), (False, torch.bfloat16)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_from_disk_are_those_in_memory(
-    architecture: str, tied: bool, dtype: torch.dtype, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("architecture", "tied"), each_architecture(True, False))
+def test_scores_from_disk_are_those_in_memory(architecture: str, tied: bool, tmp_path: Path) -> None:
+    dtype = torch.float32 if tied else torch.bfloat16
     target = tiny_model(architecture, dtype=dtype, tie_word_embeddings=tied, **MIXED.get(architecture, {}))
     folders = saved([target, sibling_of(target, seed=1)], tmp_path)
     resident, source = (aligned(load_model(folder, dtype)) for folder in folders)

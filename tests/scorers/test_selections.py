@@ -27,7 +27,7 @@ from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference import analysis, selections
 from tests.reference.channels import channels, pieces
-from tests.tiny import ARCHITECTURES, save_model, sibling_of, tiny_model, tiny_tokenizer
+from tests.tiny import each_architecture, save_model, sibling_of, tiny_model, tiny_tokenizer
 
 SAMPLES = random_samples(7)
 EXPECTED = {"activation_relative": selections.relative, "local": selections.local}
@@ -41,8 +41,7 @@ def measured(scorer: ActivationScorer, target: PreTrainedModel, source: PreTrain
     return means.compute()
 
 
-@pytest.mark.parametrize("scorer", [RelativeActivation(), Local()], ids=lambda scorer: scorer.label)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "scorer"), each_architecture(RelativeActivation(), Local()))
 def test_scores_equal_the_reference(architecture: str, scorer: ActivationScorer) -> None:
     target = tiny_model(architecture)
     source = sibling_of(target, seed=1)

@@ -11,11 +11,10 @@ import torch
 from tests.front_door import Config, basic, changed
 from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
-from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import DISTINCT, END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import call_verb, fit, on_processes, weights
 
 pytestmark = pytest.mark.slow
-ARCHITECTURES = ("qwen2", "gemma3_text", "gpt2", "phi3")  # biases; tied; Conv1D and absolute positions; fused matrices
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def qwen2(place: Path) -> tuple[Path, Path]:
 
 
 def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> None:
-    folders = [tmp_path / architecture for architecture in ARCHITECTURES]
+    folders = [tmp_path / architecture for architecture in DISTINCT]
     for folder in folders:
         save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
     on_processes(2, PROGRAMS / "fsdp2_load.py", *folders)
