@@ -1,71 +1,25 @@
-"""What is known of a model's shape: its decoder layers, its parts, and the language model inside a LightningModule."""
+"""The one place that knows a model's shape: layers, head, embedding, tied weights, widths, and where a module holds it.
+
+Nothing is imported from transformers before a LightningModule is searched: names and sizes need no model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from act_lightning.errors import ActError, ConfigIssue
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-@dataclass(frozen=True)
-class DecoderParts:
-    """The parts of a decoder that are brought to a device one at a time.
-
-    Attributes:
-        layers: Names of the decoder layers, in order.
-        outer: Names of the modules outside the layers that have parameters of their own: embedding, final norm, head.
-    """
-
-    layers: tuple[str, ...]
-    outer: tuple[str, ...]
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*self.outer, *self.layers)
-
-
-def decoder_parts(model: PreTrainedModel) -> DecoderParts:
-    """Cut a decoder at the layers that transformers keeps whole when it spreads a model over devices.
-
-    Args:
-        model: A causal language model; on the meta device is enough.
-
-    Raises:
-        ActError: If it has no such layers.
-    """
-    kinds = set(model._no_split_modules or ())
-    layers = tuple(name for name, module in model.named_modules() if type(module).__name__ in kinds)
-    if not layers:
-        problem = "must have decoder layers that transformers names (_no_split_modules)"
-        hint = "Choose profile.placement: resident for this architecture."
-        raise ActError(ConfigIssue("profile.placement", type(model).__name__, problem, hint))
-    outer = (name for name, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None)
-    return DecoderParts(layers, tuple(name for name in outer if not _is_inside(name, layers)))
-
-
-def part_sizes(model: PreTrainedModel) -> dict[str, int]:
-    """Number of parameter elements of every part; a tied matrix counts in each part that has it."""
-    parts = decoder_parts(model).parts
-    return {name: sum(one.numel() for one in model.get_submodule(name).parameters()) for name in parts}
-
-
-def members(model: nn.Module, part: str) -> list[str]:
-    """Full names of the modules of a part that have parameters of their own."""
-    inside = model.get_submodule(part).named_modules(prefix=part)
-    return [name for name, module in inside if next(module.parameters(recurse=False), None) is not None]
-
-
-def _is_inside(name: str, layers: Sequence[str]) -> bool:
-    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
-
-
-_TRANSFERRED = "_act_transferred"
+HEAD_NAMES = ("lm_head", "embed_out")
+"""Last parts of the names that transformers gives to heads, for inventories that come without a model."""
+EMBEDDING_NAMES = ("embed_tokens", "embed_in", "wte", "wpe")
+"""The same for embeddings of tokens and positions."""
 
 
 def find_language_model(module: nn.Module) -> PreTrainedModel | None:
@@ -74,20 +28,22 @@ def find_language_model(module: nn.Module) -> PreTrainedModel | None:
     Raises:
         ActError: If it holds several.
     """
-    found: dict[str, PreTrainedModel] = {}
+    from transformers import PreTrainedModel
+
+    models: dict[str, PreTrainedModel] = {}
     for name, child in module.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(child, PreTrainedModel) and not inside and child.get_output_embeddings() is not None:
-            found[name] = child
-    if len(found) > 1:
+        is_inside = any(name.startswith(f"{outer}.") for outer in models)
+        if isinstance(child, PreTrainedModel) and not is_inside and child.get_output_embeddings() is not None:
+            models[name] = child
+    if len(models) > 1:
         problem = "must hold one causal language model of transformers"
         hint = "Keep a second one (a teacher, say) outside the LightningModule's attributes, in a tuple or list."
-        raise ActError(ConfigIssue("LightningModule", ", ".join(found), problem, hint))
-    return next(iter(found.values()), None)
+        raise ActError(ConfigIssue("LightningModule", ", ".join(models), problem, hint))
+    return next(iter(models.values()), None)
 
 
 def has_weights(model: PreTrainedModel | None) -> bool:
-    """Whether a model is there and its weights are in memory."""
+    """Whether there is a model, and its weights are in memory."""
     return model is not None and not any(parameter.is_meta for parameter in model.parameters())
 
 
@@ -103,6 +59,151 @@ def require_language_model(module: nn.Module) -> PreTrainedModel:
         hint = "Make an AutoModelForCausalLM in __init__ or configure_model and keep it as an attribute."
         raise ActError(ConfigIssue("LightningModule", type(module).__name__, problem, hint))
     return model
+
+
+def output_embedding(model: PreTrainedModel) -> nn.Linear:
+    """The head, which turns hidden states into logits."""
+    head: nn.Linear = model.get_output_embeddings()
+    return head
+
+
+def input_embedding(model: PreTrainedModel) -> nn.Embedding:
+    """The embedding of tokens."""
+    embedding: nn.Embedding = model.get_input_embeddings()  # type: ignore[assignment]
+    return embedding
+
+
+def vocabulary_parameters(model: PreTrainedModel) -> tuple[str, ...]:
+    """All names of the parameters that have a row for each token: those of embedding and head."""
+    modules = (input_embedding(model), output_embedding(model))
+    rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    return tuple(name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows)
+
+
+def parameter_names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of every parameter; a tied one has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def tied_groups(model: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """The names of every parameter that has several, such as embedding and head of a tied model."""
+    return tuple(tuple(names) for names in parameter_names(model).values() if len(names) > 1)
+
+
+def modules_with_parameters(model: nn.Module, part: str = "") -> list[str]:
+    """Full names of the modules of a part (by default of the model) that have parameters of their own."""
+    modules = model.get_submodule(part).named_modules(prefix=part)
+    return [name for name, module in modules if next(module.parameters(recurse=False), None) is not None]
+
+
+def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The decoder layers by name, in order: the modules that transformers keeps whole when it spreads a model.
+
+    Empty if the architecture names no such classes (``_no_split_modules``).
+    """
+    classes = set(model._no_split_modules or ())
+    return {name: module for name, module in model.named_modules() if type(module).__name__ in classes}
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The parts of a decoder that are loaded to a device one at a time.
+
+    Attributes:
+        layers: Names of the decoder layers, in order.
+        outer: Names of the modules outside the layers that have parameters of their own: embedding, final norm, head.
+    """
+
+    layers: tuple[str, ...]
+    outer: tuple[str, ...]
+
+
+def decoder_parts(model: PreTrainedModel) -> DecoderParts:
+    """Cut a decoder into its layers and the modules outside them; a model on the meta device is enough.
+
+    Raises:
+        ActError: If it has no layers that transformers names.
+    """
+    layers = tuple(decoder_layers(model))
+    if not layers:
+        problem = "must have decoder layers that transformers names (_no_split_modules)"
+        hint = "Choose profile.placement: resident for this architecture."
+        raise ActError(ConfigIssue("profile.placement", type(model).__name__, problem, hint))
+    prefixes = tuple(f"{layer}." for layer in layers)
+    outer = (name for name in modules_with_parameters(model) if not f"{name}.".startswith(prefixes))
+    return DecoderParts(layers, tuple(outer))
+
+
+def part_sizes(model: PreTrainedModel) -> dict[str, int]:
+    """Number of parameter elements of every part; a tied matrix counts in each part that has it."""
+    parts = decoder_parts(model)
+    return {
+        name: sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
+        for name in (*parts.outer, *parts.layers)
+    }
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """The sizes of a decoder, as its config gives them.
+
+    Attributes:
+        layers: Number of decoder layers.
+        hidden: Features of a hidden state.
+        heads: Attention heads for queries.
+        kv_heads: Attention heads for keys and values.
+        head_size: Features of an attention head.
+        intermediate: Features inside the feed-forward network.
+        vocabulary: Entries of the vocabulary.
+        tied: Whether embedding and head are one matrix.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> DecoderSizes:
+        """Read a config; one of several modalities tells its text model's sizes."""
+        text = config.get_text_config()
+        hidden = int(text.hidden_size)
+        heads = int(getattr(text, "num_attention_heads", 1) or 1)
+        return cls(
+            layers=int(text.num_hidden_layers),
+            hidden=hidden,
+            heads=heads,
+            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            head_size=int(getattr(text, "head_dim", None) or hidden // heads),
+            intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
+            vocabulary=int(text.vocab_size),
+            tied=bool(getattr(text, "tie_word_embeddings", False)),
+        )
+
+    @property
+    def embedding(self) -> int:
+        """Elements of the embedding, and as many of the head."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def peak_features(self) -> int:
+        """Features of a token that a model computes with at once: its logits, or those between two hidden states.
+
+        >>> from transformers import LlamaConfig
+        >>> DecoderSizes.of(LlamaConfig(hidden_size=64, intermediate_size=176, vocab_size=32000)).peak_features
+        32000
+        """
+        return max(self.vocabulary, 5 * self.intermediate + 8 * self.hidden)
+
+
+_TRANSFERRED = "_act_transferred"
 
 
 def is_transferred(model: PreTrainedModel | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import or_
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import output_embedding
 from act_lightning.channels import ChannelInventory
 from act_lightning.data.answer_positions import AnswerPositions
 from act_lightning.defaults import IGNORED
+from act_lightning.hooks import temporary_hooks
 from act_lightning.training.loss import answer_logits
 
 
@@ -96,9 +98,8 @@ def replacing(model: nn.Module, places: Places, values: Values) -> Iterator[None
 
 @contextmanager
 def _hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
-    with ExitStack() as stack, torch.no_grad():
-        for name, hook in hooks.items():
-            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+    handles = (model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items())
+    with temporary_hooks(handles), torch.no_grad():
         yield
 
 
@@ -207,7 +208,7 @@ def position_sums(model: PreTrainedModel, batches: Iterable[Batch], places: Plac
     Returns:
         By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
     """
-    head = model.get_output_embeddings()
+    head = output_embedding(model)
     sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in places.items()}
     for batch in batches:
         real = AnswerPositions(batch["attention_mask"].bool())

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from act_lightning.analysis.distribution import ccdf
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 from act_lightning.channels import ChannelInventory
 
-HEADS = ("lm_head", "embed_out")
-EMBEDDINGS = ("embed_tokens", "embed_in", "wte", "wpe")
 OUTSIDE = "outside"
 """The layer of modules that stand in none: embedding, final norm, head."""
 
@@ -128,7 +127,7 @@ def composition(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.
 
 def vocabulary_modules(inventory: ChannelInventory) -> tuple[Tensor, Tensor]:
     """The channels of the language model's head, and those of embeddings: two masks, bool ``[channels]``."""
-    return _owned_by(inventory, HEADS), _owned_by(inventory, EMBEDDINGS)
+    return _owned_by(inventory, HEAD_NAMES), _owned_by(inventory, EMBEDDING_NAMES)
 
 
 def _owned_by(inventory: ChannelInventory, leaves: Sequence[str]) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from act_lightning.analysis.location import EMBEDDINGS, HEADS
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.checkpoints.headers import is_weightless
 from act_lightning.checkpoints.identity import identify
@@ -121,7 +121,7 @@ def _usual_place(name: str) -> tuple[object, ...]:
     usual = _USUAL.index(leaf) if leaf in _USUAL else len(_USUAL)
     if layer:
         return 1, int(layer.group(1)), usual, name
-    return 0 if leaf in EMBEDDINGS else 3 if leaf in HEADS else 2, 0, usual, name
+    return 0 if leaf in EMBEDDING_NAMES else 3 if leaf in HEAD_NAMES else 2, 0, usual, name
 
 
 def _score_files(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from act_lightning.architecture import find_language_model
+from act_lightning.architecture import DecoderSizes, find_language_model, input_embedding, output_embedding
 from act_lightning.defaults import IGNORED
 
 _FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
@@ -59,12 +59,11 @@ def work_of(config: PretrainedConfig) -> Work:
     """The work of a model of dense layers with this config, counted without its weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    outer = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    head = output_embedding(model).weight
+    outer = {input_embedding(model).weight, head}
     body = sum(parameter.numel() for parameter in model.parameters() if parameter not in outer)
-    text = config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = text.num_hidden_layers * text.num_attention_heads * size
-    return Work(body, model.get_output_embeddings().weight.numel(), attention)
+    sizes = DecoderSizes.of(config)
+    return Work(body, head.numel(), sizes.layers * sizes.heads * sizes.head_size)
 
 
 def sample_lengths(batch: Mapping[str, Tensor]) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from act_lightning.architecture import tied_groups
 from act_lightning.checkpoints.headers import FLOATS, Entry
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
@@ -77,14 +77,6 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) ->
         )
     )
     return KeyMap(keys, names, others, ties)
-
-
-def tied_groups(model: PreTrainedModel) -> tuple[tuple[str, ...], ...]:
-    """The names of every parameter that has several, such as embedding and lm_head of a tied model."""
-    groups: defaultdict[int, list[str]] = defaultdict(list)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups[id(parameter)].append(name)
-    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def untied_issue(place: str, keys: list[str]) -> ConfigIssue:

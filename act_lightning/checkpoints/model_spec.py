@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import act_lightning.architecture
 import act_lightning.channels
+from act_lightning.architecture import tied_groups, vocabulary_parameters
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints import key_mapping, models
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.headers import CONFIG, Entry
-from act_lightning.checkpoints.key_mapping import KeyMap, map_keys, tied_groups
+from act_lightning.checkpoints.key_mapping import KeyMap, map_keys
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 
@@ -29,7 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_CODE = (__file__, key_mapping.__file__, models.__file__, act_lightning.channels.__file__)
+_CODE = (
+    __file__,
+    key_mapping.__file__,
+    models.__file__,
+    act_lightning.architecture.__file__,
+    act_lightning.channels.__file__,
+)
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,8 @@ def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, place
     channels = None
     with suppress(ActError):  # raised again by whoever needs the channels
         channels = inventory(model)
-    return ModelSpec(model.config.model_type, shapes, tied_groups(model), _vocabulary(model), keymap, channels)
-
-
-def _vocabulary(model: PreTrainedModel) -> tuple[str, ...]:
-    modules = (model.get_input_embeddings(), model.get_output_embeddings())
-    rows = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
-    return tuple(name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in rows)
+    ties, vocabulary = tied_groups(model), vocabulary_parameters(model)
+    return ModelSpec(model.config.model_type, shapes, ties, vocabulary, keymap, channels)
 
 
 def _fingerprint(folder: Path, stored: Mapping[str, Entry] | None) -> str:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from act_lightning.architecture import tied_groups
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.headers import FLOATS, is_weightless, read_headers, require_weights
-from act_lightning.checkpoints.key_mapping import tied_groups, untied_issue
+from act_lightning.checkpoints.key_mapping import untied_issue
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.planning.forecast import profiles
 from act_lightning.planning.run import Run
@@ -58,9 +59,8 @@ def _seconds_a_token(
 
     one = measure(1, _VOCABULARY)
     a_layer, words = max(measure(2, _VOCABULARY) - one, 0.0), max(measure(1, 2 * _VOCABULARY) - one, 0.0)
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    return one + a_layer * (layers - 1) + words * max(int(text.vocab_size) / _VOCABULARY - 1, 0.0)
+    sizes = DecoderSizes.of(config)
+    return one + a_layer * (sizes.layers - 1) + words * max(sizes.vocabulary / _VOCABULARY - 1, 0.0)
 
 
 def _reduced(config: PretrainedConfig, layers: int, vocabulary: int, dtype: torch.dtype) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype, stored_dtype
 from act_lightning.masks import eligible_channels
@@ -15,7 +16,6 @@ from act_lightning.planning.run import Run
 from act_lightning.planning.training_checks import process_count
 from act_lightning.planning.training_memory import optimizer_bytes, trained_dtype, training_parts
 from act_lightning.profiling.memory import (
-    computing_width,
     device_memory,
     host_memory,
     pair_needs,
@@ -152,7 +152,7 @@ def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb:
     if isinstance(run.transfer.scorer, Attribution):
         return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
     models, on_host, placement = 1 + _sources_together(run), runs_on_host(run.trainer), run.profiler.placement
-    beside = computing_width(load_config(target))
+    beside = DecoderSizes.of(load_config(target)).peak_features
     whole = {
         "weights": models * channels.parameters,
         "outputs": run.profiler.tokens_per_batch * (channels.total + beside),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config
 from act_lightning.errors import ActError
 from act_lightning.module import training_dtype
@@ -22,24 +22,6 @@ _TRIAL = 256
 _ADAM_MOMENTS = 2
 _GATHERED_LAYERS = 2  # FSDP gathers the next layer while one computes
 _HALF, _FLOAT = 2, 4
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """The sizes of a decoder, from its config: layers, and features of what a token is in them; vocabulary, tying."""
-
-    layers: int
-    hidden: int
-    queries: int
-    keys: int
-    inner: int
-    vocabulary: int
-    tied: bool
-
-    @property
-    def embedding(self) -> int:
-        """Elements of the embedding, and of lm_head."""
-        return self.vocabulary * self.hidden
 
 
 def trained_dtype(run: Run) -> torch.dtype:
@@ -61,7 +43,7 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
         parameters: How many elements the model has.
         target: Folder of the target; a config is enough.
     """
-    held, trained, sizes = shares(run.trainer), trained_dtype(run), _sizes(target)
+    held, trained, sizes = shares(run.trainer), trained_dtype(run), DecoderSizes.of(load_config(target))
     state = optimizer_bytes(run.model.optimizer, trained) * held.optimizer * (not held.offloaded)
     outside = sizes.embedding * (1 if sizes.tied else 2)
     layer = max(parameters - outside, 0) // sizes.layers
@@ -106,7 +88,7 @@ def _bytes(value: Tensor) -> int:
     return sum(_bytes(getattr(value, part)) for part in value.__tensor_flatten__()[0])
 
 
-def _activations(run: Run, sizes: _Sizes) -> int:
+def _activations(run: Run, sizes: DecoderSizes) -> int:
     """Bytes kept for the backward pass by a micro-batch of full length.
 
     A layer of a gated decoder keeps, for each token, about six vectors of the hidden size (inputs and outputs of the
@@ -118,7 +100,9 @@ def _activations(run: Run, sizes: _Sizes) -> int:
     size, stream = _widths(run)
     layers = 1 if run.model.gradient_checkpointing else sizes.layers
     vectors = {(4, 4): 6 * 4, (2, 4): 7 * 4, (2, 2): 8 * 2}[size, stream]
-    layer = vectors * sizes.hidden + (2 * sizes.queries + 2 * sizes.keys + 4 * sizes.inner) * size
+    layer = (
+        vectors * sizes.hidden + (2 * (sizes.heads + sizes.kv_heads) * sizes.head_size + 4 * sizes.intermediate) * size
+    )
     inputs = sizes.layers * sizes.hidden * stream if run.model.gradient_checkpointing else 0
     return _tokens(run) * (inputs + layers * layer) + layers * _mask(run) * size
 
@@ -131,7 +115,7 @@ def _mask(run: Run) -> int:
     return _tokens(run) ** 2 // (rows if run.data.packing is False else 1)
 
 
-def _at_the_head(run: Run, sizes: _Sizes, sharded: bool) -> int:
+def _at_the_head(run: Run, sizes: DecoderSizes, sharded: bool) -> int:
     """Bytes at once while the loss is computed of some tokens' logits at a time, and the head's gradient with it.
 
     The softmax and two gradients of it are float32. Afterwards only the logits' gradient is left; beside it the head's
@@ -148,10 +132,10 @@ def _at_the_head(run: Run, sizes: _Sizes, sharded: bool) -> int:
     return summed + max(3 * _FLOAT * logits, size * logits + of_head)
 
 
-def _within_a_layer(run: Run, sizes: _Sizes) -> int:
+def _within_a_layer(run: Run, sizes: DecoderSizes) -> int:
     """Bytes of the gradients by what lies between a layer's output and its input, where they are the most."""
     size, stream = _widths(run)
-    return _tokens(run) * (3 * sizes.inner * size + 2 * sizes.hidden * stream)
+    return _tokens(run) * (3 * sizes.intermediate * size + 2 * sizes.hidden * stream)
 
 
 def _tokens(run: Run) -> int:
@@ -168,19 +152,3 @@ def _widths(run: Run) -> tuple[int, int]:
 
 def _precision(run: Run) -> str:
     return str(run.trainer.get("precision") or "32-true")
-
-
-def _sizes(target: Path) -> _Sizes:
-    config = load_config(target).get_text_config()
-    hidden = int(config.hidden_size)
-    heads = int(getattr(config, "num_attention_heads", 1) or 1)
-    head = int(getattr(config, "head_dim", None) or hidden // heads)
-    return _Sizes(
-        layers=int(config.num_hidden_layers),
-        hidden=hidden,
-        queries=heads * head,
-        keys=int(getattr(config, "num_key_value_heads", None) or heads) * head,
-        inner=int(getattr(config, "intermediate_size", None) or 4 * hidden),
-        vocabulary=int(config.vocab_size),
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
-    )

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from act_lightning.architecture import output_embedding
 from act_lightning.data.answer_positions import AnswerPositions, BufferPool
 
 Rerun = Callable[[Mapping[str, Tensor]], Tensor]
@@ -32,7 +33,7 @@ def capture_outputs(
         workspace: Where outputs are copied to. Without one the sink may not keep them: they may be views of what the
             model goes on to change in place.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = output_embedding(model)  # type: ignore[arg-type]
 
     def hook(name: str, take: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         return lambda module, args, output: sink(name, take(output), partial(_again, module, args, take))

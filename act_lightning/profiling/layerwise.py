@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import decoder_parts, members
+from act_lightning.architecture import decoder_parts, modules_with_parameters
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.offload import MemoryWeights, PartWeights
@@ -80,7 +80,7 @@ class LayerwiseModel:
 
     def __enter__(self) -> LayerwiseModel:
         """Answer for every part from now on."""
-        for name in self._division.parts:
+        for name in (*self._division.outer, *self._division.layers):
             module = self.model.get_submodule(name)
             self._before[name] = vars(module).get("forward")
             module.forward = partial(self._call, name, module.forward)
@@ -117,7 +117,7 @@ class LayerwiseModel:
     def observable(self) -> list[str]:
         """Names of the modules with parameters that may give an output in the present stage, those of layers first."""
         layer = self._division.layers[self._stage - 1 : self._stage] if self._stage else ()
-        return [name for part in (*layer, *self._untouched()) for name in members(self.model, part)]
+        return [name for part in (*layer, *self._untouched()) for name in modules_with_parameters(self.model, part)]
 
     def require(self, module: str) -> None:
         """Bring the weights of a module outside the layers that other modules read before its own turn."""
@@ -215,7 +215,8 @@ class OffloadedReader(Reader):
         weights = MemoryWeights(self.model, self._device)  # type: ignore[arg-type]
         with ExitStack() as stack:
             stack.callback(weights.close)
-            for part in decoder_parts(weights.model).parts:
+            parts = decoder_parts(weights.model)
+            for part in (*parts.outer, *parts.layers):
                 _bring_for_its_turn(weights, part, stack)
             yield self
 

@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PretrainedConfig, PreTrainedModel
 
+from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import QUANTIZATIONS, load_model, load_quantized
 from act_lightning.errors import ConfigIssue
 from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair, OffloadedReader
-from act_lightning.profiling.memory import computing_width, free_memory, host_memory, pair_needs
+from act_lightning.profiling.memory import free_memory, host_memory, pair_needs
 from act_lightning.profiling.offload import DiskWeights, MemoryWeights, PartWeights
 from act_lightning.profiling.pair import Pair, ResidentPair
 from act_lightning.profiling.target import Target
@@ -131,7 +132,7 @@ class _Opening:
         target, size = self.target, self.target.dtype.itemsize
         models = len(self.sources) + (target.model is None or target.model.device.type != self.device.type)
         whole = sum(parameter.numel() for parameter in self.skeleton.parameters()) * size * models
-        kept = tokens * (inventory(self.skeleton).total + computing_width(self.skeleton.config)) * size
+        kept = tokens * (inventory(self.skeleton).total + DecoderSizes.of(self.skeleton.config).peak_features) * size
         room = free_memory(self.device) // (1 if self.device.type == "cuda" else self._sharing)
         chosen = "resident" if whole + kept <= _USABLE * room else "layerwise"
         told = f"{whole / 1e9:.1f} GB of weights and up to {kept / 1e9:.1f} GB of outputs, {room / 1e9:.1f} GB free"
@@ -185,5 +186,5 @@ class _Opening:
         size, models = self.target.dtype.itemsize, 1 + len(self.sources)
         needs = pair_needs(self.skeleton, size, models)
         left = host_memory() // self._sharing - needs.stage - needs.next_stage
-        width = int(self.skeleton.config.get_text_config().hidden_size)
+        width = DecoderSizes.of(self.skeleton.config).hidden
         return max(1, left // 2 // (width * size * models))

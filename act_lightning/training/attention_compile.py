@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import import_utils
 
+from act_lightning.architecture import decoder_layers
 from act_lightning.errors import ActError, ConfigIssue
 
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -84,8 +85,7 @@ def compile_layers(model: PreTrainedModel, setting: Compile) -> None:
     if setting is False:
         return
     arguments = _COMPILED | ({} if setting is True else setting)
-    kinds = set(model._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    layers = decoder_layers(model).values()
     if not layers:
         problem = f"must be false for {model.config.model_type}, which names no layers to compile"
         raise ActError(ConfigIssue("model.compile", setting, problem, "Write false."))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import output_embedding
 from act_lightning.data.answer_positions import AnswerPositions
 from act_lightning.defaults import IGNORED
+from act_lightning.hooks import temporary_hooks
 from act_lightning.training.head_loss import LogitTransform, Scored, bounded_loss, bounded_scores, logit_transform
 
 LOGITS_AT_ONCE = 1 << 27  # half a gigabyte in float32: 883 tokens of Qwen2.5's 152,064 entries; more gain no speed
@@ -108,8 +108,8 @@ class HeadHook:
 
     def run(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[Scored, Tensor]:
         """Scores, and what the model calls the logits of its first token."""
-        head = model.get_output_embeddings()
-        with _hooked(head.register_forward_pre_hook(self.score), head.register_forward_hook(self.tie)):
+        head = output_embedding(model)
+        with temporary_hooks([head.register_forward_pre_hook(self.score), head.register_forward_hook(self.tie)]):
             logits = model(**inputs, use_cache=False).logits
         loss, right, tokens = self.scored
         return Scored(loss + logits[..., :0].sum(), right, tokens), logits.detach()
@@ -152,7 +152,7 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
         Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
     """
     positions, wanted = _answers(batch)
-    with _hooked(model.get_output_embeddings().register_forward_pre_hook(positions.take_from_input)):
+    with temporary_hooks([output_embedding(model).register_forward_pre_hook(positions.take_from_input)]):
         logits = model(**_inputs(batch), use_cache=False).logits
     return logits.squeeze(0).float(), wanted
 
@@ -168,13 +168,3 @@ def _answers(batch: Mapping[str, Tensor]) -> tuple[AnswerPositions, Tensor]:
     if "position_ids" in batch:
         wanted &= batch["position_ids"][:, 1:] != 0
     return AnswerPositions(torch.nn.functional.pad(wanted, (0, 1))), following[wanted]
-
-
-@contextmanager
-def _hooked(*hooks: RemovableHandle) -> Iterator[None]:
-    """Removes hooks afterwards, in any case."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import decoder_layers, parameter_names
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue
@@ -148,7 +149,7 @@ def load_sharded(
     with CheckpointReader(folder) as reader:
         model = _without_weights(folder, dtype, device)
         _shard(model, mesh, policy or MixedPrecisionPolicy())
-        for parameter, names in _owners(model).items():
+        for parameter, names in parameter_names(model).items():
             _place(model, names, _filled(names[0], parameter, reader, device))
     setattr(model, _KEEPS_STEP, True)
     model.train(False)
@@ -174,7 +175,7 @@ def load_by_units(
         :class:`~act_lightning.checkpoints.reader.CheckpointReader` does, and for NaN or infinity.
     """
     model = _without_weights(folder, dtype, device)
-    names, tied = _owners(model), dict[nn.Parameter, nn.Parameter]()
+    names, tied = parameter_names(model), dict[nn.Parameter, nn.Parameter]()
     missing = Counter({empty: len(its) for empty, its in names.items()})
 
     def fill(module: nn.Module) -> None:
@@ -197,10 +198,8 @@ def load_by_units(
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
     """Shard every decoder layer for itself, so that one at a time is gathered, then everything else."""
-    layers = set(model._no_split_modules or ())
-    for module in model.modules():
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+    for layer in decoder_layers(model).values():
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
@@ -210,14 +209,6 @@ def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> 
     model.name_or_path = str(folder)
     make_buffers(model, device)
     return model
-
-
-def _owners(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """All names of every parameter: several where it is tied."""
-    found: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(parameter, []).append(name)
-    return found
 
 
 def _filled(name: str, parameter: nn.Parameter, reader: CheckpointReader, device: torch.device) -> nn.Parameter:

@@ -22,14 +22,15 @@ from act_lightning.analysis.figures.style import (
     panels,
     styled,
 )
-from act_lightning.analysis.location import EMBEDDINGS, HEADS, OUTSIDE
+from act_lightning.analysis.location import OUTSIDE
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 
 SCORE = "averaged activation difference Δa"
 CHANGE = "ℓ2 norm of the channel's weight change"
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.2, 1.5, 1.2)), (0, (3, 3)))
 # The family of a type of module by words in its name, the first that fits; one color each.
 _FAMILY_COLORS = (1, 4, 3, 2, 0)
-_FAMILIES = (HEADS, EMBEDDINGS, ("norm", "ln_"), ("gate", "up", "down", "mlp", "fc", "h_to"), ("",))
+_FAMILIES = (HEAD_NAMES, EMBEDDING_NAMES, ("norm", "ln_"), ("gate", "up", "down", "mlp", "fc", "h_to"), ("",))
 
 
 @styled

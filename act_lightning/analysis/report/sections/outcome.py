@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from act_lightning.analysis.figures.dots import intervals_figure
-from act_lightning.analysis.location import EMBEDDINGS, HEADS
 from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, counted, percent
 from act_lightning.analysis.report.evidence import Evidence
 from act_lightning.analysis.saved import read_json
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 from act_lightning.errors import ActError, ConfigIssue
 
 _OUTCOME_TITLE = "What the run moved, and what came of it"
@@ -54,8 +54,8 @@ def _transfer(content: Any, end: str, summary: list[str]) -> ReportTable:  # noq
             "share of channels": source["union_share"],
             "parameters": source["parameters"],
             "share of parameters": source["parameter_share"],
-            "lm_head": sum(types.get(leaf, 0) for leaf in HEADS),
-            "embedding": sum(types.get(leaf, 0) for leaf in EMBEDDINGS),
+            "lm_head": sum(types.get(leaf, 0) for leaf in HEAD_NAMES),
+            "embedding": sum(types.get(leaf, 0) for leaf in EMBEDDING_NAMES),
         }
         summary.append(_moved(name, rows[name]))
     frame = pd.DataFrame.from_dict(rows, orient="index")
