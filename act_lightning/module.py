@@ -34,6 +34,7 @@ from act_lightning.evaluation.generators import (
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
 from act_lightning.training.grad_checks import are_finite, data_settings, settings_issues, update_issues
+from act_lightning.training.lightning_compat import grad_scaler
 from act_lightning.training.loss import answer_loss, score_answers
 from act_lightning.training.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_issues
 from act_lightning.training.sharding import load_by_units, load_sharded
@@ -223,7 +224,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def _gradient_factor(self) -> Tensor | float:
         """What float16's gradients are multiplied by, so that small ones don't become zero."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = grad_scaler(self.trainer)
         if scaler is None:
             return 1.0
         factor: Tensor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
@@ -236,7 +237,7 @@ class AbilityTransferModule(L.LightningModule):
             ActError: On every process, if loss or gradient is NaN or infinite; no weight is changed.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # which skips updates that overflow
+        scaled = grad_scaler(self.trainer) is not None  # which skips updates that overflow
         bad = float(not scaled and not are_finite(gradients))
         sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
         reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum").tolist()

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from act_lightning.architecture import is_transferred, require_language_model
 from act_lightning.callbacks.export import HuggingFaceExport
@@ -14,7 +15,7 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.generation import evaluating
-from act_lightning.training.lightning_compat import resumes_from_checkpoint, rng_as_before
+from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 
@@ -82,7 +83,7 @@ class BestRecovery(L.Callback):
         kept = [name for name, role in roles.items() if role == "keep"]
         loaders = dict(zip(roles, data.val_dataloader(), strict=True))
         validation = Validation(dict.fromkeys(kept, "keep"), pl_module.device)
-        with rng_as_before(), evaluating(model), trainer.precision_plugin.val_step_context():
+        with isolate_rng(), evaluating(model), trainer.precision_plugin.val_step_context():
             for number, name in enumerate(kept):
                 for batch in loaders[name]:
                     placed = trainer.strategy.batch_to_device(batch)

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -25,7 +26,7 @@ from act_lightning.profiling.measurement import Measurement, measurements
 from act_lightning.profiling.sibling_checks import check_compatibility
 from act_lightning.profiling.target import Target, find_target
 from act_lightning.scores import ScoreRecord
-from act_lightning.training.lightning_compat import resumes_from_checkpoint, rng_as_before
+from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.transfer.importance import ALIASES, FOLDER, source_path, target_path
 from act_lightning.transfer.sources import AbilitySource, source_issues
 
@@ -75,7 +76,7 @@ class FisherInformation(L.Callback):
         """
         root = Path(trainer.default_root_dir) / FOLDER
         raise_if_any(source_issues(self.sources) + check_writable(root, "trainer.default_root_dir"))
-        with rng_as_before():  # a loader of the user's own may draw random numbers
+        with isolate_rng():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
             compared = measurements(self.sources, target, datamodule, root)
             check_compatibility(target, compared)

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from act_lightning.checkpoints.files import remove_leftovers
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.training.checkpoint_io import LAST, save_whole
-from act_lightning.training.lightning_compat import epoch_is_over, mend_epoch_count, window_is_complete
+from act_lightning.training.lightning_compat import accumulation_complete, fix_epoch_count, is_last_batch_of_epoch
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -65,12 +65,12 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Mend Lightning's count of epochs, which it loses when it resumes."""
-        mend_epoch_count(trainer)
+        fix_epoch_count(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save when it is time, after an update; the last of an epoch is validated first."""
-        if window_is_complete(trainer) and trainer.strategy.broadcast(self._is_time(trainer)):
-            self._waits = epoch_is_over(trainer)
+        if accumulation_complete(trainer) and trainer.strategy.broadcast(self._is_time(trainer)):
+            self._waits = is_last_batch_of_epoch(trainer)
             if not self._waits:
                 self.save(trainer)
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.training.checkpoint_io import LAST, save_whole
-from act_lightning.training.lightning_compat import window_is_complete
+from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
 
 STATUS = 128 + signal.SIGTERM  # 143, as shells tell of a program that SIGTERM has ended
 _Handler = Callable[[int, FrameType | None], Any]
@@ -56,7 +56,7 @@ class PreemptionCheckpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop after an update, if any process was told to."""
-        if window_is_complete(trainer):
+        if accumulation_complete(trainer):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -89,7 +89,7 @@ class PreemptionCheckpoint(L.Callback):
     def _restore(self, trainer: L.Trainer) -> None:
         if self._before is not None:
             _handle(self._before)
-            trainer._signal_connector._original_handlers.pop(signal.SIGTERM, None)  # or Lightning restores ours
+            forget_sigterm_handler(trainer)
             self._before = None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
@@ -33,7 +34,7 @@ from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
-from act_lightning.training.lightning_compat import resumes_from_checkpoint, rng_as_before
+from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.transfer.selection import partner_channels
 from act_lightning.transfer.settings import TransferSettings
 from act_lightning.transfer.sources import AbilitySource, source_issues
@@ -154,7 +155,7 @@ class ActivationDifferenceProfiler(L.Callback):
         scorer = settings.scorer or Activation()
         root = scores_folder(Path(trainer.default_root_dir), scorer)
         raise_if_any(check_writable(root, "trainer.default_root_dir"))
-        with rng_as_before():  # a loader of the user's own may draw random numbers
+        with isolate_rng():  # a loader of the user's own may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
             wanted = measurements(self.sources, target, datamodule, root, scorer, self.quantization, sampling)
             if scorer.needs_samples:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from act_lightning.architecture import DecoderSizes, find_language_model, input_embedding, output_embedding
 from act_lightning.defaults import IGNORED
+from act_lightning.training.lightning_compat import accumulation_complete, logging_step
 
 _FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
 
@@ -133,15 +134,15 @@ class TokenThroughput(ThroughputMonitor):
         """Count, and log after an update."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, *rest)
         self._answers += _answers(batch)
-        if trainer.fit_loop._should_accumulate():
+        if not accumulation_complete(trainer):
             return
         now = time.perf_counter()
         rate = self._answers / max(now - self._since, 1e-9)
         self._answers, self._since = 0, now
-        if trainer._logger_connector.should_update_logs:
+        if (step := logging_step(trainer)) is not None:
             values = {"train/answer_tokens_per_sec": rate, "train/peak_memory_gb": peak_memory(pl_module.device) / 1e9}
             for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(values, step=step)
 
     def _operations(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], each: int) -> int:
         model = find_language_model(pl_module)

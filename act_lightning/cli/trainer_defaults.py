@@ -16,6 +16,7 @@ from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.preemption import PreemptionCheckpoint
 from act_lightning.errors import ConfigIssue
 from act_lightning.training.checkpoint_io import TrainingStateIO
+from act_lightning.training.lightning_compat import has_own_checkpoint_io
 
 _WANDB = "wandb"
 
@@ -36,8 +37,7 @@ def trainer_defaults(settings: Namespace, root: Path, verb: str) -> dict[str, An
     if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
         found["max_epochs"] = 1  # as in the paper; Lightning would go on for a thousand
     plugins = _listed(settings.plugins)
-    own_files = getattr(settings.strategy, "_checkpoint_io", None) is not None
-    if not own_files and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+    if not has_own_checkpoint_io(settings.strategy) and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         found["plugins"] = [*plugins, TrainingStateIO()]
     callbacks = _listed(settings.callbacks)
     if _keeps(settings, verb) and not any(isinstance(callback, PreemptionCheckpoint) for callback in callbacks):

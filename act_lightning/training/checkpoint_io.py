@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
 from act_lightning.checkpoints.files import beside, is_beside, remove, remove_leftovers, replacing_file, storing, sync
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.training.lightning_compat import load_sharded_checkpoint
 
 _OPTIMIZER = "optimizer_"
 _REST = "meta.pt"  # Lightning's name for what is no tensor of model and optimizers; written last
@@ -39,7 +39,7 @@ def read_whole(folder: Path, weights_only: bool = True) -> dict[str, Any]:
         All of it; of every parameter the whole.
     """
     rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
-    stored = _load_distributed_checkpoint(folder)
+    stored = load_sharded_checkpoint(folder)
     count = sum(key.startswith(_OPTIMIZER) for key in stored)
     optimizers = [_by_number(stored[f"{_OPTIMIZER}{number}"]) for number in range(count)]
     weights = stored["state_dict"] if "state_dict" in stored else stored["model"]  # FSDP1's name for it

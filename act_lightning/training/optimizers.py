@@ -54,6 +54,7 @@ def _factor(total: int, rising: int, final: float, step: int) -> float:
 
 
 _NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+_MOVED = {"act_lightning.schedules.WarmupCosine": "act_lightning.training.optimizers.WarmupCosine"}  # renamed 2026-11-28
 _FUSED_DEVICES = ("cpu", "cuda", "xpu")
 _KEYS = {"class_path", "init_args"}
 _Base = TypeVar("_Base")
@@ -166,7 +167,7 @@ def _import(setting: Mapping[str, Any], base: type[_Base], name: str) -> type[_B
         raise ActError(
             ConfigIssue(name, dict(setting), problem, "Write {class_path: torch.optim.AdamW, init_args: {…}}.")
         )
-    module, _, leaf = path.rpartition(".")
+    module, _, leaf = _MOVED.get(path, path).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), leaf)
     except (ImportError, AttributeError) as error:

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 from torch import Tensor, nn
 
 from act_lightning.errors import ConfigIssue
+from act_lightning.training.lightning_compat import averaged_model
 
 _REMEDY = "Use one device, ddp, FSDPStrategy or ModelParallelStrategy; or `merge` first, and fine-tune its result."
 
@@ -37,11 +38,12 @@ def is_sharded(trainer: L.Trainer) -> bool:
 
 def _mesh_issues(strategy: ModelParallelStrategy) -> list[ConfigIssue]:
     """What is wrong with the sizes of FSDP2 on the mesh that is set up."""
-    if strategy.device_mesh["tensor_parallel"].size() == 1:
+    size = strategy.device_mesh["tensor_parallel"].size()
+    if size == 1:
         return []
     problem = "must be 1: rows are injected and trained in shards of data parallelism"
     hint = "Set tensor_parallel_size: 1 and data_parallel_size: the number of processes; `auto` shards nothing."
-    return [ConfigIssue("trainer.strategy.tensor_parallel_size", strategy._tensor_parallel_size, problem, hint)]
+    return [ConfigIssue("trainer.strategy.tensor_parallel_size", size, problem, hint)]
 
 
 def averaging_issues(trainer: L.Trainer) -> list[ConfigIssue]:
@@ -58,9 +60,8 @@ def averaging_issues(trainer: L.Trainer) -> list[ConfigIssue]:
 def averages(trainer: L.Trainer) -> Iterator[nn.Module]:
     """The averaged copies of the model that callbacks of this trainer hold."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        copy = getattr(callback, "_average_model", None)
-        if isinstance(callback, WeightAveraging) and copy is not None:
-            yield copy.module
+        if isinstance(callback, WeightAveraging) and (average := averaged_model(callback)) is not None:
+            yield average
 
 
 @torch.no_grad()

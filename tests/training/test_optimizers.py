@@ -57,11 +57,9 @@ def test_a_schedule_is_made_for_the_optimizer() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
-def test_a_schedule_over_the_whole_run_is_told_its_updates() -> None:
-    setting = {
-        "class_path": "act_lightning.training.optimizers.WarmupCosine",
-        "init_args": {"warmup": 0.5, "final": 0.25},
-    }
+@pytest.mark.parametrize("module", ["act_lightning.training.optimizers", "act_lightning.schedules"])  # its first home
+def test_a_schedule_over_the_whole_run_is_told_its_updates(module: str) -> None:
+    setting = {"class_path": f"{module}.WarmupCosine", "init_args": {"warmup": 0.5, "final": 0.25}}
     assert optimizer_issues("adam", setting, 0.1) == []
     optimizer, rates = make_optimizer("adam", [matrix()], 1.0), []
     scheduler = make_scheduler(setting, optimizer, updates=4)
