@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from act_lightning.architecture import is_transferred, require_language_model
 from act_lightning.callbacks.export import HuggingFaceExport
@@ -15,7 +14,7 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.generation import evaluating
-from act_lightning.training.lightning_compat import resumes_from_checkpoint
+from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 

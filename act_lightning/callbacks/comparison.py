@@ -11,7 +11,6 @@ from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from act_lightning.evaluation.evaluator import GenerationScoring, TeacherForcedS
 from act_lightning.evaluation.tables import Row, models_csv, models_table, row_of
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.target import named_folder
+from act_lightning.training.lightning_compat import isolate_rng
 from act_lightning.transfer.preparation import PreparedTransfer, prepare
 from act_lightning.transfer.settings import TransferSettings
 from act_lightning.transfer.sources import AbilitySource

@@ -10,7 +10,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -26,7 +25,7 @@ from act_lightning.profiling.measurement import Measurement, measurements
 from act_lightning.profiling.sibling_checks import check_compatibility
 from act_lightning.profiling.target import Target, find_target
 from act_lightning.scores import ScoreRecord
-from act_lightning.training.lightning_compat import resumes_from_checkpoint
+from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.transfer.importance import ALIASES, FOLDER, source_path, target_path
 from act_lightning.transfer.sources import AbilitySource, source_issues
 

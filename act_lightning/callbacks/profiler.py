@@ -9,7 +9,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
@@ -34,7 +33,7 @@ from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
-from act_lightning.training.lightning_compat import resumes_from_checkpoint
+from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.transfer.selection import partner_channels
 from act_lightning.transfer.settings import TransferSettings
 from act_lightning.transfer.sources import AbilitySource, source_issues

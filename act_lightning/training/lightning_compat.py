@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import signal
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
@@ -23,6 +26,16 @@ def resumes_from_checkpoint(trainer: L.Trainer) -> bool:
         if frame.f_code is type(trainer)._run.__code__ and frame.f_locals["self"] is trainer:
             return bool(frame.f_locals["ckpt_path"])
     return bool(trainer.ckpt_path)
+
+
+@contextmanager
+def isolate_rng() -> Iterator[None]:
+    """Restore the state of all random generators on exit; Lightning's ``isolate_rng`` does not after an exception."""
+    states = _collect_rng_states()
+    try:
+        yield
+    finally:
+        _set_rng_states(states)
 
 
 def accumulation_complete(trainer: L.Trainer) -> bool:

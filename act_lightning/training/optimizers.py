@@ -54,7 +54,9 @@ def _factor(total: int, rising: int, final: float, step: int) -> float:
 
 
 _NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-_MOVED = {"act_lightning.schedules.WarmupCosine": "act_lightning.training.optimizers.WarmupCosine"}  # renamed 2026-11-28
+_MOVED = {
+    "act_lightning.schedules.WarmupCosine": "act_lightning.training.optimizers.WarmupCosine"
+}  # renamed 2026-11-28
 _FUSED_DEVICES = ("cpu", "cuda", "xpu")
 _KEYS = {"class_path", "init_args"}
 _Base = TypeVar("_Base")
