@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,15 +23,16 @@ from act_lightning.checkpoints.locate import locate
 from act_lightning.checkpoints.models import load_model, meta_model
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ConfigIssue, raise_if_any
-from act_lightning.evaluation.evaluator import Evaluator, logged, publish
-from act_lightning.evaluation.generation import Generator
-from act_lightning.evaluation.generators import (
+from act_lightning.evaluation.evaluator import Evaluator, publish
+from act_lightning.evaluation.generation import (
     TRANSFORMERS,
     VLLM,
-    TransformersGenerator,
+    Generator,
     VLLMGenerator,
+    generate_answers,
     generator_issues,
 )
+from act_lightning.evaluation.results import results_for_logger
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
 from act_lightning.training.grad_checks import are_finite, data_settings, settings_issues, update_issues
@@ -87,7 +89,7 @@ class AbilityTransferModule(L.LightningModule):
         weights_unmodified: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
     """
 
-    _examination: Evaluator
+    _evaluator: Evaluator
     _validation: Validation
     reads_packed_rows = True
     weights_unmodified = False
@@ -293,16 +295,16 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start counting for every evaluation set."""
-        self._examination = Evaluator(self._data, self.device)
+        self._evaluator = Evaluator(self._data)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Generate greedily and judge by the kind of answer."""
-        self._examination.answer(self._answers, batch, dataloader_idx)
+        """Generate greedily and grade by the kind of answer."""
+        self._evaluator.evaluate_batch(self._answers, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Log ``exact_match/<set>`` and so on, and the means of sets to keep and to recover; write everything down."""
-        results, records = self._examination.results(), self._examination.all_records()
-        self.log_dict(logged(results), sync_dist=True)
+        results, records = self._evaluator.gather()
+        self.log_dict(results_for_logger(results), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             publish(Path(self.trainer.default_root_dir) / "evaluations", self.target, results, records)
 
@@ -320,7 +322,7 @@ class AbilityTransferModule(L.LightningModule):
 
     @property
     def _answers(self) -> Generator:
-        return self._answerer or TransformersGenerator(self.language_model, self._data.tokenizer)
+        return self._answerer or partial(generate_answers, self.language_model, self._data.tokenizer)
 
     @property
     def _data(self) -> AbilityDataModule:

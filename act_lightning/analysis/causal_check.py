@@ -34,7 +34,7 @@ from act_lightning.data.batches import collate, shard, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
 from act_lightning.data.storage import lengths
-from act_lightning.evaluation.evaluator import of_all_processes
+from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.profiling.target import Target
 from act_lightning.transfer.preparation import PreparedTransfer
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, partner_channels
@@ -125,7 +125,7 @@ def _losses(trial: PatchingExperiment, samples: Sequence[Sample], trainer: L.Tra
             for name, values in trial.losses(batch, means).items():
                 found.setdefault(name, []).extend(values.tolist())
     names = ["number", *trial.names]
-    everywhere = of_all_processes({name: found.get(name, []) for name in names})
+    everywhere = gather_lists({name: found.get(name, []) for name in names})
     order = torch.tensor(everywhere.pop("number")).argsort()
     return {name: torch.tensor(values, dtype=torch.float64)[order] for name, values in everywhere.items()}
 

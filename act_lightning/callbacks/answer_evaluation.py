@@ -1,8 +1,9 @@
-"""Evaluation by generation as a callback: in any Trainer, whatever module it trains."""
+"""Evaluation by generation as a callback: in any Trainer, for any module that it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -13,7 +14,7 @@ from act_lightning.architecture import require_language_model
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
-from act_lightning.evaluation.generators import TransformersGenerator
+from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.results import SetResult
 
 
@@ -23,10 +24,10 @@ class AnswerEvaluation(L.Callback):
     The module is any LightningModule that holds one Hugging Face causal language model.
 
     Args:
-        data: Where the sets are; by default the Trainer's data module, if it is an AbilityDataModule.
+        data: Holds the evaluation sets; by default the Trainer's data module, if it is an AbilityDataModule.
 
     Attributes:
-        results: What was found, by set.
+        results: The results by set, after fitting.
     """
 
     def __init__(self, data: AbilityDataModule | None = None) -> None:
@@ -34,27 +35,27 @@ class AnswerEvaluation(L.Callback):
         self.results: Mapping[str, SetResult] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Read the sets before any work is done, so that what is wrong with them shows."""
+        """Read the sets before any work is done, so that their issues show."""
         if stage == "fit":
-            data = self._sets(trainer)
+            data = self._evaluation_data(trainer)
             raise_if_any(data.issues("test"))
             _ = data.prompts
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer, judge, print and write."""
-        data, model = self._sets(trainer), require_language_model(pl_module)
-        data.trainer = trainer  # which says what share of the rows is this process's
-        examination, answerer = Evaluator(data, pl_module.device), TransformersGenerator(model, data.tokenizer)
+        """Answer, grade, print and write."""
+        data, model = self._evaluation_data(trainer), require_language_model(pl_module)
+        data.trainer = trainer  # it gives each process its share of the rows
+        evaluator = Evaluator(data)
         with isolate_rng():
-            for number, loader in enumerate(data.test_dataloader()):
-                name = data.evaluation_names[number]
+            for set_index, loader in enumerate(data.test_dataloader()):
+                name = data.evaluation_names[set_index]
                 for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
-                    examination.answer(answerer, batch, number)
-        self.results, records = examination.results(), examination.all_records()
+                    evaluator.evaluate_batch(partial(generate_answers, model, data.tokenizer), batch, set_index)
+        self.results, records = evaluator.gather()
         if trainer.is_global_zero:
             publish(Path(trainer.default_root_dir) / "evaluations", str(model.name_or_path), self.results, records)
 
-    def _sets(self, trainer: L.Trainer) -> AbilityDataModule:
+    def _evaluation_data(self, trainer: L.Trainer) -> AbilityDataModule:
         data = self.data or getattr(trainer, "datamodule", None)
         if isinstance(data, AbilityDataModule):
             return data

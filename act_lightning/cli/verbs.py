@@ -22,7 +22,7 @@ from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import write_file
 from act_lightning.cli.disk_merge import merge_to_disk
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.evaluation.evaluator import of_all_processes
+from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.planning.run import Run
 from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
@@ -159,7 +159,7 @@ def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) 
     names = run.data.evaluation_names
     of_sets = predictions if len(names) > 1 else [predictions]
     rows = {name: [row for rows in batches for row in rows] for name, batches in zip(names, of_sets, strict=True)}
-    found = of_all_processes(rows)
+    found = gather_lists(rows)
     folder = Path(trainer.default_root_dir) / "evaluations"
     if trainer.is_global_zero:
         for name, its in found.items():

@@ -1,242 +1,111 @@
-"""Evaluate a model on all evaluation sets: every answer graded and counted once over all processes."""
+"""Evaluate a model on all evaluation sets of a data module, each process on its share of the items."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
-from torch import distributed
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from act_lightning.checkpoints.files import write_file
-from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.batches import collate
+from act_lightning.data.batches import collate, shard, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.micro_batches import MicroBatch
-from act_lightning.data.prompts import Prompt, collate_prompts
-from act_lightning.data.tasks import Item
-from act_lightning.data.wording import strict_pattern
-from act_lightning.evaluation.code import without_network
-from act_lightning.evaluation.generation import Generation, Generator, generate_answers, greedy_matches
-from act_lightning.evaluation.grading import Grade, grade_choice, grade_code, grade_exact, grade_number
-from act_lightning.evaluation.language import can_identify, language_of
-from act_lightning.evaluation.metrics import Mean, Share
-from act_lightning.evaluation.results import (
-    Record,
-    SetResult,
-    as_csv,
-    as_json,
-    as_lines,
-    as_markdown,
-    as_table,
-    role_means,
-)
-
-
-def grade(item: Item, settings: EvaluationData, output: str) -> Grade:
-    """What an output is taken for.
-
-    Args:
-        item: The item that it answers.
-        settings: Those of its evaluation set.
-        output: What the model wrote.
-    """
-    pattern = strict_pattern(settings)
-    if settings.kind == "choice" and pattern:
-        return grade_choice(output, item.reference, item.options, pattern)
-    if settings.kind == "number" and pattern:
-        return grade_number(output, item.reference, pattern)
-    if item.program:
-        return grade_code(output, item.program.prompt, item.program.test, item.program.entry_point)
-    return grade_exact(output, item.reference)
-
-
-class TeacherForcedScoring:
-    """Decides exact answers of one set by a pass over the references, without a generation.
-
-    Args:
-        data: The data module.
-        name: The set.
-
-    Attributes:
-        lengths: Tokens of each item with its reference.
-    """
-
-    def __init__(self, data: AbilityDataModule, name: str) -> None:
-        self.name, self.prompts, self.samples = name, data.prompts[name], data.references[name]
-        self.lengths = [len(sample.input_ids) for sample in self.samples]
-
-    def right(self, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
-        """Whether the model would answer each of these rows to the letter."""
-        batch = collate([self.samples[row] for row in rows], 0)
-        return [bool(one) for one in greedy_matches(model, batch, places(self.prompts, rows, self.name)).tolist()]
-
-
-class GenerationScoring:
-    """Decides answers of any kind of one set by generating and judging them.
-
-    Args:
-        data: The data module.
-        name: The set.
-
-    Attributes:
-        lengths: Tokens of each item with the longest output.
-    """
-
-    def __init__(self, data: AbilityDataModule, name: str) -> None:
-        self.name, self.prompts = name, data.prompts[name]
-        self.settings, self.tokenizer = data.evaluations[name], data.tokenizer
-        self.lengths = [len(prompt.input_ids) + self.settings.max_new_tokens for prompt in self.prompts]
-
-    def right(self, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
-        """Whether the model answers each of these rows in the asked form and rightly."""
-        batch = collate_prompts(self.prompts, 0, MicroBatch(tuple(rows)))
-        where = places(self.prompts, rows, self.name)
-        outputs = generate_answers(model, self.tokenizer, batch, self.settings.max_new_tokens, where)
-        pairs = zip(rows, outputs, strict=True)
-        return [grade(self.prompts[row].item, self.settings, output.text).correct for row, output in pairs]
-
-
-def places(prompts: Sequence[Prompt], rows: Sequence[int], name: str) -> list[str]:
-    """Where rows of a set stand, for messages.
-
-    Args:
-        prompts: Those of the set.
-        rows: Numbers in the set.
-        name: The set's.
-    """
-    return [f"{prompts[row].item.place} (set {name})" for row in rows]
-
-
-def grade_generation(row: int, prompt: Prompt, settings: EvaluationData, generated: Generation) -> Record:
-    """A record of what a model wrote, judged.
-
-    Args:
-        row: The item's number in its set.
-        prompt: The item.
-        settings: Those of its set.
-        generated: What the model wrote.
-    """
-    verdict = grade(prompt.item, settings, generated.text)
-    look = settings.language is not None and settings.kind != "code" and can_identify()
-    return Record(
-        row=row,
-        id=prompt.item.identity,
-        prompt=prompt.text,
-        prediction=generated.text,
-        reference=prompt.reference,
-        tokens=generated.tokens,
-        truncated=generated.truncated,
-        options=len(prompt.item.options),
-        language=language_of(generated.text) if look else None,
-        flag=prompt.item.flag,
-        **asdict(verdict),
-    )
-
-
-_COUNTED = ("correct", "flexible_correct", "answered", "truncated")
+from act_lightning.data.prompts import collate_prompts
+from act_lightning.defaults import IGNORED
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.evaluation.generation import Generation, Generator, evaluating, generate_answers, nan_error
+from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
+from act_lightning.evaluation.intervals import bootstrap
+from act_lightning.evaluation.results import Record, SetResult, records_as_jsonl, results_as_json
+from act_lightning.evaluation.sandbox import network_isolation
+from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
 
 
 class Evaluator:
-    """Answers, verdicts and metrics of all evaluation sets of a data module, on all processes.
+    """Collects the graded answers of a test, batch by batch, and summarizes them over all processes.
 
     Args:
-        data: The data module.
-        device: Where metrics count; of a kind that the processes' backend can reduce.
+        data: The data module, set up for testing.
 
     Attributes:
-        records: What this process has judged, by set.
+        records: The answers that this process graded, by set.
     """
 
-    def __init__(self, data: AbilityDataModule, device: torch.device) -> None:
+    def __init__(self, data: AbilityDataModule) -> None:
         self.data = data
         self.records: dict[str, list[Record]] = {name: [] for name in data.evaluation_names}
-        self.shares = {name: {key: Share().to(device) for key in (*_COUNTED, "in_language")} for name in self.records}
-        self.tokens = {name: Mean().to(device) for name in self.records}
-        for message in _shortcomings(data.evaluations.values()):
+        sets = data.evaluations.values()
+        if any(settings.language for settings in sets) and not can_identify_language():
+            message = "The language of outputs is not identified: pip install 'act-lightning[language]'"
+            warnings.warn(message, stacklevel=2)
+        if any(settings.kind == "code" for settings in sets) and not network_isolation():
+            message = "Code that the model writes runs with network access: this machine does not permit `unshare`"
             warnings.warn(message, stacklevel=2)
 
-    def answer(self, answerer: Generator, batch: Mapping[str, Any], number: int) -> None:
-        """Generate and judge what a batch of the set with this number asks.
+    def evaluate_batch(self, generate: Generator, batch: Mapping[str, Any], set_index: int) -> None:
+        """Generate and grade the answers to a batch of the data module's test loader.
 
         Args:
-            answerer: Generates.
-            batch: One of the data module's test loader; of one that does not count nothing is kept.
-            number: Of the set.
+            generate: Generates the answers.
+            batch: The batch; one without ``rows`` only keeps this process in step with the others.
+            set_index: Index of the evaluation set.
         """
-        name = self.data.evaluation_names[number]
+        name = self.data.evaluation_names[set_index]
         settings, prompts = self.data.evaluations[name], self.data.prompts[name]
-        generated = answerer(batch, settings.max_new_tokens, places(prompts, batch["rows"], name))
-        # a batch that only keeps processes in step has no rows
-        pairs = zip(batch["rows"], generated, strict=False)
-        self.add(name, [grade_generation(row, prompts[row], settings, one) for row, one in pairs])
+        identify = settings.language is not None and settings.kind != "code" and can_identify_language()
+        for row, output, result in generate_and_grade(self.data, name, generate, batch):
+            prompt = prompts[row]
+            record = Record(
+                row=row,
+                id=prompt.item.identity,
+                prompt=prompt.text,
+                prediction=output.text,
+                reference=prompt.reference,
+                tokens=output.tokens,
+                truncated=output.truncated,
+                options=len(prompt.item.options),
+                language=identify_language(output.text) if identify else None,
+                flag=prompt.item.flag,
+                **asdict(result),
+            )
+            self.records[name].append(record)
 
-    def add(self, name: str, records: Sequence[Record]) -> None:
-        """Count judged answers of a set."""
-        self.records[name] += records
-        for key in _COUNTED:
-            self.shares[name][key].update([getattr(record, key) for record in records])
-        wanted, told = self.data.evaluations[name].language, [one.language for one in records if one.language]
-        self.shares[name]["in_language"].update([language == wanted for language in told])
-        self.tokens[name].update([record.tokens for record in records])
+    def gather(self) -> tuple[dict[str, SetResult], dict[str, list[Record]]]:
+        """Results and records of all processes by set, the records in the order of rows.
 
-    def results(self) -> dict[str, SetResult]:
-        """What was found, the same on all processes, which must all ask."""
-        return {name: self._result(name) for name in self.records}
-
-    def _result(self, name: str) -> SetResult:
-        settings, items = self.data.evaluations[name], [prompt.item for prompt in self.data.prompts[name]]
-        counts = {key: share.counts() for key, share in self.shares[name].items()}
-        in_language, worded = counts["in_language"]
-        return SetResult(
-            role=settings.role,
-            kind=settings.kind,
-            language=settings.language,
-            total=counts["correct"][1],
-            correct=counts["correct"][0],
-            flexible=counts["flexible_correct"][0],
-            answered=counts["answered"][0],
-            truncated=counts["truncated"][0],
-            tokens=(float(self.tokens[name].compute()), *self.tokens[name].interval()),
-            chance=sum(1 / len(item.options) for item in items if item.options) / len(items),
-            worded=worded,
-            in_language=in_language,
-            flagged=sum(item.flag is not None for item in items),
-        )
-
-    def all_records(self) -> dict[str, list[Record]]:
-        """What all processes have judged, in the order of the rows, the same on all of them, which must all ask."""
-        found = of_all_processes(self.records)
-        return {name: sorted(records, key=lambda record: record.row) for name, records in found.items()}
-
-
-def of_all_processes(lists: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Lists by name, each joined with those of all processes, the same on all of them, which must all ask."""
-    gathered: list[Any] = [lists]
-    if distributed.is_available() and distributed.is_initialized():
-        gathered = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, lists)
-    return {name: [one for part in gathered for one in part[name]] for name in lists}
-
-
-def logged(results: Mapping[str, SetResult]) -> dict[str, float]:
-    """Results as a logger takes them: ``exact_match/<set>`` and so on, and the means ``keep`` and ``recover``.
-
-    A share of nothing, such as that of right answers where none was given, is left out.
-
-    Args:
-        results: What was found.
-    """
-    found: dict[str, float] = {}
-    for name, one in results.items():
-        found |= {f"{key}/{name}": holds / total for key, (holds, total) in one.shares().items() if total}
-        found[f"tokens/{name}"] = one.tokens[0]
-    return found | {role: value for role, (value, _, _) in role_means(results).items()}
+        All processes must call this, and get the same.
+        """
+        results = {}
+        all_records = gather_lists(self.records)
+        for name, records in all_records.items():
+            records.sort(key=lambda record: record.row)
+            settings, items = self.data.evaluations[name], [prompt.item for prompt in self.data.prompts[name]]
+            tokens = torch.tensor([record.tokens for record in records], dtype=torch.float32)
+            languages = [record.language for record in records if record.language]
+            results[name] = SetResult(
+                role=settings.role,
+                kind=settings.kind,
+                language=settings.language,
+                total=len(records),
+                correct=sum(record.correct for record in records),
+                flexible=sum(record.flexible_correct for record in records),
+                answered=sum(record.answered for record in records),
+                truncated=sum(record.truncated for record in records),
+                tokens=(float(tokens.mean()), *bootstrap(tokens)),
+                chance=sum(1 / len(item.options) for item in items if item.options) / len(items),
+                worded=len(languages),
+                in_language=sum(language == settings.language for language in languages),
+                flagged=sum(item.flag is not None for item in items),
+            )
+        return results, all_records
 
 
 def publish(
@@ -246,22 +115,129 @@ def publish(
 
     Args:
         folder: ``<default_root_dir>/evaluations``.
-        model: What was evaluated.
-        results: What was found.
-        records: Every judged answer, by set.
+        model: Name of the model that was evaluated.
+        results: The results by set.
+        records: Every graded answer, by set.
     """
-    for name, its in records.items():
-        write_file(folder / f"{name}.jsonl", as_lines(its))
-    write_file(folder / "results.csv", as_csv(results))
-    write_file(folder / "results.md", as_markdown(results))
-    write_file(folder / "results.json", as_json(model, results))
-    Console().print(as_table(results))
+    for name, lines in records.items():
+        write_file(folder / f"{name}.jsonl", records_as_jsonl(lines))
+    write_file(folder / "results.csv", results_as_csv(results))
+    write_file(folder / "results.md", results_as_markdown(results))
+    write_file(folder / "results.json", results_as_json(model, results))
+    Console().print(results_table(results))
 
 
-def _shortcomings(sets: Iterable[EvaluationData]) -> Iterator[str]:
-    """What this machine cannot do for these sets."""
-    sets = list(sets)
-    if any(one.language for one in sets) and not can_identify():
-        yield "The language of outputs is not looked at: pip install 'act-lightning[language]'"
-    if any(one.kind == "code" for one in sets) and not without_network():
-        yield "Code that the model writes runs with access to the network: this machine cannot take it away (unshare)"
+def score_model(
+    data: AbilityDataModule,
+    model: PreTrainedModel,
+    tokens_per_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int], object] = lambda items: None,
+) -> ItemScores:
+    """Which items of all evaluation sets a model in memory answers correctly, without keeping its answers.
+
+    An answer that is one exact string is decided by a teacher-forced pass over the references; any other is generated
+    greedily and graded.
+
+    Args:
+        data: The data module, set up for testing.
+        model: A causal language model.
+        tokens_per_batch: Bound on rows × length of a batch, with the tokens to be generated.
+        rank: Index of this process among those that share the items.
+        world_size: Number of processes that share the items; all of them get the scores of all items.
+        progress: Called with the number of items of each batch that this process has scored.
+    """
+    scored: dict[str, list[tuple[int, bool]]] = {}
+    for name, settings in data.evaluations.items():
+        if settings.kind == "exact":
+            lengths = [len(sample.input_ids) for sample in data.references[name]]
+            score = partial(_score_teacher_forced, data, name, model)
+        else:
+            lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in data.prompts[name]]
+            score = partial(_score_by_generation, data, name, model)
+        scored[name] = []
+        for rows in shard(token_budget_batches(lengths, tokens_per_batch), rank, world_size):
+            scored[name] += zip(rows, score(rows), strict=True)
+            progress(len(rows))
+    if world_size > 1:
+        scored = gather_lists(scored)
+    return ItemScores({name: "".join("01"[correct] for _, correct in sorted(pairs)) for name, pairs in scored.items()})
+
+
+def _score_teacher_forced(
+    data: AbilityDataModule, name: str, model: PreTrainedModel, rows: Sequence[int]
+) -> list[bool]:
+    batch = collate([data.references[name][row] for row in rows], 0)
+    return cast(list[bool], greedy_matches(model, batch, _locations(data, name, rows)).tolist())
+
+
+def _score_by_generation(data: AbilityDataModule, name: str, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
+    batch = collate_prompts(data.prompts[name], 0, MicroBatch(tuple(rows)))
+    generate = partial(generate_answers, model, data.tokenizer)
+    return [result.correct for _, _, result in generate_and_grade(data, name, generate, batch)]
+
+
+def generate_and_grade(
+    data: AbilityDataModule, name: str, generate: Generator, batch: Mapping[str, Any]
+) -> list[tuple[int, Generation, Grade]]:
+    """Row, output and grade of each item in a batch of an evaluation set."""
+    settings, rows = data.evaluations[name], batch["rows"]
+    outputs = generate(batch, settings.max_new_tokens, _locations(data, name, rows))
+    # a batch that only keeps processes in step has outputs, but no rows
+    pairs = zip(rows, outputs, strict=False)
+    return [(row, output, grade(data.prompts[name][row].item, settings, output.text)) for row, output in pairs]
+
+
+def _locations(data: AbilityDataModule, name: str, rows: Sequence[int]) -> list[str]:
+    return [f"{data.prompts[name][row].item.place} (set {name})" for row in rows]
+
+
+def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], locations: Sequence[str] = ()) -> Tensor:
+    """Whether greedy decoding would give each row's reference answer, token for token.
+
+    Greedy decoding gives the reference if and only if every argmax along the reference does, because up to the first
+    difference both have read the same tokens. So one teacher-forced pass decides, including the token that ends the
+    turn. An answer that is spelled with other tokens than the tokenizer's own counts as different.
+
+    Args:
+        model: A causal language model.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
+            labels stand at their own token (not shifted), -100 where there is no answer token.
+        locations: Where each row comes from, for messages; by default its index in the batch.
+
+    Returns:
+        bool ``[rows]``.
+
+    Raises:
+        ActError: A row has no answer token, or the logits are NaN.
+    """
+    labels = batch["labels"].to(model.device)[:, 1:]
+    is_answer = labels != IGNORED
+    if not bool(is_answer.any(dim=1).all()):
+        row = int(is_answer.any(dim=1).int().argmin())
+        raise ActError(
+            ConfigIssue("labels", f"row {row}", "must hold an answer token", "Leave rows without answers out.")
+        )
+    columns = is_answer.any(dim=0).nonzero().squeeze(1)
+    with evaluating(model):
+        logits = cast(Any, model)(
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            logits_to_keep=columns,
+            use_cache=False,
+        ).logits
+    is_answer, labels = is_answer[:, columns], labels[:, columns]
+    is_nan = (logits.isnan().any(dim=-1) & is_answer).any(dim=1)
+    if bool(is_nan.any()):
+        raise nan_error(int(is_nan.int().argmax()), locations)
+    return cast(Tensor, ((logits.argmax(-1) == labels) | ~is_answer).all(dim=1))
+
+
+def gather_lists(lists: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Lists by name, each joined with those of all processes, which must all call this and get the same."""
+    gathered: list[Any] = [lists]
+    if distributed.is_available() and distributed.is_initialized():
+        gathered = [None] * distributed.get_world_size()
+        distributed.all_gather_object(gathered, lists)
+    return {name: [item for part in gathered for item in part[name]] for name in lists}

@@ -1,9 +1,12 @@
-"""A model's own answers, decoded greedily; or exact answers scored in one forward pass."""
+"""A model's own answers, decoded greedily: by transformers from a model in memory, or by vLLM from a folder."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -16,13 +19,44 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from act_lightning.defaults import IGNORED
+from act_lightning.checkpoints.models import load_config
 from act_lightning.errors import ActError, ConfigIssue
+
+TRANSFORMERS, VLLM = "transformers", "vllm"
+
+
+class Generation(NamedTuple):
+    """One output.
+
+    Attributes:
+        text: What the model wrote, without special tokens, with all white space.
+        tokens: Length in tokens, without the token that ends the turn.
+        truncated: Whether the output was cut before the model ended its turn.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+class Generator(Protocol):
+    """Anything that answers prompts greedily."""
+
+    def __call__(
+        self, batch: Mapping[str, Tensor], max_new_tokens: int, locations: Sequence[str] = ()
+    ) -> list[Generation]:
+        """One output per row.
+
+        Args:
+            batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
+            max_new_tokens: Length at which an answer is cut.
+            locations: Where each row comes from, for messages; by default its index in the batch.
+        """
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module's own mode comes back afterwards, also after an exception."""
+    """Evaluation mode without gradients; afterwards each module is in its own mode again, also after an exception."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -33,59 +67,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-_ANSWER = "ANSWER"
-
-
-class Generation(NamedTuple):
-    """One output.
-
-    Attributes:
-        text: What the model wrote, without special tokens, white space as it came.
-        tokens: How many tokens it is long, without the one that ends the turn.
-        truncated: Whether it was cut before the model had ended its turn.
-    """
-
-    text: str
-    tokens: int
-    truncated: bool
-
-
-class Generator(Protocol):
-    """Whatever answers prompts greedily."""
-
-    def __call__(
-        self, batch: Mapping[str, Tensor], max_new_tokens: int, places: Sequence[str] = ()
-    ) -> list[Generation]:
-        """One output a row, as :func:`generate_answers` gives it.
-
-        Args:
-            batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
-            max_new_tokens: Where an answer that does not end is cut.
-            places: Where each row stands, for messages.
-        """
-
-
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     batch: Mapping[str, Tensor],
     max_new_tokens: int,
-    places: Sequence[str] = (),
+    locations: Sequence[str] = (),
 ) -> list[Generation]:
-    """What ``model`` answers to each prompt, the likeliest token at every step.
+    """The answers of ``model`` to prompts, with the most likely token at every step.
 
     Settings of the model's generation config that would change a greedy answer (temperature, repetition penalty, beams)
-    play no part. The model's modes and its generation config are as before afterwards.
+    are ignored. The modes of the model's modules and its generation config are restored afterwards.
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
-        max_new_tokens: Where an answer that does not end is cut.
-        places: Where each row stands, for messages; by default its number in the batch.
-
-    Returns:
-        One output a row.
+        max_new_tokens: Length at which an answer is cut.
+        locations: Where each row comes from, for messages; by default its index in the batch.
 
     Raises:
         ActError: A row ends in padding, so its answer would not follow its prompt; or the model's logits are NaN.
@@ -95,143 +94,167 @@ def generate_answers(
         raise ActError(
             ConfigIssue("attention_mask", mask.tolist(), "must be padded on the left", "Set padding_side='left'.")
         )
-    config = _greedy(model, tokenizer, max_new_tokens)
-    with evaluating(model), _generation_config(model, config):
-        sequences = cast(Any, model).generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=LogitsProcessorList([_NoNaN(places)]),
-        )
-    ends = set(end_of_turn_ids(model, tokenizer))
-    return [cut_at_end(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
-
-
-def cut_at_end(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Generation:
-    """An output up to the first token that ends a turn; truncated if there is none.
-
-    Args:
-        tokens: What was generated.
-        ends: Tokens that end a turn.
-        tokenizer: The model's.
-    """
-    length = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    text = tokenizer.decode(tokens[: length + 1], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Generation(str(text), length, truncated=length == len(tokens))
-
-
-class _NoNaN(LogitsProcessor):
-    """Stops a generation whose logits are NaN: their argmax would be some token, and the answer nobody's."""
-
-    def __init__(self, places: Sequence[str]) -> None:
-        self.places = places
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if bool((wrong := scores.isnan().any(dim=-1)).any()):
-            raise nan_logits(int(wrong.int().argmax()), self.places)
-        return scores
-
-
-def nan_logits(row: int, places: Sequence[str] = ()) -> ActError:
-    """The error of a model whose outputs are no numbers.
-
-    Args:
-        row: The first such row of a batch.
-        places: Where each row of the batch stands; by default its number.
-    """
-    problem = f"must give logits that are numbers, and gave NaN for {places[row] if places else f'row {row}'}"
-    return ActError(ConfigIssue("model", "logits", problem, "Look at the weights, or evaluate in float32 or bfloat16."))
-
-
-def end_of_turn_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token after which an answer is over, sorted.
-
-    They are the end tokens of the model's generation config, the tokenizer's, and the one that the chat template writes
-    after an assistant's turn: fine-tuned models often end with a token that their config does not name.
-    """
-    return end_ids(model.generation_config, tokenizer)
-
-
-def end_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The same from a generation config.
-
-    Args:
-        config: The model's, if it has one.
-        tokenizer: The model's.
-    """
-    named = config.eos_token_id if config else None
-    found = set(named) if isinstance(named, list) else {named}
-    found |= {tokenizer.eos_token_id, _template_end(tokenizer)}
-    return sorted(token for token in found if token is not None)
-
-
-def _template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The first special token that the chat template writes after an answer."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
-    text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    after = tokenizer.encode(text.rpartition(_ANSWER)[2], add_special_tokens=False)
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    return next((token for token in after if token in special), None)
-
-
-def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    ends = end_of_turn_ids(model, tokenizer)
+    ends = end_of_turn_ids(model.generation_config, tokenizer)
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0
-    return GenerationConfig(
+    greedy = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
-
-
-@contextmanager
-def _generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Lend ``config`` to the model: ``generate`` fills what it is not given from the model's own."""
-    kept = model.generation_config
-    model.generation_config = config
+    original = model.generation_config
+    model.generation_config = greedy  # ``generate`` takes what its argument leaves open from the model's own config
     try:
-        yield
+        with evaluating(model):
+            sequences = cast(Any, model).generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=greedy,
+                logits_processor=LogitsProcessorList([_RefuseNaN(locations)]),
+            )
     finally:
-        model.generation_config = kept
+        model.generation_config = original
+    return [decode_turn(row, ends, tokenizer) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
-def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], places: Sequence[str] = ()) -> Tensor:
-    """Whether greedy decoding would give each row's answer, token for token.
+class _RefuseNaN(LogitsProcessor):
+    """Stops a generation whose logits are NaN: their argmax would be an arbitrary token."""
 
-    Greedy decoding gives the reference if and only if every argmax along the reference does: up to the first that
-    differs both have read the same tokens. So one teacher-forced pass decides, the token that ends the turn included.
-    An answer spelled with other tokens than the tokenizer's own counts as different.
+    def __init__(self, locations: Sequence[str]) -> None:
+        self.locations = locations
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        is_nan = scores.isnan().any(dim=-1)
+        if bool(is_nan.any()):
+            raise nan_error(int(is_nan.int().argmax()), self.locations)
+        return scores
+
+
+def nan_error(row: int, locations: Sequence[str] = ()) -> ActError:
+    """The error of a model whose logits are NaN for a row of a batch."""
+    problem = f"must give logits that are numbers, and gave NaN for {locations[row] if locations else f'row {row}'}"
+    return ActError(ConfigIssue("model", "logits", problem, "Look at the weights, or evaluate in float32 or bfloat16."))
+
+
+def decode_turn(tokens: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Generation:
+    """An output up to the first of the ``ends``, the tokens that end a turn; truncated if it has none of them."""
+    length = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+    text = tokenizer.decode(list(tokens[: length + 1]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Generation(str(text), length, truncated=length == len(tokens))
+
+
+def end_of_turn_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends an answer, sorted.
+
+    These are the end tokens of the model's generation config, the tokenizer's, and the first special token that the
+    chat template writes after an assistant's turn: fine-tuned models often end with a token that their config lacks.
+    """
+    configured = config.eos_token_id if config else None
+    ids = {*configured} if isinstance(configured, list) else {configured}
+    ids.add(tokenizer.eos_token_id)
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+        after_answer = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("ANSWER")[2]
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        tokens = tokenizer.encode(after_answer, add_special_tokens=False)
+        ids.add(next((token for token in tokens if token in special), None))
+    return sorted(token for token in ids if token is not None)
+
+
+def generator_issues(generator: str, arguments: Mapping[str, Any]) -> list[ConfigIssue]:
+    """What is wrong with the settings of the generator.
 
     Args:
-        model: A causal language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
-            labels stand at their own token (not shifted), -100 where nothing is asked.
-        places: Where each row stands, for messages; by default its number in the batch.
+        generator: ``transformers`` or ``vllm``.
+        arguments: Arguments of ``vllm.LLM``.
+    """
+    issues, setting = [], "model.generator"
+    if generator not in (TRANSFORMERS, VLLM):
+        problem = f"must be one of {TRANSFORMERS}, {VLLM}"
+        issues.append(ConfigIssue(setting, generator, problem, "Choose one."))
+    if generator == VLLM and find_spec(VLLM) is None:
+        hint = "Write pip install 'act-lightning[vllm]', on Linux with a GPU, or choose transformers."
+        issues.append(ConfigIssue(setting, generator, "must be installed", hint))
+    if arguments and generator != VLLM:
+        problem = f"has no meaning where model.generator is {generator}"
+        hint = "Leave it out, or set model.generator to vllm."
+        issues.append(ConfigIssue(f"{setting}_args", dict(arguments), problem, hint))
+    for name in ("model", "tokenizer", "generation_config", "trust_remote_code"):
+        if name in arguments:
+            problem, hint = f"must not hold {name}, which is set for it", "Leave it out; model.target names the model."
+            issues.append(ConfigIssue(f"{setting}_args", arguments[name], problem, hint))
+    return issues
 
-    Returns:
-        bool ``[rows]``.
+
+class VLLMGenerator:
+    """Answers with vLLM (https://docs.vllm.ai, its offline ``LLM``): greedily, from token ids, with the same ends.
+
+    The engine does not read the model's generation config, so sampling and penalties have no effect; the tokens that
+    end a turn are found as for transformers. Outputs come back as token ids and are decoded here.
+
+    Args:
+        folder: A Hugging Face folder.
+        tokenizer: The tokenizer of the prompts.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        arguments: Arguments of ``vllm.LLM``, such as ``{"tensor_parallel_size": 8}``.
+        progress: Whether the engine shows its progress bar.
 
     Raises:
-        ActError: A row asks nothing, or the logits are NaN.
+        ActError: The engine refuses the model or the arguments.
     """
-    labels = batch["labels"].to(model.device)[:, 1:]
-    asked = labels != IGNORED
-    if not bool(asked.any(dim=1).all()):
-        row = int(asked.any(dim=1).int().argmin())
-        raise ActError(
-            ConfigIssue("labels", f"row {row}", "must hold an answer token", "Leave rows without answers out.")
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: str = "auto",
+        arguments: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ) -> None:
+        from vllm import LLM, SamplingParams  # an optional dependency
+
+        if (folder / "generation_config.json").is_file():
+            config = GenerationConfig.from_pretrained(folder)
+        else:
+            config = GenerationConfig.from_model_config(load_config(folder))
+        self.tokenizer, self.progress, self._sampling_params = tokenizer, progress, SamplingParams
+        self.ends = end_of_turn_ids(config, tokenizer)
+        settings = {"dtype": dtype, **(arguments or {})}
+        try:
+            self.engine = LLM(model=str(folder), tokenizer=str(folder), generation_config=VLLM, **settings)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise _vllm_error(f"must take this model and these arguments ({error})") from error
+
+    def __call__(
+        self, batch: Mapping[str, Tensor], max_new_tokens: int, locations: Sequence[str] = ()
+    ) -> list[Generation]:
+        """One output per row.
+
+        Raises:
+            ActError: The engine refuses a prompt, such as one longer than its context; or the logits are NaN.
+        """
+        rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        prompts = [{"prompt_token_ids": ids[mask.bool()].tolist()} for ids, mask in rows]
+        greedy = self._sampling_params(
+            temperature=0.0,
+            max_tokens=max_new_tokens,
+            stop_token_ids=self.ends,
+            logprobs=0,  # of the chosen token only: NaN where the logits are
+            detokenize=False,
         )
-    columns = asked.any(dim=0).nonzero().squeeze(1)
-    with evaluating(model):
-        logits = cast(Any, model)(
-            input_ids=batch["input_ids"].to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device),
-            logits_to_keep=columns,
-            use_cache=False,
-        ).logits
-    asked, labels = asked[:, columns], labels[:, columns]
-    if bool((wrong := (logits.isnan().any(dim=-1) & asked).any(dim=1)).any()):
-        raise nan_logits(int(wrong.int().argmax()), places)
-    return cast(Tensor, ((logits.argmax(-1) == labels) | ~asked).all(dim=1))
+        try:
+            requests = self.engine.generate(prompts, greedy, use_tqdm=self.progress)
+        except ValueError as error:
+            raise _vllm_error(f"must take these prompts ({error})") from error
+        generations = []
+        for row, request in enumerate(requests):
+            output = request.outputs[0]
+            if math.isnan(output.cumulative_logprob):
+                raise nan_error(row, locations)
+            generation = decode_turn(output.token_ids, self.ends, self.tokenizer)
+            generations.append(generation._replace(truncated=output.finish_reason == "length"))
+        return generations
+
+
+def _vllm_error(problem: str) -> ActError:
+    hint = "Correct model.generator_args, or set model.generator to transformers."
+    return ActError(ConfigIssue("model.generator", VLLM, problem, hint))

@@ -1,4 +1,4 @@
-"""Whether an output answers its question rightly: find the answer, compare it, by kind of answer."""
+"""Whether an output answers its question correctly: extract the answer and compare it, by kind of answer."""
 
 from __future__ import annotations
 
@@ -9,104 +9,28 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 
-from act_lightning.evaluation.code import completed, defines, passes_tests
+from act_lightning.data.ability_data import EvaluationData
+from act_lightning.data.tasks import Item
+from act_lightning.data.wording import strict_pattern
+from act_lightning.evaluation.sandbox import assemble_program, defines_function, passes_tests
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def exact_match(prediction: str, reference: str) -> bool:
-    """Whether two answers are the same string, outer white space aside and inner runs of it taken as one space.
-
-    >>> exact_match(" trois cent   un ", "trois cent un"), exact_match("47.", "47")
-    (True, False)
-    """
-    return prediction.split() == reference.split()
-
-
-def loose_match(prediction: str, reference: str) -> bool:
-    """Whether two answers are the same but for case and ASCII punctuation, as BenchMAX compares them.
-
-    So thousands' separators, a currency sign and a trailing period play no part; nor do a sign and a decimal point,
-    which no answer of MGSM has. Digits of other scripts are other characters.
-
-    >>> loose_match("$1,080.", "1080"), loose_match("(b)", "(B)"), loose_match("١٨", "18")
-    (True, True, False)
-    """
-    return _bare(prediction) == _bare(reference)
-
-
-def _bare(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION)
-
-
 _NUMBER = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _LETTER = re.compile(r"(\([A-Z]\))")
 
 
-def first_match(pattern: str, output: str) -> str | None:
-    """The group of the first match of ``pattern``: the strict answer.
-
-    >>> first_match(r"The answer is (-?[0-9.,]+)", "The answer is 1,080. The answer is 3")
-    '1,080.'
-    """
-    found = re.search(pattern, output)
-    return None if found is None else (found[1] or "").strip()
-
-
-def last_number(output: str) -> str | None:
-    """The last number in an output, with its separators and dollar sign: the flexible answer.
-
-    >>> last_number("18 eggs make $9.50 a day")
-    '$9.50'
-    """
-    found = _NUMBER.findall(output)
-    return str(next(group for group in found[-1] if group)).strip() if found else None
-
-
-def last_choice(output: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an output names last: the flexible answer.
-
-    A letter in parentheses counts first, then an option's own text, case and punctuation aside, then a letter after a
-    colon.
-
-    >>> last_choice("(A)? No: (B).", ["iron", "gold"]), last_choice("It is Gold!", ["iron", "gold"])
-    ('(B)', '(B)')
-    >>> last_choice("Answer: A", ["iron", "gold"])
-    '(A)'
-    """
-    if found := _LETTER.findall(output):
-        return str(found[-1])
-    letters = string.ascii_uppercase[: len(options)]
-    by_text = {_plain(option.strip()): f"({letter})" for letter, option in zip(letters, options, strict=True)}
-    longest_first = sorted(map(_plain, map(str.strip, options)), key=len, reverse=True)
-    named = re.findall("|".join(map(re.escape, longest_first)), _plain(output))
-    if named and (text := str(named[-1]).strip()):
-        return by_text.get(text, text)
-    after_colon = re.findall(rf":[\s]*({'|'.join(letters)})", output)
-    return f"({after_colon[-1]})" if after_colon else None
-
-
-@cache
-def _punctuation() -> dict[int, None]:
-    every = (character for character in range(sys.maxunicode) if unicodedata.category(chr(character)).startswith("P"))
-    return dict.fromkeys(every)
-
-
-def _plain(text: str) -> str:
-    return text.lower().translate(_punctuation())
-
-
 @dataclass(frozen=True)
 class Grade:
-    """What an output was taken for.
+    """What was read in an output, and whether it is correct.
 
     Attributes:
-        extracted: The answer in the asked form; ``None`` where the output has none.
-        flexible: The answer wherever it may be; ``None`` where the output has none.
-        answered: Whether the output has an answer in the asked form.
-        correct: Whether ``extracted`` is right.
-        flexible_correct: Whether ``flexible`` is right.
+        extracted: The answer in the required form; ``None`` where the output has none.
+        flexible: The answer anywhere in the output; ``None`` where there is none.
+        answered: Whether the output has an answer in the required form.
+        correct: Whether ``extracted`` is correct.
+        flexible_correct: Whether ``flexible`` is correct.
     """
 
     extracted: str | None
@@ -116,51 +40,159 @@ class Grade:
     flexible_correct: bool
 
 
+def grade(item: Item, settings: EvaluationData, output: str) -> Grade:
+    """Grade an output by the kind of answer of its evaluation set.
+
+    Args:
+        item: The item that it answers.
+        settings: Settings of the item's evaluation set.
+        output: What the model wrote.
+    """
+    pattern = strict_pattern(settings)
+    if settings.kind == "choice" and pattern:
+        return grade_choice(output, item.reference, item.options, pattern)
+    if settings.kind == "number" and pattern:
+        return grade_number(output, item.reference, pattern)
+    if item.program:
+        return grade_code(output, item.program.prompt, item.program.test, item.program.entry_point)
+    return grade_exact(output, item.reference)
+
+
 def grade_exact(output: str, reference: str) -> Grade:
-    """The whole output is the answer; flexibly, case and punctuation aside.
+    """The whole output is the answer; the flexible match ignores case and punctuation.
 
     >>> grade_exact("Einundzwanzig.", "einundzwanzig").flexible_correct
     True
     """
-    words = " ".join(output.split())
-    flexible = loose_match(words, " ".join(reference.split()))
-    return Grade(words, words, bool(words), exact_match(output, reference), flexible)
+    answer = " ".join(output.split())
+    flexible = loose_match(answer, " ".join(reference.split()))
+    return Grade(answer, answer, bool(answer), exact_match(output, reference), flexible)
 
 
 def grade_number(output: str, reference: str, pattern: str) -> Grade:
-    r"""The group of the first match of ``pattern``; flexibly, the last number.
+    r"""The answer is the group of the first match of ``pattern``; the flexible answer is the last number.
 
-    >>> verdict = grade_number("The answer is 9. No, 10.", "10", r"The answer is (\-?[0-9\.\,]+)")
-    >>> verdict.extracted, verdict.correct, verdict.flexible, verdict.flexible_correct
+    >>> result = grade_number("The answer is 9. No, 10.", "10", r"The answer is (\-?[0-9\.\,]+)")
+    >>> result.extracted, result.correct, result.flexible, result.flexible_correct
     ('9.', False, '10.', True)
     """
     strict, last = first_match(pattern, output), last_number(output)
-    return Grade(strict, last, strict is not None, _same(strict, reference), _same(last, reference))
+    return Grade(strict, last, strict is not None, loose_match(strict, reference), loose_match(last, reference))
 
 
 def grade_choice(output: str, reference: str, options: Sequence[str], pattern: str) -> Grade:
-    """The group of the first match of ``pattern``, which must name an option's letter; flexibly, the option named last.
+    """The answer is the option's letter in the first match of ``pattern``; flexibly, the option that is named last.
 
-    >>> verdict = grade_choice("The answer is (B).", "(B)", ["iron", "gold"], "(?<=The answer is )(.*)(?=.)")
-    >>> verdict.extracted, verdict.correct
+    >>> result = grade_choice("The answer is (B).", "(B)", ["iron", "gold"], "(?<=The answer is )(.*)(?=.)")
+    >>> result.extracted, result.correct
     ('(B)', True)
     """
     strict, last = first_match(pattern, output), last_choice(output, options)
-    letters = [chr(ord("A") + place) for place in range(len(options))]
-    answered = strict is not None and any(loose_match(strict, letter) for letter in letters)
-    return Grade(strict, last, answered, _same(strict, reference), _same(last, reference))
+    letters = string.ascii_uppercase[: len(options)]
+    answered = any(loose_match(strict, letter) for letter in letters)
+    return Grade(strict, last, answered, loose_match(strict, reference), loose_match(last, reference))
 
 
 def grade_code(output: str, prompt: str, test: str, entry_point: str) -> Grade:
-    """The function that the output completes or defines; right if it passes its tests, run in a process of its own.
+    """The answer is the function that the output completes or defines; it is correct if it passes its tests.
 
-    There is one way to read code: strict and flexible verdict are the same.
+    There is only one way to read code, so the strict and the flexible result are the same.
     """
-    code = completed(prompt, output, entry_point)
-    answered = defines(code, entry_point)
-    right = answered and passes_tests(code, test, entry_point)
-    return Grade(code, code, answered, right, right)
+    code = assemble_program(prompt, output, entry_point)
+    answered = defines_function(code, entry_point)
+    correct = answered and passes_tests(code, test, entry_point)
+    return Grade(code, code, answered, correct, correct)
 
 
-def _same(answer: str | None, reference: str) -> bool:
-    return answer is not None and loose_match(answer, reference)
+def exact_match(prediction: str, reference: str) -> bool:
+    """Whether two answers are the same string, apart from white space at the ends and the length of runs of it.
+
+    >>> exact_match(" trois cent   un ", "trois cent un"), exact_match("47.", "47")
+    (True, False)
+    """
+    return prediction.split() == reference.split()
+
+
+def loose_match(prediction: str | None, reference: str) -> bool:
+    """Whether there is an answer that equals the reference except for case and ASCII punctuation, as in BenchMAX.
+
+    Thousands separators, currency signs and trailing periods are ignored. So are signs and decimal points, which no
+    answer in MGSM has. Digits of other scripts are different characters.
+
+    >>> loose_match("$1,080.", "1080"), loose_match("(b)", "(B)"), loose_match("١٨", "18"), loose_match(None, "18")
+    (True, True, False, False)
+    """
+    if prediction is None:
+        return False
+    return prediction.lower().translate(_NO_PUNCTUATION) == reference.lower().translate(_NO_PUNCTUATION)
+
+
+def first_match(pattern: str, output: str) -> str | None:
+    """The group of the first match of ``pattern``: the strict answer.
+
+    >>> first_match(r"The answer is (-?[0-9.,]+)", "The answer is 1,080. The answer is 3")
+    '1,080.'
+    """
+    match = re.search(pattern, output)
+    return None if match is None else (match[1] or "").strip()
+
+
+def last_number(output: str) -> str | None:
+    """The last number in an output, with its separators and dollar sign: the flexible answer.
+
+    >>> last_number("18 eggs make $9.50 a day")
+    '$9.50'
+    """
+    matches = _NUMBER.findall(output)
+    return str(next(group for group in matches[-1] if group)).strip() if matches else None
+
+
+def last_choice(output: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that an output names last: the flexible answer.
+
+    Letters in parentheses take precedence, then the texts of options without case and punctuation, then letters after a
+    colon.
+
+    >>> last_choice("(A)? No: (B).", ["iron", "gold"]), last_choice("It is Gold!", ["iron", "gold"])
+    ('(B)', '(B)')
+    >>> last_choice("Answer: A", ["iron", "gold"])
+    '(A)'
+    """
+    if in_parentheses := _LETTER.findall(output):
+        return str(in_parentheses[-1])
+    letters = string.ascii_uppercase[: len(options)]
+    letter_by_text = {_plain(text.strip()): f"({letter})" for letter, text in zip(letters, options, strict=True)}
+    longest_first = sorted((_plain(text.strip()) for text in options), key=len, reverse=True)
+    texts = re.findall("|".join(map(re.escape, longest_first)), _plain(output))
+    if texts and (text := str(texts[-1]).strip()):
+        return letter_by_text.get(text, text)
+    after_colon = re.findall(rf":[\s]*({'|'.join(letters)})", output)
+    return f"({after_colon[-1]})" if after_colon else None
+
+
+def _plain(text: str) -> str:
+    """``text`` in lower case, without any Unicode punctuation."""
+    return text.lower().translate(_unicode_punctuation())
+
+
+@cache
+def _unicode_punctuation() -> dict[int, None]:
+    return {code: None for code in range(sys.maxunicode) if unicodedata.category(chr(code)).startswith("P")}
+
+
+def can_identify_language() -> bool:
+    """Whether the extra ``act-lightning[language]`` is installed: py3langid (BSD, 97 languages, works offline)."""
+    return find_spec("py3langid") is not None
+
+
+def identify_language(text: str) -> str | None:
+    """The language of ``text`` as its ISO 639-1 code, such as ``sw``; ``None`` if it has no letters.
+
+    >>> identify_language("12 + 30 = 42") is None
+    True
+    """
+    if not any(character.isalpha() for character in text):
+        return None
+    import py3langid  # an optional dependency
+
+    return str(py3langid.classify(text)[0])

@@ -1,212 +1,179 @@
-"""Runs side by side: the same items, paired by row, against the first run."""
+"""Compare tested runs: the same items, paired by row, against the first run."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.table import Table
 
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.evaluation.intervals import McNemar, mcnemar, mean_of, paired_difference
-from act_lightning.evaluation.results import (
-    Record,
-    SetResult,
-    markdown_table,
-    read_records,
-    read_results,
-    role_means,
-    share_shown,
-    shown,
+from act_lightning.evaluation.intervals import (
+    Interval,
+    McNemar,
+    mean_of_intervals,
+    paired_difference,
+    paired_test,
+    percent,
 )
+from act_lightning.evaluation.results import Record, SetResult, read_records, read_results, role_means
+from act_lightning.evaluation.tables import csv_table, markdown_table, rich_table
 
-_BOTH = ("exact match", "flexible match")
+EXACT, FLEXIBLE = "exact_match", "flexible_match"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What one run gained over the baseline on one set.
+    """What a run gained over the first run on one set.
 
     Attributes:
-        value: Difference of the two shares.
-        low: Lower bound of its 95 % interval.
-        high: Upper bound.
+        interval: Difference of the two shares, with its 95 % interval.
         test: McNemar's test, with the items gained and lost.
     """
 
-    value: float
-    low: float
-    high: float
+    interval: Interval
     test: McNemar
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations of several runs, the baseline first.
+    """Evaluations of several runs.
 
     Attributes:
-        labels: What each run is called.
-        results: Of each run, by set.
-        exact: Differences of exact matches from the baseline, by set, of every other run.
-        flexible: The same of flexible matches.
+        labels: Name of each run.
+        results: Results of each run, by set.
+        differences: Differences of every run but the first from the first, by set, for each kind of match.
     """
 
     labels: list[str]
     results: list[dict[str, SetResult]]
-    exact: list[dict[str, Difference]]
-    flexible: list[dict[str, Difference]]
+    differences: dict[str, list[dict[str, Difference]]]
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Read the evaluations of runs and pair their items.
 
     Args:
-        runs: Their folders (``default_root_dir``), at least two, the baseline first.
+        runs: Folders of runs (``default_root_dir``), at least two, the baseline first.
 
     Raises:
         ActError: If one was not tested, or has other sets or other rows than the first.
     """
     results = [read_results(run / "evaluations" / "results.json") for run in runs]
-    records = [{name: read_records(run / "evaluations" / f"{name}.jsonl") for name in results[0]} for run in runs[:1]]
-    for run, found in zip(runs[1:], results[1:], strict=True):
-        _check_sets(runs[0], results[0], run, found)
-        records.append({name: read_records(run / "evaluations" / f"{name}.jsonl") for name in results[0]})
+    differences: dict[str, list[dict[str, Difference]]] = {EXACT: [], FLEXIBLE: []}
+    baseline = _read_all_records(runs[0], results[0])
+    for run, result in zip(runs[1:], results[1:], strict=True):
+        if result.keys() != results[0].keys():
+            problem = f"must have the sets of {runs[0]}: {', '.join(sorted(results[0]))}"
+            hint = "Test both runs with the same data.evaluations."
+            raise ActError(ConfigIssue(str(run), sorted(result), problem, hint))
+        records = _read_all_records(run, results[0])
+        exact, flexible = {}, {}
         for name in results[0]:
-            _check_rows(name, runs[0], records[0][name], run, records[-1][name])
-    pairs = [{name: (records[0][name], other[name]) for name in results[0]} for other in records[1:]]
-    exact, flexible = (
-        [{name: difference(_verdicts(a, kind), _verdicts(b, kind)) for name, (a, b) in one.items()} for one in pairs]
-        for kind in ("correct", "flexible_correct")
-    )
-    return Comparison(_labels(runs), results, exact, flexible)
-
-
-def difference(before: Sequence[bool], after: Sequence[bool]) -> Difference:
-    """What the second gained over the first, on the same items.
-
-    >>> difference([True, False, False, False], [False, True, True, False]).test
-    McNemar(gained=2, lost=1, p_value=1.0)
-
-    Args:
-        before: Verdicts of the first.
-        after: Verdicts of the second.
-    """
-    gained = sum(new and not old for old, new in zip(before, after, strict=True))
-    lost = sum(old and not new for old, new in zip(before, after, strict=True))
-    low, high = paired_difference(gained, lost, len(before))
-    return Difference((gained - lost) / len(before), low, high, mcnemar(gained, lost))
-
-
-def _verdicts(records: Sequence[Record], kind: str) -> list[bool]:
-    return [getattr(record, kind) for record in records]
-
-
-def _labels(runs: Sequence[Path]) -> list[str]:
+            before, after = baseline[name], records[name]
+            _require_same_rows(name, runs[0], before, run, after)
+            exact[name] = _difference([item.correct for item in before], [item.correct for item in after])
+            flexible[name] = _difference(
+                [item.flexible_correct for item in before], [item.flexible_correct for item in after]
+            )
+        differences[EXACT].append(exact)
+        differences[FLEXIBLE].append(flexible)
     names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(run) for run in runs]
+    return Comparison(labels, results, differences)
 
 
-def _check_sets(first: Path, wanted: dict[str, SetResult], run: Path, found: dict[str, SetResult]) -> None:
-    if found.keys() != wanted.keys():
-        problem = f"must have the sets of {first}: {', '.join(sorted(wanted))}"
-        raise ActError(ConfigIssue(str(run), sorted(found), problem, "Test both runs with the same data.evaluations."))
+def _read_all_records(run: Path, sets: Iterable[str]) -> dict[str, list[Record]]:
+    return {name: read_records(run / "evaluations" / f"{name}.jsonl") for name in sets}
 
 
-def _check_rows(name: str, first: Path, wanted: Sequence[Record], run: Path, found: Sequence[Record]) -> None:
-    if [(record.row, record.id) for record in found] == [(record.row, record.id) for record in wanted]:
-        return
-    if len(found) != len(wanted):
-        problem = f"must have the {len(wanted)} rows of set {name} in {first}"
-        value: object = f"{len(found)} rows"
+def _require_same_rows(
+    name: str, first: Path, baseline: Sequence[Record], run: Path, records: Sequence[Record]
+) -> None:
+    value: object
+    if len(records) != len(baseline):
+        value, problem = f"{len(records)} rows", f"must have the {len(baseline)} rows of set {name} in {first}"
     else:
-        row = next(old.row for old, new in zip(wanted, found, strict=True) if (old.row, old.id) != (new.row, new.id))
-        problem, value = f"must ask what set {name} of {first} asks", f"row {row}"
+        pairs = zip(baseline, records, strict=True)
+        different = [old.row for old, new in pairs if (old.row, old.id) != (new.row, new.id)]
+        if not different:
+            return
+        value, problem = f"row {different[0]}", f"must ask what set {name} of {first} asks"
     raise ActError(ConfigIssue(str(run), value, problem, "Test both runs with the same data.evaluations."))
 
 
-_HEAD = ("set", "role", "items")
+def _difference(before: Sequence[bool], after: Sequence[bool]) -> Difference:
+    test, total = paired_test(before, after), len(before)
+    change = (test.gained - test.lost) / total
+    return Difference((change, *paired_difference(test.gained, test.lost, total)), test)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Tables for the terminal: exact matches, then flexible ones."""
-    found = []
-    for title in _BOTH:
-        head, rows = _rows(comparison, title)
-        caption = f"{title} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost"
-        table = Table(title=caption, box=SIMPLE, pad_edge=False)
-        for column in (head[0], *head[2:]):
-            table.add_column(column, justify="left" if column == _HEAD[0] else "right", no_wrap=True)
-        for name, role, *cells in rows:
-            shown_below = (cell.replace(" (", "\n(").replace(") +", ")\n+") for cell in cells)
-            table.add_row(f"{name}\n({role})", *shown_below)
-        found.append(table)
-    return found
+    tables = []
+    for match in (EXACT, FLEXIBLE):
+        head, rows = _table(comparison, match)
+        title = f"{match.replace('_', ' ')} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost"
+        cells = [[f"{name}\n({role})", *others] for name, role, *others in rows]
+        tables.append(rich_table(title, [head[0], *head[2:]], cells))
+    return tables
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The same as Markdown."""
-    return "\n".join(f"{title} in %\n\n{markdown_table(*_rows(comparison, title))}" for title in _BOTH)
+    """The same tables as Markdown."""
+    sections = []
+    for match in (EXACT, FLEXIBLE):
+        head, rows = _table(comparison, match)
+        sections.append(f"{match.replace('_', ' ')} in %\n\n{markdown_table(head, rows)}")
+    return "\n".join(sections)
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """A line for each set, run and way of reading answers; differences are to the first run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["set", "role", "run", "match", "correct", "total", "difference", "low", "high", "gained", "lost", "p_value"]
-    writer.writerow(head)
-    for title, name, place in product(_BOTH, comparison.results[0], range(len(comparison.labels))):
-        right, total = _counts(comparison.results[place][name], title)
-        changed: tuple[object, ...] = ("",) * 6
-        if place:
-            one = _differences(comparison, title)[place - 1][name]
-            changed = (one.value, one.low, one.high, *one.test)
-        role, label = comparison.results[0][name].role, comparison.labels[place]
-        writer.writerow([name, role, label, title.split()[0], right, total, *changed])
-    return text.getvalue()
+    """A line for each kind of match, set and run; differences are to the first run."""
+    lines: list[dict[str, object]] = []
+    for match, differences in comparison.differences.items():
+        for name, first in comparison.results[0].items():
+            for index, label in enumerate(comparison.labels):
+                share = comparison.results[index][name].shares()[match]
+                line: dict[str, object] = {
+                    "set": name,
+                    "role": first.role,
+                    "run": label,
+                    "match": match.partition("_")[0],
+                }
+                line |= {"correct": share.correct, "total": share.total}
+                change = differences[index - 1][name] if index else None
+                numbers = ("",) * 6 if change is None else (*change.interval, *change.test)
+                columns = ("difference", "low", "high", "gained", "lost", "p_value")
+                lines.append(line | dict(zip(columns, numbers, strict=True)))
+    return csv_table(lines)
 
 
-def _rows(comparison: Comparison, title: str) -> tuple[list[str], list[list[str]]]:
-    first, *others = comparison.labels
-    head = [*_HEAD, first, *(column for label in others for column in (label, "Δ", "p"))]
-    rows = [_row(comparison, title, name) for name in comparison.results[0]]
-    return head, rows + (_mean_rows(comparison) if title == _BOTH[0] else [])
-
-
-def _row(comparison: Comparison, title: str, name: str) -> list[str]:
-    first = comparison.results[0][name]
-    row = [name, first.role, str(first.total), share_shown(*_counts(first, title))]
-    for found, differences in zip(comparison.results[1:], _differences(comparison, title), strict=True):
-        one = differences[name]
-        change = f"{_change(one.value, one.low, one.high)} +{one.test.gained} −{one.test.lost}"
-        row += [share_shown(*_counts(found[name], title)), change, f"{one.test.p_value:.2g}"]
-    return row
-
-
-def _mean_rows(comparison: Comparison) -> list[list[str]]:
-    """Means of the sets of each role, and of the differences on them; of these there is no paired test."""
-    means = [role_means(results) for results in comparison.results]
+def _table(comparison: Comparison, match: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: a row for each set, then the means of each role, for which there is no paired test."""
+    differences, (first, *others) = comparison.differences[match], comparison.results
     rows = []
-    for role, mean in means[0].items():
-        row = ["mean", role, "", shown(*mean)]
-        for other, differences in zip(means[1:], comparison.exact, strict=True):
-            of_role = [one for name, one in differences.items() if comparison.results[0][name].role == role]
-            row += [shown(*other[role]), _change(*mean_of([(one.value, one.low, one.high) for one in of_role])), ""]
+    for name, result in first.items():
+        row = [name, result.role, str(result.total), result.shares()[match].text]
+        for other, changes in zip(others, differences, strict=True):
+            test = changes[name].test
+            change = f"{_signed_percent(changes[name].interval)} +{test.gained} −{test.lost}"
+            row += [other[name].shares()[match].text, change, f"{test.p_value:.2g}"]
         rows.append(row)
-    return rows
+    if match == EXACT:
+        for role, mean in role_means(first).items():
+            row = ["mean", role, "", percent(mean)]
+            for other, changes in zip(others, differences, strict=True):
+                intervals = [change.interval for name, change in changes.items() if first[name].role == role]
+                row += [percent(role_means(other)[role]), _signed_percent(mean_of_intervals(intervals)), ""]
+            rows.append(row)
+    head = ["set", "role", "items", comparison.labels[0]]
+    for label in comparison.labels[1:]:
+        head += [label, "Δ", "p"]
+    return head, rows
 
 
-def _change(value: float, low: float, high: float) -> str:
+def _signed_percent(interval: Interval) -> str:
+    value, low, high = interval
     return f"{100 * value:+.1f} ({100 * low:+.0f} to {100 * high:+.0f})"
-
-
-def _counts(result: SetResult, title: str) -> tuple[int, int]:
-    return result.shares()[title.replace(" ", "_")]
-
-
-def _differences(comparison: Comparison, title: str) -> list[dict[str, Difference]]:
-    return comparison.exact if title == _BOTH[0] else comparison.flexible

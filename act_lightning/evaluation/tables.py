@@ -1,117 +1,211 @@
-"""Models side by side: exact matches on every evaluation set, and the means of those to keep and to recover."""
+"""Tables of results, for the terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
-from act_lightning.evaluation.intervals import McNemar, mcnemar, wilson
+from act_lightning.evaluation.intervals import Interval, McNemar, Share, mean_of_shares, paired_test, percent
+from act_lightning.evaluation.results import ROLES, Results, role_means
 
-ROLES = ("keep", "recover")
+
+def rich_table(
+    title: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    left: int = 1,
+    wrap: int = 0,
+    bold: int = 0,
+    pad_edge: bool = False,
+) -> Table:
+    """Any table for the terminal; intervals and counts in a cell go to lines of their own.
+
+    Args:
+        title: Title of the table.
+        head: Titles of the columns.
+        rows: Cells of each row.
+        left: Number of columns at the start that are left-justified; the others are right-justified.
+        wrap: Number of columns at the start that may be wrapped.
+        bold: Number of columns at the end that are bold.
+        pad_edge: Whether the outer edges are padded.
+    """
+    table = Table(title=title, box=SIMPLE, pad_edge=pad_edge)
+    for index, name in enumerate(head):
+        style = "bold" if index >= len(head) - bold else None
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=index >= wrap, style=style)
+    for row in rows:
+        table.add_row(*(cell.replace(" (", "\n(").replace(") +", ")\n+") for cell in row))
+    return table
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Any table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def csv_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Any table as CSV, with the columns of all rows."""
+    lines, text = list(rows), io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def results_as_csv(results: Results) -> str:
+    """A line for each set: every count, and every share with its bounds; empty where there is none."""
+    lines = []
+    for name, result in results.items():
+        line: dict[str, object] = {"set": name, **asdict(result)}
+        line.pop("tokens")
+        line |= zip(("tokens", "tokens_low", "tokens_high"), result.tokens, strict=True)
+        for share, bounds in result.bounds().items():
+            line |= {f"{share}_{'share' if key == 'value' else key}": value for key, value in bounds.items()}
+        lines.append(line)
+    return csv_table(lines)
+
+
+def results_as_markdown(results: Results) -> str:
+    """A table for a model card: shares in % with their 95 % intervals, then the means of each role."""
+    rows = _text_rows(results)
+    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def results_table(results: Results) -> Table:
+    """The same table for the terminal, without empty columns and those that only the files hold."""
+    rows = _text_rows(results)
+    only_in_files = ("set", "role", "right if answered", "tokens")
+    columns = [name for name in rows[0] if name not in only_in_files and any(row[name] for row in rows)]
+    head = [name.replace(" ", "\n") for name in ("set", *columns)]
+    cells = [[f"{row['set']}\n({row['role']})", *(row[name] for name in columns)] for row in rows]
+    return rich_table("Shares in %, below them their 95 % intervals", head, cells)
+
+
+def _text_rows(results: Results) -> list[dict[str, str]]:
+    rows = []
+    for name, result in results.items():
+        shares = {key: share.text for key, share in result.shares().items()}
+        rows.append(
+            {
+                "set": name,
+                "role": result.role,
+                "items": str(result.total),
+                "exact match": shares["exact_match"],
+                "flexible": shares["flexible_match"],
+                "answered": shares["answered"],
+                "right if answered": shares["accuracy_among_answered"],
+                "chance": f"{100 * result.chance:.1f}" if result.chance else "",
+                "in language": shares.get("in_language", ""),
+                "cut": shares["truncated"],
+                "tokens": f"{result.tokens[0]:.0f}",
+            }
+        )
+    for role, mean in role_means(results).items():
+        rows.append(dict.fromkeys(rows[0], "") | {"set": "mean", "role": role, "exact match": percent(mean)})
+    return rows
 
 
 @dataclass(frozen=True)
-class Row:
+class ItemScores:
+    """Which items of each evaluation set a model answered correctly.
+
+    Attributes:
+        digits: By set, a digit for each item in its order: 1 where the answer is correct, else 0.
+    """
+
+    digits: Mapping[str, str]
+
+    def share(self, name: str) -> Share:
+        """Exact matches in a set."""
+        return Share(self.digits[name].count("1"), len(self.digits[name]))
+
+    def mean(self, names: Iterable[str]) -> Interval:
+        """The mean exact match of several sets, each with the same weight, with its 95 % interval."""
+        return mean_of_shares([self.share(name) for name in names])
+
+    def against(self, baseline: ItemScores, name: str) -> McNemar:
+        """McNemar's test against another model on the items of a set."""
+        return paired_test(baseline.digits[name], self.digits[name])
+
+
+@dataclass(frozen=True)
+class ModelRow:
     """One model of a comparison.
 
     Attributes:
-        model: What it is.
+        model: Label of the model.
         share: Share of the target's parameters that a transfer changed; ``None`` where there was none.
-        correct: Exact matches, by evaluation set.
-        total: Items, by evaluation set.
-        right: A digit for each item in its order, 1 where it was right, by evaluation set.
+        scores: Which items the model answered correctly.
     """
 
     model: str
     share: float | None
-    correct: Mapping[str, int]
-    total: Mapping[str, int]
-    right: Mapping[str, str] = field(default_factory=dict)
+    scores: ItemScores
 
-    def accuracy(self, name: str) -> float:
-        """Share of exact matches in one set."""
-        return self.correct[name] / self.total[name]
+    def to_json(self) -> dict[str, Any]:
+        """As plain dicts, strings and numbers."""
+        counts = {name: self.scores.share(name) for name in self.scores.digits}
+        return {
+            "model": self.model,
+            "share": self.share,
+            "correct": {name: share.correct for name, share in counts.items()},
+            "total": {name: share.total for name, share in counts.items()},
+            "right": dict(self.scores.digits),
+        }
 
-    def mean(self, names: Sequence[str]) -> float:
-        """Mean accuracy over sets, each counted alike, as in the paper's tables."""
-        return fmean(self.accuracy(name) for name in names)
-
-
-def row_of(model: str, share: float | None, right: Mapping[str, Sequence[bool]]) -> Row:
-    """A row from the verdict of every item.
-
-    Args:
-        model: What it is.
-        share: Share of the target's parameters that a transfer changed.
-        right: Whether each item was right, by evaluation set.
-    """
-    digits = {name: "".join("01"[one] for one in its) for name, its in right.items()}
-    correct, total = ({name: count(its) for name, its in right.items()} for count in (sum, len))
-    return Row(model, share, correct, total, digits)
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelRow:
+        """The inverse of :meth:`to_json`."""
+        return cls(values["model"], values["share"], ItemScores(values["right"]))
 
 
-def against(first: Row, row: Row, name: str) -> McNemar | None:
-    """McNemar's test of a row against the first on one set, if both know the verdict of every item."""
-    if row is first or len(row.right.get(name, "")) != len(first.right.get(name, ".")):
-        return None
-    pairs = list(zip(first.right[name], row.right[name], strict=True))
-    return mcnemar(gained=pairs.count(("0", "1")), lost=pairs.count(("1", "0")))
-
-
-def models_table(rows: Sequence[Row], roles: Mapping[str, str]) -> Table:
-    """A table for the terminal: a row a model, a column a set with its 95 % interval, and means of several sets.
+def models_table(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> Table:
+    """A table for the terminal: a row per model, a column per set with its 95 % interval, and means over sets.
 
     Args:
-        rows: At least one.
+        rows: At least one; the others are compared with the first, item by item.
         roles: ``keep`` or ``recover`` by evaluation set.
     """
-    by_role = _by_role(roles)
-    title = f"exact match in %, its 95 % interval, and items +gained −lost against {rows[0].model}"
-    table = Table(title=title, box=SIMPLE)
-    table.add_column("", no_wrap=True)
-    table.add_column("moved", justify="right", no_wrap=True)
-    for role, names in by_role.items():
-        for name in names:
-            table.add_column(f"{name}\n({role})", justify="right", no_wrap=True)
-    averaged = [role for role, names in by_role.items() if len(names) > 1]
-    for role in averaged:
-        table.add_column(f"{role}\nmean", justify="right", style="bold", no_wrap=True)
+    by_role = {role: [name for name in roles if roles[name] == role] for role in ROLES}
+    names = [name for role in ROLES for name in by_role[role]]
+    averaged = [role for role in ROLES if len(by_role[role]) > 1]
+    cells = []
     for row in rows:
-        cells = [_with_interval(row, name, rows[0]) for names in by_role.values() for name in names]
-        means = [f"{100 * row.mean(by_role[role]):.1f}" for role in averaged]
-        table.add_row(row.model, "" if row.share is None else f"{row.share:.2%}", *cells, *means)
-    return table
+        cells.append([row.model, "" if row.share is None else f"{row.share:.2%}"])
+        for name in names:
+            value, low, high = row.scores.share(name).interval
+            test = _paired_with_first(rows, row, name)
+            changes = "" if test is None else f"  +{test.gained} −{test.lost}"
+            cells[-1].append(f"{100 * value:.1f}  {100 * low:.0f}–{100 * high:.0f}{changes}")
+        cells[-1] += [f"{100 * row.scores.mean(by_role[role])[0]:.1f}" for role in averaged]
+    title = f"exact match in %, its 95 % interval, and items +gained −lost against {rows[0].model}"
+    head = ["", "moved", *(f"{name}\n({roles[name]})" for name in names), *(f"{role}\nmean" for role in averaged)]
+    return rich_table(title, head, cells, bold=len(averaged), pad_edge=True)
 
 
-def models_csv(rows: Sequence[Row], roles: Mapping[str, str]) -> str:
-    """The same as CSV: a line for each model and set, with counts, accuracy and the ends of its 95 % interval."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["model", "parameter_share", "set", "role", "correct", "total", "accuracy", "low", "high"]
-    writer.writerow([*head, "gained", "lost", "p_value"])
+def models_csv(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> str:
+    """The same as CSV: a line per model and set, with counts, accuracy and the bounds of its 95 % interval."""
+    lines = []
     for row in rows:
         for name, role in roles.items():
-            correct, total = row.correct[name], row.total[name]
-            low, high = wilson(correct, total)
-            share = "" if row.share is None else row.share
-            test = against(rows[0], row, name) or ("", "", "")
-            writer.writerow([row.model, share, name, role, correct, total, correct / total, low, high, *test])
-    return text.getvalue()
+            share = row.scores.share(name)
+            line = {"model": row.model, "parameter_share": "" if row.share is None else row.share}
+            line |= {"set": name, "role": role, "correct": share.correct, "total": share.total}
+            line |= zip(("accuracy", "low", "high"), share.interval, strict=True)
+            test = _paired_with_first(rows, row, name) or ("", "", "")
+            lines.append(line | dict(zip(("gained", "lost", "p_value"), test, strict=True)))
+    return csv_table(lines)
 
 
-def _by_role(roles: Mapping[str, str]) -> dict[str, list[str]]:
-    by_role = {role: [name for name, its_role in roles.items() if its_role == role] for role in ROLES}
-    return {role: names for role, names in by_role.items() if names}
-
-
-def _with_interval(row: Row, name: str, first: Row) -> str:
-    low, high = wilson(row.correct[name], row.total[name])
-    share = f"{100 * row.accuracy(name):.1f}  {100 * low:.0f}–{100 * high:.0f}"
-    test = against(first, row, name)
-    return share if test is None else f"{share}  +{test.gained} −{test.lost}"
+def _paired_with_first(rows: Sequence[ModelRow], row: ModelRow, name: str) -> McNemar | None:
+    """McNemar's test against the first row; ``None`` for the first row, and if a resumed fit has other items."""
+    same_items = len(row.scores.digits.get(name, "")) == len(rows[0].scores.digits.get(name, ""))
+    return row.scores.against(rows[0].scores, name) if row is not rows[0] and same_items else None

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from act_lightning.evaluation.intervals import Interval, McNemar, mean_of_shares
-from act_lightning.evaluation.run_comparison import difference
+from act_lightning.evaluation.intervals import Interval, McNemar, mean_of_shares, paired_test
 from act_lightning.sweep.points import Point, has_density, has_ratio
 from act_lightning.sweep.settings import ACT, CONTROLS, SweepSettings
 from act_lightning.transfer.settings import TransferSettings
@@ -59,8 +58,7 @@ class Outcome:
 
     def against(self, target: Outcome, name: str) -> McNemar:
         """McNemar's test against the target on the items of a set."""
-        before, after = ([digit == "1" for digit in one.right[name]] for one in (target, self))
-        return difference(before, after).test
+        return paired_test(target.right[name], self.right[name])
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts, strings and numbers."""

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from act_lightning.data.batches import token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
-from act_lightning.evaluation.evaluator import GenerationScoring, TeacherForcedScoring
+from act_lightning.evaluation.evaluator import score_model
 from act_lightning.transfer.preparation import PreparedTransfer
 
 _PATIENCE = timedelta(days=30)  # a process without a point waits as long as the others need for theirs
@@ -134,33 +133,11 @@ def _rows(numbers: Tensor, values: Tensor) -> Tensor | slice:
 
 
 class Questions:
-    """All items of all sets, in the batches that ``test`` would make on one process.
-
-    An answer that is one exact string is decided by a teacher-forced pass; any other is generated greedily and judged.
-
-    Args:
-        data: The data module, set up for testing.
-
-    Attributes:
-        items: How many items there are.
-    """
+    """All evaluation sets."""
 
     def __init__(self, data: AbilityDataModule) -> None:
-        self._sets = {
-            name: TeacherForcedScoring(data, name) if one.kind == "exact" else GenerationScoring(data, name)
-            for name, one in data.evaluations.items()
-        }
-        budget = data.evaluation_tokens
-        self._batches = {name: token_budget_batches(one.lengths, budget) for name, one in self._sets.items()}
-        self.items = sum(len(one.lengths) for one in self._sets.values())
+        self._data = data
 
     def ask(self, model: PreTrainedModel) -> dict[str, str]:
-        """A digit for each item in its order, 1 where the model answers rightly, by set."""
-        return {name: self._ask(model, name) for name in self._sets}
-
-    def _ask(self, model: PreTrainedModel, name: str) -> str:
-        digits = ["0"] * len(self._sets[name].lengths)
-        for rows in self._batches[name]:
-            for row, right in zip(rows, self._sets[name].right(model, rows), strict=True):
-                digits[row] = "01"[right]
-        return "".join(digits)
+        """A digit for each item in its order."""
+        return dict(score_model(self._data, model, self._data.evaluation_tokens).digits)

@@ -24,7 +24,8 @@ from act_lightning.analysis.figures.sweeps import (
 )
 from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
 from act_lightning.analysis.report.page import write_report
-from act_lightning.evaluation.results import markdown_table, shown
+from act_lightning.evaluation.intervals import percent
+from act_lightning.evaluation.tables import markdown_table
 from act_lightning.sweep.results import ROLES, Compared, Outcome, pareto_front
 
 _TESTED = ("gained", "lost", "p_value")
@@ -80,14 +81,14 @@ _HEAD = ("", "compared at", "λ", "p", "moved", "keep", "recover", "keep: gained
 
 def compared_cells(rows: Sequence[Compared], target: Outcome) -> list[tuple[str, ...]]:
     """The comparison of methods as text, the target first."""
-    first = ("target", "", "", "", "", *(shown(*target.mean(role)) for role in ROLES), "", "")
+    first = ("target", "", "", "", "", *(percent(target.mean(role)) for role in ROLES), "", "")
     return [first, *(_cells(row, target) for row in rows)]
 
 
 def _cells(row: Compared, target: Outcome) -> tuple[str, ...]:
     one, at = row.outcome, row.outcome.point
     name = f"{at.method}, then fine-tuning" if at.tuned else at.method
-    means, changes = (shown(*one.mean(role)) for role in ROLES), (_changes(one, target, role) for role in ROLES)
+    means, changes = (percent(one.mean(role)) for role in ROLES), (_changes(one, target, role) for role in ROLES)
     return (name, row.basis, f"{at.scale:.3g}", f"{at.ratio:.3g}", f"{one.share:.2%}", *means, *changes)
 
 

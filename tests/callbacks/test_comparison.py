@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from act_lightning.callbacks.comparison import merged_model, random_channels, ta
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
-from act_lightning.evaluation.tables import Row
+from act_lightning.evaluation.tables import ModelRow
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference.act import Moving
@@ -87,12 +86,20 @@ class Setting:
             abilities={"lost": AbilityData(self.paths["lost"])}, evaluations={**sets}, target=self.folders["target"]
         )
 
-    def fit(self, compare: TransferComparison, *more: Any, **settings: Any) -> dict[str, Row]:
+    def fit(self, compare: TransferComparison, *more: Any, **settings: Any) -> dict[str, ModelRow]:
         profiler = ActivationDifferenceProfiler(self.sources, target=self.folders["target"])
         checkpoint = settings.pop("ckpt_path", None)
         trainer = quiet_trainer(self.root / "run", profiler, self.injection, compare, *more, **settings)
         trainer.fit(Validated(self.net), datamodule=self.data(), ckpt_path=checkpoint)
         return {row.model: row for row in compare.rows}
+
+
+def correct(row: ModelRow) -> dict[str, int]:
+    return {name: row.scores.share(name).correct for name in row.scores.digits}
+
+
+def totals(row: ModelRow) -> dict[str, int]:
+    return {name: row.scores.share(name).total for name in row.scores.digits}
 
 
 def counted(model: Any) -> dict[str, int]:
@@ -120,7 +127,7 @@ def test_every_model_is_counted_as_greedy_decoding_counts(setting: Setting) -> N
     compare = TransferComparison()
     rows = setting.fit(compare)
     assert list(rows) == ROWS
-    assert {row.model: dict(row.total) for row in compare.rows} == {name: {"kept": 4, "lost": 5} for name in ROWS}
+    assert {row.model: totals(row) for row in compare.rows} == {name: {"kept": 4, "lost": 5} for name in ROWS}
     assert counted(setting.target) == {"kept": 2, "lost": 1}, "the target says ok"
     assert counted(setting.source) == {"kept": 1, "lost": 3}, "the source says yes"
     done = setting.injection.prepared
@@ -135,8 +142,8 @@ def test_every_model_is_counted_as_greedy_decoding_counts(setting: Setting) -> N
         for name, make in (("task arithmetic", task_arithmetic), ("random channels", random_channels))
     }
     models = {"target": setting.target, "source s": setting.source, **controls, "transfer": setting.net}
-    assert {name: dict(rows[name].correct) for name in models} == {name: counted(it) for name, it in models.items()}
-    assert rows["transfer + fine-tuning"].correct == rows["transfer"].correct, "no weight has moved since"
+    assert {name: correct(rows[name]) for name in models} == {name: counted(it) for name, it in models.items()}
+    assert correct(rows["transfer + fine-tuning"]) == correct(rows["transfer"]), "no weight has moved since"
 
 
 def test_task_arithmetic_is_what_an_independent_merge_gives(setting: Setting) -> None:
@@ -146,7 +153,7 @@ def test_task_arithmetic_is_what_an_independent_merge_gives(setting: Setting) ->
     with torch.no_grad():
         for name, values in merged.named_parameters():
             values.add_(0.6 * (theirs[name] - values))
-    assert rows["task arithmetic"].correct == counted(merged)
+    assert correct(rows["task arithmetic"]) == counted(merged)
     assert rows["task arithmetic"].share == 1
 
 
@@ -201,7 +208,7 @@ def test_files_and_table(setting: Setting, capsys: pytest.CaptureFixture[str]) -
     compare = TransferComparison()
     setting.fit(compare)
     folder = setting.root / "run" / "evaluations"
-    assert json.loads((folder / "comparison.json").read_text()) == [asdict(row) for row in compare.rows]
+    assert json.loads((folder / "comparison.json").read_text()) == [row.to_json() for row in compare.rows]
     lines = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
     assert [(line["model"], line["set"]) for line in lines] == [(row, name) for row in ROWS for name in ANSWERS]
     assert {(line["set"], line["role"]) for line in lines} == {("kept", "keep"), ("lost", "recover")}
@@ -209,7 +216,7 @@ def test_files_and_table(setting: Setting, capsys: pytest.CaptureFixture[str]) -
     assert all(name in shown for name in ROWS)
 
 
-def named(rows: Sequence[Row]) -> list[str]:
+def named(rows: Sequence[ModelRow]) -> list[str]:
     return [row.model for row in rows]
 
 
@@ -251,7 +258,7 @@ def test_other_kinds_of_answers_are_generated_and_judged(setting: Setting) -> No
     judged = setting.fit(TransferComparison())
     assert judged["target"] == exact["target"]
     assert judged["source s"] == exact["source s"]
-    assert judged["source s"].right == {"kept": "0010", "lost": "11100"}
+    assert judged["source s"].scores.digits == {"kept": "0010", "lost": "11100"}
 
 
 def test_a_comparison_needs_evaluation_sets(setting: Setting) -> None:

@@ -86,13 +86,13 @@ def test_ends_come_from_config_tokenizer_and_template(tokenizer: PreTrainedToken
     model = tiny_model()
     model.generation_config.eos_token_id = [7, 9]
     tokenizer.eos_token = "<|im_start|>"
-    assert end_of_turn_ids(model, tokenizer) == [START_ID, END_ID, 7, 9]
+    assert end_of_turn_ids(model.generation_config, tokenizer) == [START_ID, END_ID, 7, 9]
     tokenizer.chat_template = None
     model.generation_config.eos_token_id = 5
-    assert end_of_turn_ids(model, tokenizer) == [START_ID, 5]
+    assert end_of_turn_ids(model.generation_config, tokenizer) == [START_ID, 5]
     model.generation_config.eos_token_id = None
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
-    assert end_of_turn_ids(model, tokenizer) == [START_ID]
+    assert end_of_turn_ids(model.generation_config, tokenizer) == [START_ID]
 
 
 def test_no_end_and_no_padding_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -100,7 +100,7 @@ def test_no_end_and_no_padding_token(tokenizer: PreTrainedTokenizerFast) -> None
     batch = left_padded(tokenizer, PROMPTS)
     model.generation_config = GenerationConfig()
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.chat_template = None
-    assert end_of_turn_ids(model, tokenizer) == []
+    assert end_of_turn_ids(model.generation_config, tokenizer) == []
     expected = [slow_answer(model, tokenizer, prompt, 6, set()) for prompt in PROMPTS]
     assert generate_answers(model, tokenizer, batch, 6) == expected
 

@@ -20,8 +20,8 @@ from act_lightning.data.benchmax import LANGUAGES, math_pattern, science_questio
 from act_lightning.data.micro_batches import MicroBatch
 from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts
 from act_lightning.data.wording import strict_pattern
-from act_lightning.evaluation.evaluator import grade
 from act_lightning.evaluation.generation import generate_answers
+from act_lightning.evaluation.grading import grade
 from tests.evaluation.test_grading import outputs
 from tests.tiny import tiny_model, tiny_tokenizer, write_jsonl
 

@@ -7,17 +7,17 @@ import pytest
 from rich.console import Console
 
 from act_lightning.evaluation.intervals import wilson
-from act_lightning.evaluation.tables import Row, models_csv, models_table, row_of
+from act_lightning.evaluation.tables import ItemScores, ModelRow, models_csv, models_table
 
 ROLES = {"sums": "keep", "words": "recover", "verbs": "recover"}
 ROWS = [
-    Row("target", None, {"sums": 9, "words": 1, "verbs": 0}, {"sums": 10, "words": 4, "verbs": 5}),
-    Row("transfer", 0.0123, {"sums": 8, "words": 3, "verbs": 5}, {"sums": 10, "words": 4, "verbs": 5}),
+    ModelRow("target", None, ItemScores({"sums": "1" * 9 + "0", "words": "1000", "verbs": "00000"})),
+    ModelRow("transfer", 0.0123, ItemScores({"sums": "1" * 8 + "00", "words": "1110", "verbs": "11111"})),
 ]
 
 
 def test_mean_counts_every_set_alike() -> None:
-    assert ROWS[0].mean(["words", "verbs"]) == pytest.approx((0.25 + 0) / 2)
+    assert ROWS[0].scores.mean(["words", "verbs"])[0] == pytest.approx((0.25 + 0) / 2)
 
 
 def test_table_shows_every_model_with_means_by_role() -> None:
@@ -48,9 +48,11 @@ def test_sets_of_one_role_only() -> None:
 
 
 def test_models_are_compared_with_the_first_on_the_same_items() -> None:
-    first = row_of("target", None, {"sums": [True, True, False, False], "words": [False] * 3})
-    other = row_of("transfer", 0.5, {"sums": [True, False, True, True], "words": [True] * 3})
-    assert (other.correct, other.total) == ({"sums": 3, "words": 3}, {"sums": 4, "words": 3})
+    first = ModelRow("target", None, ItemScores({"sums": "1100", "words": "000"}))
+    other = ModelRow("transfer", 0.5, ItemScores({"sums": "1011", "words": "111"}))
+    assert ModelRow.from_json(other.to_json()) == other
+    assert other.to_json()["correct"] == {"sums": 3, "words": 3}
+    assert other.to_json()["total"] == {"sums": 4, "words": 3}
     lines = list(csv.DictReader(io.StringIO(models_csv([first, other], {"sums": "keep", "words": "recover"}))))
     assert [(line["gained"], line["lost"]) for line in lines] == [("", ""), ("", ""), ("2", "1"), ("3", "0")]
     assert float(lines[3]["p_value"]) == 0.25

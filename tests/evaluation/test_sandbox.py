@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from act_lightning.evaluation.code import completed, passes_tests, without_network
 from act_lightning.evaluation.grading import grade_code
+from act_lightning.evaluation.sandbox import assemble_program, network_isolation, passes_tests
 
 PROMPT = 'from typing import List\n\n\ndef double(numbers: List[int]) -> List[int]:\n    """Twice each."""\n'
 TEST = "def check(candidate):\n    assert candidate([1, 2]) == [2, 4]\n    assert candidate([]) == []\n"
@@ -45,8 +45,8 @@ def test_without_the_function_there_is_no_answer() -> None:
 
 
 def test_lines_that_are_no_python_are_dropped_from_the_end_only() -> None:
-    assert completed("", "a = 1\nb = (\n", "a") == "a = 1"
-    assert completed("", "a = (\nb = 1\n", "a") == ""
+    assert assemble_program("", "a = 1\nb = (\n", "a") == "a = 1"
+    assert assemble_program("", "a = (\nb = 1\n", "a") == ""
 
 
 def harmful(body: str) -> str:
@@ -85,8 +85,8 @@ def test_nothing_is_seen_or_left_of_the_caller(tmp_path: Path, monkeypatch: pyte
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(not without_network(), reason="this machine permits no user namespaces")
-def testwithout_network() -> None:
+@pytest.mark.skipif(not network_isolation(), reason="this machine permits no user namespaces")
+def test_there_is_no_network() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert not passes_tests(

@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from act_lightning.errors import ActError
-from act_lightning.evaluation.generation import generate_answers, greedy_matches
+from act_lightning.evaluation.evaluator import greedy_matches
+from act_lightning.evaluation.generation import generate_answers
 from tests.tiny import END_ID, PAD_ID, tiny_model
 
 PROMPTS = ["What is one?", "The sum of one and two is", "नौ, 九!", "question " * 9, "I"]
