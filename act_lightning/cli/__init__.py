@@ -1,4 +1,4 @@
-"""The command line: which verb is meant, and which module answers it. That module is imported when it is needed."""
+"""The command line: its verbs, and the function that answers each. That function's module is imported when needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
 
 PROGRAM = "python -m act_lightning"
-CONFIGURED = "lightning_cli:main"
+LIGHTNING_CLI = "lightning_cli:main"
 
 
 class Verb(NamedTuple):
@@ -22,37 +22,30 @@ class Verb(NamedTuple):
 
     Attributes:
         about: What it does, in a sentence.
-        entry: ``module:function`` of this package that answers it, given the arguments after the verb and returning
-            the exit status; ``lightning_cli:main`` answers all verbs that take the config of a run, and is given the
-            verb too.
+        entry: ``module:function`` in this package, which takes the arguments after the verb and returns the exit
+            status. ``lightning_cli:main`` takes the verb too, and answers all verbs that need the config of a run.
     """
 
     about: str
-    entry: str = CONFIGURED
+    entry: str = LIGHTNING_CLI
 
 
 VERBS = {
     "fit": Verb("Profile, transfer, fine-tune and export; without profile.sources, fine-tune and export."),
     "validate": Verb("Measure loss, perplexity and token accuracy on data.validation."),
-    "test": Verb("Generate answers for data.evaluations, judge them, and write down what was found."),
-    "predict": Verb("Generate answers for data.evaluations and write them down."),
+    "test": Verb("Generate answers for data.evaluations, grade them, and write the results."),
+    "predict": Verb("Generate answers for data.evaluations and write them."),
     "profile": Verb("Measure the scores of every ability and stop."),
-    "merge": Verb(
-        "Profile where scores are missing, transfer, and export the merged model; no fine-tuning.", entry="merge:main"
-    ),
-    "causes": Verb("Ask on held-out samples whether the selected channels carry the ability: patch and ablate them."),
-    "compare": Verb("Put evaluations of several runs side by side, paired by row.", entry="reports:run_compare"),
-    "sweep": Verb("Walk a grid of λ and p, or compare methods: one model in memory, every point evaluated."),
-    "patch": Verb("Make, apply, revert or show an ability patch: what was changed, as a file.", entry="patch:main"),
-    "card": Verb(
-        "Write the card of a run's exported models again, with its results and all hashes.", entry="cards:run_card"
-    ),
-    "replay": Verb("Make a run again from its card, and say whether the bits are the same.", entry="cards:run_replay"),
-    "data": Verb("Look at data before a run, or translate it: data inspect, data translate.", entry="data:main"),
+    "merge": Verb("Profile where scores are missing, transfer, and export; no fine-tuning.", "merge:main"),
+    "causes": Verb("Test on held-out samples whether the selected channels carry the ability: patch and ablate them."),
+    "compare": Verb("Put evaluations of several runs side by side, paired by row.", "reports:run_compare"),
+    "sweep": Verb("Evaluate a grid of λ and p, or compare methods, with one model in memory."),
+    "patch": Verb("Make, apply, revert or show an ability patch: a file that holds what changed.", "patch:main"),
+    "card": Verb("Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card"),
+    "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "cards:run_replay"),
+    "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
-    "report": Verb(
-        "Draw the paper's findings from saved scores: one page, its figures and tables.", entry="reports:run_report"
-    ),
+    "report": Verb("Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report"),
 }
 
 
@@ -63,22 +56,16 @@ def main(args: ArgsType = None) -> int:
         args: Arguments, or a config as a dict; by default the arguments of the process.
 
     Returns:
-        The exit status: 0 for success. Mistakes in the command line's form leave by SystemExit, as argparse's do.
+        The exit status: 0 for success. A wrong command line raises SystemExit, as in argparse.
     """
     arguments: Any = sys.argv[1:] if args is None else args
-    if not isinstance(arguments, list):
-        return _run(CONFIGURED, arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "--version"):
-        _front().parse_args(arguments)
-    verb = VERBS.get(arguments[0])
-    if verb is None and not arguments[0].startswith("-"):
-        _front().parse_args(arguments[:1])
-    if verb is None or verb.entry == CONFIGURED:
-        return _run(CONFIGURED, arguments)
-    return _run(verb.entry, arguments[1:])
-
-
-def _run(entry: str, arguments: Any) -> int:  # noqa: ANN401 - a list, or whatever LightningCLI takes
+    entry = LIGHTNING_CLI
+    if isinstance(arguments, list):
+        name = arguments[0] if arguments else "--help"
+        if name in ("-h", "--help", "--version") or not (name in VERBS or name.startswith("-")):
+            _front_parser().parse_args(arguments[:1])
+        if name in VERBS and VERBS[name].entry != LIGHTNING_CLI:
+            entry, arguments = VERBS[name].entry, arguments[1:]
     try:
         module, function = entry.split(":")
         return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
@@ -87,8 +74,8 @@ def _run(entry: str, arguments: Any) -> int:  # noqa: ANN401 - a list, or whatev
         return 1
 
 
-def _front() -> argparse.ArgumentParser:
-    """What ``--help`` shows, without the options of any verb, which take seconds to gather."""
+def _front_parser() -> argparse.ArgumentParser:
+    """Make the parser of ``--help`` and unknown verbs, without the options of any verb, which takes seconds."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description=act_lightning.__doc__, epilog=f"Options of a verb: {PROGRAM} VERB --help"
     )

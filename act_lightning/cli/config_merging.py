@@ -1,78 +1,122 @@
-"""Several ``--config`` files as overlays: later files win, and dicts of data sets are merged by key."""
+"""Several ``--config`` files as overlays: later files win, and dicts of data sets are merged by key.
+
+Nothing here imports Lightning, so that verbs which need no Trainer start fast.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # computed __all__
-from lightning.pytorch.cli import LightningArgumentParser
 
-from act_lightning.cli.yaml_checks import repeated_keys
-from act_lightning.errors import raise_if_any
+from act_lightning.errors import ConfigIssue, raise_if_any
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
+_YAML_MERGE = "tag:yaml.org,2002:merge"
+_YAML_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class ConfigParser(LightningArgumentParser):
-    """A parser whose messages name the config file that they are about.
+class ConfigParser(ArgumentParser):
+    """A parser that takes several ``--config`` files and names the file in its error messages.
 
     Attributes:
-        reading: The file that is being read.
+        config_path: The config file that is being parsed; empty while options are.
     """
 
-    reading = ""
+    config_path = ""
+
+    def add_config_option(self) -> None:
+        """Add ``--config``; not in ``__init__``, for jsonargparse makes parsers of this class for nested classes."""
+        self.add_argument("-c", "--config", action=MergeConfigFiles, help="Path to a YAML file; may be repeated.")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print ``message`` and exit."""
-        super().error(f"{self.reading}: {message}" if self.reading else message, ex)
+        """Print ``message`` and exit, or raise it where the parser was made with ``exit_on_error=False``."""
+        super().error(f"{self.config_path}: {message}" if self.config_path else message, ex)
 
 
 class MergeConfigFiles(ActionConfigFile):
-    """``--config``, given several times: later files win, and dicts of data sets are merged by key."""
+    """The action of ``--config``: apply one more file on top of those before it."""
 
     def __call__(  # type: ignore[override]
         self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None
     ) -> None:
-        """Apply one more config file.
+        """Parse the file and merge its data sets with the earlier ones.
 
         Raises:
-            ActError: If it gives a key twice in one place.
+            ActError: If a mapping of the file has the same key twice.
         """
-        raise_if_any(repeated_keys(_content(str(values)), str(values)))
-        earlier = {key: _plain(cfg.get(key)) for key in _MERGED_BY_KEY}
-        _set_reading(parser, str(values))
+        path = str(values)
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            text = ""  # the parser reports what is wrong with the file
+        raise_if_any(duplicate_key_issues(text, path))
+        earlier = {key: _to_dict(cfg.get(key)) for key in _MERGED_BY_KEY}
+        if isinstance(parser, ConfigParser):
+            parser.config_path = path
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
-        _set_reading(parser, "")
+        if isinstance(parser, ConfigParser):
+            parser.config_path = ""
         for key, before in earlier.items():
-            later = _plain(cfg.get(key))
+            later = _to_dict(cfg.get(key))
             if before and later is not None:
                 cfg[key] = _merge(before, later)
 
 
-def _set_reading(parser: ArgumentParser, file: str) -> None:
-    if isinstance(parser, ConfigParser):
-        parser.reading = file
-
-
-def _content(file: str) -> str:
-    """The text of a file; nothing where there is none, of which the parser has more to say."""
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a config
-    """Namespaces and what they hold as dicts."""
+def _to_dict(value: Any) -> Any:  # noqa: ANN401 - any value of a config
+    """Turn namespaces into dicts, at every depth."""
     if isinstance(value, Namespace):
         value = vars(value)
-    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return {key: _to_dict(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _merge(before: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    both = {**before, **later}
-    nested = {
-        key for key in before.keys() & later.keys() if isinstance(before[key], dict) and isinstance(later[key], dict)
-    }
-    return {key: _merge(before[key], later[key]) if key in nested else both[key] for key in both}
+    """Merge two dicts at every depth; where only one value is a dict, the later value wins."""
+    merged = {**before, **later}
+    for key in before.keys() & later.keys():
+        if isinstance(before[key], dict) and isinstance(later[key], dict):
+            merged[key] = _merge(before[key], later[key])
+    return merged
+
+
+def duplicate_key_issues(text: str, path: str) -> list[ConfigIssue]:
+    r"""Find keys that a mapping has twice, of which YAML would silently take the later one.
+
+    Args:
+        text: A config in YAML. Text that is not YAML has no issues here; the parser refuses it.
+        path: Its path, for messages.
+
+    >>> text = "data:\n  abilities:\n    math: {path: a.jsonl}\n    math: {path: b.jsonl}\n"
+    >>> print(*duplicate_key_issues(text, "x.yaml"))
+    x.yaml:4 = 'math': must not stand twice in one place, and line 3 has it. Rename or drop one of the two.
+    """
+    try:
+        document = yaml.compose(text, Loader=_YAML_LOADER)
+    except yaml.YAMLError:
+        return []
+    issues = []
+    for mapping in _mappings(document, set()):
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)):
+            line, identity = key.start_mark.line + 1, (key.tag, key.value)
+            if identity in lines and key.tag != _YAML_MERGE:
+                problem = f"must not stand twice in one place, and line {lines[identity]} has it"
+                issues.append(ConfigIssue(f"{path}:{line}", key.value, problem, "Rename or drop one of the two."))
+            lines.setdefault(identity, line)
+    return issues
+
+
+def _mappings(node: yaml.Node | None, visited: set[int]) -> Iterator[yaml.MappingNode]:
+    """Walk all mappings below ``node``; an alias is visited once."""
+    if node is None or id(node) in visited:
+        return
+    visited.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        yield node
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for child in item if isinstance(item, tuple) else (item,):
+                yield from _mappings(child, visited)

@@ -1,11 +1,13 @@
-"""When a run's config is saved beside its logs."""
+"""LightningCLI for the verbs that take the config of a run: ``fit``, ``profile``, ``merge``, ``plan`` and so on."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -20,9 +22,9 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.preemption import leaving_at_sigterm
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.cli.config_merging import ConfigParser, MergeConfigFiles
-from act_lightning.cli.trainer_defaults import default_callbacks, logger_issues, trainer_defaults
-from act_lightning.cli.verbs import remove_empty_run, run_causes, run_merge, run_profile, run_sweep, write_predictions
+from act_lightning.cli.config_merging import ConfigParser
+from act_lightning.cli.trainer_defaults import default_callbacks, logger_issues, remove_empty_run, trainer_defaults
+from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
@@ -32,6 +34,22 @@ from act_lightning.planning.checks import deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
 from act_lightning.planning.run import Run
 from act_lightning.sweep.settings import SweepSettings
+
+# 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+_IGNORED_WARNINGS = (
+    "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
+)
+_INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
+_TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
+_OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
+_WITHOUT_TRAINER = ("plan", "inspect")
+_WRITING_VERBS = ("fit", "profile", "merge", "sweep", "causes")
+
+
+class LightningConfigParser(ConfigParser, LightningArgumentParser):
+    """LightningCLI's parser, with the ``--config`` files and messages of :class:`ConfigParser`."""
 
 
 class SaveConfigLate(SaveConfigCallback):
@@ -47,22 +65,8 @@ class SaveConfigLate(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-# 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 calls old; goes with a newer lightning.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-_NOT_FOR_USERS = (
-    "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
-)
-INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
-_OURS = ("profile", "merge", "sweep", "causes", "plan")
-_OWN_VERBS = {verb: VERBS[verb].about for verb in _OURS} | {"inspect": INSPECT}
-_WITHOUT_TRAINER = ("plan", "inspect")
-_SWEEPING = ("sweep", "plan")
-_WRITING = ("fit", "profile", "merge", "sweep", "causes")
-
-
 class ActCLI(LightningCLI):
-    """LightningCLI with the sections ``model``, ``data``, ``profile`` and ``transfer``, and verbs of our own.
+    """LightningCLI with the sections ``model``, ``data``, ``profile`` and ``transfer``, and further verbs.
 
     Args:
         arguments: Arguments; by default those of the process.
@@ -75,11 +79,11 @@ class ActCLI(LightningCLI):
 
     def __init__(self, arguments: ArgsType = None) -> None:
         given = sys.argv[1:] if arguments is None else arguments
-        self._spoken = set(given if isinstance(given, list) else self.subcommands())
+        self._requested_verbs = set(given if isinstance(given, list) else self.subcommands())
         super().__init__(
             AbilityTransferModule,
             AbilityDataModule,
-            parser_class=ConfigParser,
+            parser_class=LightningConfigParser,
             save_config_callback=SaveConfigLate,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=SEED,
@@ -89,13 +93,13 @@ class ActCLI(LightningCLI):
         )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser whose ``--config`` files add up."""
-        parser: LightningArgumentParser = self.parser_class(prog=PROGRAM, **kwargs)
-        parser.add_argument("-c", "--config", action=MergeConfigFiles, help="Path to a YAML file; may be repeated.")
+        """Make a parser whose ``--config`` files are merged."""
+        parser = LightningConfigParser(prog=PROGRAM, **kwargs)
+        parser.add_config_option()
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add our sections; data module and profiler take the target from ``model``."""
+        """Add the sections ``profile`` and ``transfer``; data module and profiler take the target from ``model``."""
         parser.add_lightning_class_args(ActivationDifferenceProfiler, "profile")
         parser.add_lightning_class_args(MaskedTaskVectorInjection, "transfer")
         for section in ("data", "profile"):
@@ -105,7 +109,7 @@ class ActCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's verbs and ours."""
+        """Lightning's verbs, and those that no method of the Trainer answers."""
         return LightningCLI.subcommands() | {verb: set() for verb in _OWN_VERBS}
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
@@ -114,88 +118,89 @@ class ActCLI(LightningCLI):
         Only verbs that are among the arguments get their options, which takes a tenth of a second for each.
         """
         self._subcommand_parsers = {}
-        verbs = parser.add_subcommands()
+        subcommands = parser.add_subcommands()
         for verb in self.subcommands():
-            spoken = verb in self._spoken
-            own = self._prepare_subcommand_parser(L.Trainer, verb) if spoken else self.init_parser()
-            self._subcommand_parsers[verb] = own
-            verbs.add_subcommand(verb, own, help=_about(verb))
+            about = _INSPECT if verb == "inspect" else VERBS[verb].about
+            requested = verb in self._requested_verbs
+            subparser = self._verb_parser(verb, about) if requested else self.init_parser()
+            self._subcommand_parsers[verb] = subparser
+            subcommands.add_subcommand(verb, subparser, help=about)
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        kwargs["description"] = _about(subcommand)
-        if subcommand not in _OWN_VERBS:
-            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-            parser.set_defaults(weights_only=True)  # a checkpoint holds no objects that run code when they are read
-            if subcommand == "test":
+    def _verb_parser(self, verb: str, about: str) -> LightningArgumentParser:
+        if verb not in _OWN_VERBS:
+            parser = self._prepare_subcommand_parser(L.Trainer, verb, description=about)
+            parser.set_defaults(weights_only=True)  # a checkpoint must not run code when it is read
+            if verb == "test":
                 parser.set_defaults(verbose=False)  # which would print all metrics once more for every set
             return parser
-        parser = self.init_parser(**kwargs)
+        parser = self.init_parser(description=about)
         self._add_arguments(parser)
-        for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # which a config that fit has saved holds
+        for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # in every config that fit has saved
             parser.add_argument(f"--{name}", type=kind | None, help="Taken from a config of `fit`; leave it out here.")
-        if subcommand == "inspect":
+        if verb == "inspect":
             parser.usage = f"{PROGRAM} data inspect --config FILE [--config FILE …] [--section.key VALUE …] [--json]"
-        if subcommand in _WITHOUT_TRAINER:
+        if verb in _WITHOUT_TRAINER:
             parser.add_argument("--json", action="store_true", help="Print one JSON object and nothing else.")
-        if subcommand in _SWEEPING:
+        if verb in ("sweep", "plan"):
             parser.add_class_arguments(SweepSettings, "sweep")
-        if subcommand == "causes":
+        if verb == "causes":
             parser.add_class_arguments(CausesSettings, "causes")
-        if subcommand == "plan":
-            verbs = Literal["fit", "merge", "profile", "sweep"]
-            parser.add_argument("--for", type=verbs, default="fit", help="The verb that is planned.")
-            parser.add_argument("--calibrate", action="store_true", help="Measure this machine, and tell the time.")
+        if verb == "plan":
+            planned = Literal["fit", "merge", "profile", "sweep"]
+            parser.add_argument("--for", type=planned, default="fit", help="The verb that is planned.")
+            parser.add_argument("--calibrate", action="store_true", help="Measure this machine, and forecast the time.")
         return parser
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint unread: the settings are those of the config."""
+        """Do not read hyperparameters from the checkpoint: the settings are those of the config."""
 
     def _set_seed(self) -> None:
-        """Seed later, when the seed has been checked with everything else."""
+        """Do nothing yet: the seed is set in ``instantiate_classes``, when all settings have been checked."""
 
     def instantiate_classes(self) -> None:
-        """Make what the verb needs, after looking for all issues of meaning at once; some verbs need no Trainer."""
-        verb = str(self.subcommand)
-        config = self.config
+        """Instantiate the sections, check all settings together, and make a Trainer if the verb needs one."""
+        verb, config = str(self.subcommand), self.config
+        needs_trainer = verb not in _WITHOUT_TRAINER
         if verb == "fit" and self._get(config, "profile").sources:
             raise_if_any(deepspeed_issues(self._get(config, "trainer").as_dict()))
-        if verb not in _WITHOUT_TRAINER:
+        if needs_trainer:
             raise_if_any(logger_issues(self._get(config, "trainer").as_dict()))
         else:
             config = config.clone()
             config[verb].trainer = Namespace()
         self.config_init = self.parser.instantiate_classes(config)
         self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
-        if verb not in _WITHOUT_TRAINER:
+        if needs_trainer:
             raise_if_any(run_issues(self.run, verb))
             super()._set_seed()
             self.trainer = self.instantiate_trainer()
 
     @property
     def run(self) -> Run:
-        """The sections of this run, with the trainer's settings as they were given."""
+        """The sections of this run, with the Trainer's settings as they were given."""
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
-        asked = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, **asked)
+        optional = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, **optional)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
+        """Make a Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
 
         Raises:
             ActError: If Lightning refuses the settings of section ``trainer``.
         """
-        settings, made = self._get(self.config, "trainer"), self._get(self.config_init, "trainer")
-        verb = str(self.subcommand)
+        section, verb = self._get(self.config_init, "trainer"), str(self.subcommand)
         export = HuggingFaceExport(dtype=self.model.export_dtype, recipe=self.recipe())
-        self.trainer_defaults = {"callbacks": default_callbacks(made, verb, export)}
+        self.trainer_defaults = {"callbacks": default_callbacks(section, verb, export)}
         try:
-            return super().instantiate_trainer(**trainer_defaults(made, self.run.root, verb), **kwargs)
+            return super().instantiate_trainer(**trainer_defaults(section, self.run.root, verb), **kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
-            given = {key: settings.get(key) for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")}
+            settings = self._get(self.config, "trainer")
+            names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
             problem = f"must describe a Trainer that Lightning can build here ({error})"
-            raise ActError(ConfigIssue("trainer", given, problem, "Correct the setting that is named.")) from error
+            value = {name: settings.get(name) for name in names}
+            raise ActError(ConfigIssue("trainer", value, problem, "Correct the setting that is named.")) from error
 
     def recipe(self) -> str:
         """The run's config as YAML."""
@@ -203,51 +208,71 @@ class ActCLI(LightningCLI):
         return str(self._parser(verb).dump(self.config[verb], skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with remove_empty_run(self.run.root), self._ending_cleanly(subcommand):
-            self._run_verb(subcommand)
-
-    def _ending_cleanly(self, verb: str) -> AbstractContextManager[None]:
-        return leaving_at_sigterm(self.trainer) if verb in _WRITING else nullcontext()
-
-    def _run_verb(self, subcommand: str) -> None:
-        if subcommand == "profile":
-            run_profile(self.trainer, self.run)
-        elif subcommand == "merge":
-            run_merge(self.trainer, self.run, self.recipe())
-        elif subcommand == "sweep":
-            run_sweep(self.trainer, self.run, self.recipe())
-        elif subcommand == "causes":
-            run_causes(self.trainer, self.run)
-        elif subcommand == "plan":
-            given = self.config.plan
-            self.exit_status = print_plan(make_plan(self.run, given["for"], given.calibrate), as_json=given.json)
-        elif subcommand == "inspect":
-            print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
-        elif subcommand == "predict":
-            predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
-            write_predictions(self.trainer, self.run, predictions or [])
-        else:
-            super()._run_subcommand(subcommand)
-
-
-def _about(verb: str) -> str:
-    return _OWN_VERBS.get(verb) or VERBS[verb].about
+        sigterm = leaving_at_sigterm(self.trainer) if subcommand in _WRITING_VERBS else nullcontext()
+        with remove_empty_run(self.run.root), sigterm:
+            if subcommand == "profile":
+                run_profile(self.trainer, self.run)
+            elif subcommand == "merge":
+                run_merge(self.trainer, self.run, self.recipe())
+            elif subcommand == "sweep":
+                run_sweep(self.trainer, self.run, self.recipe())
+            elif subcommand == "causes":
+                run_causes(self.trainer, self.run)
+            elif subcommand == "plan":
+                options = self.config.plan
+                plan = make_plan(self.run, options["for"], options.calibrate)
+                self.exit_status = print_plan(plan, as_json=options.json)
+            elif subcommand == "inspect":
+                print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
+            elif subcommand == "predict":
+                predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
+                write_predictions(self.trainer, self.run, predictions or [])
+            else:
+                super()._run_subcommand(subcommand)
 
 
 def main(arguments: ArgsType) -> int:
-    """Run a verb with its config.
+    """Run a verb with its config, and return the exit status.
 
     Args:
         arguments: The verb and its options, or a config as a dict.
-
-    Returns:
-        The exit status: 0 for success.
     """
     with warnings.catch_warnings():
-        for message in _NOT_FOR_USERS:
+        for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:
             return ActCLI(arguments).exit_status
         except MisconfigurationException as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+
+
+def run_data(arguments: Sequence[str]) -> int:
+    """Run ``data inspect`` or ``data translate``.
+
+    Returns:
+        The exit status: 1 if an endpoint left rows unanswered, which the next run asks for again.
+    """
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
+    for name, about in (("inspect", _INSPECT), ("translate", _TRANSLATE)):
+        verbs.add_parser(name, help=about, add_help=False)
+    verb = parser.parse_args(list(arguments[:1])).verb
+    return main(["inspect", *arguments[1:]]) if verb == "inspect" else _translate(arguments[1:])
+
+
+def _translate(arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from act_lightning.translation.report import print_report
+    from act_lightning.translation.settings import TranslationSettings
+    from act_lightning.translation.translate import translate
+
+    parser = ConfigParser(prog=f"{PROGRAM} data translate", description=_TRANSLATE)
+    parser.add_config_option()
+    parser.add_class_arguments(AbilityDataModule, "data")
+    parser.add_class_arguments(TranslationSettings, "translate")
+    config = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    report = translate(config.data.abilities, config.translate)
+    print_report(report, Console(highlight=False))
+    return int(report.unanswered > 0)

@@ -1,177 +1,180 @@
-"""``merge``: where nothing has to be profiled, without the seconds that Lightning and transformers take to import.
+"""The verb ``merge``: without a Trainer where nothing has to be profiled, else through LightningCLI.
 
-Only a command line that is understood to the last setting is answered here. Any other, and any with a issue in it, goes
-the long way, which knows all settings and says what is wrong.
+Importing Lightning and transformers takes longer than a merge from saved scores. So a parser that knows only the
+settings of such a merge comes first. What it refuses, and every merge with an issue, goes to LightningCLI, which knows
+all settings and reports all issues in one message.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import yaml
+import torch
+from jsonargparse import ArgumentError, Namespace
 
-from act_lightning.cli.plain_config import Config, read_plainly
+from act_lightning.cards.record import CARD
+from act_lightning.cards.writing import complete_card, first_card
+from act_lightning.checkpoints.compatibility import sibling_issues
+from act_lightning.checkpoints.export import output_issues
+from act_lightning.checkpoints.files import check_writable, write_file
+from act_lightning.checkpoints.headers import stored_entries
+from act_lightning.checkpoints.identity import identify
+from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.model_spec import read_model_spec
+from act_lightning.checkpoints.models import resolve_dtype
+from act_lightning.checkpoints.streaming import merge_checkpoint
+from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.defaults import LARGEST_SEED, SEED
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, raise_if_any
+from act_lightning.merging.registry import merging_method
+from act_lightning.scorers.registry import scorer_of
+from act_lightning.transfer.preparation import PreparedTransfer, prepare
+from act_lightning.transfer.report import describe_transfer
+from act_lightning.transfer.selection import selection_issues
+from act_lightning.transfer.settings import TransferSettings
+from act_lightning.transfer.sources import AbilitySource, source_issues, source_ratios
 
-if TYPE_CHECKING:
-    from act_lightning.channels import ChannelInventory
-    from act_lightning.transfer.preparation import PreparedTransfer
-    from act_lightning.transfer.settings import TransferSettings
-    from act_lightning.transfer.sources import AbilitySource
 
-SOURCE = {"model": str, "abilities": list, "scale": float, "ratio": float, "name": str, "revision": str}
-TRANSFER = {
-    "ratio": float,
-    "share": str,
-    "scale": float,
-    "selection": str,
-    "scope": str,
-    "exclude": list,
-    "method": str,
-    "scores": str,
-}
-SECTIONS = {
-    "model": {"target": str, "revision": str, "dtype": str, "export_dtype": str},
-    "profile": {"sources": SOURCE, "tokens_per_batch": int, "chunks": int, "stop_when_stable": float},
-    "transfer": TRANSFER,
-    "trainer": {
-        "default_root_dir": str,
-        "accelerator": str,
-        "accumulate_grad_batches": int,
-        "max_epochs": int,
-        "precision": str,
-        "enable_progress_bar": bool,
-        "enable_model_summary": bool,
-    },
-}
-"""The settings understood here, and their types; more stand in a config that goes the long way."""
+@dataclass(frozen=True)
+class ModelSection:
+    """The part of section ``model`` that matters without training, as in ``AbilityTransferModule``."""
+
+    target: str
+    revision: str | None = None
+    dtype: str = "auto"
+    export_dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class ProfileSection:
+    """The part of section ``profile`` that saved scores leave without effect, and the sources."""
+
+    sources: list[AbilitySource]
+    tokens_per_batch: int = 8192
+    chunks: int = 0
+    stop_when_stable: float | None = None
+
+
+@dataclass(frozen=True)
+class TransferSection(TransferSettings):
+    """Section ``transfer``, as in ``MaskedTaskVectorInjection``."""
+
+    scores: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainerSection:
+    """The part of section ``trainer`` that a merge on the CPU can follow or ignore."""
+
+    default_root_dir: str
+    accelerator: str = "auto"
+    accumulate_grad_batches: int = 1
+    max_epochs: int | None = None
+    precision: str | None = None
+    enable_progress_bar: bool | None = None
+    enable_model_summary: bool | None = None
+
+
+SECTIONS = {"model": ModelSection, "profile": ProfileSection, "transfer": TransferSection, "trainer": TrainerSection}
 
 
 def main(arguments: list[str]) -> int:
-    """Merge.
-
-    Args:
-        arguments: Those after the verb.
-
-    Returns:
-        The exit status.
+    """Merge, given what follows the verb, and return the exit status.
 
     Raises:
-        ActError: A setting, a model or a value of it is not as it must be.
+        ActError: If a weight is NaN or infinite, or the disk is full; or as LightningCLI.
     """
-    config = read_plainly(arguments, SECTIONS)
-    run = None if config is None else _understand(config)
-    if run is None:
+    merge = merge_without_trainer(arguments)
+    if merge is None:
         from act_lightning.cli import lightning_cli
 
         return lightning_cli.main(["merge", *arguments])
-    from act_lightning.cli.disk_merge import merge_to_disk
-
-    print(merge_to_disk(run.root, run.target, run.prepared, run.recipe, run.dtype), file=sys.stderr)
+    print(merge.write(), file=sys.stderr)
     return 0
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A merge without issues, ready to be written."""
+class Merge:
+    """A merge that is ready to be written.
+
+    Attributes:
+        root: The run's folder.
+        target: The target's checkpoint.
+        transfer: The sources with their masks.
+        recipe: The run's config as YAML, for the card.
+        export_dtype: Precision of the written weights; ``auto``: as the target is stored.
+        device: Where rows are merged; by default the CPU.
+    """
 
     root: Path
     target: Path
-    prepared: PreparedTransfer
+    transfer: PreparedTransfer
     recipe: str
-    dtype: str
+    export_dtype: str = "auto"
+    device: torch.device | None = None
+
+    def write(self) -> str:
+        """Write ``<root>/merged`` and ``<root>/transfer.json``, and return a summary for the user.
+
+        Raises:
+            ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
+        """
+        output, report = self.root / "merged", self.transfer.report
+        record = json.dumps(report, indent=2) + "\n"
+        card = first_card(str(self.target), self.recipe, report, "merge")
+        files: dict[str, str | bytes] = {CARD: card, "transfer.json": record}
+        auto = self.export_dtype == "auto"
+        dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
+        with self.transfer.injection() as injection:
+            merge_checkpoint(output, self.target, injection, dtype, files, self.device)
+            bytes_read = injection.bytes_read
+        complete_card(output, verify=False)
+        write_file(self.root / "transfer.json", record)
+        summary = f"{bytes_read:,} bytes of the sources' tensors read\nmerged model written to {output}"
+        return f"{describe_transfer(report)}\n{summary}"
 
 
-def _understand(config: Config) -> _Run | None:
-    """The merge that ``config`` asks for; ``None`` where it needs a Trainer, or has a issue."""
+def merge_without_trainer(arguments: list[str]) -> Merge | None:
+    """Prepare the merge that the arguments describe, or return ``None`` where LightningCLI has to take over."""
+    parser = ConfigParser(exit_on_error=False, add_help=False, print_config=None)
+    parser.add_config_option()
+    parser.add_argument("--seed_everything", type=int, default=SEED)
+    for name, section in SECTIONS.items():
+        parser.add_class_arguments(section, name)
     try:
-        return _prepare(config) if _needs_no_trainer(config) else None
-    except (ActError, KeyError, TypeError, AttributeError):  # said better by whoever knows all settings
+        config = parser.parse_args(arguments)
+        recipe = parser.dump(config, skip_none=True)
+        return _prepare(parser.instantiate_classes(config), recipe)
+    except (ActError, ArgumentError):
         return None
 
 
-def _needs_no_trainer(config: Config) -> bool:
-    """Whether nothing is to be profiled, and rows are to be merged on the CPU.
+def _prepare(config: Namespace, recipe: str) -> Merge | None:
+    """Check the settings and models, read the scores and select the channels; ``None`` if that takes a Trainer.
 
     Raises:
-        ActError: There is no such selection or method.
+        ActError: If anything is wrong.
     """
-    import torch
-
-    from act_lightning.merging.registry import merging_method
-    from act_lightning.scorers.registry import scorer_of
-
-    transfer, accelerator = config.get("transfer", {}), config["trainer"].get("accelerator", "auto")
-    ranked = scorer_of(transfer.get("selection", "activation")) is not None
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    gathers = merging_method(transfer.get("method", "task_arithmetic")).needs_importance
-    return on_cpu and not gathers and not (ranked and not transfer.get("scores"))
-
-
-def _prepare(config: Config) -> _Run:
-    """Everything that ``merge`` does before it writes.
-
-    Raises:
-        ActError: A setting or a model is not as it must be.
-        KeyError: A setting is missing.
-        TypeError: A setting is null, or one that is needed is missing.
-    """
-    from act_lightning.checkpoints.headers import stored_entries
-    from act_lightning.checkpoints.identity import identify
-    from act_lightning.checkpoints.locate import locate
-    from act_lightning.checkpoints.model_spec import read_model_spec
-    from act_lightning.transfer.preparation import prepare
-    from act_lightning.transfer.settings import TransferSettings
-    from act_lightning.transfer.sources import AbilitySource
-
-    model, chosen = config["model"], dict(config.get("transfer", {}))
-    scores = Path(chosen.pop("scores", None) or "no scores are read")
-    settings, seed = TransferSettings(**chosen), config.get("seed_everything", SEED)
-    sources = [AbilitySource(**source) for source in config["profile"]["sources"]]
-    root, target = (
-        Path(config["trainer"]["default_root_dir"]).expanduser(),
-        locate(model["target"], model.get("revision")),
-    )
-    channels = read_model_spec(target, stored_entries(target)).channels
-    raise_if_any(_faults(config, root, target, sources, settings, channels))
-    assert channels is not None
-    prepared = prepare(sources, channels, settings, scores, seed, [identify(target).digest], target)
-    recipe = {"seed_everything": seed, **config, "transfer": {**asdict(settings), **config.get("transfer", {})}}
-    return _Run(root, target, prepared, yaml.safe_dump(recipe, sort_keys=False), model.get("export_dtype", "auto"))
-
-
-def _faults(
-    config: Config,
-    root: Path,
-    target: Path,
-    sources: list[AbilitySource],
-    settings: TransferSettings,
-    channels: ChannelInventory | None,
-) -> Iterator[ConfigIssue]:
-    """Whether anything is wrong; what it is, is told by the long way."""
-    from act_lightning.checkpoints.compatibility import sibling_issues
-    from act_lightning.checkpoints.export import output_issues
-    from act_lightning.checkpoints.files import check_writable
-    from act_lightning.checkpoints.locate import locate
-    from act_lightning.checkpoints.models import resolve_dtype
-    from act_lightning.transfer.selection import selection_issues
-    from act_lightning.transfer.sources import source_issues, source_ratios
-
-    if channels is None or not 0 <= config.get("seed_everything", SEED) <= LARGEST_SEED:
-        yield ConfigIssue("config", str(target), "must be sound", "")
-        return
-    for key in ("dtype", "export_dtype"):
-        resolve_dtype(config["model"].get(key, "auto"), target)
-    yield from source_issues(sources)
-    yield from settings.issues()
-    yield from check_writable(root, "trainer.default_root_dir")
+    model, sources, transfer, trainer = config.model, config.profile.sources, config.transfer, config.trainer
+    profiles = scorer_of(transfer.selection) is not None and not transfer.scores
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
+    if profiles or merging_method(transfer.method).needs_importance or not on_cpu:
+        return None
+    root, target = Path(trainer.default_root_dir).expanduser(), locate(model.target, model.revision)
     folders = [locate(source.model, source.revision) for source in sources]
-    yield from output_issues(root / "merged", target, "trainer.default_root_dir", folders)
-    yield from selection_issues(channels, settings, source_ratios(sources, settings.ratio))
-    for folder in folders:
-        yield from sibling_issues(target, folder, "profile.sources")
+    channels = read_model_spec(target, stored_entries(target)).channels
+    if channels is None or not 0 <= config.seed_everything <= LARGEST_SEED:
+        return None
+    for dtype in (model.dtype, model.export_dtype):
+        resolve_dtype(dtype, target)
+    issues = source_issues(sources) + transfer.issues() + check_writable(root, "trainer.default_root_dir")
+    issues += output_issues(root / "merged", target, "trainer.default_root_dir", folders)
+    raise_if_any(issues)
+    issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))
+    raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
+    scores, digests = Path(transfer.scores or ""), [identify(target).digest]
+    prepared = prepare(sources, channels, transfer, scores, config.seed_everything, digests, target)
+    return Merge(root, target, prepared, recipe, model.export_dtype)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from act_lightning.cli.config_merging import ConfigParser
-from act_lightning.cli.yaml_checks import repeated_keys
+from act_lightning.cli.config_merging import ConfigParser, duplicate_key_issues
 from act_lightning.data.ability_data import AbilityData
 from tests.front_door import call, write_yaml
 
@@ -124,6 +123,6 @@ def test_a_key_that_a_file_gives_twice_is_refused(tmp_path: Path, verb: tuple[st
 
 def test_keys_that_are_merged_in_are_not_given_twice() -> None:
     text = "a: &a {path: x, name: y}\nb: {<<: *a, name: z}\nc: [{k: 1}, {k: 2}, {1: x, '1': y}]\nd: *a\n"
-    assert repeated_keys(text, "x.yaml") == []
-    assert [issue.value for issue in repeated_keys("a: [{k: 1, k: 2}]\nb: {c: {d: 1, d: 1}}", "x")] == ["k", "d"]
-    assert repeated_keys("a: [", "x") == [], "the parser says that it is no YAML"
+    assert duplicate_key_issues(text, "x.yaml") == []
+    assert [issue.value for issue in duplicate_key_issues("a: [{k: 1, k: 2}]\nb: {c: {d: 1, d: 1}}", "x")] == ["k", "d"]
+    assert duplicate_key_issues("a: [", "x") == [], "the parser says that it is no YAML"

@@ -1,4 +1,4 @@
-"""``merge`` without Lightning: the bits of the long way, imports, memory, and what is left to the other."""
+"""``merge`` without Lightning: the same bits as with it, imports, memory, and what goes to LightningCLI."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,17 @@ import pytest
 import torch
 import yaml
 
-from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.callbacks import ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.checkpoints.headers import stored_entries
 from act_lightning.checkpoints.model_spec import read_model_spec
-from act_lightning.cli import lightning_cli
-from act_lightning.cli.merge import SECTIONS, SOURCE, _understand
-from act_lightning.cli.plain_config import read_plainly
+from act_lightning.cli.merge import SECTIONS, merge_without_trainer
 from act_lightning.module import AbilityTransferModule
 from tests.checkpoints.test_export import contents
 from tests.front_door import Config, basic, call, changed, run, write_yaml
 from tests.programs import PROGRAMS
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
-FORBIDDEN = ("lightning", "transformers", "datasets", "huggingface_hub", "jsonargparse")
+FORBIDDEN = ("lightning", "transformers", "datasets", "huggingface_hub")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +51,10 @@ def config(profiled: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return changed(profiled, "trainer.default_root_dir", str(tmp_path / "run"))
 
 
-def quick(config: Config, *arguments: str) -> bool:
-    """Whether a command line goes the quick way."""
-    place = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("quick.yaml"), config)
-    read = read_plainly(["--config", str(place), *arguments], SECTIONS)
-    return read is not None and _understand(read) is not None
+def is_direct(config: Config, *arguments: str) -> bool:
+    """Whether a command line is answered without LightningCLI."""
+    path = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("direct.yaml"), config)
+    return merge_without_trainer(["--config", str(path), *arguments]) is not None
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -67,14 +65,14 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_both_ways_write_the_same(settings: dict[str, Any], config: Config, tmp_path: Path) -> None:
+def test_both_paths_write_the_same(settings: dict[str, Any], config: Config, tmp_path: Path) -> None:
     config["transfer"] |= settings
-    assert quick(config)
+    assert is_direct(config)
     assert run("merge", config).status == 0
     found = contents(tmp_path / "run" / "merged")
     report = (tmp_path / "run" / "transfer.json").read_text()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("act_lightning.cli.merge._understand", lambda config: None)
+        patch.setattr("act_lightning.cli.merge.merge_without_trainer", lambda arguments: None)
         assert run("merge", config).status == 0
     expected = contents(tmp_path / "run" / "merged")
     assert (tmp_path / "run" / "transfer.json").read_text() == report
@@ -91,12 +89,12 @@ def test_a_source_is_never_replaced_by_the_result(config: Config, tmp_path: Path
         changed(config, "profile.sources.0.model", str(tmp_path / "run" / "merged")), "transfer.scores", ...
     )
     again["transfer"]["selection"] = "all"
-    assert not quick(again)
+    assert not is_direct(again)
     outcome = run("merge", again)
     assert outcome.status == 1
     assert "must not be or hold a source, which would be replaced" in outcome.err
     assert contents(tmp_path / "run" / "merged") == before
-    assert quick(changed(again, "trainer.default_root_dir", str(tmp_path / "other")))
+    assert is_direct(changed(again, "trainer.default_root_dir", str(tmp_path / "other")))
 
 
 def test_the_card_is_a_config_that_merges_the_same_again(config: Config, tmp_path: Path) -> None:
@@ -129,30 +127,33 @@ def test_the_card_is_a_config_that_merges_the_same_again(config: Config, tmp_pat
         ("merge",),
     ],
 )
-def test_what_is_not_understood_goes_the_long_way(arguments: tuple[str, ...], config: Config) -> None:
-    assert quick(config)
-    assert not quick(config, *arguments)
+def test_other_settings_and_issues_go_to_lightning_cli(arguments: tuple[str, ...], config: Config) -> None:
+    assert is_direct(config)
+    assert not is_direct(config, *arguments)
 
 
-def test_a_broken_file_goes_the_long_way(config: Config, tmp_path: Path) -> None:
+def test_a_broken_file_goes_to_lightning_cli(config: Config, tmp_path: Path) -> None:
     for text in ("[", "3", "model: 5", "transfer: {ratio: yes}"):
         (tmp_path / "broken.yaml").write_text(text)
-        assert not quick(config, "--config", str(tmp_path / "broken.yaml"))
-    assert not quick(config, "--config", str(tmp_path / "absent.yaml"))
+        assert not is_direct(config, "--config", str(tmp_path / "broken.yaml"))
+    assert not is_direct(config, "--config", str(tmp_path / "absent.yaml"))
     assert call("merge", "--config", tmp_path / "absent.yaml").status
 
 
-def test_every_setting_is_one_of_the_long_way() -> None:
+def test_every_setting_has_the_name_and_default_that_lightning_cli_knows() -> None:
     owners = {
         "model": AbilityTransferModule,
         "profile": ActivationDifferenceProfiler,
         "transfer": MaskedTaskVectorInjection,
         "trainer": L.Trainer,
     }
-    for section, owner in owners.items():
-        assert SECTIONS[section].keys() <= inspect.signature(owner).parameters.keys()
-    assert SOURCE.keys() <= inspect.signature(AbilitySource).parameters.keys()
-    assert lightning_cli.main
+    assert SECTIONS.keys() == owners.keys()
+    for name, owner in owners.items():
+        known = inspect.signature(owner).parameters
+        for field in fields(SECTIONS[name]):
+            assert field.name in known
+            if field.default is not MISSING:
+                assert field.default == known[field.name].default, f"{name}.{field.name}"
 
 
 def measured(config: Config, *arguments: str) -> dict[str, Any]:

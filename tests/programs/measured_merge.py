@@ -13,7 +13,7 @@ def peak() -> int:
 if __name__ == "__main__":
     import torch  # noqa: F401  # what any merge imports is not counted
 
-    import act_lightning.cli.disk_merge  # noqa: F401
+    import act_lightning.cli.merge  # noqa: F401
 
     before = peak()
     from act_lightning.cli import main
