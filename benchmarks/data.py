@@ -87,7 +87,7 @@ def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict
     """From the file to samples on disk, their fingerprint included."""
     from act_lightning.checkpoints.models import load_tokenizer
     from act_lightning.data.ability_data import AbilityData
-    from act_lightning.data.storage import lengths
+    from act_lightning.data.cache import lengths
     from act_lightning.data.tokenized import tokenize_ability
 
     loaded = load_tokenizer(tokenizer)
@@ -103,8 +103,8 @@ def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict
 
 def waste(lengths: list[int]) -> dict[str, float]:
     """The share of padding in micro-batches of training and in batches of profiling, before and after."""
-    from act_lightning.data.batches import MOST_WASTE, token_budget_batches
-    from act_lightning.data.micro_batches import MicroBatchSampler
+    from act_lightning.data.batches import MAX_PADDING, token_budget_batches
+    from act_lightning.data.loaders import MicroBatchSampler
 
     at_random = MicroBatchSampler(len(lengths), BATCH, seed=42).composition()
     alike = MicroBatchSampler(len(lengths), BATCH, seed=42, lengths=lengths).composition()
@@ -112,7 +112,7 @@ def waste(lengths: list[int]) -> dict[str, float]:
         f"training, {BATCH} rows at random, padded (before)": at_random,
         f"training, {BATCH} rows of like length, padded (models that cannot be packed)": alike,
         f"profiling and validation, {BUDGET} tokens, grouped (before)": token_budget_batches(lengths, BUDGET),
-        f"profiling and validation, {BUDGET} tokens, bounded": token_budget_batches(lengths, BUDGET, MOST_WASTE),
+        f"profiling and validation, {BUDGET} tokens, bounded": token_budget_batches(lengths, BUDGET, MAX_PADDING),
     }
     room = {
         name: sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import output_embedding
 from act_lightning.channels import ChannelInventory
-from act_lightning.data.answer_positions import AnswerPositions
+from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
 from act_lightning.hooks import temporary_hooks
 from act_lightning.training.loss import answer_logits

@@ -29,11 +29,10 @@ from act_lightning.analysis.patching_effects import (
 )
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import load_model
-from act_lightning.data.answer_positions import normalize_batch
-from act_lightning.data.batches import collate, shard, token_budget_batches
+from act_lightning.data.batches import collate, normalize_batch, shard, token_budget_batches
+from act_lightning.data.cache import lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
-from act_lightning.data.storage import lengths
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.profiling.target import Target
 from act_lightning.transfer.preparation import PreparedTransfer

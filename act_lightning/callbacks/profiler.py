@@ -18,7 +18,7 @@ from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.checkpoints.vocabulary import match_folders
-from act_lightning.data.storage import lengths
+from act_lightning.data.cache import lengths
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import overlap
 from act_lightning.profiling.channel_means import ChannelMeans, float64_device

@@ -127,7 +127,7 @@ def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     if not (recipe.get("data") or {}).get("abilities"):
         return {}
     from act_lightning.data.ability_data import AbilityData, PerGroup
-    from act_lightning.data.rows import rows_fingerprint  # seconds to import, and nothing to read for a merge
+    from act_lightning.data.conversations import rows_fingerprint  # seconds to import, and nothing to read for a merge
 
     found: dict[str, str | None] = {}
     for name, settings in ((recipe.get("data") or {}).get("abilities") or {}).items():

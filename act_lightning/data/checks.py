@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from act_lightning.checkpoints.files import name_issues
 from act_lightning.data.ability_data import AbilityData, EvaluationData
-from act_lightning.data.rows import row_issues
+from act_lightning.data.conversations import row_issues
 from act_lightning.data.templates import template_issues
 from act_lightning.data.wording import question_issues
 from act_lightning.errors import ConfigIssue

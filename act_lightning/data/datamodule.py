@@ -16,23 +16,24 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from act_lightning.checkpoints.locate import locate
 from act_lightning.checkpoints.models import load_config, load_tokenizer
 from act_lightning.data.ability_data import AbilityData, EvaluationData
-from act_lightning.data.batches import MOST_WASTE, Batch, token_budget_batches
+from act_lightning.data.batches import MAX_PADDING, Batch, token_budget_batches
+from act_lightning.data.cache import lengths
 from act_lightning.data.checks import EVALUATING, evaluation_issues, positive_issues, training_issues
 from act_lightning.data.labels import Sample
-from act_lightning.data.loading import kind_of, load_from_hub
-from act_lightning.data.micro_batches import (
+from act_lightning.data.loaders import (
+    FitProgress,
     MicroBatch,
     MicroBatchLoader,
     MicroBatchSampler,
-    collate_chosen,
+    TrainingLoader,
+    collate_micro_batch,
     shard_evenly,
 )
-from act_lightning.data.packing import Packing, packs
-from act_lightning.data.prompts import Prompt, collate_prompts, read_prompts, read_references
-from act_lightning.data.storage import lengths
+from act_lightning.data.loading import load_from_hub, source_kind
+from act_lightning.data.packing import Packing, should_pack
+from act_lightning.data.tasks import Prompt, collate_prompts, read_prompts, read_references
 from act_lightning.data.templates import template_issues
 from act_lightning.data.tokenized import TokenizedAbility, tokenize_ability
-from act_lightning.data.training_loader import FitProgress, TrainingLoader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _SHOWN_SAMPLES, _SHOWN_LETTERS = 3, 60
@@ -141,7 +142,7 @@ class AbilityDataModule(L.LightningDataModule):
         raise_if_any(self.issues(stage))
         _ = self.tokenizer
         for name, settings in self.evaluations.items():
-            if kind_of(settings.path) == "hub":
+            if source_kind(settings.path) == "hub":
                 load_from_hub(settings, f"data.evaluations.{name}")
         if stage not in EVALUATING:
             _ = self._parts
@@ -160,7 +161,7 @@ class AbilityDataModule(L.LightningDataModule):
             hint = "Name abilities, or a share of each to hold out."
             raise ActError(ConfigIssue("data.validation", [], "must name something to validate on", hint))
         if stage in (None, "fit", "validate"):
-            _ = self.packing is not True or packs(True, self._reader_config, by_length=False)
+            _ = self.packing is not True or should_pack(True, self._reader_config, by_length=False)
             _ = self.tokenized
         if stage in (None, "fit", "test", "predict"):
             _ = self.prompts
@@ -252,8 +253,8 @@ class AbilityDataModule(L.LightningDataModule):
         loaders = []
         for name in self.validation_names:
             samples, packed = self.held_out[name].samples, self._packs(by_length=True)
-            chosen = self._dealt(lengths(samples), MOST_WASTE, packed)
-            loaders.append(MicroBatchLoader(chosen, partial(collate_chosen, samples, self._pad_id, packed)))
+            chosen = self._dealt(lengths(samples), MAX_PADDING, packed)
+            loaders.append(MicroBatchLoader(chosen, partial(collate_micro_batch, samples, self._pad_id, packed)))
         if not loaders:  # Lightning doubts that this was the intention; it is
             warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return loaders
@@ -293,7 +294,7 @@ class AbilityDataModule(L.LightningDataModule):
         """Whether samples are packed: ``auto`` asks the LightningModule, too, which may want an attention mask."""
         module = getattr(self.trainer, "lightning_module", None)
         may = self.packing is True or getattr(module, "reads_packed_rows", False)
-        return may and packs(self.packing, self._reader_config, by_length)
+        return may and should_pack(self.packing, self._reader_config, by_length)
 
     @property
     def _reader_config(self) -> PretrainedConfig:

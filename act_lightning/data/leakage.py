@@ -67,7 +67,7 @@ def normalized(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptHashes:
     """The prompts of one set as hashes.
 
     Attributes:
@@ -82,9 +82,9 @@ class Prompts:
     owners: Owners
     one_in: int = 1
 
-    def thinned(self, one_in: int) -> Prompts:
+    def thinned(self, one_in: int) -> PromptHashes:
         """Only the runs that a set with fewer of them has kept, too."""
-        return Prompts(self.texts, *_thinned((self.runs, self.owners), one_in), max(one_in, self.one_in))
+        return PromptHashes(self.texts, *_thinned((self.runs, self.owners), one_in), max(one_in, self.one_in))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Overlap:
     same_text: int
 
 
-def hash_prompts(prompts: Iterable[str], most_runs: int = _MOST_RUNS) -> Prompts:
+def hash_prompts(prompts: Iterable[str], most_runs: int = _MOST_RUNS) -> PromptHashes:
     """Read prompts a few at a time, and keep their hashes.
 
     Args:
@@ -126,7 +126,7 @@ def hash_prompts(prompts: Iterable[str], most_runs: int = _MOST_RUNS) -> Prompts
     runs, owners = _joined(parts)
     distinct, times = np.unique(runs, return_counts=True)
     rare = ~np.isin(runs, distinct[times > _COMMON])
-    return Prompts(np.array(texts, dtype=np.uint64), runs[rare], owners[rare], one_in)
+    return PromptHashes(np.array(texts, dtype=np.uint64), runs[rare], owners[rare], one_in)
 
 
 def _hash(text: str) -> int:
@@ -170,7 +170,9 @@ def _joined(parts: list[_Runs]) -> _Runs:
     return np.concatenate(runs), np.concatenate(owners)
 
 
-def overlaps(abilities: Mapping[str, Prompts], evaluations: Mapping[str, Prompts], more_than: float) -> list[Overlap]:
+def overlaps(
+    abilities: Mapping[str, PromptHashes], evaluations: Mapping[str, PromptHashes], more_than: float
+) -> list[Overlap]:
     """Pairs of sets that share prompts: abilities among each other, and each with every evaluation set.
 
     Args:
@@ -195,7 +197,7 @@ def overlaps(abilities: Mapping[str, Prompts], evaluations: Mapping[str, Prompts
     return sorted(pairs, key=lambda pair: -pair.share)
 
 
-def _found(sets: list[Prompts]) -> tuple[Counts, Counts]:
+def _found(sets: list[PromptHashes]) -> tuple[Counts, Counts]:
     """How many prompts of each set (rows) stand in each other one (columns): by text, and by text or run."""
     starts = np.cumsum([0, *(len(one.texts) for one in sets)])
     own = [np.arange(start, end) for start, end in pairwise(starts)]

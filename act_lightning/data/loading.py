@@ -1,21 +1,286 @@
-"""Where rows come from: local files, a saved folder, the hub, or the laboratory."""
+"""Rows of local files: JSONL, JSON, CSV and Parquet."""
 
 from __future__ import annotations
 
+import csv
 import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.files import READERS, FileRows, LocatedRow, Row, RowSource, ending
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
     import datasets
+
+
+Row = dict[str, Any]
+LocatedRow = tuple[str, Row]
+
+_MAX_ROWS_HELD = 100_000
+
+
+class RowSource(ABC):
+    """Rows in a fixed order, each with the place it stands at, such as ``data/science-ar.jsonl:3``."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[LocatedRow]:
+        """All rows, from the first, read while they are used.
+
+        Raises:
+            ActError: At the first row that cannot be read.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str | None:
+        """A text that differs whenever the rows do, or ``None`` if this cannot be known."""
+
+    def at(self, numbers: Sequence[int]) -> Iterator[LocatedRow]:
+        """Some rows, in the order asked for.
+
+        Read in sweeps over all rows, so that never more than 100,000 of them are held: a source that is read in order
+        can be shuffled without memory for all of it.
+
+        Args:
+            numbers: Rows counted from 0, none of them twice.
+        """
+        for start in range(0, len(numbers), _MAX_ROWS_HELD):
+            window = numbers[start : start + _MAX_ROWS_HELD]
+            wanted, end = set(window), max(window) + 1
+            found = {number: row for number, row in enumerate(islice(self, end)) if number in wanted}
+            yield from map(found.__getitem__, window)
+
+
+_BLANK = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+_CHUNK = 1 << 18
+_LONGEST_MARK = 16
+"""No token of JSON is longer, but strings and numbers."""
+
+
+class JsonArray:
+    """The elements of an array in a text file.
+
+    Args:
+        text: The file, read from where it stands.
+        path: Its path, for messages.
+
+    >>> from io import StringIO
+    >>> list(JsonArray(StringIO('[{"prompt": "1?"}, {"prompt": "2?"}]'), "x.json"))
+    [{'prompt': '1?'}, {'prompt': '2?'}]
+    """
+
+    def __init__(self, text: TextIO, path: str) -> None:
+        self.file = text
+        self.path = path
+        self._text = ""
+        self._at = 0
+
+    def begins(self) -> bool:
+        """Whether an array begins here."""
+        return self._mark() == "["
+
+    def __iter__(self) -> Iterator[object]:
+        """The elements in their order.
+
+        Raises:
+            ActError: With the number of the row, at the first thing that is not JSON.
+        """
+        self._take("[", 1)
+        if self._mark() == "]":
+            self._take("]", 1)
+        else:
+            number = 1
+            yield self._element(number)
+            while self._mark() == ",":
+                self._take(",", number)
+                number += 1
+                yield self._element(number)
+            self._take("]", number)
+        if rest := self._mark():
+            raise self._broken(number, f"{rest!r} follows the array's end")
+
+    def _element(self, number: int) -> object:
+        self._mark()
+        while True:
+            try:
+                value, self._at = _DECODER.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if not self._may_be_cut(error) or not self._more():
+                    raise self._broken(number, error.msg) from error
+            except RecursionError as error:
+                raise self._broken(number, "it is nested too deep") from error
+            else:
+                return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_MARK
+
+    def _take(self, mark: str, number: int) -> None:
+        if self._mark() != mark:
+            raise self._broken(number, f"{mark!r} must follow, and {self._mark()!r} does")
+        self._at += 1
+
+    def _mark(self) -> str:
+        """The next character that is not blank, or nothing at the end."""
+        while True:
+            self._at = match.end() if (match := _BLANK.match(self._text, self._at)) else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        chunk = self.file.read(_CHUNK)
+        self._text, self._at = self._text[self._at :] + chunk, 0
+        return bool(chunk)
+
+    def _broken(self, number: int, why: str) -> ActError:
+        shown = self._text[self._at :]
+        hint = 'Write an array of objects, such as [{"prompt": "…", "answer": "…"}].'
+        return ActError(ConfigIssue(f"{self.path} row {number}", shown, f"is not JSON: {why}", hint))
+
+
+_ONE_OBJECT = 'Write one JSON object per line, such as {"prompt": "…", "answer": "…"}.'
+_LONGEST_FIELD = 2**31 - 1
+_PARQUET_ROWS = 1024
+
+
+class FileRows(RowSource):
+    """The rows of one file or of several of a kind, one after the other.
+
+    Args:
+        paths: The files; their endings say how they are read.
+        where: The data set's place in the config, for messages.
+    """
+
+    def __init__(self, paths: Sequence[str], where: str) -> None:
+        self.paths = paths
+        self.where = where
+
+    def __iter__(self) -> Iterator[LocatedRow]:
+        """All rows; places read ``path:line``, or ``path row number`` where a file has no lines."""
+        for path in self.paths:
+            try:
+                yield from READERS[ending(path)](path)
+            except UnicodeDecodeError as error:
+                raise ActError(ConfigIssue(path, error.reason, "must be text in UTF-8", "Save it as UTF-8.")) from error
+            except OSError as error:
+                raise self._unreadable(path, error) from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the endings and the bytes of all files."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    digest.update(ending(path).encode() + hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise self._unreadable(path, error) from error
+        return digest.hexdigest()
+
+    def _unreadable(self, path: str, error: Exception) -> ActError:
+        return ActError(ConfigIssue(f"{self.where}.path", path, f"cannot be read: {error}", "Check the file."))
+
+
+def ending(path: str) -> str:
+    """The last ending of a path, without its dot: ``jsonl`` for ``data/science-ar.jsonl``."""
+    return path.rpartition(".")[2]
+
+
+def _jsonl(path: str) -> Iterator[LocatedRow]:
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.removeprefix(BOM_UTF8).strip():
+                yield f"{path}:{number}", _json_object(line, f"{path}:{number}")
+
+
+def _json_object(line: bytes, place: str) -> Row:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        shown = line.decode("utf-8", errors="replace").strip()
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise ActError(ConfigIssue(place, shown, f"is not JSON in UTF-8: {why}", _ONE_OBJECT)) from error
+    return _object(row, place)
+
+
+def _object(row: object, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise ActError(ConfigIssue(place, row, "must be an object", _ONE_OBJECT))
+    return row
+
+
+def _json(path: str) -> Iterator[LocatedRow]:
+    """The objects of an array, or else of lines as in JSONL."""
+    with open(path, encoding="utf-8-sig") as text:
+        array = JsonArray(text, path)
+        if not array.begins():
+            yield from _jsonl(path)
+            return
+        for number, value in enumerate(array, start=1):
+            place = f"{path} row {number}"
+            yield place, _object(value, place)
+
+
+def _csv(path: str) -> Iterator[LocatedRow]:
+    csv.field_size_limit(_LONGEST_FIELD)  # by default a field ends at 128 KiB, and answers may be longer
+    with open(path, newline="", encoding="utf-8-sig") as text:
+        reader = csv.reader(text, strict=True)
+        header = _next_fields(reader, f"{path}:1") or []
+        if len(set(header)) < len(header):
+            raise ActError(ConfigIssue(f"{path}:1", header, "must name each column once", "Rename or drop columns."))
+        place = f"{path}:{reader.line_num + 1}"
+        while (fields := _next_fields(reader, place)) is not None:
+            if fields:  # a blank line has none
+                yield place, _csv_row(header, fields, place)
+            place = f"{path}:{reader.line_num + 1}"
+
+
+def _next_fields(reader: Iterator[list[str]], place: str) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        hint = "Quote fields that hold commas, quotes or line breaks, and double the quotes within."
+        raise ActError(ConfigIssue(place, "the row that starts here", f"is not CSV: {error}", hint)) from error
+
+
+def _csv_row(header: list[str], fields: list[str], place: str) -> Row:
+    if len(fields) != len(header):
+        problem = f"must have {len(header)} fields as the header has, but has {len(fields)}"
+        raise ActError(ConfigIssue(place, fields, problem, "Quote fields that hold commas or line breaks."))
+    return dict(zip(header, fields, strict=True))
+
+
+def _parquet(path: str) -> Iterator[LocatedRow]:
+    import pyarrow  # here, because most runs read no Parquet
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+READERS: dict[str, Callable[[str], Iterator[LocatedRow]]] = {
+    "jsonl": _jsonl,
+    "json": _json,
+    "csv": _csv,
+    "parquet": _parquet,
+}
+"""How to read a file, by its ending."""
 
 
 Data = TypeVar("Data")
@@ -29,7 +294,7 @@ def is_saved_folder(path: str) -> bool:
     return any(Path(path, name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-class SavedRows(RowSource):
+class DatasetRows(RowSource):
     """The rows of a data set on this machine: memory-mapped, so that any row is at hand.
 
     Args:
@@ -116,10 +381,10 @@ def load_from_hub(settings: AbilityData, where: str) -> RowSource:
     except _refusals() as error:
         raise _unreadable(settings, where, error) from error
     chosen = _one_split(data, settings, where)
-    return StreamedRows(chosen, settings, where) if settings.streaming else SavedRows(chosen, settings.path)
+    return StreamedRows(chosen, settings, where) if settings.streaming else DatasetRows(chosen, settings.path)
 
 
-def load_from_folder(settings: AbilityData, where: str) -> SavedRows:
+def load_from_folder(settings: AbilityData, where: str) -> DatasetRows:
     """The data set, or the one split of it, that ``save_to_disk`` wrote into a folder.
 
     Args:
@@ -144,7 +409,7 @@ def load_from_folder(settings: AbilityData, where: str) -> SavedRows:
         if settings.split not in data:
             raise _no_such_split(data, settings, where)
         data = data[settings.split]
-    return SavedRows(_one_split(data, settings, where), settings.path)
+    return DatasetRows(_one_split(data, settings, where), settings.path)
 
 
 def _one_split(data: Data | Mapping[str, Data], settings: AbilityData, where: str) -> Data:
@@ -173,8 +438,6 @@ def _unreadable(settings: AbilityData, where: str, error: Exception) -> ActError
     return ActError(ConfigIssue(f"{where}.path", settings.path, f"cannot be loaded: {error}", hint))
 
 
-__all__ = ["Kind", "LocatedRow", "Row", "kind_of", "load_from_hub", "open_rows", "source_issues"]
-
 Kind = Literal["lab", "file", "folder", "hub", "unknown"]
 
 LABORATORY = "lab:"
@@ -187,7 +450,7 @@ _MEANINGFUL: dict[Kind, tuple[str, ...]] = {
 _HUB_ID = re.compile(r"(?![.-])[\w.-]+(/[\w.-]+)?")
 
 
-def kind_of(path: str) -> Kind:
+def source_kind(path: str) -> Kind:
     """What ``path`` names.
 
     >>> kind_of("data/science-ar.jsonl"), kind_of("meta-math/MetaMathQA"), kind_of("lab:words-de")
@@ -211,7 +474,7 @@ def source_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
         settings: The settings of one data set.
         where: Its place in the config, such as ``data.abilities.math-en``.
     """
-    kind = kind_of(settings.path)
+    kind = source_kind(settings.path)
     if kind == "unknown":
         endings = ", ".join(f".{name}" for name in READERS)
         hint = f"Name a file that ends in {endings}, a folder of save_to_disk, a hub id (owner/name), or lab:<name>."
@@ -238,13 +501,13 @@ def open_rows(settings: AbilityData, where: str) -> RowSource:
     Raises:
         ActError: If the data set is not to be had, or, while iterating, at the first row that cannot be read.
     """
-    match kind_of(settings.path):
+    match source_kind(settings.path):
         case "file":
             return FileRows(_files(settings.path), where)
         case "folder":
             return load_from_folder(settings, where)
         case "lab":
-            return LaboratoryRows(settings.path, settings.split or "train")
+            return LabRows(settings.path, settings.split or "train")
         case _:
             return load_from_hub(settings, where)
 
@@ -255,7 +518,7 @@ def _files(path: str) -> list[str]:
     return [file for file in named if Path(file).is_file()]
 
 
-class LaboratoryRows(RowSource):
+class LabRows(RowSource):
     """Rows that the built-in laboratory makes.
 
     Args:

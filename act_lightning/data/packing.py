@@ -135,7 +135,7 @@ def pack(samples: Sequence[Sample]) -> Batch:
     }
 
 
-def packs(packing: Packing, config: PretrainedConfig, by_length: bool) -> bool:
+def should_pack(packing: Packing, config: PretrainedConfig, by_length: bool) -> bool:
     """Whether rows of several samples are packed, and not padded.
 
     Args:

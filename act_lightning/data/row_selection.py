@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 from act_lightning.data.ability_data import AbilityData, PerGroup
-from act_lightning.data.files import LocatedRow, Row, RowSource
+from act_lightning.data.loading import LocatedRow, Row, RowSource
 from act_lightning.errors import ActError, ConfigIssue
 
 Condition = Callable[[Row, str], bool]
@@ -149,7 +149,7 @@ def _bounds_issues(limit: int | None, skip: int, where: str) -> list[ConfigIssue
     return issues
 
 
-def select(source: RowSource, settings: AbilityData, where: str) -> Iterator[LocatedRow]:
+def select_rows(source: RowSource, settings: AbilityData, where: str) -> Iterator[LocatedRow]:
     """The rows that are used, in the order of their use, read while they are used.
 
     Without a shuffle the source is read once, and no further than needed. With a shuffle it is read twice: first to see

@@ -6,19 +6,34 @@ import hashlib
 import json
 import random
 import string
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from act_lightning.data import benchmax
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from act_lightning.data import wording
 from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.conversations import Conversation
-from act_lightning.data.files import Row
-from act_lightning.data.loading import open_rows
-from act_lightning.data.row_selection import select
-from act_lightning.data.rows import iter_conversations
-from act_lightning.data.wording import BENCHMAX, can_match, filled, question_issues, question_wording, strict_pattern
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.data.conversations import Conversation, iter_conversations
+from act_lightning.data.labels import Encoder, OffsetTokenizer, Sample
+from act_lightning.data.loaders import MicroBatch
+from act_lightning.data.loading import Row, open_rows
+from act_lightning.data.row_selection import select_rows
+from act_lightning.data.templates import Template, make_template
+from act_lightning.data.wording import (
+    BENCHMAX,
+    can_match,
+    fill_fields,
+    question_issues,
+    question_template,
+    strict_pattern,
+)
+from act_lightning.defaults import IGNORED
+from act_lightning.errors import ActError, ConfigIssue, located, raise_if_any
 
 LETTERS = string.ascii_uppercase
 
@@ -211,7 +226,7 @@ def _located(settings: EvaluationData, where: str) -> Iterator[_Located]:
     conversations = iter_conversations(settings, where)
     if settings.kind in ("exact", "number"):
         return (_Located(place, messages, {}) for place, messages in conversations)
-    rows = select(open_rows(settings, where), settings, where)
+    rows = select_rows(open_rows(settings, where), settings, where)
     return (_Located(place, messages, row) for (place, messages), (_, row) in zip(conversations, rows, strict=True))
 
 
@@ -240,7 +255,7 @@ def _item(one: _Located, settings: EvaluationData, where: str) -> Item:
 
 def _asking(one: _Located, settings: EvaluationData, prompt: str, options: str = "") -> Conversation:
     """The conversation with the set's own words around its last question."""
-    asked = filled(question_wording(settings), {"prompt": prompt, "options": options})
+    asked = fill_fields(question_template(settings), {"prompt": prompt, "options": options})
     return [*one.messages[:-2], {**one.messages[-2], "content": asked}, one.messages[-1]]
 
 
@@ -254,7 +269,7 @@ def _key(answer: str, settings: EvaluationData, place: str) -> str:
 
 def _choices(one: _Located, settings: EvaluationData, prompt: str, correct: str) -> Choices:
     incorrect = [_option(one.row, column, one.place) for column in settings.incorrect or []]
-    clean = benchmax.clean_option if settings.question == BENCHMAX else str.strip
+    clean = wording.clean_option if settings.question == BENCHMAX else str.strip
     return make_choices(prompt, correct, incorrect, one.place, clean)
 
 
@@ -264,3 +279,122 @@ def _option(row: Row, column: str, place: str) -> str:
         return value
     problem = "must be text" if column in row else f"is missing: the row has {', '.join(row)}"
     raise ActError(ConfigIssue(f"{place}, {column}", value, problem, "Mend incorrect or the row."))
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One item of an evaluation set, as the model reads it.
+
+    Attributes:
+        input_ids: int64 ``[tokens]``, up to where the model goes on.
+        text: The text they were made from.
+        item: What is asked, and what the output is compared with.
+    """
+
+    input_ids: Tensor
+    text: str
+    item: Item
+
+    @property
+    def reference(self) -> str:
+        """The answer that is wanted."""
+        return self.item.reference
+
+
+def read_prompts(
+    name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> list[Prompt]:
+    """The items of an evaluation set, in the order of its rows.
+
+    Args:
+        name: Name of the set.
+        settings: Where its rows come from; the last turn of each holds the reference.
+        tokenizer: The target's tokenizer.
+        default_template: Template where the set has none of its own.
+
+    Raises:
+        ActError: If its rows cannot be read or rendered, or one of them has no reference, or none that can be matched.
+    """
+    where = f"data.evaluations.{name}"
+    template, tokenize = evaluation_template(where, settings, tokenizer, default_template), OffsetTokenizer(tokenizer)
+    return [_prompt(item, template, tokenize) for item in read_items(settings, where)]
+
+
+def evaluation_template(
+    where: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> Template:
+    """The template of an evaluation set: its own, or the data module's."""
+    setting = "data.template" if settings.template is None else f"{where}.template"
+    return make_template(settings.template or default_template, tokenizer, setting)
+
+
+def _prompt(item: Item, template: Template, tokenize: OffsetTokenizer) -> Prompt:
+    rendered = template.render_prompt(item.messages, item.place)
+    with located(item.place):
+        tokens = tokenize(rendered.text, rendered.add_special_tokens)
+    end = len(rendered.text)
+    ids = [token for token, start in zip(tokens.ids, tokens.starts, strict=True) if start < end]
+    return Prompt(torch.tensor(ids), rendered.text, item)
+
+
+def collate_prompts(prompts: Sequence[Prompt], pad_id: int, chosen: MicroBatch) -> dict[str, Any]:
+    """One batch for generation, padded on the left.
+
+    Args:
+        prompts: What the indices in ``chosen`` point at.
+        pad_id: Token id that fills up ``input_ids``.
+        chosen: The batch; if it does not count, it only keeps this process in step with the others.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 ``[rows, length]``; ``rows``, their numbers in the set, ``prompts``
+        and ``references``, lists that are empty if the batch does not count.
+    """
+    rows = [prompts[row].input_ids for row in chosen.rows]
+    masks = [torch.ones_like(row) for row in rows]
+    wanted = [prompts[row] for row in chosen.rows if chosen.counts]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_id, padding_side="left"),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side="left"),
+        "rows": list(chosen.rows) if chosen.counts else [],
+        "prompts": [prompt.text for prompt in wanted],
+        "references": [prompt.reference for prompt in wanted],
+    }
+
+
+def read_references(
+    name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, default_template: str
+) -> list[Sample]:
+    """The items of an evaluation set, in the order of its rows; only the last answer of each is labeled.
+
+    Args:
+        name: Name of the set.
+        settings: Where its rows come from.
+        tokenizer: The target's tokenizer.
+        default_template: Template where the set has none of its own.
+
+    Raises:
+        ActError: If its rows cannot be read or rendered, or one of them has no reference.
+    """
+    where = f"data.evaluations.{name}"
+    encode = Encoder(evaluation_template(where, settings, tokenizer, default_template), tokenizer, sys.maxsize)
+    found = []
+    for item in read_items(settings, where):
+        sample = encode(item.messages, item.place)
+        assert sample is not None, "an item has an answer"
+        found.append(replace(sample, labels=last_answer(sample.labels)))
+    return found
+
+
+def last_answer(labels: Tensor) -> Tensor:
+    """``labels`` with all answers ignored but the last.
+
+    Args:
+        labels: int64 ``[tokens]``, at least one of them not ignored.
+
+    >>> last_answer(torch.tensor([-100, 5, -100, 7, 8])).tolist()
+    [-100, -100, -100, 7, 8]
+    """
+    answered = (labels != IGNORED).nonzero().squeeze(1)
+    ignored = (labels[: answered[-1]] == IGNORED).nonzero().squeeze(1)
+    start = int(ignored[-1]) + 1 if len(ignored) else 0
+    return torch.cat([torch.full((start,), IGNORED), labels[start:]])

@@ -16,15 +16,16 @@ from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import (
     PreparedSet,
     PreparedShard,
+    answer_tokens,
     cache_key,
     cache_root,
+    cut_samples,
+    load_or_prepare,
     prepare_shards,
-    prepared,
     process_count,
 )
+from act_lightning.data.conversations import iter_conversations, rows_fingerprint
 from act_lightning.data.labels import Encoder, Sample
-from act_lightning.data.rows import iter_conversations, rows_fingerprint
-from act_lightning.data.storage import answer_tokens, cut_samples
 from act_lightning.data.templates import make_template
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -129,7 +130,7 @@ def tokenize_ability(
 
     rows = rows_fingerprint(settings, where)
     key = None if rows is None else cache_key(rows, template, tokenizer, max_length)
-    found = prepared(cache_root(cache_dir), key, prepare)
+    found = load_or_prepare(cache_root(cache_dir), key, prepare)
     if not found.samples:
         prompts = (encode.prompt_length(messages) for _, messages in iter_conversations(settings, where))
         raise ActError(_empty_issue(where, settings.path, _losses(found, max_length), found.rows, prompts))

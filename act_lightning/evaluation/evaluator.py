@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from act_lightning.checkpoints.files import write_file
 from act_lightning.data.batches import collate, shard, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.micro_batches import MicroBatch
-from act_lightning.data.prompts import collate_prompts
+from act_lightning.data.loaders import MicroBatch
+from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.generation import Generation, Generator, evaluating, generate_answers, nan_error

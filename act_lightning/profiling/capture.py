@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from act_lightning.architecture import output_embedding
-from act_lightning.data.answer_positions import AnswerPositions, BufferPool
+from act_lightning.data.batches import AnswerPositions, BufferPool
 
 Rerun = Callable[[Mapping[str, Tensor]], Tensor]
 """Runs a module once more on the same input, with other weights: what it then gives at answer tokens."""

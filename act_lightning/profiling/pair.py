@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from act_lightning.data.answer_positions import AnswerPositions, BufferPool, normalize_batch
+from act_lightning.data.batches import AnswerPositions, BufferPool, normalize_batch
 from act_lightning.defaults import IGNORED
 from act_lightning.profiling.capture import Rerun, capture_outputs
 from act_lightning.profiling.channel_means import ChannelMeans

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.data.batches import MOST_WASTE, collate, shard, token_budget_batches, unbatch
+from act_lightning.data.batches import MAX_PADDING, collate, shard, token_budget_batches, unbatch
+from act_lightning.data.cache import answer_tokens, lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import Packing, pack, packs
-from act_lightning.data.storage import answer_tokens, lengths
+from act_lightning.data.packing import Packing, pack, should_pack
 from act_lightning.data.tokenized import fingerprint
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
@@ -42,7 +42,7 @@ class AbilitySamples:
         samples: Those with answer tokens.
         dropped: Number of rows without answer tokens, or without an answer.
         fingerprint: SHA-256 over all token ids and labels.
-        packing: Whether they may be packed; see :func:`~act_lightning.data.packing.packs`.
+        packing: Whether they may be packed; see :func:`~act_lightning.data.packing.should_pack`.
     """
 
     samples: Sequence[Sample]
@@ -83,12 +83,12 @@ class AbilitySamples:
                 all are of one.
             part: Numbers of the samples that are read; by default all.
         """
-        packed, length_of = packs(self.packing, config, by_length=True), lengths(self.samples)
+        packed, length_of = should_pack(self.packing, config, by_length=True), lengths(self.samples)
         among = range(len(self.samples)) if part is None else part
         units = []
         for chunk in range(max(1, chunks)):
             its = [number for number in among if not chunks or number % chunks == chunk]
-            batches = token_budget_batches([length_of[number] for number in its], budget, MOST_WASTE, packed)
+            batches = token_budget_batches([length_of[number] for number in its], budget, MAX_PADDING, packed)
             units += [Unit([its[place] for place in places], chunk) for places in batches]
         for numbers, chunk in shard(units, rank, world_size):
             chosen = [self.samples[number] for number in numbers]

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import output_embedding
-from act_lightning.data.answer_positions import AnswerPositions
+from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
 from act_lightning.hooks import temporary_hooks
 from act_lightning.training.head_loss import LogitTransform, Scored, bounded_loss, bounded_scores, logit_transform

@@ -10,8 +10,7 @@ from functools import cached_property
 from itertools import islice
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.conversations import Conversation
-from act_lightning.data.rows import iter_conversations
+from act_lightning.data.conversations import Conversation, iter_conversations
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.translation.instructions import Message, Texts, request
 from act_lightning.translation.settings import TranslationSettings

@@ -13,8 +13,7 @@ from torch.utils.data import DistributedSampler
 
 from act_lightning.data.batches import collate, shard, token_budget_batches, unbatch
 from act_lightning.data.labels import Sample
-from act_lightning.data.micro_batches import MicroBatchSampler
-from act_lightning.data.training_loader import TrainingLoader
+from act_lightning.data.loaders import MicroBatchSampler, TrainingLoader
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from act_lightning.data import cache as module
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import cache_key, cache_root, prepare_shards
+from act_lightning.data.conversations import LocatedConversation
 from act_lightning.data.labels import Encoder
-from act_lightning.data.rows import LocatedConversation
 from act_lightning.data.templates import ChatTemplate, TextTemplate
 from act_lightning.data.tokenized import TokenizedAbility, tokenize_ability
 from act_lightning.errors import ActError
@@ -36,7 +36,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ROWS", 8)
+    monkeypatch.setattr(module, "_SHARD_ROWS", 8)
 
 
 def prepare(rows: Path, tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any) -> TokenizedAbility:
@@ -218,7 +218,7 @@ def test_processes_that_ask_at_once_share_one_set(rows: Path) -> None:
 
 def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = told(prepare(rows))
-    monkeypatch.setattr("act_lightning.data.cache.check_writable", lambda *_: pytest.fail("asked to write"))
+    monkeypatch.setattr("act_lightning.checkpoints.files.check_writable", lambda *_: pytest.fail("asked to write"))
     assert told(prepare(rows)) == first
 
 

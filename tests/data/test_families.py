@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from act_lightning.data.conversations import Conversation
-from act_lightning.data.labels import Encoder
+from act_lightning.data.labels import Encoder, OffsetTokenizer
 from act_lightning.data.templates import NAMES, make_template
-from act_lightning.data.tokens import OffsetTokenizer
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.families import FAMILIES, chatml, llama2, mistral, qwen

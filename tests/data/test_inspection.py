@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.inspection import Inspection, inspect, print_inspection
+from act_lightning.data.inspection import Inspection, Piece, highlight, inspect, legend, print_inspection, split_pieces
 from act_lightning.data.labels import Sample
-from act_lightning.data.sample_view import Piece, colored, legend, pieces
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
@@ -120,13 +119,13 @@ def test_all_faults_come_before_work(data: AbilityDataModule) -> None:
 
 def test_long_pieces_are_shown_by_their_ends(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = torch.tensor(tokenizer("a" * 2000 + "b")["input_ids"])
-    (piece,) = pieces(Sample(ids, torch.full_like(ids, IGNORED)), tokenizer)
-    shown = colored([piece]).plain
+    (piece,) = split_pieces(Sample(ids, torch.full_like(ids, IGNORED)), tokenizer)
+    shown = highlight([piece]).plain
     assert shown == "a" * 400 + " …[1,201 characters]… " + "a" * 399 + "b"
 
 
 def test_a_row_cannot_command_the_terminal() -> None:
-    shown = colored([Piece("a\x1b[2Jb\r\n\u202ec\x9b", answer=True, special=False)])
+    shown = highlight([Piece("a\x1b[2Jb\r\n\u202ec\x9b", answer=True, special=False)])
     console = Console(file=(out := io.StringIO()), width=80, force_terminal=True, color_system="standard")
     console.print(shown, soft_wrap=True)
     assert "\x1b[2J" not in out.getvalue()

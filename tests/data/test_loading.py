@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_lightning.data import files as arrays
+from act_lightning.data import loading as arrays
 from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.conversations import iter_conversations, read_rows, rows_fingerprint
 from act_lightning.data.loading import open_rows
-from act_lightning.data.rows import iter_conversations, read_rows, rows_fingerprint
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

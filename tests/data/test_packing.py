@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from act_lightning.channels import inventory
 from act_lightning.data.batches import collate, unbatch
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import pack, packing_obstacle, packs
+from act_lightning.data.packing import pack, packing_obstacle, should_pack
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from act_lightning.profiling.channel_means import MeanAbsoluteDifference
@@ -93,17 +93,19 @@ def test_a_model_that_cannot_be_tried_is_padded() -> None:
 
 def test_the_setting_decides() -> None:
     llama, bloom = tiny_config("llama"), config_of("bloom", {})
-    assert packs("auto", llama, by_length=False)
-    assert not packs("auto", llama, by_length=True), "padding like lengths is less work than attention that is hidden"
-    assert packs(True, llama, by_length=True)
-    assert not packs(False, llama, by_length=False)
+    assert should_pack("auto", llama, by_length=False)
+    assert not should_pack("auto", llama, by_length=True), (
+        "padding like lengths is less work than attention that is hidden"
+    )
+    assert should_pack(True, llama, by_length=True)
+    assert not should_pack(False, llama, by_length=False)
     with messages() as said:
-        assert not packs("auto", bloom, by_length=False)
+        assert not should_pack("auto", bloom, by_length=False)
     assert said == ["rows are padded, not packed: bloom does not keep the samples of a packed row apart"]
     with pytest.raises(ActError, match=r"data.packing = True: must be left to a model that can: bloom"):
-        packs(True, bloom, by_length=False)
+        should_pack(True, bloom, by_length=False)
     llama._attn_implementation = "flash_attention_2"
-    assert packs("auto", llama, by_length=True), "flash attention skips what is hidden"
+    assert should_pack("auto", llama, by_length=True), "flash attention skips what is hidden"
 
 
 @pytest.mark.parametrize("first_is_answer", [False, True])

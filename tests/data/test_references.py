@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.prompts import read_prompts, read_references
+from act_lightning.data.tasks import read_prompts, read_references
 from act_lightning.errors import ActError
 from tests.tiny import END_ID, write_jsonl
 

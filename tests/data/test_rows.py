@@ -11,8 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.conversations import Conversation
-from act_lightning.data.rows import read_rows
+from act_lightning.data.conversations import Conversation, read_rows
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from act_lightning.data.cache import StoredSamples, answer_tokens, cut_samples, lengths, save_shard
 from act_lightning.data.labels import Sample
-from act_lightning.data.storage import StoredSamples, answer_tokens, cut_samples, lengths, save_shard
 from act_lightning.defaults import IGNORED
 
 tokens = st.lists(st.tuples(st.integers(0, 2**31 - 1), st.booleans()), min_size=1, max_size=8)

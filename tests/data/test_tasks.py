@@ -10,10 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.benchmax import LANGUAGES
-from act_lightning.data.prompts import read_prompts
-from act_lightning.data.tasks import Item, read_items
-from act_lightning.data.wording import can_match, question_issues, strict_pattern
+from act_lightning.data.tasks import Item, read_items, read_prompts
+from act_lightning.data.wording import LANGUAGES, can_match, question_issues, strict_pattern
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_lightning.data.batches import MOST_WASTE, token_budget_batches
+from act_lightning.data.batches import MAX_PADDING, token_budget_batches
 from act_lightning.data.labels import Sample
-from act_lightning.data.micro_batches import MicroBatchSampler
-from act_lightning.data.training_loader import TrainingLoader
+from act_lightning.data.loaders import MicroBatchSampler, TrainingLoader
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 
@@ -95,14 +94,14 @@ def test_micro_batches_of_like_length_waste_little(shuffle: bool) -> None:
     assert sorted(row for rows in first for row in rows) == list(range(6407))
     assert [len(rows) for rows in first] == [16] * 400 + [7]
     waste = 1 - sum(lengths) / sum(len(rows) * max(lengths[row] for row in rows) for rows in first)
-    assert waste < MOST_WASTE
+    assert waste < MAX_PADDING
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 900), st.booleans())
 def test_bounded_batches(lengths: list[int], budget: int, packed: bool) -> None:
-    batches = token_budget_batches(lengths, budget, MOST_WASTE, packed)
+    batches = token_budget_batches(lengths, budget, MAX_PADDING, packed)
     assert sorted(row for rows in batches for row in rows) == list(range(len(lengths)))
     for rows in batches:
         tokens, padded = sum(lengths[row] for row in rows), len(rows) * max(lengths[row] for row in rows)
         assert len(rows) == 1 or (tokens if packed else padded) <= budget
-        assert packed or 1 - tokens / padded <= MOST_WASTE + 1e-9
+        assert packed or 1 - tokens / padded <= MAX_PADDING + 1e-9

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.rows import read_rows
+from act_lightning.data.conversations import read_rows
 from act_lightning.errors import ActError
 from act_lightning.translation.endpoint import _retry_after
 from act_lightning.translation.report import print_report

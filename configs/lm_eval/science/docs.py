@@ -4,8 +4,8 @@ from typing import Any
 
 import datasets
 
-from act_lightning.data.benchmax import clean_option
 from act_lightning.data.tasks import make_choices
+from act_lightning.data.wording import clean_option
 
 _INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
