@@ -78,7 +78,7 @@ def evenly_spaced(samples: Sequence[Sample], count: int) -> list[Sample]:
         samples: All of them.
         count: How many to take.
 
-    >>> chosen("abcdefg", 3), chosen("ab", 3), chosen("ab", 1)
+    >>> evenly_spaced("abcdefg", 3), evenly_spaced("ab", 3), evenly_spaced("ab", 1)
     (['a', 'd', 'g'], ['a', 'b'], ['a'])
     """
     count = min(count, len(samples))
@@ -111,7 +111,7 @@ def highlight(shown: Sequence[Piece]) -> Text:
 def escape_controls(text: str) -> str:
     r"""Text whose controls are seen and do nothing: a terminal obeys an escape, and one that turns the direction hides.
 
-    >>> visible("a\x1b[2J\r\n\tb\u202ec")
+    >>> escape_controls("a\x1b[2J\r\n\tb\u202ec")
     'a␛[2J␍\n\tb<U+202E>c'
     """
     return text.translate(_VISIBLE)
@@ -315,7 +315,7 @@ def print_inspection(inspection: Inspection, as_json: bool, console: Console | N
 def overlap_warning(overlap: Overlap) -> str:
     """What two sets share, as a sentence.
 
-    >>> warning(Overlap("math", "gsm", 3, 2, 0.5, 2)).partition("; ")[0]
+    >>> overlap_warning(Overlap("math", "gsm", 3, 2, 0.5, 2)).partition("; ")[0]
     'math and gsm share prompts, 50.0 % of one of them: 3 of math stand in gsm (2 as the same text), 2 of gsm in math'
     """
     first, second = overlap.first, overlap.second

@@ -453,9 +453,9 @@ _HUB_ID = re.compile(r"(?![.-])[\w.-]+(/[\w.-]+)?")
 def source_kind(path: str) -> Kind:
     """What ``path`` names.
 
-    >>> kind_of("data/science-ar.jsonl"), kind_of("meta-math/MetaMathQA"), kind_of("lab:words-de")
+    >>> source_kind("data/science-ar.jsonl"), source_kind("meta-math/MetaMathQA"), source_kind("lab:words-de")
     ('file', 'hub', 'lab')
-    >>> kind_of("data/science/ar.txt")
+    >>> source_kind("data/science/ar.txt")
     'unknown'
     """
     if path.startswith(LABORATORY):

@@ -168,7 +168,7 @@ def strict_pattern(settings: EvaluationData) -> str | None:
 def fill_fields(text: str, fields: Mapping[str, str]) -> str:
     """``text`` with fields in their places; braces within a field's own text stay.
 
-    >>> filled("{prompt} {other}", {"prompt": "Is {options} a set?"})
+    >>> fill_fields("{prompt} {other}", {"prompt": "Is {options} a set?"})
     'Is {options} a set? {other}'
     """
     return _FIELD.sub(lambda field: fields.get(field[1], field[0]), text)
