@@ -79,12 +79,6 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) ->
     return KeyMap(keys, names, others, ties)
 
 
-def untied_issue(place: str, keys: list[str]) -> ConfigIssue:
-    """The issue of weights that the config ties, and the checkpoint stores twice with different values."""
-    hint = "Write tie_word_embeddings: false into config.json if both are meant as they are."
-    return ConfigIssue(place, keys, "must hold equal values, for the config ties them", hint)
-
-
 def _own_names(
     model: PreTrainedModel, stored: Iterable[str], parameters: Collection[str]
 ) -> tuple[dict[str, str], dict[str, str]]:

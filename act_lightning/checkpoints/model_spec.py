@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import act_lightning.architecture
-import act_lightning.channels
 from act_lightning.architecture import tied_groups, vocabulary_parameters
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
-from act_lightning.checkpoints import key_mapping, models
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.headers import CONFIG, Entry
 from act_lightning.checkpoints.key_mapping import KeyMap, map_keys
+from act_lightning.checkpoints.models import meta_model
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 
@@ -31,13 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-_CODE = (
-    __file__,
-    key_mapping.__file__,
-    models.__file__,
-    act_lightning.architecture.__file__,
-    act_lightning.channels.__file__,
-)
+# Part of the cache's key. Raise it when map_keys, inventory or a field of ModelSpec changes what is stored.
+_CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ def read_model_spec(folder: Path, stored: Mapping[str, Entry] | None) -> ModelSp
     path = cache_folder("described") / f"{_fingerprint(folder, stored)}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return _from_json(json.loads(path.read_bytes()))
-    found = model_spec(models.meta_model(folder), stored, str(folder))
+    found = model_spec(meta_model(folder), stored, str(folder))
     with suppress(ActError):  # a cache that cannot be written is none
         write_file(path, json.dumps(asdict(found)))
     return found
@@ -96,10 +89,9 @@ def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, place
 
 
 def _fingerprint(folder: Path, stored: Mapping[str, Entry] | None) -> str:
-    digest = hashlib.sha256(version("transformers").encode())
-    for path in (*_CODE, folder / CONFIG):
-        with suppress(OSError):  # a missing config is refused when it is read
-            digest.update(Path(path).read_bytes())
+    digest = hashlib.sha256(f"{_CACHE_VERSION} {version('transformers')}\n".encode())
+    with suppress(OSError):  # a missing config is refused when it is read
+        digest.update((folder / CONFIG).read_bytes())
     table = None if stored is None else [(key, entry.code, entry.shape) for key, entry in stored.items()]
     digest.update(json.dumps(table).encode())
     return digest.hexdigest()

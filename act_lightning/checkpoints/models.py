@@ -16,7 +16,6 @@ from torch import nn
 from act_lightning.architecture import tied_groups
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.headers import FLOATS, is_weightless, read_headers, require_weights
-from act_lightning.checkpoints.key_mapping import untied_issue
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
@@ -181,6 +180,12 @@ def _check_ties(model: PreTrainedModel, folder: Path) -> None:
     loose = sorted(model.get_expanded_tied_weights_keys(all_submodels=True).keys() - tied)
     if loose:
         raise ActError(untied_issue(str(folder), loose))
+
+
+def untied_issue(place: str, keys: list[str]) -> ConfigIssue:
+    """The issue of weights that the config ties, and the checkpoint stores twice with different values."""
+    hint = "Write tie_word_embeddings: false into config.json if both are meant as they are."
+    return ConfigIssue(place, keys, "must hold equal values, for the config ties them", hint)
 
 
 @contextmanager

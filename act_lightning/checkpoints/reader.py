@@ -15,8 +15,9 @@ from torch import Tensor
 
 from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.headers import read_headers
-from act_lightning.checkpoints.key_mapping import KeyMap, untied_issue
+from act_lightning.checkpoints.key_mapping import KeyMap
 from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec
+from act_lightning.checkpoints.models import untied_issue
 from act_lightning.errors import ActError
 
 _TIED_BYTES_AT_ONCE = 1 << 22
