@@ -33,7 +33,7 @@ def is_hub_id(name: str) -> bool:
 def short(name: str) -> str:
     """A hub id as it is; of a folder the last part, for paths of one's machine are nobody's business.
 
-    >>> short("Qwen/Qwen2.5-7B"), short("/home/me/models/mine/"), short("bin:/home/me/old")
+    >>> short_name("Qwen/Qwen2.5-7B"), short_name("/home/me/models/mine/"), short_name("bin:/home/me/old")
     ('Qwen/Qwen2.5-7B', 'mine', 'bin:old')
     """
     prefix = PREFIX if name.startswith(PREFIX) else ""
