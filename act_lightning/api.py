@@ -22,15 +22,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.saved import saved_channels
+from act_lightning.cards.card import complete_card, new_card
 from act_lightning.cards.record import CARD
-from act_lightning.cards.writing import complete_card, first_card
 from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.export import output_issues
-from act_lightning.checkpoints.identity import identify, identify_module
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import meta_model
+from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
-from act_lightning.checkpoints.vocabulary import match_folders
+from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
@@ -275,7 +274,7 @@ def merge(
         hashes = {"target": identify(target_folder).digest, selected.name: identify(folder).digest}
         report = _report(channels, selected, mask, method, seed, hashes)
         files = {
-            CARD: first_card(str(target), "", report, "merge"),
+            CARD: new_card(str(target), "", report, "merge"),
             "transfer.json": json.dumps(report, indent=2) + "\n",
         }
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
@@ -312,7 +311,7 @@ def _selected(
     if names != [(module.name, module.count) for module in mask.scores.channels.modules]:
         hint = "Score this target, or load the scores that were measured on it."
         raise ActError(ConfigIssue("mask", len(mask), "must select channels of the target that is merged into", hint))
-    vocabulary = None if target is None else match_folders(target, folder)
+    vocabulary = None if target is None else match_vocabularies(target, folder)
     moved = drop_unmatched(channels, mask.selected, vocabulary)
     label, tokens = AbilitySource(_name(source), [_ABILITY]).label, {_ABILITY: mask.scores.record.tokens}
     return SelectedSource(label, _name(source), folder, scale, mask.ratio, {_ABILITY: moved}, tokens, vocabulary)

@@ -18,9 +18,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from act_lightning.checkpoints.headers import require_weights
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_model, meta_model
+from act_lightning.checkpoints.models import load_model, locate, meta_model
+from act_lightning.checkpoints.weight_files import require_weights
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish

@@ -156,9 +156,8 @@ def write_scores(root: Path) -> None:
     """Scores with a heavy tail for one ability of each source, as a profile would have saved them."""
     import torch
 
-    from act_lightning.checkpoints.headers import stored_entries
-    from act_lightning.checkpoints.identity import identify
     from act_lightning.checkpoints.model_spec import read_model_spec
+    from act_lightning.checkpoints.weight_files import identify, stored_entries
     from act_lightning.scores import ScoreRecord, score_path, write_scores
 
     channels = read_model_spec(root / "target", stored_entries(root / "target")).channels

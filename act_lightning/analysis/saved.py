@@ -15,8 +15,7 @@ from torch import Tensor
 
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 from act_lightning.channels import ChannelInventory, ModuleChannels
-from act_lightning.checkpoints.headers import is_weightless
-from act_lightning.checkpoints.identity import identify
+from act_lightning.checkpoints.weight_files import identify, is_weightless
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
 

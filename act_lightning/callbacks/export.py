@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.architecture import find_language_model, require_language_model, transfer_record
+from act_lightning.cards.card import complete_card, new_card
 from act_lightning.cards.record import CARD
-from act_lightning.cards.writing import complete_card, first_card
 from act_lightning.checkpoints.export import export_model, output_issues
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import resolve_dtype
+from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.target import named_checkpoint
@@ -124,7 +123,7 @@ def described_files(target: str, recipe: str, transfer: dict[str, Any], verb: st
         transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
         verb: ``fit`` or ``merge``.
     """
-    files: dict[str, str | bytes] = {CARD: first_card(target, recipe, transfer, verb)}
+    files: dict[str, str | bytes] = {CARD: new_card(target, recipe, transfer, verb)}
     if transfer:
         files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
     return files

@@ -16,8 +16,8 @@ from transformers import PretrainedConfig
 from act_lightning.architecture import find_language_model, is_transferred
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.checkpoints.vocabulary import match_folders
 from act_lightning.data.cache import lengths
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import overlap
@@ -184,7 +184,7 @@ class ActivationDifferenceProfiler(L.Callback):
         """Load the target and the sources of a group once, and measure all its abilities."""
         device, channels = trainer.strategy.root_device, target.inventory()
         folders = dict.fromkeys(one.folder for one in group)
-        match = {folder: target.folder and match_folders(target.folder, folder) for folder in folders}
+        match = {folder: target.folder and match_vocabularies(target.folder, folder) for folder in folders}
         with open_pair(target, folders, self._held, trainer) as (pair, config):
             for together in _by_samples(group):
                 partners = [partner_channels(channels, match[one.folder] or None) for one in together]

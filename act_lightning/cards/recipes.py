@@ -9,8 +9,8 @@ from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
 
-from act_lightning.cards.record import short
-from act_lightning.checkpoints.bin_conversion import PREFIX
+from act_lightning.cards.record import short_name
+from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.errors import ConfigIssue, raise_if_any
 
 # Settings that hold a path even where the file has gone since; other text may begin with a slash and be none.
@@ -21,7 +21,7 @@ _OUTPUTS = "trainer."
 _Change = Callable[[str, Any], Any]
 
 
-def portable(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A recipe in which every absolute path is shortened to its last part; hub ids and relative paths stay.
 
     Args:
@@ -30,7 +30,7 @@ def portable(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     Returns:
         The recipe, and the settings that were shortened, such as ``profile.sources.0.model``.
 
-    >>> portable({"model": {"target": "/home/me/base", "dtype": "auto"}})
+    >>> portable_recipe({"model": {"target": "/home/me/base", "dtype": "auto"}})
     ({'model': {'target': 'base', 'dtype': 'auto'}}, ['model.target'])
     """
     shortened: list[str] = []
@@ -39,12 +39,12 @@ def portable(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not _is_private(setting, value):
             return value
         shortened.append(setting)
-        return short(value)
+        return short_name(value)
 
     return _walk(recipe, change), shortened
 
 
-def settled(
+def localize_recipe(
     recipe: Mapping[str, Any],
     shortened: Iterable[str],
     folders: Sequence[Path],
@@ -101,7 +101,7 @@ def _holds(folder: Path, name: str) -> bool:
 def _is_private(setting: str, value: object) -> bool:
     if not isinstance(value, str) or "\n" in value:
         return False
-    value = value.removeprefix(PREFIX)
+    value = value.removeprefix(BIN_PREFIX)
     absolute = value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute()
     return absolute and ((setting.rpartition(".")[2] in _PATHS and "{" not in value) or _exists(value))
 

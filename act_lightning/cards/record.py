@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 import act_lightning
-from act_lightning.checkpoints.bin_conversion import PREFIX
-from act_lightning.checkpoints.identity import identify
-from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
+from act_lightning.checkpoints.models import locate
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,13 +30,13 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def short(name: str) -> str:
+def short_name(name: str) -> str:
     """A hub id as it is; of a folder the last part, for paths of one's machine are nobody's business.
 
     >>> short_name("Qwen/Qwen2.5-7B"), short_name("/home/me/models/mine/"), short_name("bin:/home/me/old")
     ('Qwen/Qwen2.5-7B', 'mine', 'bin:old')
     """
-    prefix = PREFIX if name.startswith(PREFIX) else ""
+    prefix = BIN_PREFIX if name.startswith(BIN_PREFIX) else ""
     rest = name.removeprefix(prefix)
     return name if is_hub_id(rest) else prefix + re.split(r"[/\\]", rest.rstrip("/\\"))[-1]
 
@@ -151,7 +151,7 @@ def result_hashes(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _identity(name: str, revision: str | None, setting: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": short(name), "digest": None, "commit": None, "license": {}}
+    found: dict[str, Any] = {"name": short_name(name), "digest": None, "commit": None, "license": {}}
     with suppress(ActError):
         folder = locate(name, revision, setting)
         found["license"] = read_license(folder)

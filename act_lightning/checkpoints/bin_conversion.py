@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.files import replacing_folder, storing
-from act_lightning.checkpoints.headers import CONFIG, INDEX, SINGLE, aux_files, header_of
+from act_lightning.checkpoints.files import atomic_folder, wrap_os_errors
+from act_lightning.checkpoints.weight_files import CONFIG, INDEX, SINGLE, aux_files, new_header
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
 
-PREFIX = "bin:"
+BIN_PREFIX = "bin:"
 _BIN = "pytorch_model.bin"
 _BIN_INDEX = f"{_BIN}.index.json"
 
@@ -39,13 +39,13 @@ def convert_bin(folder: Path, setting: str) -> Path:
     converted = cache_folder("converted") / fingerprint / folder.resolve().name
     if (converted / CONFIG).is_file():
         return converted
-    with replacing_folder(converted) as temporary:
+    with atomic_folder(converted) as temporary:
         weight_map = {}
         for name, converted_name in files.items():
             tensors = _load(folder / name)
-            header = header_of({key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()})
+            header = new_header({key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()})
             path = temporary / converted_name
-            with storing(path), path.open("wb") as file:
+            with wrap_os_errors(path), path.open("wb") as file:
                 file.write(header.encode())
                 for key in header.entries:
                     file.write(tensors[key].detach().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -66,8 +66,8 @@ def _converted_names(folder: Path, setting: str) -> dict[str, str]:
     try:
         names = sorted({*json.loads((folder / _BIN_INDEX).read_bytes())["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"must hold {_BIN} or a readable {_BIN_INDEX}, since it is named {PREFIX}… ({error})"
-        hint = f"Leave out {PREFIX} to read safetensors."
+        problem = f"must hold {_BIN} or a readable {_BIN_INDEX}, since it is named {BIN_PREFIX}… ({error})"
+        hint = f"Leave out {BIN_PREFIX} to read safetensors."
         raise ActError(ConfigIssue(setting, str(folder), problem, hint)) from error
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:

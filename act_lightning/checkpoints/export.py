@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from act_lightning.checkpoints.files import replacing_folder, storing
-from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.headers import CONFIG, INDEX, Header, aux_files
+from act_lightning.checkpoints.files import atomic_folder, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_files, check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
@@ -53,7 +52,7 @@ def export_model(
     with CheckpointReader(target) as reader:
         planned = plan_files(reader, dtype)
         require_space(out, planned)
-        with replacing_folder(out) as folder, progress(out, planned) as bar:
+        with atomic_folder(out) as folder, progress(out, planned) as bar:
             for file, header in planned.items():
                 _write_shard(folder / file, header, reader, get, bar)
             write_texts(folder, reader, planned, dtype, extra_files)
@@ -113,7 +112,7 @@ def progress(out: Path, planned: Mapping[str, Header]) -> tqdm[None]:
 def _write_shard(
     path: Path, header: Header, reader: CheckpointReader, get: Callable[[str], Tensor], bar: tqdm[None]
 ) -> None:
-    with storing(path):
+    with wrap_os_errors(path):
         file = path.open("wb", buffering=0)
     with file:
         _write(file, header.encode())
@@ -139,7 +138,7 @@ def _stored_bytes(key: str, header: Header, reader: CheckpointReader, get: Calla
 def _write(file: FileIO, data: bytes | memoryview) -> None:
     """Write all of ``data``; one call to an unbuffered file takes 2 GiB at most."""
     rest = memoryview(data)
-    with storing(Path(str(file.name))):
+    with wrap_os_errors(Path(str(file.name))):
         while rest:
             rest = rest[file.write(rest) :]
 
@@ -165,7 +164,7 @@ def write_texts(
 
 def _write_text(path: Path, data: bytes) -> None:
     """Write a file of a folder that is renamed, and flushed where that is wanted, when it is complete."""
-    with storing(path):
+    with wrap_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 

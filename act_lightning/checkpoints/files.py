@@ -59,7 +59,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         ActError: The file system refuses: read-only, full, a file where a folder should be.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with storing(path), replacing_file(path) as temporary:
+    with wrap_os_errors(path), atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -70,17 +70,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         ActError: The file system refuses.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with storing(path), replacing_file(path) as temporary:
+    with wrap_os_errors(path), atomic_file(path) as temporary:
         save_file(contiguous, temporary, dict(metadata or {}))
 
 
 @contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Give a path beside ``path``; move what was written there to ``path`` when the block ends well, else remove it."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
-    temporary = beside(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
         sync(temporary)
@@ -91,7 +91,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Give an empty folder beside ``path``; move it to ``path`` when the block ends well, else remove it.
 
     An existing folder stands until the new one is complete, and is then moved away and deleted. Temporary folders
@@ -105,14 +105,14 @@ def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         ActError: The file system refuses.
     """
     path = path.resolve()
-    temporary = beside(path)
-    with storing(path):
+    temporary = temporary_path(path)
+    with wrap_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
         temporary.mkdir()
     try:
         yield temporary
-        with storing(path):
+        with wrap_os_errors(path):
             for file in (*temporary.rglob("*"), temporary) if durable else ():
                 sync(file)
             _swap(temporary, path)
@@ -141,7 +141,7 @@ def check_writable(folder: Path, setting: str) -> list[ConfigIssue]:
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
+def wrap_os_errors(path: Path) -> Iterator[None]:
     """Say which path could not be written, and why, when the file system refuses within the block.
 
     Raises:
@@ -158,14 +158,14 @@ def _refused(setting: str, path: Path, error: OSError) -> ConfigIssue:
     return ConfigIssue(setting, str(path), problem, "Free some space, permit writing there, or choose another folder.")
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A name beside ``path`` that is nobody else's, and that :func:`remove_leftovers` knows."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def _swap(new: Path, place: Path) -> None:
     """Rename ``new`` to ``place``; between the two renames there is nothing at ``place``, never half of something."""
-    old = beside(place)
+    old = temporary_path(place)
     with suppress(FileNotFoundError):
         place.rename(old)
     try:
@@ -178,7 +178,7 @@ def _swap(new: Path, place: Path) -> None:
     remove(old)
 
 
-def is_beside(path: Path) -> bool:
+def is_temporary_path(path: Path) -> bool:
     """Whether this is such a name, which is renamed by whoever chose it."""
     return path.name.startswith(".") and ".tmp-" in path.name
 

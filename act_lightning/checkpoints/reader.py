@@ -13,11 +13,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.headers import read_headers
-from act_lightning.checkpoints.key_mapping import KeyMap
-from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec
+from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import untied_issue
+from act_lightning.checkpoints.weight_files import check_finite, read_headers
 from act_lightning.errors import ActError
 
 _TIED_BYTES_AT_ONCE = 1 << 22
@@ -43,8 +41,8 @@ class CheckpointReader:
         """Read config and headers.
 
         Raises:
-            ActError: As :func:`~act_lightning.checkpoints.headers.require_weights` and
-                :func:`~act_lightning.checkpoints.key_mapping.map_keys`, or tied weights are stored twice and differ.
+            ActError: As :func:`~act_lightning.checkpoints.weight_files.require_weights` and
+                :func:`~act_lightning.checkpoints.model_spec.map_keys`, or tied weights are stored twice and differ.
         """
         self.folder = folder
         self.headers = read_headers(folder, str(folder))

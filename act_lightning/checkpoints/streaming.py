@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from act_lightning.checkpoints.export import output_issues, plan_files, progress, require_space, write_texts
-from act_lightning.checkpoints.files import reflink, replacing_folder, storing
-from act_lightning.checkpoints.finite import check_finite
-from act_lightning.checkpoints.headers import Entry, Header, read_opening
+from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_files import Entry, Header, check_finite, read_opening
 from act_lightning.errors import raise_if_any
 
 
@@ -42,7 +41,7 @@ class ShardFile:
 
     def __enter__(self) -> ShardFile:
         """Open the file."""
-        with storing(self._path):
+        with wrap_os_errors(self._path):
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
         return self
 
@@ -50,7 +49,7 @@ class ShardFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        with storing(self._path):
+        with wrap_os_errors(self._path):
             os.close(self._descriptor)
 
     def write(self, key: str, start: int, data: Tensor) -> None:
@@ -73,7 +72,7 @@ class ShardFile:
 
     def write_bytes(self, data: bytes | memoryview, offset: int) -> None:
         """Write all of ``data`` from the file's byte ``offset`` on; one call takes 2 GiB at most."""
-        with storing(self._path):
+        with wrap_os_errors(self._path):
             while data:
                 size = os.pwrite(self._descriptor, data, offset)
                 data, offset = data[size:], offset + size
@@ -84,7 +83,7 @@ _MOSTLY = 0.5
 _MOST_THREADS = 4  # each takes memory, and the disk is what they wait for
 
 
-class TensorChanges(Protocol):
+class RowUpdates(Protocol):
     """New values for some rows of some parameters, such as those of a masked injection."""
 
     @property
@@ -103,7 +102,7 @@ class TensorChanges(Protocol):
 def merge_checkpoint(
     out: Path,
     target: Path,
-    change: TensorChanges,
+    change: RowUpdates,
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
     device: torch.device | None = None,
@@ -132,7 +131,7 @@ def merge_checkpoint(
     with CheckpointReader(target) as reader:
         planned = plan_files(reader, dtype)
         require_space(out, planned)
-        with replacing_folder(out, durable=False) as folder, progress(out, planned) as bar:
+        with atomic_folder(out, durable=False) as folder, progress(out, planned) as bar:
             for file, header in planned.items():
                 tensors = _tensors(reader, file, header, change)
                 with _open_shard(folder / file, reader, header, tensors) as shard, _threads() as pool:
@@ -168,7 +167,7 @@ class _Stored:
         return 0.0 if self.rows is None else len(self.rows) / self.before.shape[0]
 
 
-def _tensors(reader: CheckpointReader, file: str, header: Header, change: TensorChanges) -> list[_Stored]:
+def _tensors(reader: CheckpointReader, file: str, header: Header, change: RowUpdates) -> list[_Stored]:
     concerned = {key: name for name in change.names for key in reader.copies(name)}
     found = []
     for key, after in header.entries.items():
@@ -219,7 +218,7 @@ class _TensorMerge:
 
     reader: CheckpointReader
     shard: ShardFile
-    change: TensorChanges
+    change: RowUpdates
     device: torch.device
 
     def write(self, one: _Stored) -> int:

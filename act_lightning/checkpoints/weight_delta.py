@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.vocabulary import VocabularyMatch
+from act_lightning.checkpoints.compatibility import VocabularyMatch
 
 _BLOCK = 16 * 1024 * 1024  # elements of each model that are in memory at once
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from act_lightning.cards.recipes import settled
+from act_lightning.cards.card import exported_folders, read_card, read_transfer, rebuild_card
+from act_lightning.cards.recipes import localize_recipe
 from act_lightning.cards.record import CARD, data_fingerprints, model_identities, result_hashes, versions
-from act_lightning.cards.writing import card_again, exported_folders, read_card, read_transfer
 from act_lightning.checkpoints.files import write_file
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -101,7 +101,7 @@ def run_card(arguments: Sequence[str]) -> int:
     folders = exported_folders(given.run)
     for folder in folders:
         root = folder.parent if folder != given.run else folder
-        text = card_again(folder, root / "evaluations")
+        text = rebuild_card(folder, root / "evaluations")
         if given.print:
             print(text)
         else:
@@ -133,7 +133,7 @@ def run_replay(arguments: Sequence[str]) -> int:
     _check(card, recipe, record)
     out = given.out or Path(f"{recipe['trainer'].get('default_root_dir') or 'run'}-replay")
     places, passed_on = _places(others, record["shortened"])
-    settings = settled(recipe, record["shortened"], [Path.cwd(), *given.folders], out, places)
+    settings = localize_recipe(recipe, record["shortened"], [Path.cwd(), *given.folders], out, places)
     raise_if_any(input_issues(settings, record))
     versions = version_differences(record)
     for difference in versions:

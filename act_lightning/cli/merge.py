@@ -15,17 +15,15 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError, Namespace
 
+from act_lightning.cards.card import complete_card, new_card
 from act_lightning.cards.record import CARD
-from act_lightning.cards.writing import complete_card, first_card
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable, write_file
-from act_lightning.checkpoints.headers import stored_entries
-from act_lightning.checkpoints.identity import identify
-from act_lightning.checkpoints.locate import locate
 from act_lightning.checkpoints.model_spec import read_model_spec
-from act_lightning.checkpoints.models import resolve_dtype
+from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.streaming import merge_checkpoint
+from act_lightning.checkpoints.weight_files import identify, stored_entries
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, raise_if_any
@@ -124,7 +122,7 @@ class Merge:
         """
         output, report = self.root / "merged", self.transfer.report
         record = json.dumps(report, indent=2) + "\n"
-        card = first_card(str(self.target), self.recipe, report, "merge")
+        card = new_card(str(self.target), self.recipe, report, "merge")
         files: dict[str, str | bytes] = {CARD: card, "transfer.json": record}
         auto = self.export_dtype == "auto"
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")

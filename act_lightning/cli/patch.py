@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.patches.applying import apply_patch, revert_patch
-from act_lightning.patches.description import summary
-from act_lightning.patches.file import PatchFile, find_patch, open_patch
-from act_lightning.patches.making import make_patch
+from act_lightning.patches.apply import apply_patch, revert_patch
+from act_lightning.patches.description import summarize_patch
+from act_lightning.patches.make import make_patch
+from act_lightning.patches.patch_file import PatchFile, find_patch, open_patch
 
 _GROUPS = {"by_layer": "layer", "by_module_type": "module type"}
 _COLUMNS = ("tensors", "rows", "columns", "changed", "elements")
@@ -85,13 +85,13 @@ def _apply(given: argparse.Namespace) -> None:
 def _show(given: argparse.Namespace) -> None:
     patch = open_patch(find_patch(given.patch))
     if given.json:
-        print(json.dumps(summary(patch.record), indent=2, ensure_ascii=False))
+        print(json.dumps(summarize_patch(patch.record), indent=2, ensure_ascii=False))
     else:
         _print_summary(patch, Console(highlight=False), groups=True)
 
 
 def _print_summary(patch: PatchFile, console: Console, groups: bool) -> None:
-    found, record = summary(patch.record), patch.record
+    found, record = summarize_patch(patch.record), patch.record
     console.print(f"{patch.path}: {patch.path.stat().st_size / 1e6:,.2f} MB", soft_wrap=True, markup=False)
     made = f"made from {record.provenance.get('tuned')} over {record.provenance.get('base')}"
     console.print(made, soft_wrap=True, markup=False)

@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.checkpoints.files import check_writable, replacing_folder, storing
+from act_lightning.checkpoints.files import atomic_folder, check_writable, wrap_os_errors
 from act_lightning.data.conversations import LocatedConversation
 from act_lightning.data.labels import Encoder, Sample, has_answers
 from act_lightning.data.templates import Template
@@ -262,7 +262,7 @@ def load_or_prepare(root: Path, key: str | None, prepare: Callable[[Path], list[
     if found is not None:
         return found
     raise_if_any(check_writable(root, "data.cache_dir"))
-    with storing(root):
+    with wrap_os_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     if key is None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -272,7 +272,7 @@ def load_or_prepare(root: Path, key: str | None, prepare: Callable[[Path], list[
 
 
 def _prepared_anew(folder: Path, prepare: Callable[[Path], list[PreparedShard]]) -> PreparedSet:
-    with replacing_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         shards = prepare(unfinished)
         digests = {one.file: file_digest(unfinished / one.file) for one in shards if one.samples}
         manifest = {"shards": [asdict(one) for one in shards], "digests": digests}

@@ -13,8 +13,7 @@ import lightning as L
 from torch.utils.data import ConcatDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_config, load_tokenizer
+from act_lightning.checkpoints.models import load_config, load_tokenizer, locate
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.batches import MAX_PADDING, Batch, token_budget_batches
 from act_lightning.data.cache import lengths

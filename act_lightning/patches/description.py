@@ -9,13 +9,13 @@ from math import prod
 from typing import Any
 
 from act_lightning.cards.card import front_matter, table
-from act_lightning.cards.record import common_license, is_hub_id, license_text, short
-from act_lightning.patches.file import PatchFile, PatchRecord, TensorChange
+from act_lightning.cards.record import common_license, is_hub_id, license_text, short_name
+from act_lightning.patches.patch_file import PatchFile, PatchRecord, TensorChange
 from act_lightning.transfer.report import layer_of, module_type
 
 
 @dataclass(frozen=True)
-class Group:
+class ChangeGroup:
     """What a patch changes in the parameters of one layer or one module type.
 
     Attributes:
@@ -35,7 +35,7 @@ class Group:
     elements: int
 
 
-def summary(record: PatchRecord) -> dict[str, Any]:
+def summarize_patch(record: PatchRecord) -> dict[str, Any]:
     """What a patch changes, as plain values: hashes, counts, and groups ``by_layer`` and ``by_module_type``."""
     changed = sum(change.changed for change in record.tensors.values())
     return {
@@ -69,11 +69,11 @@ def patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied:
     values |= {"base_model": names} if names else {}
     values["tags"] = ["act-lightning", "ability-patch"]
     verb = "applied" if applied else "taken out again"
-    told = f"`{short(model)}` with {'a patch' if len(patches) == 1 else 'patches'} {verb} by act-lightning."
+    told = f"`{short_name(model)}` with {'a patch' if len(patches) == 1 else 'patches'} {verb} by act-lightning."
     rows = [["patch", "made from", "base", "result"], *(_patch_row(patch) for patch in patches)]
-    stated = [["model", "license"], *([short(name), license_text(one)] for name, one in licenses.items())]
+    stated = [["model", "license"], *([short_name(name), license_text(one)] for name, one in licenses.items())]
     weights = f"The weights' digest is `{digest}`."
-    lines = [f"# {short(model)}, patches {verb}", "", told, weights, "", *table(rows), "", *table(stated)]
+    lines = [f"# {short_name(model)}, patches {verb}", "", told, weights, "", *table(rows), "", *table(stated)]
     return "\n".join([*front_matter(values), *lines, ""])
 
 
@@ -83,7 +83,7 @@ def _patch_row(patch: PatchFile) -> list[str]:
     return [patch.path.name, origin, record.base, record.result]
 
 
-def _groups(record: PatchRecord, group: Callable[[str], str]) -> list[Group]:
+def _groups(record: PatchRecord, group: Callable[[str], str]) -> list[ChangeGroup]:
     """The changes in groups; layers in the order of their numbers, what lies outside them last."""
     members: defaultdict[str, list[TensorChange]] = defaultdict(list)
     for change in record.tensors.values():
@@ -92,7 +92,7 @@ def _groups(record: PatchRecord, group: Callable[[str], str]) -> list[Group]:
     return [_group(name, members[name]) for name in order]
 
 
-def _group(name: str, changes: Sequence[TensorChange]) -> Group:
+def _group(name: str, changes: Sequence[TensorChange]) -> ChangeGroup:
     rows, columns = sum(change.rows for change in changes), sum(change.columns for change in changes)
     changed, elements = sum(change.changed for change in changes), sum(prod(change.shape) for change in changes)
-    return Group(name, len(changes), rows, columns, changed, elements)
+    return ChangeGroup(name, len(changes), rows, columns, changed, elements)

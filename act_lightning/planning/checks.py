@@ -8,8 +8,7 @@ from typing import Any
 
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.checkpoints.headers import is_weightless
-from act_lightning.checkpoints.identity import identify
+from act_lightning.checkpoints.weight_files import identify, is_weightless
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ConfigIssue
 from act_lightning.planning.run import Models, Run, inspect_models

@@ -15,13 +15,7 @@ from act_lightning.planning.problem import Problem
 from act_lightning.planning.run import Run
 from act_lightning.planning.training_checks import process_count
 from act_lightning.planning.training_memory import optimizer_bytes, trained_dtype, training_parts
-from act_lightning.profiling.memory import (
-    device_memory,
-    host_memory,
-    pair_needs,
-    runs_on_host,
-    widest_stage,
-)
+from act_lightning.profiling.memory import device_memory, host_memory, pair_needs, runs_on_host, widest_stage
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import WeightScorer
 from act_lightning.sweep.points import grid

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from act_lightning.checkpoints.compatibility import has_tokenizer, match_vocabularies, read_vocabulary
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.vocabulary import has_tokenizer, match_folders, vocabulary
 from act_lightning.errors import ActError
 from act_lightning.planning.problem import Level, Problem
 
@@ -122,7 +122,7 @@ def tokenizer_problems(target: Path, source: Path, setting: str) -> list[Problem
 
 
 def _token_problems(target: Path, source: Path, setting: str) -> list[Problem]:
-    mine, other = vocabulary(target), vocabulary(source)
+    mine, other = read_vocabulary(target), read_vocabulary(source)
     moved = [token for token, number in mine.items() if other.get(token, number) != number]
     found = []
     if moved:
@@ -136,7 +136,7 @@ def _token_problems(target: Path, source: Path, setting: str) -> list[Problem]:
         if names:
             message = f"{len(names)} tokens are the {owner}'s alone: {_some(names)}"
             found.append(Problem("note", setting, message, "Nothing to do, unless the abilities' texts use them."))
-    match = match_folders(target, source)
+    match = match_vocabularies(target, source)
     if match is not None and match.missing:
         message = f"{match.missing} entries of the target's vocabulary have no partner in the source"
         found.append(

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.compatibility import config_differences
-from act_lightning.checkpoints.headers import is_weightless
 from act_lightning.checkpoints.models import load_config, meta_model, stored_dtype
+from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError
 from act_lightning.planning.calibration import time_forecast
 from act_lightning.planning.checks import distinct, output_place_issues, setting_issues, transfer_issues

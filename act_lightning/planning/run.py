@@ -13,9 +13,8 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import sibling_issues
-from act_lightning.checkpoints.headers import is_weightless, require_weights
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_config, meta_model
+from act_lightning.checkpoints.models import load_config, locate, meta_model
+from act_lightning.checkpoints.weight_files import is_weightless, require_weights
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from act_lightning.channels import ChannelInventory, ElementSelection
+from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.vocabulary import match_folders
 from act_lightning.checkpoints.weight_delta import row_deltas
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
@@ -75,7 +75,7 @@ class InterpolatedModel:
     @torch.no_grad()
     def read(self, folder: Path) -> None:
         """Take another source."""
-        match = match_folders(self._target.folder, folder) if self._target.folder else None
+        match = match_vocabularies(self._target.folder, folder) if self._target.folder else None
         self.changes = {}
         with self._target.rows() as ours, CheckpointReader(folder) as theirs:
             for name, shape in self._channels.shapes.items():

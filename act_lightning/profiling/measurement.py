@@ -14,11 +14,11 @@ from torch import Tensor
 
 from act_lightning import __version__
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.identity import identify
-from act_lightning.checkpoints.locate import locate
+from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.vocabulary import match_folders
 from act_lightning.checkpoints.weight_delta import channel_sums
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
 from act_lightning.profiling.target import Target
@@ -245,7 +245,7 @@ def measure_weights(due: Sequence[Measurement], target: Target, scorer: WeightSc
 
 def _scores(target: Target, folder: Path, scorer: WeightScorer) -> Tensor:
     """float32 ``[channels]``."""
-    channels, match = target.inventory(), target.folder and match_folders(target.folder, folder)
+    channels, match = target.inventory(), target.folder and match_vocabularies(target.folder, folder)
     with target.rows() as ours, CheckpointReader(folder) as theirs:
         sums = channel_sums(scorer.values, ours, theirs, channels, match or None)
     return scorer.finish(sums, channels.sizes()).float()

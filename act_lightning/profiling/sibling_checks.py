@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.checkpoints.compatibility import pair_issues, sibling_issues, tokenizer_issues
-from act_lightning.checkpoints.headers import require_weights, stored_entries
 from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
 from act_lightning.checkpoints.models import load_tokenizer
+from act_lightning.checkpoints.weight_files import require_weights, stored_entries
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.profiling.measurement import Measurement
 from act_lightning.profiling.target import Target

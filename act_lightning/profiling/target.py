@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import find_language_model, has_weights
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints.identity import Identity, identify, identify_module
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_model, meta_model, resolve_dtype
+from act_lightning.checkpoints.models import load_model, locate, meta_model, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import ModelRows, Rows
+from act_lightning.checkpoints.weight_files import Identity, identify, identify_module
 from act_lightning.errors import ActError, ConfigIssue
 
 

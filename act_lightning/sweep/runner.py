@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.report.page import require_report_folder
-from act_lightning.checkpoints.identity import identify
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.models import load_model, locate
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.profiling.target import Target
 from act_lightning.scores import read_record, score_path, scores_folder

@@ -14,7 +14,15 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
-from act_lightning.checkpoints.files import beside, is_beside, remove, remove_leftovers, replacing_file, storing, sync
+from act_lightning.checkpoints.files import (
+    atomic_file,
+    is_temporary_path,
+    remove,
+    remove_leftovers,
+    sync,
+    temporary_path,
+    wrap_os_errors,
+)
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import load_sharded_checkpoint
 
@@ -70,7 +78,7 @@ class TrainingStateIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage_options have no meaning for a checkpoint on a disk")
         place = Path(path)
-        with storing(place), nullcontext(place) if is_beside(place) else replacing_file(place) as written:
+        with wrap_os_errors(place), nullcontext(place) if is_temporary_path(place) else atomic_file(place) as written:
             written.parent.mkdir(parents=True, exist_ok=True)
             with written.open("wb") as file:
                 _write(checkpoint, file)
@@ -136,7 +144,7 @@ def save_whole(trainer: L.Trainer, place: Path) -> None:
     Raises:
         ActError: On every process, if it could not be written; what was there is there then.
     """
-    new: Path = trainer.strategy.broadcast(beside(place))
+    new: Path = trainer.strategy.broadcast(temporary_path(place))
     if trainer.is_global_zero:
         remove_leftovers(place.parent, place.name)
     failure = trainer.strategy.broadcast(_written(trainer, new))
@@ -186,6 +194,6 @@ def _put(new: Path, place: Path) -> None:
 
 def _discard(path: Path) -> None:
     if path.exists():
-        doomed = beside(path)
+        doomed = temporary_path(path)
         os.replace(path, doomed)
         remove(doomed)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.finite import first_row_not_finite
+from act_lightning.checkpoints.weight_files import first_row_not_finite
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.merging.method import MergingMethod, Part, TensorSlice, apply_change, bind, works_by_rows
 from act_lightning.transfer.importance import Importance

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.identity import identify
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.vocabulary import match_folders
+from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.checkpoints.models import locate
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
 from act_lightning.merging.registry import merging_method
@@ -101,7 +101,7 @@ def prepare(
         masks = select(inventory, values, ratio, settings, (seed, source.label))
         tokens = {name: tokens for name, (_, tokens) in found.items()}
         scale = settings.scale if source.scale is None else source.scale
-        vocabulary = None if target is None else match_folders(target, folder)
+        vocabulary = None if target is None else match_vocabularies(target, folder)
         masks = {name: drop_unmatched(inventory, mask, vocabulary) for name, mask in masks.items()}
         selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary))
     method = merging_method(settings.method)

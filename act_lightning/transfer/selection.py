@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.vocabulary import VocabularyMatch
+from act_lightning.checkpoints.compatibility import VocabularyMatch
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import (
     eligible_channels,

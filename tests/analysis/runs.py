@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints.identity import identify
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.scores import ScoreRecord, score_path, write_scores
 from tests.tiny import tiny_model
 

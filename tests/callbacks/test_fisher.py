@@ -21,7 +21,7 @@ from act_lightning.callbacks import (
     FisherInformation,
     MaskedTaskVectorInjection,
 )
-from act_lightning.checkpoints.identity import identify, identify_module
+from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.data.batches import unbatch
 from act_lightning.errors import ActError
 from act_lightning.profiling.gradients import summed_squared_gradients

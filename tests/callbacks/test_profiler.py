@@ -20,8 +20,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
-from act_lightning.checkpoints.identity import identify, identify_module
 from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.errors import ActError
 from act_lightning.profiling import placement
 from tests.front_door import basic, left, run

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from act_lightning.cards.card import Card, recipe_and_record
+from act_lightning.cards.card import Card, parse_card
 
 TRANSFER: dict[str, Any] = {
     "channels": 1000,
@@ -86,14 +86,14 @@ def test_a_license_is_stated_only_where_all_bases_state_it(licenses: list[dict[s
 
 def test_recipe_and_record_come_back() -> None:
     found = Card(record({"license": "mit"}), RECIPE, TRANSFER, [["evaluation", "what"], ["a|b", "c"]]).render()
-    assert recipe_and_record(found) == (RECIPE, record({"license": "mit"}))
+    assert parse_card(found) == (RECIPE, record({"license": "mit"}))
     assert "| a\\|b | c |" in found
-    assert recipe_and_record("# Someone else's") == ({}, {})
+    assert parse_card("# Someone else's") == ({}, {})
 
 
 def test_an_edited_record_is_an_error() -> None:
     text = Card(record(), RECIPE, TRANSFER).render()
     with pytest.raises(ValueError, match=r"delimiter"):
-        recipe_and_record(text.replace('"verb":', '"verb"'))
+        parse_card(text.replace('"verb":', '"verb"'))
     with pytest.raises(ValueError, match="mapping"):
-        recipe_and_record("## Recipe\n\n```yaml\nnot a mapping\n```\n")
+        parse_card("## Recipe\n\n```yaml\nnot a mapping\n```\n")

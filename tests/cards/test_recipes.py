@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from act_lightning.cards.recipes import portable, settled
+from act_lightning.cards.card import result_rows
+from act_lightning.cards.recipes import localize_recipe, portable_recipe
 from act_lightning.cards.record import read_license
-from act_lightning.cards.writing import result_rows
 from act_lightning.errors import ActError
 
 RECIPE = {
@@ -28,7 +28,7 @@ RECIPE = {
 
 
 def test_absolute_paths_are_shortened_and_nothing_else() -> None:
-    found, shortened = portable(RECIPE)
+    found, shortened = portable_recipe(RECIPE)
     assert "/home/me" not in str(found)
     assert found["data"]["abilities"] == {
         "a": {"path": "a.jsonl"},
@@ -51,7 +51,7 @@ def test_paths_of_this_machine_are_put_in(tmp_path: Path) -> None:
     for name in ("base", "other", "a.jsonl", "part-1.jsonl"):
         (tmp_path / name).mkdir()
     places = {"data.template": "/elsewhere/mine.jinja"}
-    found = settled(*portable(RECIPE), [tmp_path / "none", tmp_path], Path("out"), places)
+    found = localize_recipe(*portable_recipe(RECIPE), [tmp_path / "none", tmp_path], Path("out"), places)
     assert found["model"]["target"] == str(tmp_path / "base")
     assert found["data"]["abilities"]["a"]["path"] == str(tmp_path / "a.jsonl")
     assert found["data"]["abilities"]["d"]["path"] == str(tmp_path / "part-*.jsonl")
@@ -63,7 +63,7 @@ def test_paths_of_this_machine_are_put_in(tmp_path: Path) -> None:
 
 def test_everything_that_is_not_found_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ActError) as caught:
-        settled(*portable(RECIPE), [tmp_path], Path("out"))
+        localize_recipe(*portable_recipe(RECIPE), [tmp_path], Path("out"))
     settings = [issue.setting for issue in caught.value.issues]
     lost = [
         "model.target",

@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from act_lightning.checkpoints.locate import locate
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.tiny import save_model, tiny_model, tiny_tokenizer

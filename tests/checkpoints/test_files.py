@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from act_lightning.checkpoints.files import check_writable, remove_leftovers, replacing_folder, save_tensors, write_file
+from act_lightning.checkpoints.files import atomic_folder, check_writable, remove_leftovers, save_tensors, write_file
 from act_lightning.errors import ActError
 
 
@@ -55,11 +55,11 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_replacing_folder(tmp_path: Path) -> None:
     place = tmp_path / "parent" / "out"
     for content in ("first", "second"):
-        with replacing_folder(place) as folder:
+        with atomic_folder(place) as folder:
             (folder / content).write_text(content)
             assert folder.parent == place.parent
     assert names(place) == ["second"]
-    with pytest.raises(IsADirectoryError), replacing_folder(place) as folder:
+    with pytest.raises(IsADirectoryError), atomic_folder(place) as folder:
         folder.write_text("half")
     assert names(place) == ["second"]
     assert names(place.parent) == ["out"]
@@ -77,7 +77,7 @@ def test_failed_renaming_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", once)
-    with pytest.raises(ActError, match="Operation not permitted"), replacing_folder(place) as folder:
+    with pytest.raises(ActError, match="Operation not permitted"), atomic_folder(place) as folder:
         (folder / "new").touch()
     assert names(tmp_path) == ["out"]
     assert names(place) == ["old"]
@@ -88,7 +88,7 @@ def test_leftovers_are_removed_by_name(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").touch()
     (tmp_path / ".a[1]").touch()
-    with replacing_folder(tmp_path / "a[1]"):
+    with atomic_folder(tmp_path / "a[1]"):
         assert ".a[1].tmp-1-ff" not in names(tmp_path)
     assert names(tmp_path) == [".a[1]", ".b.tmp-2-ff", "a[1]"]
     remove_leftovers(tmp_path)
@@ -103,6 +103,6 @@ def test_check_writable(tmp_path: Path) -> None:
     (issue,) = check_writable(tmp_path / "file" / "out", "trainer.default_root_dir")
     assert str(issue).startswith("trainer.default_root_dir = ")
     assert check_writable(Path("/proc/out"), "output")
-    with pytest.raises(ActError, match="must be writable"), replacing_folder(tmp_path / "file" / "out"):
+    with pytest.raises(ActError, match="must be writable"), atomic_folder(tmp_path / "file" / "out"):
         pass
     assert names(tmp_path) == ["file"]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act_lightning.checkpoints.headers import INDEX, is_weightless, read_header, read_headers, require_weights
+from act_lightning.checkpoints.weight_files import INDEX, is_weightless, read_header, read_headers, require_weights
 from act_lightning.errors import ActError
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from act_lightning.checkpoints.identity import Identity, identify, identify_module
+from act_lightning.checkpoints.weight_files import Identity, identify, identify_module
 from act_lightning.errors import ActError
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 

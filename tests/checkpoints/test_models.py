@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
-from act_lightning.checkpoints.locate import locate
 from act_lightning.checkpoints.models import (
     load_config,
     load_model,
     load_tokenizer,
+    locate,
     meta_model,
     resolve_dtype,
     stored_dtype,

@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from act_lightning.callbacks import ActivationDifferenceProfiler, MaskedTaskVectorInjection
-from act_lightning.checkpoints.headers import stored_entries
 from act_lightning.checkpoints.model_spec import read_model_spec
+from act_lightning.checkpoints.weight_files import stored_entries
 from act_lightning.cli.merge import SECTIONS, merge_without_trainer
 from act_lightning.module import AbilityTransferModule
 from tests.checkpoints.test_export import contents

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from act_lightning.cards.writing import first_card
+from act_lightning.cards.card import new_card
 from tests.front_door import Config, basic, call, changed, left, run
 from tests.tiny import write_jsonl
 
@@ -135,7 +135,7 @@ def test_cards_that_cannot_be_replayed(tmp_path: Path) -> None:
 
 def test_a_model_trained_by_a_program_has_a_card_without_recipe(tmp_path: Path, target_folder: Path) -> None:
     card = tmp_path / "README.md"
-    card.write_text(first_card(str(target_folder), "", {}, "fit"))
+    card.write_text(new_card(str(target_folder), "", {}, "fit"))
     assert record_of(card)["models"]["model.target"]["name"] == target_folder.name
     outcome = call("replay", tmp_path)
     assert outcome.status == 1

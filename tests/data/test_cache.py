@@ -234,7 +234,7 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.data.tokenized.rows_fingerprint", lambda *_: None)
+    monkeypatch.setattr("act_lightning.data.conversations.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
     assert told(first) == told(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_lightning.patches.changed_region import ChangedRegion, changed_region
-from act_lightning.patches.stored import Words, from_planes, pack, planes, unpack
+from act_lightning.patches.encoding import ChangedRegion, Words, changed_region, from_planes, pack, planes, unpack
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from act_lightning.cards.writing import first_card
+from act_lightning.cards.card import new_card
 from act_lightning.errors import ActError
-from act_lightning.patches.applying import apply_patch, revert_patch
-from act_lightning.patches.file import open_patch
-from act_lightning.patches.making import make_patch
+from act_lightning.patches.apply import apply_patch, revert_patch
+from act_lightning.patches.make import make_patch
+from act_lightning.patches.patch_file import open_patch
 from tests.front_door import left
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 
@@ -113,7 +113,7 @@ def test_where_a_patch_comes_from(tmp_path: Path, base: Path, tuned: Path) -> No
     folder = shutil.copytree(tuned, tmp_path / "tuned")
     transfer = {"sources": {"s": {"model": "/home/me/models/other", "scale": 0.4}}}
     (folder / "transfer.json").write_text(json.dumps(transfer))
-    (folder / "README.md").write_text(first_card(str(base), "seed_everything: 7", transfer, "fit"))
+    (folder / "README.md").write_text(new_card(str(base), "seed_everything: 7", transfer, "fit"))
     origin = make_patch(base, folder, tmp_path / "a.safetensors", ("org/base", str(folder))).record.provenance
     assert (origin["base"], origin["tuned"]) == ("org/base", "tuned")
     assert origin["transfer"]["sources"]["s"] == {"model": "other", "scale": 0.4}
@@ -259,7 +259,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, base: Path, patch: Path, mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("act_lightning.patches.applying.shutil.copyfile", full)
+    monkeypatch.setattr("act_lightning.patches.apply.shutil.copyfile", full)
     monkeypatch.setattr("act_lightning.checkpoints.files.reflink", lambda *_: False)
     with pytest.raises(ActError, match="No space left"):
         apply_patch(base, [patch], tmp_path / "out")

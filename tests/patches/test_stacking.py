@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from act_lightning.errors import ActError
-from act_lightning.patches.applying import apply_patch, revert_patch
-from act_lightning.patches.file import open_patch
-from act_lightning.patches.making import make_patch
+from act_lightning.patches.apply import apply_patch, revert_patch
+from act_lightning.patches.make import make_patch
+from act_lightning.patches.patch_file import open_patch
 from tests.front_door import left
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from act_lightning.errors import ActError
-from act_lightning.patches import file
-from act_lightning.patches.file import find_patch
+from act_lightning.patches import patch_file
+from act_lightning.patches.patch_file import find_patch
 from tests.front_door import call, left
 
 
@@ -57,7 +57,7 @@ def test_patches_that_are_not_to_be_had(tmp_path: Path, reference: str) -> None:
 
 def test_hub_references(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(file, "_fetch", lambda *parts: asked.append(parts[1:]) or Path("x"))
+    monkeypatch.setattr(patch_file, "_fetch", lambda *parts: asked.append(parts[1:]) or Path("x"))
     for reference in ("hf://a/b/c/d.safetensors", "hf://a/b@v1/d.safetensors", "hf://a/b/d.safetensors@v1"):
         find_patch(reference)
     assert asked == [("a/b", "c/d.safetensors", None), ("a/b", "d.safetensors", "v1"), ("a/b", "d.safetensors", "v1")]

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from act_lightning.callbacks import AbilitySource
 from act_lightning.channels import inventory
-from act_lightning.checkpoints.identity import identify
 from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.training.sharding import Layout, load_sharded
 from act_lightning.transfer.preparation import prepare
 from act_lightning.transfer.settings import TransferSettings

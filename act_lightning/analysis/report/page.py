@@ -17,7 +17,7 @@ from markupsafe import Markup
 import act_lightning
 from act_lightning.analysis.figures.style import as_png, as_svg, css_variables, with_variables
 from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
-from act_lightning.checkpoints.files import replacing_folder
+from act_lightning.checkpoints.files import atomic_folder
 from act_lightning.errors import ActError, ConfigIssue
 
 PAGE = "index.html"
@@ -68,7 +68,7 @@ def write_report(
         ActError: ``out`` holds something else, or cannot be written.
     """
     require_report_folder(out)
-    with replacing_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for name in ("figures", "tables"):
             (folder / name).mkdir()
         items = [item for part in parts if isinstance(part, Section) for item in part.content]

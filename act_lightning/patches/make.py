@@ -15,14 +15,14 @@ import torch
 from tqdm.auto import tqdm
 
 import act_lightning
-from act_lightning.cards.record import read_license, short
-from act_lightning.cards.writing import read_card, read_transfer
+from act_lightning.cards.card import read_card, read_transfer
+from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
-from act_lightning.checkpoints.finite import check_finite
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.weight_files import check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.patches.file import PatchFile, PatchRecord, PatchWriter, open_patch, writing_patch
-from act_lightning.patches.stored import StoredTensor, Words, stored_tensors, weights_digest
+from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest
+from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter, open_patch, writing_patch
 
 _LISTED = 5
 _CAST = "Export the tuned model in the base's precision (model.export_dtype: auto), then make the patch."
@@ -214,11 +214,11 @@ def _is_patch(path: Path) -> bool:
 def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, Any]:
     """Where the patch comes from; what the tuned folder tells of its own making is copied."""
     found: dict[str, Any] = {
-        "base": short(names[0]),
-        "tuned": short(names[1]),
+        "base": short_name(names[0]),
+        "tuned": short_name(names[1]),
         "act_lightning": act_lightning.__version__,
     }
-    found["licenses"] = {short(names[0]): read_license(base)}
+    found["licenses"] = {short_name(names[0]): read_license(base)}
     found["config_differences"] = [
         {"key": one.key, "base": one.target, "tuned": one.source} for one in config_differences(base, tuned)
     ]
@@ -227,6 +227,6 @@ def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, An
         found["licenses"] |= {model["name"]: model["license"] for model in found["record"]["models"].values()}
     if transfer := read_transfer(tuned):
         for source in transfer.get("sources", {}).values():
-            source["model"] = short(source.get("model", ""))
+            source["model"] = short_name(source.get("model", ""))
         found["transfer"] = transfer
     return found

@@ -15,11 +15,21 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from act_lightning.checkpoints.files import replacing_file, storing
-from act_lightning.checkpoints.headers import Entry, Header, read_header
+from act_lightning.checkpoints.files import atomic_file, wrap_os_errors
+from act_lightning.checkpoints.weight_files import Entry, Header, read_header
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.patches.changed_region import ChangedRegion, changed_region
-from act_lightning.patches.stored import StoredTensor, Words, from_planes, grid_of, pack, planes, unpack, word_of
+from act_lightning.patches.encoding import (
+    ChangedRegion,
+    StoredTensor,
+    Words,
+    changed_region,
+    from_planes,
+    grid_of,
+    pack,
+    planes,
+    unpack,
+    word_of,
+)
 
 FORMAT = 1
 
@@ -52,7 +62,7 @@ class PatchRecord:
     """The metadata of a patch, JSON under the key ``act_patch``.
 
     Attributes:
-        base: Digest of the weights that it fits; see :func:`~act_lightning.patches.stored.weights_digest`.
+        base: Digest of the weights that it fits; see :func:`~act_lightning.patches.encoding.weights_digest`.
         result: Digest of the weights that it makes of them.
         parameters: How many elements the model has in all.
         tensors: What changes, by the key in the base's files; all other tensors keep every bit.
@@ -191,7 +201,7 @@ def writing_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
     Raises:
         ActError: The file system refuses.
     """
-    with storing(out), replacing_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
+    with wrap_os_errors(out), atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
         yield PatchWriter(spool), temporary
 
 
