@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal
 
+Level = Literal["error", "warning", "note"]
+"""From worst to mildest: an error stops the run, a warning deserves a thought, a note is for information."""
 _LONGEST_VALUE = 200
 
 
 @dataclass(frozen=True)
 class ConfigIssue:
-    """One mistake in what the user gave.
+    """One mistake in what the user gave, or something worth knowing about it.
 
     Attributes:
-        setting: Where the value stands, such as ``transfer.ratio`` or a file's path with a line number.
-        value: The value found there.
+        setting: The setting's name, such as ``transfer.ratio``, or a file's path with a line number.
+        value: The setting's value; ``...`` if the problem is a sentence of its own that needs no value.
         problem: What the value must satisfy, as a sentence fragment ("must lie in (0, 1]").
         hint: What to do about it, as a sentence.
+        level: Only errors stop a run; ``plan`` also gives warnings and notes.
     """
 
     setting: str
     value: object
     problem: str
     hint: str
+    level: Level = "error"
 
     def __str__(self) -> str:
         """The issue on one line.
@@ -31,10 +36,17 @@ class ConfigIssue:
         >>> print(ConfigIssue("transfer.ratio", 2, "must lie in (0, 1]", "Write a share such as 0.01."))
         transfer.ratio = 2: must lie in (0, 1]. Write a share such as 0.01.
         """
+        return f"{self.message}. {self.hint}"
+
+    @property
+    def message(self) -> str:
+        """The issue without its hint and without a full stop."""
+        if self.value is ...:
+            return self.problem
         value = repr(self.value)
         if len(value) > _LONGEST_VALUE:
             value = value[:_LONGEST_VALUE] + "…"
-        return f"{self.setting} = {value}: {self.problem}. {self.hint}"
+        return f"{self.setting} = {value}: {self.problem}"
 
 
 class ActError(ValueError):

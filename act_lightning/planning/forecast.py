@@ -1,118 +1,201 @@
-"""What p gives: how many channels the masks of a run will select, and how many parameters these may own."""
+"""What a run will take: channels and parameters that p selects, memory, disk, and time on this machine."""
 
 from __future__ import annotations
 
+import copy
 import shutil
+import time
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
 from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype, stored_dtype
+from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
-from act_lightning.planning.problem import Problem
-from act_lightning.planning.run import Run
-from act_lightning.planning.training_checks import process_count
-from act_lightning.planning.training_memory import optimizer_bytes, trained_dtype, training_parts
-from act_lightning.profiling.memory import device_memory, host_memory, pair_needs, runs_on_host, widest_stage
+from act_lightning.planning.run import Run, process_count
+from act_lightning.planning.training_forecast import optimizer_bytes, trained_dtype, training_parts
+from act_lightning.profiling.memory import (
+    device_memory,
+    host_memory,
+    pair_needs,
+    runs_on_host,
+    widest_stage,
+)
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import WeightScorer
 from act_lightning.sweep.points import grid
 from act_lightning.transfer.selection import count_selected
 
-_KEYS = ("least", "expected", "most")
-
-
-def selection_counts(run: Run, channels: ChannelInventory) -> dict[str, int | None]:
-    """How many channels each ability's mask selects; ``None`` where only the scores can tell.
-
-    Keyed by ability; by source and ability where several sources have one of that name. Empty where the settings are
-    refused.
-    """
-    settings = run.transfer.settings
-    if settings.issues() or run.profiler.issues() or run.transfer.selection_issues(channels, run.sources):
-        return {}
-    names = [ability for source in run.sources for ability in source.abilities]
-    return {
-        ability if names.count(ability) == 1 else f"{source.label}/{ability}": count_selected(
-            channels, settings, settings.ratio if source.ratio is None else source.ratio
-        )
-        for source in run.sources
-        for ability in source.abilities
-    }
-
-
-def parameter_ranges(run: Run, channels: ChannelInventory, counts: dict[str, int | None]) -> dict[str, dict[str, int]]:
-    """How many parameters that many channels own at ``least``, at ``most``, and if any are ``expected`` alike.
-
-    Which channels they are is for the scores to say. An element that a row and a column of a tied matrix share counts
-    for both here, so that ``most`` may be a little too large.
-
-    Args:
-        run: The run.
-        channels: The channels of the target.
-        counts: What :func:`selection_counts` found; what only the scores can tell is left out.
-    """
-    if not counts:
-        return {}
-    sizes = channels.sizes()[eligible_channels(channels, run.transfer.settings.exclude)].sort().values
-    sums = sizes.cumsum(0)
-    found = {}
-    for name, count in counts.items():
-        if count:
-            least, most = int(sums[count - 1]), int(sums[-1] - (sums[-count - 1] if count < len(sums) else 0))
-            expected = round(int(sums[-1]) * count / len(sums))
-            bounds = [min(number, channels.parameters) for number in (least, expected, most)]
-            found[name] = dict(zip(_KEYS, bounds, strict=True))
-    return found
-
-
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
 _MERGE_TENSORS, _MERGE_BYTES = 3, 200_000_000  # what a merge may take at most
 _WITH_TASK_VECTOR = 2  # a model between target and source, and their difference: one source at a time
-_LESS = {
+_SAVINGS = {
     "profiling": ("profile.placement", "Stream the pair (layerwise), or compare it in bfloat16."),
     "training": ("trainer.strategy", "Shard with FSDP over more devices, train in bf16, take an optimizer of 8 bits."),
     "fisher": ("model.dtype", "Gather Fisher information in bfloat16 (model.dtype), or on a larger device."),
     "merge": ("model.target", "Merge on a larger machine."),
     "sweep": ("model.dtype", "Evaluate in bfloat16 (model.dtype), or on a larger device."),
 }
+_TIMED_TOKENS, _REPEATS = 256, 3
+_VOCABULARY = 2048  # a whole one would take gigabytes; the time of the rest is in proportion
 
 
-def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge``, ``sweep`` and ``training``.
-
-    What a verb does not do takes nothing. ``training`` and ``profiling`` are sums of the entries that begin with their
-    names; activations and outputs are told for a batch of full length, all of it answers. ``host`` and ``device`` are
-    what this machine has.
-    """
-    found = {"profiling": 0, "fisher": 0, "merge": 0, "sweep": 0, "training": 0}
-    compared = resolve_dtype(run.model.weights_dtype, target)
-    if run.sources:
-        elements = _profiled_elements(run, channels, target, verb)
-        found["profiling"] = sum(elements.values()) * compared.itemsize
-        found |= {f"profiling_{name}": count * compared.itemsize for name, count in elements.items()}
-        if run.transfer.needs_fisher:
-            found["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
-    if verb == "merge":
-        found["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
-    if verb == "sweep":
-        found["sweep"] = channels.parameters * compared.itemsize  # one model, whatever the number of points
-    if _trains(run, verb):
-        parts = training_parts(run, channels.parameters, target)
-        found |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
-    device = device_memory()
-    return found | {"host": host_memory()} | ({} if device is None else {"device": device})
+def profiles(run: Run, verb: str) -> bool:
+    """Whether a verb has to measure scores, as far as settings say."""
+    return bool(run.sources) and (verb == "profile" or run.transfer.needs_profiling)
 
 
 def _trains(run: Run, verb: str) -> bool:
     return verb == "fit" or (verb == "sweep" and run.sweep is not None and run.sweep.fit)
 
 
-def _models_written(run: Run, verb: str) -> int:
-    """How many exported models lie on the disk at once."""
+def selection_counts(run: Run, channels: ChannelInventory) -> dict[str, int | None]:
+    """How many channels each ability's mask selects; ``None`` where only the scores can tell.
+
+    Keyed by ability; by source and ability where several sources have one of that name. Empty if the settings are
+    wrong.
+    """
+    settings = run.transfer.settings
+    if settings.issues() or run.profiler.issues() or run.transfer.selection_issues(channels, run.sources):
+        return {}
+    names = [ability for source in run.sources for ability in source.abilities]
+    counts = {}
+    for source in run.sources:
+        count = count_selected(channels, settings, settings.ratio if source.ratio is None else source.ratio)
+        for ability in source.abilities:
+            counts[ability if names.count(ability) == 1 else f"{source.label}/{ability}"] = count
+    return counts
+
+
+def parameter_ranges(run: Run, channels: ChannelInventory, counts: dict[str, int | None]) -> dict[str, dict[str, int]]:
+    """How many parameters that many channels own at ``least``, at ``most``, and ``expected`` if all are equally likely.
+
+    Which channels they are depends on the scores. An element that a row and a column of a tied matrix share counts
+    for both here, so that ``most`` may be a little too large.
+
+    Args:
+        run: The sections of the config.
+        channels: The channels of the target.
+        counts: As from :func:`selection_counts`; those that depend on the scores are left out.
+    """
+    if not counts:
+        return {}
+    sizes = channels.sizes()[eligible_channels(channels, run.transfer.settings.exclude)].sort().values
+    sums = sizes.cumsum(0)
+    ranges = {}
+    for name, count in counts.items():
+        if count:
+            bounds = {
+                "least": int(sums[count - 1]),
+                "expected": round(int(sums[-1]) * count / len(sums)),
+                "most": int(sums[-1] - (sums[-count - 1] if count < len(sums) else 0)),
+            }
+            ranges[name] = {key: min(number, channels.parameters) for key, number in bounds.items()}
+    return ranges
+
+
+def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
+    """Bytes that one process holds at the peaks of ``profiling``, ``fisher``, ``merge``, ``sweep`` and ``training``.
+
+    What a verb does not do takes nothing. ``training`` and ``profiling`` are sums of the entries that begin with their
+    names; activations and outputs are those of a batch of full length, all of it answers. ``host`` and ``device`` are
+    what this machine has.
+    """
+    memory = {"profiling": 0, "fisher": 0, "merge": 0, "sweep": 0, "training": 0}
+    compared = resolve_dtype(run.model.weights_dtype, target)
+    if run.sources:
+        elements = _profiled_elements(run, channels, target, verb)
+        memory["profiling"] = sum(elements.values()) * compared.itemsize
+        memory |= {f"profiling_{name}": count * compared.itemsize for name, count in elements.items()}
+        if run.transfer.needs_fisher:
+            memory["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
+    if verb == "merge":
+        memory["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
+    if verb == "sweep":
+        memory["sweep"] = channels.parameters * compared.itemsize  # one model, whatever the number of points
+    if _trains(run, verb):
+        parts = training_parts(run, channels.parameters, target)
+        memory |= {"training": sum(parts.values()), **{f"training_{name}": size for name, size in parts.items()}}
+    device = device_memory()
+    return memory | {"host": host_memory()} | ({} if device is None else {"device": device})
+
+
+def _largest(channels: ChannelInventory) -> int:
+    """Elements of the largest parameter."""
+    return max((prod(shape) for shape in channels.shapes.values()), default=0)
+
+
+def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
+    """Elements in memory while scores are measured; none to speak of if weights are read some rows at a time.
+
+    ``weights`` are those of all models; with placement layerwise and offload those of the largest stage of each, on
+    the host also of the layer that is read ahead. ``outputs`` are the target's, which wait for the sources', and a
+    model's intermediate values. Hidden states between stages, which layerwise keeps on the host in at most half of the
+    free memory, are not counted. ``auto`` is layerwise if this machine cannot hold the whole pair.
+    """
+    if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
+        return {}
+    if isinstance(run.transfer.scorer, Attribution):
+        return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
+    models, on_host, placement = 1 + _simultaneous_sources(run), runs_on_host(run.trainer), run.profiler.placement
+    intermediate, tokens = DecoderSizes.of(load_config(target)).peak_features, run.profiler.tokens_per_batch
+    resident = {"weights": models * channels.parameters, "outputs": tokens * (channels.total + intermediate)}
+    available = host_memory() if on_host else device_memory()
+    itemsize = resolve_dtype(run.model.weights_dtype, target).itemsize
+    if placement == "auto" and available is not None and sum(resident.values()) * itemsize > available:
+        placement = "layerwise"
+    if placement in ("auto", "resident") or (placement == "offload" and on_host):
+        return resident
+    skeleton = meta_model(target)
+    needs = pair_needs(skeleton, 1, models)
+    width = widest_stage(skeleton, channels) if placement == "layerwise" else channels.total
+    return {
+        "weights": needs.stage + (needs.next_stage if on_host else 0),
+        "outputs": tokens * (width + intermediate),
+    }
+
+
+def _simultaneous_sources(run: Run) -> int:
+    """The most sources that are in memory with the target: those linked by common abilities are profiled together."""
+    groups: list[tuple[set[str], int]] = []
+    for source in run.sources:
+        linked = [group for group in groups if group[0] & set(source.abilities)]
+        groups = [group for group in groups if group not in linked]
+        names = set(source.abilities).union(*(group[0] for group in linked))
+        groups.append((names, 1 + sum(group[1] for group in linked)))
+    return max(size for _, size in groups)
+
+
+def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
+    """Bytes of scores, Fisher information, exported model and a checkpoint, as far as a verb writes them, and free."""
+    stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
+    root = run.root.absolute()
+    existing = next(path for path in (root, *root.parents) if path.is_dir())
+    abilities = [ability for source in run.sources for ability in source.abilities]
+    # Fisher information is one file an ability for each source, and for the target.
+    fisher_files = len(abilities) + len(set(abilities)) if run.transfer.needs_fisher else 0
+    scorer, score_files = run.transfer.scorer, len(abilities) if profiles(run, verb) else 0
+    if scorer is None or scorer.needs_samples:
+        score_files *= 1 + run.profiler.sampling(run.transfer.settings).kept
+    trained = trained_dtype(run)
+    checkpointed = trained.itemsize + optimizer_bytes(run.model.optimizer, trained)
+    return {
+        "scores": score_files * channels.total * _SCORE_BYTES,
+        "fisher": fisher_files * channels.parameters * _FISHER_BYTES,
+        "model": _exported_models(run, verb) * channels.parameters * stored.itemsize,
+        "checkpoint": round(channels.parameters * checkpointed) if _trains(run, verb) else 0,
+        "free": shutil.disk_usage(existing).free,
+    }
+
+
+def _exported_models(run: Run, verb: str) -> int:
+    """How many exported models are on the disk at once."""
     if verb != "sweep":
         return int(verb != "profile")
     if run.sweep is None or not run.sweep.fit:
@@ -124,125 +207,113 @@ def _models_written(run: Run, verb: str) -> int:
     try:
         return len(grid(run.sweep, run.transfer.settings))
     except ValueError:
-        return 0  # a scale or ratio that is no number is told elsewhere
+        return 0  # a scale or ratio that is no number is reported elsewhere
 
 
-def _largest(channels: ChannelInventory) -> int:
-    """Elements of the largest parameter."""
-    return max((prod(shape) for shape in channels.shapes.values()), default=0)
+def resource_issues(run: Run, disk: Mapping[str, int], memory: Mapping[str, int], verb: str) -> list[ConfigIssue]:
+    """Warnings if disk or memory of this machine do not suffice; another machine may be meant, so they are no errors.
 
-
-def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Elements in memory while scores are measured; none to speak of where weights are read some rows at a time.
-
-    ``weights`` are those of all models; under placement layerwise and offload those of the largest stage of each, on
-    the host also of the layer that is read ahead. ``outputs`` are the target's, which wait for the sources', and what
-    there is beside them while a model computes. Hidden states between stages, which are layerwise on the host and
-    take half of what memory is left there at most, are not counted. ``auto`` is layerwise where this machine cannot
-    hold the whole pair.
+    Args:
+        run: The sections of the config.
+        disk: As from :func:`disk_forecast`.
+        memory: As from :func:`memory_forecast`.
+        verb: ``fit``, ``merge``, ``profile`` or ``sweep``.
     """
-    if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
-        return {}
-    if isinstance(run.transfer.scorer, Attribution):
-        return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
-    models, on_host, placement = 1 + _sources_together(run), runs_on_host(run.trainer), run.profiler.placement
-    beside = DecoderSizes.of(load_config(target)).peak_features
-    whole = {
-        "weights": models * channels.parameters,
-        "outputs": run.profiler.tokens_per_batch * (channels.total + beside),
-    }
-    room = host_memory() if on_host else device_memory()
-    itemsize = resolve_dtype(run.model.weights_dtype, target).itemsize
-    if placement == "auto" and room is not None and sum(whole.values()) * itemsize > room:
-        placement = "layerwise"
-    if placement in ("auto", "resident") or (placement == "offload" and on_host):
-        return whole
-    skeleton = meta_model(target)
-    needs = pair_needs(skeleton, 1, models)
-    at_once = widest_stage(skeleton, channels) if placement == "layerwise" else channels.total
-    return {
-        "weights": needs.stage + (needs.next_stage if on_host else 0),
-        "outputs": run.profiler.tokens_per_batch * (at_once + beside),
-    }
-
-
-def attribution_notes(run: Run, verb: str) -> list[Problem]:
-    """What a backward pass takes that ``profiling`` does not count."""
-    scorer = run.transfer.scorer
-    if not profiles(run, verb) or not isinstance(scorer, Attribution):
-        return []
-    message = (
-        "attribution holds a model between target and source, their difference, and the gradient of one parameter at a"
-        f" time; and, not counted here, what every layer gives for a batch of up to {scorer.tokens_per_batch:,} tokens"
-    )
-    return [Problem("note", "transfer.selection", message, "Lower its tokens_per_batch where memory is short.")]
-
-
-def profiles(run: Run, verb: str) -> bool:
-    """Whether a verb has to measure scores, as far as settings tell."""
-    return bool(run.sources) and (verb == "profile" or run.transfer.needs_profiling)
-
-
-def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
-    """Bytes of scores, Fisher information, exported model and a checkpoint, as far as a verb writes them, and free."""
-    stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
-    root = run.root.absolute()
-    place = next(path for path in (root, *root.parents) if path.is_dir())
-    abilities = sum(len(source.abilities) for source in run.sources) if profiles(run, verb) else 0
-    trained = trained_dtype(run)
-    kept = trained.itemsize + optimizer_bytes(run.model.optimizer, trained)
-    return {
-        "scores": abilities * (1 + _chunks(run)) * channels.total * _SCORE_BYTES,
-        "fisher": _fisher_files(run) * channels.parameters * _FISHER_BYTES,
-        "model": _models_written(run, verb) * channels.parameters * stored.itemsize,
-        "checkpoint": round(channels.parameters * kept) if _trains(run, verb) else 0,
-        "free": shutil.disk_usage(place).free,
-    }
-
-
-def _chunks(run: Run) -> int:
-    """How many chunks scores are kept of, beside those of all samples."""
-    scorer = run.transfer.scorer
-    reads = scorer is None or scorer.needs_samples
-    return run.profiler.sampling(run.transfer.settings).kept if reads else 0
-
-
-def _fisher_files(run: Run) -> int:
-    """How many files of Fisher information the method needs: one an ability for each source, and for the target."""
-    abilities = [ability for source in run.sources for ability in source.abilities]
-    return len(abilities) + len(set(abilities)) if run.transfer.needs_fisher else 0
-
-
-def space_problems(disk: Mapping[str, int]) -> list[Problem]:
-    """A warning where what a run writes does not fit on the disk; a checkpoint is written beside the one before it."""
-    needed = sum(disk.values()) - disk["free"] + disk["checkpoint"]
-    if needed <= disk["free"]:
-        return []
-    what = f"scores, model and two checkpoints, the last and the next, take {needed / 1e9:.1f} GB"
-    message = f"{what}, and {disk['free'] / 1e9:.1f} GB are free"
-    return [Problem("warning", "trainer.default_root_dir", message, "Choose a folder on a larger disk.")]
-
-
-def memory_problems(run: Run, memory: Mapping[str, int]) -> list[Problem]:
-    """Warnings where this machine has too little; another machine may be meant, so they are no errors."""
+    issues = []
+    needed = (
+        sum(disk.values()) - disk["free"] + disk["checkpoint"]
+    )  # the next checkpoint is written before the last goes
+    if needed > disk["free"]:
+        message = f"scores, model and two checkpoints, the last and the next, take {needed / 1e9:.1f} GB"
+        message += f", and {disk['free'] / 1e9:.1f} GB are free"
+        hint = "Choose a folder on a larger disk."
+        issues.append(ConfigIssue("trainer.default_root_dir", ..., message, hint, "warning"))
     on_host = runs_on_host(run.trainer)
     processes = (process_count(run.trainer) or 1) // int(run.trainer.get("num_nodes") or 1) if on_host else 1
-    found = []
-    for work, (setting, remedy) in _LESS.items():
+    for work, (setting, hint) in _SAVINGS.items():
         kind = "host" if on_host or work == "merge" else "device"
-        needed, there = memory[work] * (1 if work == "merge" else processes), memory.get(kind)
-        if there is not None and needed > there:
-            message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {there / 1e9:.1f} GB"
-            found.append(Problem("warning", setting, message, remedy))
-    return found
+        needed, available = memory[work] * (1 if work == "merge" else processes), memory.get(kind)
+        if available is not None and needed > available:
+            message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {available / 1e9:.1f} GB"
+            issues.append(ConfigIssue(setting, ..., message, hint, "warning"))
+    scorer = run.transfer.scorer
+    if profiles(run, verb) and isinstance(scorer, Attribution):
+        message = (
+            "attribution holds a model between target and source, their difference, and the gradient of one parameter "
+            "at a time; and, not counted here, what every layer gives for a batch of up to "
+            f"{scorer.tokens_per_batch:,} tokens"
+        )
+        hint = "Lower its tokens_per_batch where memory is short."
+        issues.append(ConfigIssue("transfer.selection", ..., message, hint, "note"))
+    return issues
 
 
-def _sources_together(run: Run) -> int:
-    """The most sources that are in memory beside the target: those that an ability links are profiled together."""
-    groups: list[tuple[set[str], int]] = []
-    for source in run.sources:
-        linked = [group for group in groups if group[0] & set(source.abilities)]
-        groups = [group for group in groups if group not in linked]
-        names = set(source.abilities).union(*(group[0] for group in linked))
-        groups.append((names, 1 + sum(group[1] for group in linked)))
-    return max(size for _, size in groups)
+def time_forecast(run: Run, target: Path, verb: str) -> dict[str, float]:
+    """Seconds of ``profiling`` and ``training`` on this machine, and the number of tokens behind them.
+
+    The abilities are read and tokenized. The model's time for a token is that of one layer and a small vocabulary, and
+    the rest in proportion: layers from the step to two of them, vocabulary from the step to twice its size. Speed does
+    not depend on the weights, so they are random.
+
+    Args:
+        run: The sections of the config.
+        target: Folder of the target; a config is enough.
+        verb: ``fit``, ``merge``, ``profile`` or ``sweep``.
+
+    Raises:
+        ActError: The abilities cannot be read.
+    """
+    tokens = {
+        name: sum(len(sample.input_ids) for sample in ability.samples) for name, ability in run.data.tokenized.items()
+    }
+    profiled = sum(tokens[name] for source in run.sources for name in source.abilities) if profiles(run, verb) else 0
+    epochs = int(run.trainer.get("max_epochs") or 1)
+    trained = epochs * sum(tokens[name] for name in run.data.train) if verb == "fit" else 0
+    config, processes = load_config(target), process_count(run.trainer) or 1
+    device = torch.device("cpu" if runs_on_host(run.trainer) else "cuda")
+    profiled_dtype = resolve_dtype(run.model.weights_dtype, target)
+    half = str(run.trainer.get("precision") or "").startswith("bf16") and device.type == "cuda"
+    trained_in = torch.bfloat16 if half else torch.float32
+    forward = _seconds_per_token(config, profiled_dtype, device, backward=False) if profiled else 0.0
+    step = _seconds_per_token(config, trained_in, device, backward=True) if trained else 0.0
+    return {
+        "profiling": 2 * profiled * forward / processes,
+        "training": trained * step / processes,
+        "profiled_tokens": profiled,
+        "trained_tokens": trained,
+    }
+
+
+def _seconds_per_token(config: PretrainedConfig, dtype: torch.dtype, device: torch.device, backward: bool) -> float:
+    base = _time_pass(config, 1, _VOCABULARY, dtype, device, backward)
+    layer = max(_time_pass(config, 2, _VOCABULARY, dtype, device, backward) - base, 0.0)
+    vocabulary = max(_time_pass(config, 1, 2 * _VOCABULARY, dtype, device, backward) - base, 0.0)
+    sizes = DecoderSizes.of(config)
+    return base + layer * (sizes.layers - 1) + vocabulary * max(sizes.vocabulary / _VOCABULARY - 1, 0.0)
+
+
+def _time_pass(
+    config: PretrainedConfig, layers: int, vocabulary: int, dtype: torch.dtype, device: torch.device, backward: bool
+) -> float:
+    """Seconds per token of a random model of the same widths: the fastest of a few passes, after one to warm up."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    text.num_hidden_layers, text.vocab_size = layers, vocabulary
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = None  # they may lie beyond the reduced vocabulary
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    with torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(small, dtype=dtype, trust_remote_code=False).to(device)
+    ids = torch.arange(_TIMED_TOKENS, device=device).unsqueeze(0)
+    seconds = []
+    for _ in range(_REPEATS + 1):
+        start = time.perf_counter()
+        if backward:
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        else:
+            with torch.inference_mode():
+                model(input_ids=ids, use_cache=False)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) / _TIMED_TOKENS

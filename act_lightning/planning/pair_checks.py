@@ -1,29 +1,63 @@
-"""Whether two models belong together: common base, tokenizers and chat templates, from their files."""
+"""How source and target differ, from their files: configs, stored precision, tokenizers, a sample of weight rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from act_lightning.checkpoints.compatibility import has_tokenizer, match_vocabularies, read_vocabulary
+from act_lightning.checkpoints.compatibility import config_differences
+from act_lightning.checkpoints.headers import is_weightless
+from act_lightning.checkpoints.models import load_config, stored_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.errors import ActError
-from act_lightning.planning.problem import Level, Problem
+from act_lightning.checkpoints.vocabulary import has_tokenizer, match_folders, vocabulary
+from act_lightning.errors import ActError, ConfigIssue, Level
 
 _MATRICES, _ROWS = 16, 16
 _UNRELATED, _DISTANT = 0.1, 0.5
-_OTHER = "Choose a source fine-tuned from the target's own base model."
+_OTHER_BASE = "Choose a source fine-tuned from the target's own base model."
+_TEMPLATE = "chat_template.jinja"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+_SHOWN_TOKENS = 3
+
+
+def weight_notes(setting: str, name: str, folder: Path) -> list[ConfigIssue]:
+    """A note where a folder holds a config but no weights."""
+    if not is_weightless(folder):
+        return []
+    message = f"{folder} holds a config but no weights, so only shapes were compared"
+    local = Path(name).expanduser().is_dir()
+    hint = "Put the weights there before the run." if local else "The run will fetch them."
+    return [ConfigIssue(setting, ..., message, hint, "note")]
+
+
+def config_notes(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
+    """Notes on configs that differ: values, stored dtype, size of the vocabulary."""
+    hint = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
+    notes = [(str(difference), hint) for difference in config_differences(target, source)]
+    ours, theirs = (str(stored_dtype(folder)).removeprefix("torch.") for folder in (target, source))
+    if ours != theirs:
+        hint = "Nothing to do: differences are taken in float32, and rounded once."
+        notes.append((f"stored as {theirs}, the target as {ours}", hint))
+    target_size, source_size = (int(load_config(folder).get_text_config().vocab_size) for folder in (target, source))
+    if target_size != source_size:
+        message = f"a vocabulary of {source_size:,} entries, and the target's has {target_size:,}"
+        hint = (
+            "Nothing to do: entries are matched by the tokenizers' tokens, and those without a partner keep every bit."
+        )
+        notes.append((message, hint))
+    return [ConfigIssue(setting, ..., message, hint, "note") for message, hint in notes]
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """What a sample of rows tells.
+    """How closely two models are related, judged by a sample of rows.
 
     Attributes:
         cosine: Mean cosine of a row in target and source: near 1 for siblings.
@@ -37,141 +71,119 @@ class Lineage:
     difference: float
     rows: int
 
-    def to_json(self) -> dict[str, float | int]:
-        """As plain numbers."""
-        return asdict(self)
-
-    def problems(self, setting: str) -> list[Problem]:
-        """What is to be said of this pair."""
-        beside = (
-            f"{self.rows} sampled rows agree with a cosine of {self.cosine:.3f}, unrelated ones with {self.chance:.3f}"
-        )
+    def issues(self, setting: str) -> list[ConfigIssue]:
+        """An error for an unrelated source, a warning for a distant or an identical one."""
+        rows = f"{self.rows} sampled rows"
+        agreement = f"{rows} agree with a cosine of {self.cosine:.3f}, unrelated ones with {self.chance:.3f}"
         if self.difference == 0:
-            message = f"{self.rows} sampled rows are equal in target and source: it has hardly anything to transfer"
-            return [Problem("warning", setting, message, "Check that the two are not one model under two names.")]
+            message = f"{rows} are equal in target and source: it has hardly anything to transfer"
+            hint = "Check that the two are not one model under two names."
+            return [ConfigIssue(setting, ..., message, hint, "warning")]
         if self.cosine - self.chance < _UNRELATED:
-            return [Problem("error", setting, f"the source is no sibling of the target: {beside}", _OTHER)]
+            return [ConfigIssue(setting, ..., f"the source is no sibling of the target: {agreement}", _OTHER_BASE)]
         if self.cosine < _DISTANT:
-            return [Problem("warning", setting, f"the source is a distant relative at best: {beside}", _OTHER)]
+            message = f"the source is a distant relative at best: {agreement}"
+            return [ConfigIssue(setting, ..., message, _OTHER_BASE, "warning")]
         return []
 
 
 def lineage(target: Path, source: Path) -> Lineage | None:
-    """Compare a few rows of matrices all over the two models; ``None`` where these have no matrix of one shape.
+    """Compare a few rows of matrices all over two models with weights; ``None`` if no matrices have one shape.
 
-    Vocabulary matrices are left out, for their rows need not be numbered alike.
-
-    Args:
-        target: Folder of the target, with weights.
-        source: Folder of the source, with weights.
+    Vocabulary matrices are left out because their rows may be numbered differently.
 
     Raises:
         ActError: A value that was read is NaN or infinite, or weights are incomplete.
     """
-    with CheckpointReader(target) as ours, CheckpointReader(source) as theirs:
-        pairs = list(_sample(ours, theirs))
+    with CheckpointReader(target) as target_reader, CheckpointReader(source) as source_reader:
+        pairs = list(_sample_rows(target_reader, source_reader))
     if not pairs:
         return None
-    cosines = torch.cat([_cosine(mine, other) for mine, other in pairs])
-    chances = torch.cat([_cosine(mine, other.roll(1, 0)) for mine, other in pairs])
-    squares = torch.stack([torch.stack([(other - mine).square().sum(), mine.square().sum()]) for mine, other in pairs])
-    moved, size = squares.sum(0).tolist()
-    return Lineage(float(cosines.mean()), float(chances.mean()), (moved / size) ** 0.5 if size else 0.0, len(cosines))
+    cosines = torch.cat([cosine_similarity(ours, theirs, dim=1) for ours, theirs in pairs])
+    chances = torch.cat([cosine_similarity(ours, theirs.roll(1, 0), dim=1) for ours, theirs in pairs])
+    squares = [torch.stack([(theirs - ours).square().sum(), ours.square().sum()]) for ours, theirs in pairs]
+    change, size = torch.stack(squares).sum(0).tolist()
+    return Lineage(float(cosines.mean()), float(chances.mean()), (change / size) ** 0.5 if size else 0.0, len(cosines))
 
 
-def _sample(ours: CheckpointReader, theirs: CheckpointReader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same rows of both models, float64 ``[rows, width]``, of matrices spread over the layers."""
-    tied = {name for group in ours.keymap.ties for name in group}
-    names = [name for name in ours.names if _inside(ours, theirs, name) and name not in tied]
+def _sample_rows(target: CheckpointReader, source: CheckpointReader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same rows of both models, float64, from matrices that lie in a layer of both."""
+    tied = {name for group in target.keymap.ties for name in group}
+    names = [
+        name
+        for name in target.names
+        if name not in tied
+        and any(part.isdigit() for part in name.split("."))
+        and len(target.shape(name)) == 2
+        and name in source.names
+        and target.shape(name) == source.shape(name)
+    ]
     step = max(len(names) // _MATRICES, 1)
     for name in names[::step][:_MATRICES]:
-        height = ours.shape(name)[0]
+        height = target.shape(name)[0]
         index = torch.linspace(0, height - 1, min(_ROWS, height)).long()
-        yield ours.rows(name, index).double(), theirs.rows(name, index).double()
+        yield target.rows(name, index).double(), source.rows(name, index).double()
 
 
-def _inside(ours: CheckpointReader, theirs: CheckpointReader, name: str) -> bool:
-    """Whether ``name`` is a matrix of both, in a layer, and not a vocabulary's."""
-    numbered = any(part.isdigit() for part in name.split("."))
-    return numbered and len(ours.shape(name)) == 2 and name in theirs.names and ours.shape(name) == theirs.shape(name)
-
-
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(one, other, dim=1)
-
-
-_TEMPLATE = "chat_template.jinja"
-_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
-_SHOWN = 3
-
-
-def tokenizer_problems(target: Path, source: Path, setting: str) -> list[Problem]:
-    """Notes on tokens, special tokens and chat templates that differ; nothing where either has no tokenizer.
-
-    Args:
-        target: Folder of the target.
-        source: Folder of the source.
-        setting: Where the source was given.
-    """
+def tokenizer_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
+    """Warnings and notes on tokens, special tokens and chat templates; none if either folder has no tokenizer."""
     if not (has_tokenizer(target) and has_tokenizer(source)):
         return []
     try:
-        return _token_problems(target, source, setting) + _setting_problems(target, source, setting)
+        return _token_issues(target, source, setting) + _template_issues(target, source, setting)
     except ActError:
-        return []  # told by whoever needs them
+        return []  # whatever needs the tokenizers reports this
 
 
-def _token_problems(target: Path, source: Path, setting: str) -> list[Problem]:
-    mine, other = read_vocabulary(target), read_vocabulary(source)
-    moved = [token for token, number in mine.items() if other.get(token, number) != number]
-    found = []
-    if moved:
-        message = f"{len(moved)} tokens have another number in the source: {_some(moved)}"
-        remedy = "Rows of the vocabulary are matched by token; profiling refuses texts that the two encode differently."
-        found.append(Problem("warning", setting, message, remedy))
-    for names, owner in (
-        (sorted(mine.keys() - other.keys()), "target"),
-        (sorted(other.keys() - mine.keys()), "source"),
-    ):
-        if names:
-            message = f"{len(names)} tokens are the {owner}'s alone: {_some(names)}"
-            found.append(Problem("note", setting, message, "Nothing to do, unless the abilities' texts use them."))
-    match = match_vocabularies(target, source)
+def _token_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
+    ours, theirs = vocabulary(target), vocabulary(source)
+    issues = []
+    if renumbered := [token for token, number in ours.items() if theirs.get(token, number) != number]:
+        message = f"{len(renumbered)} tokens have another number in the source: {_examples(renumbered)}"
+        hint = "Rows of the vocabulary are matched by token; profiling refuses texts that the two encode differently."
+        issues.append(ConfigIssue(setting, ..., message, hint, "warning"))
+    for owner, tokens in (("target", ours.keys() - theirs.keys()), ("source", theirs.keys() - ours.keys())):
+        if tokens:
+            message = f"{len(tokens)} tokens are the {owner}'s alone: {_examples(sorted(tokens))}"
+            hint = "Nothing to do, unless the abilities' texts use them."
+            issues.append(ConfigIssue(setting, ..., message, hint, "note"))
+    match = match_folders(target, source)
     if match is not None and match.missing:
         message = f"{match.missing} entries of the target's vocabulary have no partner in the source"
-        found.append(
-            Problem("note", setting, message, "Nothing to do: they keep every bit, and the report names them.")
-        )
-    return found
+        hint = "Nothing to do: they keep every bit, and the report names them."
+        issues.append(ConfigIssue(setting, ..., message, hint, "note"))
+    return issues
 
 
-def _setting_problems(target: Path, source: Path, setting: str) -> list[Problem]:
-    mine, other = _settings(target), _settings(source)
-    found = []
-    if mine["chat_template"] != other["chat_template"]:
-        alone = "the target has none" if mine["chat_template"] is None else "the target's is used for both"
-        level: Level = "warning" if mine["chat_template"] is None else "note"
-        message = f"the chat templates differ: {alone}, also where the source was trained on its own"
-        remedy = "Nothing to do, or write a data.template that suits both."
-        found.append(Problem(level, setting, message, remedy))
-    for key in _SPECIAL:
-        if mine[key] != other[key]:
-            message = f"{key}: {mine[key]!r} in the target, {other[key]!r} in the source"
-            found.append(Problem("note", setting, message, "Nothing to do: the target's tokenizer is kept."))
-    return found
+def _examples(tokens: list[str]) -> str:
+    return ", ".join(map(repr, tokens[:_SHOWN_TOKENS])) + (" …" if len(tokens) > _SHOWN_TOKENS else "")
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Chat template and special tokens of a tokenizer, as its files give them."""
+def _template_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
+    """Chat templates and special tokens that differ."""
+    ours, theirs = _tokenizer_settings(target), _tokenizer_settings(source)
+    issues = []
+    if ours["chat_template"] != theirs["chat_template"]:
+        level: Level = "warning" if ours["chat_template"] is None else "note"
+        used = "the target has none" if ours["chat_template"] is None else "the target's is used for both"
+        message = f"the chat templates differ: {used}, also where the source was trained on its own"
+        hint = "Nothing to do, or write a data.template that suits both."
+        issues.append(ConfigIssue(setting, ..., message, hint, level))
+    for key in _SPECIAL_TOKENS:
+        if ours[key] != theirs[key]:
+            message = f"{key}: {ours[key]!r} in the target, {theirs[key]!r} in the source"
+            hint = "Nothing to do: the target's tokenizer is kept."
+            issues.append(ConfigIssue(setting, ..., message, hint, "note"))
+    return issues
+
+
+def _tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """Chat template and special tokens, as the tokenizer's files give them."""
     try:
         content = json.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         content = {}
-    values = {key: content.get(key) for key in ("chat_template", *_SPECIAL)}
+    values = {key: content.get(key) for key in ("chat_template", *_SPECIAL_TOKENS)}
     if (folder / _TEMPLATE).is_file():
         values["chat_template"] = (folder / _TEMPLATE).read_text(encoding="utf-8")
     return {key: value.get("content") if isinstance(value, dict) else value for key, value in values.items()}
-
-
-def _some(tokens: list[str]) -> str:
-    return ", ".join(map(repr, tokens[:_SHOWN])) + (" …" if len(tokens) > _SHOWN else "")

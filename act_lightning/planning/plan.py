@@ -12,28 +12,25 @@ from rich.console import Console
 from rich.table import Table
 
 from act_lightning.channels import inventory
-from act_lightning.checkpoints.compatibility import config_differences
-from act_lightning.checkpoints.models import load_config, meta_model, stored_dtype
-from act_lightning.checkpoints.weight_files import is_weightless
-from act_lightning.errors import ActError
-from act_lightning.planning.calibration import time_forecast
-from act_lightning.planning.checks import distinct, output_place_issues, setting_issues, transfer_issues
+from act_lightning.checkpoints.headers import is_weightless
+from act_lightning.checkpoints.models import meta_model
+from act_lightning.errors import ActError, ConfigIssue, Level
+from act_lightning.planning.checks import run_issues
 from act_lightning.planning.forecast import (
-    attribution_notes,
     disk_forecast,
     memory_forecast,
-    memory_problems,
     parameter_ranges,
+    resource_issues,
     selection_counts,
-    space_problems,
+    time_forecast,
 )
-from act_lightning.planning.pair_checks import lineage, tokenizer_problems
-from act_lightning.planning.problem import Level, Problem, from_issue
+from act_lightning.planning.pair_checks import config_notes, lineage, tokenizer_issues, weight_notes
 from act_lightning.planning.run import Models, Run, inspect_models
-from act_lightning.planning.training_checks import training_problems
+from act_lightning.planning.training_forecast import training_issues
 from act_lightning.sweep.points import count_points
 
-_KEPT = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
+_COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+_MEGABYTE, _GIGABYTE = 1e6, 1e9
 
 
 @dataclass
@@ -43,11 +40,11 @@ class Plan:
     Attributes:
         channels: ``total``, and ``per_ability``: how many channels p selects; ``None`` where only the scores can tell.
         parameters: ``total`` number of the target's elements, all of which are fine-tuned; ``per_ability``, how many of
-            them the selected channels own; and where weights are there ``siblings``, how alike rows of the pair are.
+            them the selected channels own; and if weights are there ``siblings``, how alike rows of the pair are.
         memory: Bytes that one process holds in profiling, in the merge and in training, and that this machine has.
         disk: Bytes that are written, and that are free.
-        problems: What is wrong or worth knowing: errors, then warnings, then notes.
-        time: Seconds on this machine; empty unless asked for.
+        issues: What is wrong or worth knowing: errors, then warnings, then notes.
+        time: Seconds on this machine; empty unless requested.
         sweep: Number of ``points`` of a sweep, the target among them; empty for other verbs.
     """
 
@@ -55,127 +52,96 @@ class Plan:
     parameters: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    issues: list[ConfigIssue] = field(default_factory=list)
     time: dict[str, float] = field(default_factory=dict)
     sweep: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts, lists, strings and numbers; ``time`` and ``sweep`` only where there is something to say."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("time", "sweep")}
+        content: dict[str, Any] = {
+            "channels": self.channels,
+            "parameters": self.parameters,
+            "memory": self.memory,
+            "disk": self.disk,
+            "problems": [
+                {
+                    "level": issue.level,
+                    "setting": issue.setting,
+                    "message": issue.message + ("" if issue.value is ... else "."),
+                    "remedy": issue.hint,
+                }
+                for issue in self.issues
+            ],
+        }
+        optional = {"time": self.time, "sweep": self.sweep}
+        return content | {name: values for name, values in optional.items() if values}
 
     @property
     def has_error(self) -> bool:
         """Whether a run would fail."""
-        return any(problem.level == "error" for problem in self.problems)
+        return any(issue.level == "error" for issue in self.issues)
 
 
 def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
-    """Plan a run; it never builds a Trainer or loads weights, and mistakes become problems of the plan.
+    """Plan a run without building a Trainer or loading weights; mistakes become issues of the plan.
 
     Args:
-        run: The run.
-        verb: What is planned: ``fit``, ``merge``, ``profile`` or ``sweep``.
+        run: The sections of the config.
+        verb: ``fit``, ``merge``, ``profile`` or ``sweep``.
         calibrate: Whether to measure the speed of this machine, which reads the abilities.
     """
-    models, plan = inspect_models(run), Plan()
-    issues = setting_issues(run, "plan" if verb == "fit" else verb) + models.issues + transfer_issues(run, models, verb)
-    issues += output_place_issues(run, models, verb)
-    plan.problems = [from_issue(issue) for issue in distinct(issues)]
-    plan.problems += training_problems(run) if verb == "fit" else []
-    if verb == "sweep" and run.sweep is not None and not issues:
+    models = inspect_models(run)
+    plan = Plan(issues=run_issues(run, verb, models))
+    if verb == "sweep" and run.sweep is not None and not plan.issues:
         plan.sweep = {"points": 1 + count_points(run.sweep, run.transfer.settings)}
+    if verb == "fit":
+        plan.issues += training_issues(run)
     if models.target is not None:
-        plan.problems += _pair_problems(plan, run, models, models.target)
-        _forecast(plan, run, models, models.target, verb)
+        plan.issues += _pair_issues(plan, run, models, models.target)
+        _add_forecast(plan, run, models, models.target, verb)
         if calibrate and not plan.has_error:
-            _measure(plan, run, models.target, verb)
-    plan.problems.sort(key=lambda problem: get_args(Level).index(problem.level))
+            try:
+                plan.time = time_forecast(run, models.target, verb)
+            except ActError as error:
+                plan.issues += error.issues
+    plan.issues.sort(key=lambda issue: get_args(Level).index(issue.level))
     return plan
 
 
-def _forecast(plan: Plan, run: Run, models: Models, target: Path, verb: str) -> None:
+def _pair_issues(plan: Plan, run: Run, models: Models, target: Path) -> list[ConfigIssue]:
+    """Missing weights, and all differences of target and sources; how alike their rows are goes into the plan."""
+    sources = [(f"profile.sources[{i}].model", run.sources[i], folder) for i, folder in models.sources.items()]
+    issues = weight_notes("model.target", run.model.target, target)
+    for setting, source, folder in sources:
+        issues += weight_notes(setting, source.model, folder)
+    for setting, source, folder in sources:
+        issues += config_notes(target, folder, setting) + tokenizer_issues(target, folder, setting)
+        if is_weightless(target) or is_weightless(folder):
+            continue
+        try:
+            relation = lineage(target, folder)
+        except ActError as error:
+            issues += error.issues
+            continue
+        if relation is not None:
+            plan.parameters.setdefault("siblings", {})[source.label] = asdict(relation)
+            issues += relation.issues(setting)
+    return issues
+
+
+def _add_forecast(plan: Plan, run: Run, models: Models, target: Path, verb: str) -> None:
+    """Add channels, parameters, memory and disk to the plan, with warnings of what this machine lacks."""
     try:
         channels = models.channels or inventory(meta_model(target))
         plan.parameters = {"total": channels.parameters, **plan.parameters}
         plan.memory = memory_forecast(run, channels, target, verb)
         plan.disk = disk_forecast(run, channels, target, verb)
     except ActError:
-        return  # told already, or no matter: plain fine-tuning needs no channels
+        return  # reported already, or irrelevant: plain fine-tuning needs no channels
     counts = selection_counts(run, channels)
     plan.channels = {"total": channels.total, "per_ability": counts}
     plan.parameters["per_ability"] = parameter_ranges(run, channels, counts)
-    plan.problems += space_problems(plan.disk) + memory_problems(run, plan.memory) + attribution_notes(run, verb)
-
-
-def _measure(plan: Plan, run: Run, target: Path, verb: str) -> None:
-    try:
-        plan.time = time_forecast(run, target, verb)
-    except ActError as error:
-        plan.problems += [from_issue(issue) for issue in error.issues]
-
-
-def _pair_problems(plan: Plan, run: Run, models: Models, target: Path) -> list[Problem]:
-    """Missing weights, and everything in which target and sources differ; how alike they are goes into the plan."""
-    places = {f"profile.sources[{i}].model": (run.sources[i].model, folder) for i, folder in models.sources.items()}
-    found = [
-        problem
-        for setting, (name, folder) in {"model.target": (run.model.target, target), **places}.items()
-        for problem in _weight_notes(setting, name, folder)
-    ]
-    for i, folder in models.sources.items():
-        setting = f"profile.sources[{i}].model"
-        for difference in config_differences(target, folder):
-            found.append(Problem("note", setting, str(difference), _KEPT))
-        found += _dtype_notes(target, folder, setting) + _size_notes(target, folder, setting)
-        found += tokenizer_problems(target, folder, setting)
-        found += _lineage_problems(plan, target, folder, setting, run.sources[i].label)
-    return found
-
-
-def _weight_notes(setting: str, name: str, folder: Path) -> list[Problem]:
-    if not is_weightless(folder):
-        return []
-    message = f"{folder} holds a config but no weights, so only shapes were compared"
-    here = Path(name).expanduser().is_dir()
-    return [
-        Problem(
-            "note", setting, message, "Put the weights there before the run." if here else "The run will fetch them."
-        )
-    ]
-
-
-def _dtype_notes(target: Path, source: Path, setting: str) -> list[Problem]:
-    mine, other = (str(stored_dtype(folder)).removeprefix("torch.") for folder in (target, source))
-    if mine == other:
-        return []
-    message = f"stored as {other}, the target as {mine}"
-    return [Problem("note", setting, message, "Nothing to do: differences are taken in float32, and rounded once.")]
-
-
-def _size_notes(target: Path, source: Path, setting: str) -> list[Problem]:
-    mine, other = (int(load_config(folder).get_text_config().vocab_size) for folder in (target, source))
-    if mine == other:
-        return []
-    message = f"a vocabulary of {other:,} entries, and the target's has {mine:,}"
-    remedy = "Nothing to do: entries are matched by the tokenizers' tokens, and those without a partner keep every bit."
-    return [Problem("note", setting, message, remedy)]
-
-
-def _lineage_problems(plan: Plan, target: Path, source: Path, setting: str, name: str) -> list[Problem]:
-    if is_weightless(target) or is_weightless(source):
-        return []
-    try:
-        found = lineage(target, source)
-    except ActError as error:
-        return [from_issue(issue) for issue in error.issues]
-    if found is None:
-        return []
-    plan.parameters.setdefault("siblings", {})[name] = found.to_json()
-    return found.problems(setting)
-
-
-_COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
-_MEGABYTE, _GIGABYTE = 1e6, 1e9
+    plan.issues += resource_issues(run, plan.disk, plan.memory, verb)
 
 
 def print_plan(plan: Plan, as_json: bool) -> int:
@@ -186,48 +152,45 @@ def print_plan(plan: Plan, as_json: bool) -> int:
     """
     if as_json:
         print(json.dumps(plan.to_json(), indent=2))
-    else:
-        _print_tables(plan, Console(highlight=False))
-    return int(plan.has_error)
-
-
-def _print_tables(plan: Plan, console: Console) -> None:
+        return int(plan.has_error)
+    console = Console(highlight=False)
     if plan.channels:
         table = Table("what will happen", "", box=None)
         for name, figure in _rows(plan):
             table.add_row(name, figure)
         console.print(table)
-    for problem in plan.problems:
-        console.print(f"[{_COLORS[problem.level]}]{problem.level}:[/]", end=" ")
-        console.print(str(problem), markup=False, soft_wrap=True)
-    if not plan.problems:
+    for issue in plan.issues:
+        console.print(f"[{_COLORS[issue.level]}]{issue.level}:[/]", end=" ")
+        console.print(str(issue), markup=False, soft_wrap=True)
+    if not plan.issues:
         console.print("no problems found")
+    return int(plan.has_error)
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "channels", f"{plan.channels['total']:,}"
     yield "parameters", f"{plan.parameters['total']:,}"
-    for name, found in plan.parameters.get("siblings", {}).items():
-        unlike = f"unrelated {found['chance']:.3f}, differs by {found['difference']:.1%}"
-        yield f"rows of {name} in the target", f"cosine {found['cosine']:.3f} ({unlike})"
+    for name, relation in plan.parameters.get("siblings", {}).items():
+        reference = f"unrelated {relation['chance']:.3f}, differs by {relation['difference']:.1%}"
+        yield f"rows of {name} in the target", f"cosine {relation['cosine']:.3f} ({reference})"
     for ability, count in plan.channels["per_ability"].items():
         yield f"selected for {ability}", "as the scores say" if count is None else f"{count:,}"
-        if owned := plan.parameters["per_ability"].get(ability):
-            yield "  parameters", f"{owned['least']:,} to {owned['most']:,}"
-    for title, figures in (("memory", plan.memory), ("disk", plan.disk)):
-        for name, size in figures.items():
+        if parameters := plan.parameters["per_ability"].get(ability):
+            yield "  parameters", f"{parameters['least']:,} to {parameters['most']:,}"
+    for title, sizes in (("memory", plan.memory), ("disk", plan.disk)):
+        for name, size in sizes.items():
             if size:
-                yield f"{title}: {name.replace('_', ' ')}", _size(size)
+                yield f"{title}: {name.replace('_', ' ')}", _format_bytes(size)
     if plan.sweep:
         yield "points of the sweep", f"{plan.sweep['points']:,}"
     for name, figure in plan.time.items():
         yield f"time: {name.replace('_', ' ')}", f"{figure:,.0f}" + ("" if name.endswith("tokens") else " s")
 
 
-def _size(count: int) -> str:
-    """Bytes for people.
+def _format_bytes(count: int) -> str:
+    """A size in GB or MB.
 
-    >>> _size(15_231_233_024), _size(277_760)
+    >>> _format_bytes(15_231_233_024), _format_bytes(277_760)
     ('15.23 GB', '0.28 MB')
     """
     return f"{count / _GIGABYTE:,.2f} GB" if count >= _GIGABYTE else f"{count / _MEGABYTE:,.2f} MB"

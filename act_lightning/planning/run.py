@@ -24,18 +24,18 @@ from act_lightning.transfer.sources import AbilitySource
 
 @dataclass(frozen=True)
 class Run:
-    """What a config says.
+    """The sections of a config.
 
     Attributes:
         model: Section ``model``.
         data: Section ``data``.
         profiler: Section ``profile``.
         transfer: Section ``transfer``.
-        trainer: Section ``trainer``, as it was given.
-        seed: ``seed_everything``, as it was given.
+        trainer: Section ``trainer``, as written in the config.
+        seed: ``seed_everything``, as written in the config.
         checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
-        sweep: Section ``sweep``, where the verb has one.
-        causes: Section ``causes``, where the verb has one.
+        sweep: Section ``sweep``, if the verb has one.
+        causes: Section ``causes``, if the verb has one.
     """
 
     model: AbilityTransferModule
@@ -55,8 +55,38 @@ class Run:
 
     @property
     def root(self) -> Path:
-        """Where the run writes: what Lightning makes of ``trainer.default_root_dir``."""
+        """The folder that the run writes to: Lightning's reading of ``trainer.default_root_dir``."""
         return Path(self.trainer.get("default_root_dir") or ".").expanduser()
+
+
+def strategy_of(trainer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The strategy's class name in lower case, without its package, and its arguments.
+
+    >>> strategy_of({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy", "init_args": {}}})
+    ('fsdpstrategy', {})
+    """
+    strategy = trainer.get("strategy") or "auto"
+    if isinstance(strategy, Mapping):
+        return str(strategy.get("class_path")).rpartition(".")[2].lower(), strategy.get("init_args") or {}
+    return str(strategy).lower(), {}
+
+
+def process_count(trainer: Mapping[str, Any]) -> int | None:
+    """How many processes a config asks for, or ``None`` if Lightning counts the devices at start.
+
+    >>> process_count({"devices": 8, "num_nodes": 2}), process_count({"devices": "0,1"}), process_count({})
+    (16, 2, None)
+    """
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes") or 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    elif isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return int(devices * nodes)
+    return int(nodes) if trainer.get("accelerator") == "cpu" else None
 
 
 _Result = TypeVar("_Result")
@@ -68,7 +98,7 @@ class Models:
 
     Attributes:
         target: Folder of the target, unless something is wrong with it.
-        sources: Folder of each sibling of the target, by its number.
+        sources: Folders of the sources that fit the target, by their index in ``profile.sources``.
         channels: The target's channels.
         issues: What is wrong with any of them.
     """
@@ -79,30 +109,40 @@ class Models:
     issues: list[ConfigIssue] = field(default_factory=list)
 
     def attempt(self, work: Callable[[], _Result]) -> _Result | None:
-        """The result of ``work``; or ``None``, and its issues among those of the models."""
+        """The result of ``work``; or ``None``, with the issues that it raised added to ``issues``."""
         try:
             return work()
         except ActError as error:
             self.issues += [issue for issue in error.issues if issue not in self.issues]
             return None
 
+    def find(self, name: str, revision: str | None, setting: str, weights: bool) -> Path | None:
+        """The model's folder, unless something is wrong with its config or weights."""
+        issue_count = len(self.issues)
+        folder = self.attempt(lambda: locate(name, revision, setting, weights=False))
+        if folder is None:
+            return None
+        self.attempt(lambda: load_config(folder))
+        if not is_weightless(folder) or (weights and Path(name).expanduser().is_dir()):
+            self.attempt(lambda: require_weights(folder, setting))
+        return folder if len(self.issues) == issue_count else None
+
 
 def inspect_models(run: Run, compare: bool = True, weights: bool = False) -> Models:
     """Find the models of a run and compare their configs and headers.
 
     Args:
-        run: The run.
-        compare: Whether the sources are looked at too.
-        weights: Whether folders without weights are an error. Those of the hub are fetched later.
+        run: Its sources and target are inspected.
+        compare: Whether to inspect the sources, too.
+        weights: Whether a folder without weights is an error. Weights on the hub are fetched later.
     """
     models = Models()
-    models.target = _find(models, run.model.target, run.model.revision, "model.target", weights)
+    models.target = target = models.find(run.model.target, run.model.revision, "model.target", weights)
     sources = run.sources if compare else []
     for i, source in enumerate(sources):
-        setting = f"profile.sources[{i}].model"
-        if folder := _find(models, source.model, source.revision, setting, weights):
+        if folder := models.find(source.model, source.revision, f"profile.sources[{i}].model", weights):
             models.sources[i] = folder
-    if (target := models.target) is None:
+    if target is None:
         return models
     if sources:
         models.channels = models.attempt(lambda: inventory(meta_model(target)))
@@ -112,15 +152,3 @@ def inspect_models(run: Run, compare: bool = True, weights: bool = False) -> Mod
         if issues is None or issues:
             del models.sources[i]
     return models
-
-
-def _find(models: Models, name: str, revision: str | None, setting: str, weights: bool) -> Path | None:
-    """The folder, unless something is wrong with it or its weights."""
-    before = len(models.issues)
-    folder = models.attempt(lambda: locate(name, revision, setting, weights=False))
-    if folder is None:
-        return None
-    models.attempt(lambda: load_config(folder))
-    if not is_weightless(folder) or (weights and Path(name).expanduser().is_dir()):
-        models.attempt(lambda: require_weights(folder, setting))
-    return folder if len(models.issues) == before else None

@@ -42,7 +42,7 @@ def test_training_takes_the_memory_that_was_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The most that torch has at once, rows of one sample and packed, all logits at once and by chunks."""
-    for module in ("training.loss", "planning.training_memory"):
+    for module in ("training.loss", "planning.training_forecast"):
         monkeypatch.setattr(f"act_lightning.{module}.LOGITS_AT_ONCE", at_once)
     target, source = pair_of(tmp_path, vocab_size=vocabulary)
     tokens = 1200 // batch_size

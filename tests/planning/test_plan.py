@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from act_lightning.planning.training_checks import process_count, shares
-from act_lightning.planning.training_memory import optimizer_bytes
+from act_lightning.planning.run import process_count
+from act_lightning.planning.training_forecast import optimizer_bytes, shares
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
 
@@ -337,7 +337,8 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
             (matrix,) = self.param_groups[0]["params"]
             self.state[matrix] = {"moment": Eight(torch.zeros(matrix.shape, dtype=torch.uint8))}
 
-    monkeypatch.setattr("act_lightning.training.optimizers.make_optimizer", lambda _, its, lr: Quantized(its, lr))
+    make = "act_lightning.planning.training_forecast.make_optimizer"
+    monkeypatch.setattr(make, lambda _, parameters, lr: Quantized(parameters, lr))
     assert optimizer_bytes("ours", torch.bfloat16) == 1
 
 
