@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from act_lightning.checkpoints.compatibility import config_differences
-from act_lightning.checkpoints.headers import is_weightless
+from act_lightning.checkpoints.compatibility import (
+    config_differences,
+    has_tokenizer,
+    match_vocabularies,
+    read_vocabulary,
+)
 from act_lightning.checkpoints.models import load_config, stored_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.vocabulary import has_tokenizer, match_folders, vocabulary
+from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError, ConfigIssue, Level
 
 _MATRICES, _ROWS = 16, 16
@@ -136,7 +140,7 @@ def tokenizer_issues(target: Path, source: Path, setting: str) -> list[ConfigIss
 
 
 def _token_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
-    ours, theirs = vocabulary(target), vocabulary(source)
+    ours, theirs = read_vocabulary(target), read_vocabulary(source)
     issues = []
     if renumbered := [token for token, number in ours.items() if theirs.get(token, number) != number]:
         message = f"{len(renumbered)} tokens have another number in the source: {_examples(renumbered)}"
@@ -147,7 +151,7 @@ def _token_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]
             message = f"{len(tokens)} tokens are the {owner}'s alone: {_examples(sorted(tokens))}"
             hint = "Nothing to do, unless the abilities' texts use them."
             issues.append(ConfigIssue(setting, ..., message, hint, "note"))
-    match = match_folders(target, source)
+    match = match_vocabularies(target, source)
     if match is not None and match.missing:
         message = f"{match.missing} entries of the target's vocabulary have no partner in the source"
         hint = "Nothing to do: they keep every bit, and the report names them."

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from act_lightning.channels import inventory
-from act_lightning.checkpoints.headers import is_weightless
 from act_lightning.checkpoints.models import meta_model
+from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError, ConfigIssue, Level
 from act_lightning.planning.checks import run_issues
 from act_lightning.planning.forecast import (
