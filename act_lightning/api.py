@@ -32,15 +32,14 @@ from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
-from act_lightning.merging.registry import merging_method
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path, scores_folder, write_scores
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import layer_of, module_type, transfer_report
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select
-from act_lightning.transfer.settings import Scope, Share, TransferSettings, scale_issues
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings, scale_issues
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,7 +235,8 @@ def merge_(
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
             for name in injection.names:
                 injection.apply_(name, parameters[name].data)
-    return _report(channels, selected, mask, method, seed, hashes)
+    settings = TransferSettings(selection=mask.scores.scorer, method=method)
+    return transfer_report(channels, [selected], settings, seed, hashes)
 
 
 def merge(
@@ -272,7 +272,8 @@ def merge(
         raise_if_any(output_issues(out, target_folder, "out", [folder]))
         selected = _selected(channels, source, folder, mask, scale, target_folder)
         hashes = {"target": identify(target_folder).digest, selected.name: identify(folder).digest}
-        report = _report(channels, selected, mask, method, seed, hashes)
+        settings = TransferSettings(selection=mask.scores.scorer, method=method)
+        report = transfer_report(channels, [selected], settings, seed, hashes)
         files = {
             CARD: new_card(str(target), "", report, "merge"),
             "transfer.json": json.dumps(report, indent=2) + "\n",
@@ -315,17 +316,3 @@ def _selected(
     moved = drop_unmatched(channels, mask.selected, vocabulary)
     label, tokens = AbilitySource(_name(source), [_ABILITY]).label, {_ABILITY: mask.scores.record.tokens}
     return SelectedSource(label, _name(source), folder, scale, mask.ratio, {_ABILITY: moved}, tokens, vocabulary)
-
-
-def _report(
-    channels: ChannelInventory,
-    selected: SelectedSource,
-    mask: Mask,
-    method: str | MergingMethod,
-    seed: int,
-    hashes: Mapping[str, str],
-) -> dict[str, Any]:
-    scorer = mask.scores.scorer
-    names = {"selection": scorer if isinstance(scorer, str) else repr(scorer)}
-    names["method"] = method if isinstance(method, str) else repr(method)
-    return transfer_report(channels, [selected], seed=seed, hashes=hashes, **names)

@@ -5,9 +5,8 @@ Nothing is imported from transformers before a LightningModule is searched: name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -201,22 +200,3 @@ class DecoderSizes:
         32000
         """
         return max(self.vocabulary, 5 * self.intermediate + 8 * self.hidden)
-
-
-_TRANSFERRED = "_act_transferred"
-
-
-def is_transferred(model: PreTrainedModel | None) -> bool:
-    """Whether abilities were injected into this model before, or it was restored from a checkpoint."""
-    return hasattr(model, _TRANSFERRED)
-
-
-def transfer_record(model: PreTrainedModel) -> dict[str, Any]:
-    """What was injected, as in ``transfer.json``; empty if nothing was."""
-    found: dict[str, Any] = getattr(model, _TRANSFERRED, {})
-    return found
-
-
-def mark_transferred(model: PreTrainedModel, record: Mapping[str, Any]) -> None:
-    """Remember, on the model itself, what was injected."""
-    setattr(model, _TRANSFERRED, dict(record))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.preemption import PreemptionCheckpoint
     from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
     from act_lightning.callbacks.throughput import TokenThroughput
-    from act_lightning.transfer.sources import AbilitySource
+    from act_lightning.transfer.settings import AbilitySource
 
 __all__ = [
     "AbilitySource",
@@ -35,7 +35,7 @@ __all__ = [
     "TransferComparison",
 ]
 _HOMES = {
-    "AbilitySource": "act_lightning.transfer.sources",
+    "AbilitySource": "act_lightning.transfer.settings",
     "ActivationDifferenceProfiler": "act_lightning.callbacks.profiler",
     "AnswerEvaluation": "act_lightning.callbacks.answer_evaluation",
     "BestRecovery": "act_lightning.callbacks.best_recovery",

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.architecture import is_transferred, require_language_model
+from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.data.datamodule import AbilityDataModule
@@ -17,6 +17,7 @@ from act_lightning.evaluation.generation import evaluating
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
+from act_lightning.transfer.report import previous_transfer
 
 FOLDER = "best"
 _POINTS = 100
@@ -70,7 +71,7 @@ class BestRecovery(L.Callback):
         """Measure the target, unless the fit goes on from a checkpoint, which remembers what was measured."""
         if self.baseline is not None or resumes_from_checkpoint(trainer):
             return
-        if is_transferred(require_language_model(pl_module)):
+        if previous_transfer(require_language_model(pl_module)):
             problem = "must see the model before abilities are transferred to it"
             raise ActError(ConfigIssue("callbacks", "BestRecovery", problem, "Begin with the target itself."))
         self.baseline = self._measured(trainer, pl_module)
@@ -105,7 +106,7 @@ class BestRecovery(L.Callback):
         self.best = value
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         export = next((one for one in callbacks if isinstance(one, HuggingFaceExport)), None) or HuggingFaceExport()
-        export.export_from_all(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        export.export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
         rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
 
     def state_dict(self) -> dict[str, Any]:

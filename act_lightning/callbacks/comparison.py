@@ -27,9 +27,8 @@ from act_lightning.evaluation.tables import ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.target import named_folder
 from act_lightning.training.lightning_compat import isolate_rng
-from act_lightning.transfer.preparation import PreparedTransfer, prepare
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 _TOKENS_PER_BATCH = 2048
 
@@ -157,6 +156,7 @@ def _control(
 ) -> PreparedTransfer:
     """A transfer without scores, with one mask per source, because its abilities share one number of parameters."""
     sources = [replace(source, name=source.label, abilities=["all abilities"]) for source in sources]
-    digests, scores = [transfer.report["hashes"]["target"]], Path("no scores are read")
-    control = prepare(sources, transfer.inventory, settings, scores, transfer.seed, digests, transfer.target)
-    return replace(control, importance=transfer.importance if control.method.needs_importance else None)
+    digests = [transfer.report["hashes"]["target"]]
+    plan = TransferPlan(settings, sources, transfer.inventory, digests, transfer.seed, transfer.target)
+    control = prepare(plan)
+    return replace(control, fisher=transfer.fisher if control.method.needs_fisher else None)

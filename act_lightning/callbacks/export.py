@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.architecture import find_language_model, require_language_model, transfer_record
+from act_lightning.architecture import find_language_model, require_language_model
 from act_lightning.cards.card import complete_card, new_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.export import export_model, output_issues
@@ -20,6 +18,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.target import named_checkpoint
 from act_lightning.training.sharding import Layout
 from act_lightning.training.strategies import is_sharded
+from act_lightning.transfer.report import previous_transfer
 
 
 class HuggingFaceExport(L.Callback):
@@ -29,7 +28,7 @@ class HuggingFaceExport(L.Callback):
     target's. The folder appears when it is complete.
 
     Args:
-        target: Folder or hub id whose layout is kept; by default the one that the model was loaded from, if it is there
+        target: Folder or hub id whose layout is used; by default the one that the model was loaded from, if it is known
             when fitting is set up.
         revision: Revision of the hub id.
         dtype: Precision of the weights; ``auto``: as the target is stored.
@@ -45,89 +44,55 @@ class HuggingFaceExport(L.Callback):
         self.recipe = recipe
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a place that cannot be written before any work is done."""
+        """Refuse a folder that cannot be written before any work is done."""
         if stage == "fit":
-            raise_if_any(output_issues(_place(trainer), self._folder(pl_module), "trainer.default_root_dir"))
+            _, target = self._layout_of(pl_module)
+            out = Path(trainer.default_root_dir) / "model"
+            raise_if_any(output_issues(out, target, "trainer.default_root_dir"))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when training is over."""
-        self.export_from_all(_place(trainer), trainer, pl_module)
+        self.export(Path(trainer.default_root_dir) / "model", trainer, pl_module)
 
-    def export_from_all(self, out: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The first process writes, and all of them gather, a parameter at a time, where they hold shards.
-
-        Args:
-            out: The folder to be.
-            trainer: Its processes, which must all call.
-            pl_module: Holds the model.
-        """
-        layout = Layout(require_language_model(pl_module), trainer.strategy.model)
-        if trainer.is_global_zero:
-            self.export(out, pl_module, transfer_record(require_language_model(pl_module)), layout)
-        elif is_sharded(trainer):
-            with CheckpointReader(self._folder(pl_module)) as reader:
-                for name in reader.stored_names:
-                    layout.whole(name)
-        trainer.strategy.barrier("exported")
-
-    def export(
-        self, out: Path, pl_module: L.LightningModule, transfer: dict[str, Any], layout: Layout | None = None
-    ) -> None:
-        """Write the model to ``out``.
+    def export(self, out: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the model; every process must call this, since all gather each parameter if they hold shards.
 
         Args:
-            out: The folder to be.
+            out: The folder to write.
+            trainer: Provides the processes.
             pl_module: Holds the model.
-            transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
-            layout: How the model is spread over processes; by default this one holds all of it.
 
         Raises:
-            ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
+            ActError: A weight is NaN or infinite, or the disk is full; nothing is left behind then.
         """
-        layout = layout or Layout(require_language_model(pl_module))
-        folder = self._folder(pl_module)
-        export_model(
-            out,
-            folder,
-            layout.whole,
-            chosen_dtype(self.dtype, folder),
-            described_files(self._name(pl_module), self.recipe, transfer, "fit"),
-        )
-        complete_card(out, verify=True)
-        rank_zero_info(f"model written to {out}")
+        model = require_language_model(pl_module)
+        layout = Layout(model, trainer.strategy.model)
+        name, target = self._layout_of(pl_module)
+        if trainer.is_global_zero:
+            transfer = previous_transfer(model)
+            files: dict[str, str | bytes] = {CARD: new_card(name, self.recipe, transfer, "fit")}
+            if transfer:
+                files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
+            dtype = None if self.dtype == "auto" else resolve_dtype(self.dtype, target, "model.export_dtype")
+            export_model(out, target, layout.whole, dtype, files)
+            complete_card(out, verify=True)
+            rank_zero_info(f"model written to {out}")
+        elif is_sharded(trainer):
+            with CheckpointReader(target) as reader:
+                for stored_name in reader.stored_names:
+                    layout.whole(stored_name)
+        trainer.strategy.barrier("exported")
 
-    def _name(self, pl_module: L.LightningModule) -> str:
-        loaded_from = getattr(find_language_model(pl_module), "name_or_path", None)
-        name = self.target or named_checkpoint(pl_module)[0] or loaded_from
+    def _layout_of(self, pl_module: L.LightningModule) -> tuple[str, Path]:
+        """The name and the folder of the checkpoint whose layout is used.
+
+        Raises:
+            ActError: Neither this callback nor the module names one.
+        """
+        module_target, module_revision = named_checkpoint(pl_module)
+        name = self.target or module_target or getattr(find_language_model(pl_module), "name_or_path", None)
         if not name:
             problem, hint = "must name the checkpoint whose layout is kept", "Give HuggingFaceExport(target=...) one."
             raise ActError(ConfigIssue("HuggingFaceExport.target", self.target, problem, hint))
-        return str(name)
-
-    def _folder(self, pl_module: L.LightningModule) -> Path:
-        revision = self.revision or (None if self.target else named_checkpoint(pl_module)[1])
-        return locate(self._name(pl_module), revision, "HuggingFaceExport.target")
-
-
-def chosen_dtype(name: str, folder: Path) -> torch.dtype | None:
-    """The dtype called ``name``, or ``None`` for ``auto``: each tensor as it is stored."""
-    return None if name == "auto" else resolve_dtype(name, folder, "model.export_dtype")
-
-
-def described_files(target: str, recipe: str, transfer: dict[str, Any], verb: str) -> dict[str, str | bytes]:
-    """The card and, after a transfer, its record: files that an exported folder carries beside the model.
-
-    Args:
-        target: How the target was named.
-        recipe: The run's config as YAML; may be empty.
-        transfer: The contents of ``transfer.json``; empty for plain fine-tuning.
-        verb: ``fit`` or ``merge``.
-    """
-    files: dict[str, str | bytes] = {CARD: new_card(target, recipe, transfer, verb)}
-    if transfer:
-        files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
-    return files
-
-
-def _place(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "model"
+        revision = self.revision or (None if self.target else module_revision)
+        return str(name), locate(name, revision, "HuggingFaceExport.target")

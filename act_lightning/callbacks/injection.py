@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import is_transferred, mark_transferred, require_language_model, transfer_record
-from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.architecture import require_language_model
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler, TransferCallback
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.defaults import RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
-from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.sharding import Layout
 from act_lightning.training.strategies import start_averages_from, strategy_issues
-from act_lightning.transfer.importance import FOLDER
-from act_lightning.transfer.preparation import PreparedTransfer, prepare
-from act_lightning.transfer.report import describe_transfer, resumed_issues
-from act_lightning.transfer.selection import selection_issues
-from act_lightning.transfer.settings import Scope, Share, TransferSettings, weight_issues
-from act_lightning.transfer.sources import AbilitySource, source_ratios, source_scales
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.report import describe_transfer, mark_transferred, previous_transfer, resumed_issues
+from act_lightning.transfer.saved_fisher import FISHER_FOLDER
+from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings
 
 
-class MaskedTaskVectorInjection(L.Callback):
+class MaskedTaskVectorInjection(TransferCallback):
     """Move the selected channels of the profiler's sources into the model, once, when fitting starts.
 
     θ_i = θ_trg,i + Σ_m λ_m (θ_abl(m),i − θ_trg,i) · 1(i ∈ M(m))   (paper §4.3, https://arxiv.org/abs/2601.09398)
@@ -72,107 +68,95 @@ class MaskedTaskVectorInjection(L.Callback):
         method: str | MergingMethod = "task_arithmetic",
         scores: str | None = None,
     ) -> None:
-        self.settings = TransferSettings(ratio, share, scale, selection, scope, tuple(exclude), method)
-        self.scores = scores
+        settings = TransferSettings(ratio, share, scale, selection, scope, tuple(exclude), method)
+        super().__init__(settings, scores)
         self.prepared: PreparedTransfer | None = None
         self.record: dict[str, Any] = {}
 
     @property
-    def needs_profiling(self) -> bool:
-        """Whether scores are needed and not given."""
-        return self.settings.needs_scores and self.scores is None
-
-    @property
-    def needs_fisher(self) -> bool:
-        """Whether Fisher information of target and sources is needed."""
-        return self.settings.needs_fisher
-
-    @property
     def needs_data(self) -> bool:
         """Whether the samples of the sources' abilities are needed."""
-        measures = self.needs_profiling and self.scorer is not None and self.scorer.needs_samples
-        return measures or self.needs_fisher
-
-    @property
-    def scorer(self) -> Scorer | None:
-        """What channels are ranked by; ``None`` where no scores are needed."""
-        return self.settings.scorer
-
-    def scores_of(self, root: Path) -> Path:
-        """The folder of the scores that channels are ranked by: the one named, or the run's own below ``root``."""
-        return Path(self.scores) if self.scores else scores_folder(root, self.scorer or Activation())
-
-    def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the settings, without looking at a model."""
-        found = self.settings.issues()
-        if self.scores is not None and not Path(self.scores).is_dir():
-            found.append(
-                ConfigIssue("transfer.scores", self.scores, "must be a folder of scores", "Run `profile` first.")
-            )
-        return found
-
-    def selection_issues(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[ConfigIssue]:
-        """What is wrong with the selection, now that the target's channels are known."""
-        found = selection_issues(channels, self.settings, source_ratios(sources, self.settings.ratio))
-        return found + ([] if self.settings.issues() else weight_issues(self.settings, source_scales(sources)))
+        scorer = self.settings.scorer
+        return self.settings.needs_fisher or (self.scores is None and scorer is not None and scorer.needs_samples)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot work before any work is done."""
-        if stage == "fit" and _sources_of(trainer) is not None:
+        """Refuse invalid settings and strategies before any work is done."""
+        if stage == "fit" and _find_profiler(trainer).sources is not None:
             raise_if_any(self.issues() + strategy_issues(trainer))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Inject into a fit that starts from the beginning, and write down what moved, now or before."""
-        profiler = _sources_of(trainer)
-        if profiler is None:
+        """Inject into a fit that starts from the beginning, and write what moved, now or before."""
+        profiler = _find_profiler(trainer)
+        if profiler.sources is None:
             return
         model = require_language_model(pl_module)
         if not resumes_from_checkpoint(trainer):
-            if is_transferred(model):
-                self.record = transfer_record(model)
+            if record := previous_transfer(model):
+                self.record = record
             else:
                 self.inject(trainer, model, profiler)
                 start_averages_from(trainer, pl_module)
-        self._write_down(trainer, model)
+        self._write_record(trainer, model)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down what moved before the checkpoint, which a strategy that shards restores after ``on_fit_start``.
+        """Write what moved before the checkpoint, which a strategy that shards restores after ``on_fit_start``.
 
         Raises:
-            ActError: If other settings of the transfer are given than before the checkpoint.
+            ActError: The settings of the transfer differ from those before the checkpoint.
         """
         if resumes_from_checkpoint(trainer):
-            profiler = _sources_of(trainer)
-            raise_if_any(resumed_issues(self.record, (profiler and profiler.sources) or [], self.settings))
-        if self.record and not is_transferred(model := require_language_model(pl_module)):
-            self._write_down(trainer, model)
+            raise_if_any(resumed_issues(self.record, _find_profiler(trainer).sources or [], self.settings))
+        if self.record and not previous_transfer(model := require_language_model(pl_module)):
+            self._write_record(trainer, model)
 
-    def _write_down(self, trainer: L.Trainer, model: PreTrainedModel) -> None:
+    def _write_record(self, trainer: L.Trainer, model: PreTrainedModel) -> None:
         if not self.record:
             return
         mark_transferred(model, self.record)
         if trainer.is_global_zero:
             write_file(Path(trainer.default_root_dir) / "transfer.json", json.dumps(self.record, indent=2) + "\n")
 
+    def plan(
+        self,
+        root: Path,
+        sources: Sequence[AbilitySource],
+        channels: ChannelInventory,
+        target_digests: Sequence[str],
+        target: Path | None,
+    ) -> TransferPlan:
+        """What this transfer is made from.
+
+        Args:
+            root: The run's folder, which holds scores and Fisher information unless ``scores`` names another folder.
+            sources: The ability models.
+            channels: The channels of the target.
+            target_digests: Digests under which the target's weights are known.
+            target: The target's checkpoint, if there is one.
+        """
+        scorer = self.settings.scorer
+        scores = Path(self.scores) if self.scores else None if scorer is None else scores_folder(root, scorer)
+        fisher = root / FISHER_FOLDER
+        return TransferPlan(self.settings, sources, channels, target_digests, run_seed(), target, scores, fisher)
+
     def inject(
         self, trainer: L.Trainer, model: PreTrainedModel, profiler: ActivationDifferenceProfiler
     ) -> PreparedTransfer:
         """Select channels and change their parameters in place, on every process alike.
 
-        Returns:
-            What was transferred.
-
         Raises:
-            ActError: If scores are missing or foreign, a mask selects nothing, or a value is NaN; in the last case
-                the model is partly changed and must not be used.
+            ActError: Scores are missing or belong to other weights, a mask selects nothing, or a value is NaN. In the
+                last case the model is partly changed and must not be used.
         """
-        root = Path(trainer.default_root_dir)
-        known = profiler.target_digests, profiler.target_folder, root / FOLDER
+        root, folder = Path(trainer.default_root_dir), profiler.target_folder
         channels = profiler.channels(model)
-        prepared = prepare(profiler.sources or [], channels, self.settings, self.scores_of(root), run_seed(), *known)
-        with prepared.injection() as injection, _rows_of(profiler.target_folder) as read:
+        prepared = prepare(self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder))
+        with ExitStack() as stack:
+            injection = stack.enter_context(prepared.injection())
+            # A process that holds part of a parameter reads other rows of it from the checkpoint.
+            reader = None if folder is None else stack.enter_context(CheckpointReader(folder))
             for name, part in Layout(model, trainer.strategy.model).parts(injection.names):
-                injection.apply_(name, part.values, part.first_row, read and partial(read, name))
+                original = None if reader is None else partial(reader.rows, name)
+                injection.apply_(name, part.values, part.first_row, original)
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)
         rank_zero_info(describe_transfer(prepared.report))
@@ -192,26 +176,14 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
-@contextmanager
-def _rows_of(folder: Path | None) -> Iterator[Callable[[str, Tensor], Tensor] | None]:
-    """Reads rows of the target's parameters, for processes that hold a part of them; ``None`` without a checkpoint."""
-    if folder is None:
-        yield None
-    else:
-        with CheckpointReader(folder) as reader:
-            yield reader.rows
-
-
-def _sources_of(trainer: L.Trainer) -> ActivationDifferenceProfiler | None:
-    """The profiler that names the sources, or ``None`` for plain fine-tuning.
+def _find_profiler(trainer: L.Trainer) -> ActivationDifferenceProfiler:
+    """The first profiler of the Trainer, which names the sources.
 
     Raises:
-        ActError: If the trainer has no profiler.
+        ActError: There is none.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ActivationDifferenceProfiler):
-            return callback if callback.sources is not None else None
-    problem = "must stand beside an ActivationDifferenceProfiler, which names the sources"
-    raise ActError(
-        ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, "Add the profiler to the Trainer's callbacks.")
-    )
+            return callback
+    problem, hint = "must stand beside an ActivationDifferenceProfiler, which names the sources", "Add the profiler to"
+    raise ActError(ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, f"{hint} the Trainer's callbacks."))

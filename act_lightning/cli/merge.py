@@ -27,13 +27,12 @@ from act_lightning.checkpoints.weight_files import identify, stored_entries
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, raise_if_any
-from act_lightning.merging.registry import merging_method
+from act_lightning.merging import merging_method
 from act_lightning.scorers.registry import scorer_of
-from act_lightning.transfer.preparation import PreparedTransfer, prepare
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.report import describe_transfer
 from act_lightning.transfer.selection import selection_issues
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource, source_issues, source_ratios
+from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def _prepare(config: Namespace, recipe: str) -> Merge | None:
     model, sources, transfer, trainer = config.model, config.profile.sources, config.transfer, config.trainer
     profiles = scorer_of(transfer.selection) is not None and not transfer.scores
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
-    if profiles or merging_method(transfer.method).needs_importance or not on_cpu:
+    if profiles or merging_method(transfer.method).needs_fisher or not on_cpu:
         return None
     root, target = Path(trainer.default_root_dir).expanduser(), locate(model.target, model.revision)
     folders = [locate(source.model, source.revision) for source in sources]
@@ -173,6 +172,6 @@ def _prepare(config: Namespace, recipe: str) -> Merge | None:
     raise_if_any(issues)
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))
     raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
-    scores, digests = Path(transfer.scores or ""), [identify(target).digest]
-    prepared = prepare(sources, channels, transfer, scores, config.seed_everything, digests, target)
-    return Merge(root, target, prepared, recipe, model.export_dtype)
+    scores, digests = Path(transfer.scores) if transfer.scores else None, [identify(target).digest]
+    plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores)
+    return Merge(root, target, prepare(plan), recipe, model.export_dtype)

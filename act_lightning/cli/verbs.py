@@ -27,14 +27,13 @@ from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.sweep.settings import ACT
-from act_lightning.transfer.importance import FOLDER
 from act_lightning.transfer.preparation import prepare
 
 
 def run_profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
     """Measure the scores that no saved file holds, unless ``scores`` is false, and the method's Fisher information."""
-    scorers = [run.transfer.scorer or Activation()] if scores else []
-    _on_all_processes(trainer, partial(_measure, trainer, run, scorers, run.transfer.needs_fisher))
+    scorers = [run.transfer.settings.scorer or Activation()] if scores else []
+    _on_all_processes(trainer, partial(_measure, trainer, run, scorers, run.transfer.settings.needs_fisher))
 
 
 def _measure(trainer: L.Trainer, run: Run, scorers: Sequence[Scorer], fisher: bool, evaluates: bool = False) -> None:
@@ -64,8 +63,7 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     if transfer.needs_data or transfer.needs_profiling:
         run_profile(trainer, run, transfer.needs_profiling)
     if trainer.is_global_zero:
-        origin = run_seed(), target.digests(), target.folder, root / FOLDER
-        prepared = prepare(run.sources, target.inventory(), transfer.settings, transfer.scores_of(root), *origin)
+        prepared = prepare(transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder))
         device = trainer.strategy.root_device
         rank_zero_info(Merge(root, target.folder, prepared, recipe, run.model.export_dtype, device).write())
 
@@ -92,7 +90,7 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
             for method, scorer in sweep.settings.scorers(sweep.transfer).items()
             if method != ACT or saved_scores is None
         ]
-        fisher = run.transfer.needs_fisher and ACT in sweep.settings.compared
+        fisher = run.transfer.settings.needs_fisher and ACT in sweep.settings.compared
         _measure(trainer, run, scorers, fisher, evaluates=True)
         sweep.explore(trainer)
 
@@ -110,11 +108,11 @@ def run_causes(trainer: L.Trainer, run: Run) -> None:
     held_out = causes.data(run.data, list(dict.fromkeys(name for source in run.sources for name in source.abilities)))
 
     def intervene() -> None:
-        scorers = [run.transfer.scorer or Activation()] if run.transfer.needs_profiling else []
+        scorers = [run.transfer.settings.scorer or Activation()] if run.transfer.needs_profiling else []
         _measure(trainer, run, scorers, fisher=False)
-        settings = replace(run.transfer.settings, method="task_arithmetic")  # any method: nothing is merged
-        origin = run_seed(), target.digests(), target.folder
-        prepared = prepare(run.sources, target.inventory(), settings, run.transfer.scores_of(root), *origin)
+        plan = run.transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
+        settings = replace(plan.settings, method="task_arithmetic")  # any method: nothing is merged
+        prepared = prepare(replace(plan, settings=settings))
         results = check_causes(trainer, target, prepared, held_out, causes)
         if trainer.is_global_zero:
             print_causes(results)

@@ -19,14 +19,14 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> Tensor:
     With masks this is the transfer of ACT (paper §4.2, https://arxiv.org/abs/2601.09398); without, task arithmetic.
 
     Args:
-        vectors: One task vector a source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape.
 
     Returns:
         float32, of that shape.
 
     >>> import torch
-    >>> one = TaskVector(torch.tensor([1.0, 2.0]), weight=0.5, mask=torch.tensor([True, False]))
-    >>> task_arithmetic([one, TaskVector(torch.tensor([1.0, 1.0]), weight=0.25)]).tolist()
+    >>> first = TaskVector(torch.tensor([1.0, 2.0]), weight=0.5, mask=torch.tensor([True, False]))
+    >>> task_arithmetic([first, TaskVector(torch.tensor([1.0, 1.0]), weight=0.25)]).tolist()
     [0.75, 0.25]
     """
     return reduce(add, (vector.restricted() * vector.weight for vector in vectors))
@@ -37,8 +37,8 @@ class TaskArithmetic(MergingMethod):
     """Task arithmetic as a merging method: see :func:`task_arithmetic`."""
 
     elementwise = True
-    weighs_each = True
+    per_source_scale = True
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:
         """The weighted sum of ``vectors``."""
         return task_arithmetic(vectors)

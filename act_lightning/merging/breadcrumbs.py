@@ -1,4 +1,4 @@
-"""Model breadcrumbs: leave out the largest and the smallest changes (Davari and Belilovsky 2024).
+"""Model breadcrumbs: drop the largest and the smallest changes (Davari and Belilovsky 2024).
 
 https://arxiv.org/abs/2312.06795
 """
@@ -14,58 +14,60 @@ from torch import Tensor
 
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_count
-from act_lightning.merging.magnitudes import Limit, largest
+from act_lightning.merging.magnitudes import Threshold, top_k_thresholds
 from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
-from act_lightning.merging.sparsify import kept_count, share_issues, sparsify, weighted
+from act_lightning.merging.sparsify import keep_count, share_issues, sparsify
 
 
-def breadcrumbs(vectors: Sequence[TaskVector], kept: Sequence[Tensor]) -> Tensor:
-    """Σ_m λ_m · (b_m ⊙ δ_m), where b_m leaves out both ends of |δ_m|; summed in float32 in the order of the sources.
+def breadcrumbs(vectors: Sequence[TaskVector], masks: Sequence[Tensor]) -> Tensor:
+    """Σ_m λ_m · (b_m ⊙ δ_m), where b_m drops both ends of |δ_m|; summed in float32 in the order of the sources.
 
     Args:
-        vectors: One task vector a source, float32, all of one shape.
-        kept: b_m, a mask of that shape a source, bool or bits.
+        vectors: One task vector per source, float32, all of one shape.
+        masks: b_m, a bool or bit mask of that shape per source.
 
     Returns:
         float32, of that shape.
     """
-    changes = [sparsify(vector, mask, 1.0) for vector, mask in zip(vectors, kept, strict=True)]
-    return reduce(add, weighted(vectors, changes))
+    return reduce(add, map(sparsify, vectors, masks))
 
 
 @dataclass(frozen=True)
 class Breadcrumbs(TwoPassMethod):
     """Model breadcrumbs as a merging method: see :func:`breadcrumbs`.
 
-    Of the n selected elements of a tensor the ⌊n·outliers⌋ with the largest |δ| are left out, and of the rest the
-    max(1, ⌊n·density⌋) largest stay; where there are not so many left, fewer outliers are left out.
+    Of the n selected elements of a tensor, the ⌊n·outliers⌋ with the largest |δ| are dropped, and the
+    max(1, ⌊n·density⌋) largest of the rest stay. If fewer than that would be left, fewer outliers are dropped.
 
     Attributes:
         density: Share of the selected elements of each tensor that stays, in [0, 1]; at 0 nothing changes.
-        outliers: Share of the largest to leave out (γ).
+        outliers: Share of the largest elements to drop (γ).
     """
 
-    weighs_each = True
+    per_source_scale = True
 
     density: float = 0.9
     outliers: float = 0.01
 
     def issues(self) -> list[ConfigIssue]:
-        """What is no share."""
+        """Settings that are no share."""
         return share_issues(self.density, "Breadcrumbs.density") + share_issues(self.outliers, "Breadcrumbs.outliers")
 
-    def survey(self, parts: Parts) -> list[list[Limit]]:
-        """For each source, where the outliers end, and where what stays ends."""
-        return largest(parts, self._counts)
+    def first_pass(self, parts: Parts) -> list[list[Threshold]]:
+        """For each source, the thresholds of the outliers and of what stays."""
 
-    def _counts(self, selected: int) -> tuple[int, int]:
-        kept = kept_count(selected, self.density)
-        left_out = min(ratio_count(selected, self.outliers), selected - kept)
-        return left_out, left_out + kept
+        def counts(selected: int) -> tuple[int, int]:
+            stay = keep_count(selected, self.density)
+            outliers = min(ratio_count(selected, self.outliers), selected - stay)
+            return outliers, outliers + stay
 
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: list[list[Limit]]) -> Tensor:
-        """The sum of some rows of the thinned task vectors."""
-        kept = []
-        for vector, (outliers, stays) in zip(vectors, survey, strict=True):
-            kept.append(stays.keeps(vector.delta, place) & ~outliers.keeps(vector.delta, place))
-        return breadcrumbs(vectors, kept)
+        return top_k_thresholds(parts, counts)
+
+    def merge_rows(
+        self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[list[Threshold]]
+    ) -> Tensor:
+        """The sum of some rows of the sparse task vectors."""
+        masks = []
+        for vector, (outliers, stay) in zip(vectors, statistics, strict=True):
+            masks.append(stay.mask(vector.delta, tensor_slice) & ~outliers.mask(vector.delta, tensor_slice))
+        return breadcrumbs(vectors, masks)

@@ -1,4 +1,7 @@
-"""DARE: drop elements at random and rescale the rest (Yu et al. 2024, https://arxiv.org/abs/2311.03099)."""
+"""DARE: drop elements at random and rescale the rest (Yu et al. 2024, https://arxiv.org/abs/2311.03099).
+
+DARE-TIES merges what is left by the sign consensus of TIES (https://arxiv.org/abs/2306.01708).
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,26 @@ from torch import Tensor
 from act_lightning.errors import ConfigIssue
 from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
 from act_lightning.merging.sparsify import (
-    SMALLEST,
+    SMALLEST_DENSITY,
     Rescale,
-    keeps,
-    norm_factors,
+    bernoulli,
+    l1_norm,
+    norm_factor,
     rescale_issues,
     share_issues,
     sparsify,
-    weighted,
 )
+from act_lightning.merging.ties import sign_consensus
 
 
-def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+def dare(vectors: Sequence[TaskVector], masks: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Σ_m λ_m · factor_m · (b_m ⊙ δ_m), summed in float32 in the order of the sources.
 
-    With b_m ~ Bernoulli(density) and factor 1 / density the expected change is that of task arithmetic.
+    With b_m ~ Bernoulli(density) and factor 1 / density, the expected change is that of task arithmetic.
 
     Args:
-        vectors: One task vector a source, float32, all of one shape.
-        kept: b_m, a mask of that shape a source, bool or bits.
+        vectors: One task vector per source, float32, all of one shape.
+        masks: b_m, a bool or bit mask of that shape per source.
         factors: What makes up for the dropped elements.
 
     Returns:
@@ -40,23 +44,40 @@ def dare(vectors: Sequence[TaskVector], kept: Sequence[Tensor], factors: Sequenc
     >>> dare([TaskVector(torch.tensor([1.0, 2.0]), weight=0.5)], [torch.tensor([True, False])], [2.0]).tolist()
     [1.0, 0.0]
     """
-    changes = [sparsify(*each) for each in zip(vectors, kept, factors, strict=True)]
-    return reduce(add, weighted(vectors, changes))
+    return reduce(add, map(sparsify, vectors, masks, factors))
+
+
+def dare_ties(
+    vectors: Sequence[TaskVector], masks: Sequence[Tensor], factors: Sequence[float], average: bool = True
+) -> Tensor:
+    """The mean of w_m · factor_m · (b_m ⊙ δ_m) over the sources that agree with the sign of their sum.
+
+    Args:
+        vectors: One task vector per source, float32, all of one shape.
+        masks: b_m ~ Bernoulli(density), a bool or bit mask of that shape per source.
+        factors: What makes up for the dropped elements.
+        average: Whether to divide by Σ w_m of the agreeing sources, as TIES does; mergekit's ``dare_ties`` does not.
+
+    Returns:
+        float32, of that shape.
+    """
+    products = list(map(sparsify, vectors, masks, factors))
+    return sign_consensus(products, [vector.weight for vector in vectors], average)
 
 
 @dataclass(frozen=True)
 class DARE(TwoPassMethod):
     """DARE as a merging method: see :func:`dare`.
 
-    The draw of an element hangs on seed, source, tensor and position only. At density 0 everything is dropped and
+    The draw of an element depends on seed, source, tensor and position only. At density 0 everything is dropped and
     nothing changes; at 1 this is task arithmetic.
 
     Attributes:
-        density: Probability with which an element stays, in [0, 1]; the DARE paper drops nine tenths.
+        density: Probability that an element stays, in [0, 1]; the DARE paper drops nine tenths.
         rescale: ``density``: by 1 / density, as the paper; ``norm``: back to the tensor's ‖δ‖₁, as mergekit; ``none``.
     """
 
-    weighs_each = True
+    per_source_scale = True
 
     density: float = 0.1
     rescale: Rescale = "density"
@@ -71,20 +92,56 @@ class DARE(TwoPassMethod):
         """Unless norms of the whole tensor are needed."""
         return self.rescale != "norm" or self.density == 1
 
-    def survey(self, parts: Parts) -> list[float] | None:
-        """The factor of each source, where it takes the whole tensor to know it."""
-        return None if self.elementwise else norm_factors(parts, self.kept)
+    def first_pass(self, parts: Parts) -> list[float] | None:
+        """For each source ‖δ‖₁ before / after dropping; ``None`` if the whole tensor has no influence."""
+        if self.elementwise:
+            return None
+        before: list[float] = []
+        after: list[float] = []
+        for vectors, tensor_slice in parts():
+            before, after = before or [0.0] * len(vectors), after or [0.0] * len(vectors)
+            for i, vector in enumerate(vectors):
+                before[i] += l1_norm(vector)
+                after[i] += l1_norm(vector, self.draw_mask(vector, tensor_slice))
+        return list(map(norm_factor, before, after))
 
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: list[float] | None) -> Tensor:
-        """The sum of some rows of the thinned task vectors."""
-        return dare(vectors, [self.kept(vector, place) for vector in vectors], self.factors(vectors, survey))
-
-    def kept(self, vector: TaskVector, place: TensorSlice) -> Tensor:
+    def draw_mask(self, vector: TaskVector, tensor_slice: TensorSlice) -> Tensor:
         """Which elements of a task vector stay: a bit mask of its shape."""
-        return keeps(self.density, vector.delta.shape, place, vector.source, vector.delta.device)
+        return bernoulli(self.density, vector.delta.shape, tensor_slice, vector.source, vector.delta.device)
 
-    def factors(self, vectors: Sequence[TaskVector], survey: list[float] | None) -> list[float]:
+    def factors(self, vectors: Sequence[TaskVector], statistics: list[float] | None) -> list[float]:
         """What makes up for the dropped elements of each source."""
-        if survey is not None:
-            return survey
-        return [1 / self.density if self.rescale == "density" and self.density >= SMALLEST else 1.0] * len(vectors)
+        if statistics is not None:
+            return statistics
+        return [1 / self.density if self.rescale == "density" and self.density >= SMALLEST_DENSITY else 1.0] * len(
+            vectors
+        )
+
+    def merge_rows(
+        self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[float] | None
+    ) -> Tensor:
+        """The sum of some rows of the sparse task vectors."""
+        masks = [self.draw_mask(vector, tensor_slice) for vector in vectors]
+        return dare(vectors, masks, self.factors(vectors, statistics))
+
+
+@dataclass(frozen=True)
+class DARETIES(DARE):
+    """DARE-TIES as a merging method: see :func:`dare_ties`. Density 0 changes nothing; at 1 nothing is dropped.
+
+    Attributes:
+        density: Probability that an element stays, in [0, 1].
+        rescale: As of :class:`DARE`.
+        average: Whether agreeing sources are averaged or, as in mergekit's ``dare_ties``, summed.
+    """
+
+    per_source_scale = False
+
+    average: bool = True
+
+    def merge_rows(
+        self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[float] | None
+    ) -> Tensor:
+        """The sign consensus of some rows of the sparse task vectors."""
+        masks = [self.draw_mask(vector, tensor_slice) for vector in vectors]
+        return dare_ties(vectors, masks, self.factors(vectors, statistics), self.average)

@@ -1,8 +1,8 @@
-"""The largest magnitudes of a tensor that is seen in parts: an exact selection by counting bit patterns.
+"""The k largest magnitudes of a tensor that is read in parts: an exact selection by counting bit patterns.
 
-For float32 numbers that are not negative, the order of their bit patterns is the order of the numbers. The upper halves
-of the patterns are counted first, then the lower halves of those that share the upper half with the limit: two passes,
-and a third where only some of the elements that equal the limit are kept. Nothing is sorted or held.
+Float32 numbers that are not negative sort like their bit patterns. The first pass counts the upper halves of the
+patterns. The second counts the lower halves of those patterns that share the upper half of the k-th largest. A third is
+needed only if some, but not all, of the elements that equal the k-th largest stay. Nothing is sorted or held.
 """
 
 from __future__ import annotations
@@ -13,45 +13,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from act_lightning.merging.bits import as_rows, at_least
-from act_lightning.merging.method import Parts, TaskVector, TensorSlice
+from act_lightning.merging.method import Parts, TensorSlice
+from act_lightning.merging.sparsify import as_rows, at_least
 
 _MAGNITUDE = 0x7FFFFFFF
 _HALF = 16
-_NOTHING = _MAGNITUDE  # no number has a larger pattern
+_ABOVE_ALL = _MAGNITUDE  # no number has a larger pattern
 
 
 @dataclass(frozen=True)
-class Limit:
-    """Where the k largest magnitudes end.
+class Threshold:
+    """The smallest of the k largest magnitudes.
 
     Attributes:
-        bits: Bit pattern of the smallest magnitude that is kept.
-        last: Row and column of the last element of just that magnitude that is kept, for those at lower positions go
-            first; ``None``: all of them are kept.
+        bits: Its bit pattern.
+        last_tie: Row and column of the last element of exactly this magnitude that stays, since ties go to the lower
+            position; ``None`` if all of them stay.
     """
 
     bits: int
-    last: tuple[int, int] | None = None
+    last_tie: tuple[int, int] | None = None
 
-    def keeps(self, delta: Tensor, place: TensorSlice) -> Tensor:
+    def mask(self, delta: Tensor, tensor_slice: TensorSlice) -> Tensor:
         """Which elements are among the k largest.
 
         Args:
-            delta: float32 ``[rows, …]``, contiguous.
-            place: Which rows these are.
+            delta: float32 ``[rows, …]``.
+            tensor_slice: Which rows these are.
 
         Returns:
             A bit mask (int32), of the shape of ``delta``.
         """
-        found = as_rows(magnitude_bits(delta))
-        if self.last is None:
-            return at_least(found, self.bits).view(delta.shape)
-        row, column = self.last
-        rows = row_numbers(place, delta)
-        kept = at_least(found, torch.where(rows <= row, self.bits, self.bits + 1).to(torch.int32).unsqueeze(1))
-        kept[rows == row, column + 1 :] = at_least(found[rows == row, column + 1 :], self.bits + 1)
-        return kept.view(delta.shape)
+        magnitudes = as_rows(magnitude_bits(delta))
+        if self.last_tie is None:
+            return at_least(magnitudes, self.bits).view(delta.shape)
+        row, column = self.last_tie
+        rows = tensor_slice.row_numbers(len(delta), delta.device)
+        limits = torch.where(rows <= row, self.bits, self.bits + 1).to(torch.int32)
+        mask = at_least(magnitudes, limits.unsqueeze(1))
+        mask[rows == row, column + 1 :] = at_least(magnitudes[rows == row, column + 1 :], self.bits + 1)
+        return mask.view(delta.shape)
 
 
 def magnitude_bits(delta: Tensor) -> Tensor:
@@ -59,97 +60,90 @@ def magnitude_bits(delta: Tensor) -> Tensor:
     return delta.contiguous().view(torch.int32) & _MAGNITUDE
 
 
-def row_numbers(place: TensorSlice, delta: Tensor) -> Tensor:
-    """The number in the whole tensor of each row of ``delta``, int64 ``[rows]``."""
-    return torch.arange(len(delta), device=delta.device) if place.rows is None else place.rows.to(delta.device)
-
-
-def largest(parts: Parts, counts: Callable[[int], Sequence[int]]) -> list[list[Limit]]:
-    """The limits of the k largest |δ| among the selected elements of a tensor, for every source and every k.
+def top_k_thresholds(parts: Parts, counts: Callable[[int], Sequence[int]]) -> list[list[Threshold]]:
+    """The thresholds of the k largest |δ| among the selected elements of a tensor, for every source and every k.
 
     Args:
-        parts: Goes through the parts of the tensor.
-        counts: From the number of selected elements of a source to the k that are asked for.
+        parts: Iterates over the parts of the tensor.
+        counts: Gives the values of k for a source, from its number of selected elements.
 
     Returns:
-        For each source one limit for each k.
+        For each source, one threshold per k.
     """
-    upper, selected = _count_upper(parts)
-    ks = [counts(number) for number in selected]
-    coarse = [[_descend(counted, k) for k in its] for counted, its in zip(upper, ks, strict=True)]
-    lower = _count_lower(parts, [[bucket for bucket, _ in its] for its in coarse])
-    fine = [
-        [_join(*its, counted) for its, counted in zip(source, counts_of_source, strict=True)]
-        for source, counts_of_source in zip(coarse, lower, strict=True)
+    upper, selected = _upper_histograms(parts)
+    buckets = [
+        [_find_kth(histogram, k) for k in counts(count)] for histogram, count in zip(upper, selected, strict=True)
     ]
-    return _place_ties(parts, fine)
+    lower = _lower_histograms(parts, [[bucket for bucket, _ in of_source] for of_source in buckets])
+    thresholds: list[list[Threshold]] = [[] for _ in buckets]
+    ties_to_keep: dict[tuple[int, int], int] = {}
+    for source, of_source in enumerate(buckets):
+        for i, (bucket, rank) in enumerate(of_source):
+            if rank == 0:
+                thresholds[source].append(Threshold(_ABOVE_ALL))
+                continue
+            histogram = lower[source][i]
+            low, ties = _find_kth(histogram, rank)
+            bits = bucket << _HALF | low
+            thresholds[source].append(Threshold(bits))
+            if bits and ties < int(histogram[low]):
+                ties_to_keep[source, i] = ties
+    if ties_to_keep:
+        _find_last_ties(parts, thresholds, ties_to_keep)
+    return thresholds
 
 
-def selected_count(vector: TaskVector) -> int:
-    """How many elements of a task vector its mask selects."""
-    if vector.mask is None:
-        return vector.delta.numel()
-    return int(vector.mask.sum()) * (vector.delta.numel() // max(1, vector.mask.numel()))
+def _find_kth(histogram: Tensor, k: int) -> tuple[int, int]:
+    """The bucket that holds the k-th largest, and its rank from the top within that bucket."""
+    from_top = histogram.flip(0).cumsum(0)
+    position = int(torch.searchsorted(from_top, k))
+    return len(histogram) - 1 - position, k - (int(from_top[position - 1]) if position else 0)
 
 
-def _count_upper(parts: Parts) -> tuple[list[Tensor], list[int]]:
-    """How often each upper half occurs in each source, and how many elements of each are selected.
+def _upper_histograms(parts: Parts) -> tuple[list[Tensor], list[int]]:
+    """For each source, how often each upper half occurs, and how many elements are selected.
 
-    What no mask selects counts as zeros, which are the last to be kept and change nothing.
+    Elements that no mask selects count as zeros: they are the last to stay, and change nothing.
     """
-    counted: list[Tensor] = []
+    histograms: list[Tensor] = []
     selected: list[int] = []
     for vectors, _ in parts():
-        if not counted:
-            counted = [torch.zeros(1 << _HALF - 1, dtype=torch.int64, device=one.delta.device) for one in vectors]
+        if not histograms:
             selected = [0] * len(vectors)
+            histograms = [torch.zeros(1 << _HALF - 1, dtype=torch.int64, device=v.delta.device) for v in vectors]
         for i, vector in enumerate(vectors):
             bits = magnitude_bits(vector.restricted()).flatten()
-            counted[i] += torch.bincount(bits >> _HALF, minlength=1 << _HALF - 1)
-            selected[i] += selected_count(vector)
-    return counted, selected
+            histograms[i] += torch.bincount(bits >> _HALF, minlength=1 << _HALF - 1)
+            count = vector.delta.numel()
+            if vector.mask is not None:
+                count = int(vector.mask.sum()) * (count // max(1, vector.mask.numel()))
+            selected[i] += count
+    return histograms, selected
 
 
-def _count_lower(parts: Parts, buckets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
-    """For each source and each upper half in question, how often each lower half occurs with it."""
-    counted = [[torch.zeros((), dtype=torch.int64) for _ in its] for its in buckets]
+def _lower_histograms(parts: Parts, buckets: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    """For each source and each of its ``buckets`` (upper halves), how often each lower half occurs."""
+    histograms = [[torch.zeros((), dtype=torch.int64) for _ in of_source] for of_source in buckets]
     for vectors, _ in parts():
-        for its, its_buckets, vector in zip(counted, buckets, vectors, strict=True):
+        for source, vector in enumerate(vectors):
             bits = magnitude_bits(vector.restricted()).flatten()
-            for i, bucket in enumerate(its_buckets):
+            for i, bucket in enumerate(buckets[source]):
                 low = bits[bits >> _HALF == bucket] & (1 << _HALF) - 1
-                its[i] = its[i] + torch.bincount(low, minlength=1 << _HALF)
-    return counted
+                histograms[source][i] = histograms[source][i] + torch.bincount(low, minlength=1 << _HALF)
+    return histograms
 
 
-def _descend(counted: Tensor, k: int) -> tuple[int, int]:
-    """The bucket in which the k-th largest lies, and how many of that bucket are among the k largest."""
-    from_top = counted.flip(0).cumsum(0)
-    place = int(torch.searchsorted(from_top, k))
-    return len(counted) - 1 - place, k - (int(from_top[place - 1]) if place else 0)
-
-
-def _join(bucket: int, left: int, counted: Tensor) -> tuple[int, int]:
-    """The pattern of the smallest magnitude that is kept, and how many of that magnitude; 0 for all of them."""
-    if left == 0:
-        return _NOTHING, 0
-    low, ties = _descend(counted, left)
-    bits = bucket << _HALF | low
-    return bits, 0 if bits == 0 or ties == int(counted[low]) else ties
-
-
-def _place_ties(parts: Parts, fine: Sequence[Sequence[tuple[int, int]]]) -> list[list[Limit]]:
-    """Find where the last tie that is kept stands, for the limits that part elements of one magnitude."""
-    limits = [[Limit(bits) for bits, _ in source] for source in fine]
-    wanted = {(m, i): ties for m, source in enumerate(fine) for i, (_, ties) in enumerate(source) if ties}
-    for vectors, place in parts() if wanted else ():
-        for (m, i), ties in list(wanted.items()):
-            found = magnitude_bits(vectors[m].restricted()) == limits[m][i].bits
-            wanted[m, i] -= int(torch.count_nonzero(found))  # which is vectorized, unlike the sum of bools
-            if wanted[m, i] <= 0:
-                row, column = as_rows(found).nonzero()[ties - 1].tolist()
-                limits[m][i] = Limit(limits[m][i].bits, (int(row_numbers(place, found)[row]), column))
-                del wanted[m, i]
-        if not wanted:
-            break
-    return limits
+def _find_last_ties(parts: Parts, thresholds: list[list[Threshold]], ties_to_keep: dict[tuple[int, int], int]) -> None:
+    """Set ``last_tie`` of those thresholds of which only some ties stay."""
+    for vectors, tensor_slice in parts():
+        for (source, i), ties in list(ties_to_keep.items()):
+            bits = thresholds[source][i].bits
+            equal = magnitude_bits(vectors[source].restricted()) == bits
+            ties_to_keep[source, i] -= int(torch.count_nonzero(equal))  # vectorized, unlike the sum of bools
+            if ties_to_keep[source, i] <= 0:
+                row, column = as_rows(equal).nonzero()[ties - 1].tolist()
+                row_numbers = tensor_slice.row_numbers(len(equal), equal.device)
+                thresholds[source][i] = Threshold(bits, (int(row_numbers[row]), column))
+                del ties_to_keep[source, i]
+        if not ties_to_keep:
+            return

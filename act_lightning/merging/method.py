@@ -1,4 +1,4 @@
-"""What a merging method is: a pure function from masked task vectors of one tensor to its change."""
+"""What a merging method is: a pure function from the masked task vectors of one tensor to the tensor's change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,24 @@ import torch
 from torch import Tensor
 
 from act_lightning.errors import ConfigIssue
-from act_lightning.merging.bits import masked
+
+
+def masked(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` where the mask is set, else zero, even in place of NaN.
+
+    Args:
+        values: float32.
+        mask: Broadcastable to ``values``: bool, or a bit mask, which is int32 and −1 (all bits) or 0. Bit masks take a
+            few percent of the time of bools, since torch does not vectorize its loops over bools.
+
+    Returns:
+        float32, of the shape of ``values``.
+
+    >>> masked(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])).tolist()
+    [1.0, 0.0]
+    """
+    bits = mask.to(torch.int32).neg_() if mask.dtype == torch.bool else mask
+    return (values.view(torch.int32) & bits).view(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -24,14 +41,14 @@ class TaskVector:
         weight: λ of this source, or its weight in vote and mean for methods that vote.
         mask: Bool, broadcastable to ``delta``: the elements that may move; ``None`` means all.
         source: Name of the source, for random draws.
-        importance: The source's Fisher information, float32, of the shape of ``delta``; only for methods that ask.
+        fisher: The source's Fisher information, float32, of the shape of ``delta``; only if the method needs it.
     """
 
     delta: Tensor
     weight: float = 1.0
     mask: Tensor | None = None
     source: str = ""
-    importance: Tensor | None = None
+    fisher: Tensor | None = None
 
     def restricted(self) -> Tensor:
         """``delta`` with zeros outside the mask."""
@@ -40,24 +57,28 @@ class TaskVector:
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Which tensor is merged and which of its rows, so that random draws depend on nothing else.
+    """Which tensor is merged, and which of its rows, so that random draws depend on nothing else.
 
     Attributes:
         name: Full name of the parameter.
         seed: Seed of the run.
-        rows: Numbers of the rows of the whole tensor that the task vectors hold, ``[rows]`` int64, ascending; of a
-            vector, of its elements. ``None``: all of them.
-        importance: The target's Fisher information at these rows, float32; only for methods that ask.
+        rows: Row numbers in the whole tensor, int64 ``[rows]``, ascending; element numbers if the tensor is a vector.
+            ``None`` means all rows.
+        fisher: The target's Fisher information at these rows, float32; only if the method needs it.
     """
 
     name: str
     seed: int = 0
     rows: Tensor | None = field(default=None, compare=False)
-    importance: Tensor | None = field(default=None, compare=False)
+    fisher: Tensor | None = field(default=None, compare=False)
+
+    def row_numbers(self, count: int, device: torch.device) -> Tensor:
+        """``rows`` on ``device``; all ``count`` rows if there are none."""
+        return torch.arange(count, device=device) if self.rows is None else self.rows.to(device)
 
 
 Part: TypeAlias = tuple[Sequence[TaskVector], TensorSlice]
-Parts: TypeAlias = Callable[[], Iterable[Part]]  # a call goes through the parts of a tensor, rows ascending
+Parts: TypeAlias = Callable[[], Iterable[Part]]  # every call iterates over the tensor's parts, rows ascending
 Merge: TypeAlias = Callable[[Sequence[TaskVector], TensorSlice], Tensor]
 
 
@@ -65,36 +86,36 @@ class MergingMethod(ABC):
     """A merging method; subclasses are dataclasses of the method's own settings.
 
     Attributes:
-        weighs_each: Whether every source has a λ of its own (methods that sum), rather than one λ for the merged
+        per_source_scale: Whether every source has its own λ (methods that sum), rather than one λ for the merged
             vector and a relative weight for each source (methods that vote or average).
-        needs_importance: Whether task vectors and place must carry Fisher information.
-        negative_weights: Whether a source may weigh less than nothing.
+        needs_fisher: Whether task vectors and tensor slices must carry Fisher information.
+        negative_weights: Whether a source may have a negative weight.
     """
 
-    weighs_each: bool = False
-    needs_importance: bool = False
+    per_source_scale: bool = False
+    needs_fisher: bool = False
     negative_weights: bool = True
 
     @property
     def elementwise(self) -> bool:
         """Whether a row of the result depends on that row of the task vectors alone; a plain attribute will do.
 
-        Such a method may be given any rows of a tensor; any other is given the whole tensor, unless it is a
+        Such a method may be given any rows of a tensor. Any other method gets the whole tensor, unless it is a
         :class:`TwoPassMethod`.
         """
         return False
 
     def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the method's own settings; looked for before any work."""
+        """What is wrong with the method's own settings; checked before any work."""
         return []
 
     @abstractmethod
-    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:
         """The change of one tensor, to be added to the target.
 
         Args:
-            vectors: One task vector a source, in the order of the sources; at least one.
-            place: Which tensor this is, and which of its rows.
+            vectors: One task vector per source, in the order of the sources; at least one.
+            tensor_slice: Which tensor this is, and which of its rows.
 
         Returns:
             float32, of the shape of the task vectors; zero where no mask selects.
@@ -102,63 +123,61 @@ class MergingMethod(ABC):
 
 
 class TwoPassMethod(MergingMethod):
-    """A method that needs a few numbers about a whole tensor, such as a threshold, before it can merge any rows of it.
+    """A method that needs a few numbers about a whole tensor, such as a threshold, before it can merge rows of it.
 
-    It never holds the tensor: :meth:`survey` goes through it in parts, and :meth:`merge_rows` merges any rows.
+    It never holds the whole tensor: :meth:`first_pass` reads it in parts, then :meth:`merge_rows` merges any rows.
     """
 
     @abstractmethod
-    def survey(self, parts: Parts) -> Any:  # noqa: ANN401 - each method's own
-        """What has to be known of the whole tensor.
+    def first_pass(self, parts: Parts) -> Any:  # noqa: ANN401 - each method's own
+        """Whatever :meth:`merge_rows` has to know about the whole tensor.
 
         Args:
-            parts: Goes through the parts of the tensor, as often as it is called. Rows where no mask selects may be
-                left out; they have no influence.
+            parts: Iterates over the parts of the tensor, as often as it is called. Rows where no mask selects may be
+                missing; they have no influence.
         """
 
     @abstractmethod
-    def merge_rows(self, vectors: Sequence[TaskVector], place: TensorSlice, survey: Any) -> Tensor:  # noqa: ANN401
-        """The change of some rows of the tensor that was surveyed; otherwise as :meth:`merge`."""
+    def merge_rows(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: Any) -> Tensor:  # noqa: ANN401
+        """The change of some rows, given the result of :meth:`first_pass`; otherwise as :meth:`merge`."""
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:
         """The change of a whole tensor."""
-        return self.merge_rows(vectors, place, self.survey(lambda: [(vectors, place)]))
+        return self.merge_rows(vectors, tensor_slice, self.first_pass(lambda: [(vectors, tensor_slice)]))
 
 
 def works_by_rows(method: MergingMethod) -> bool:
-    """Whether ``method`` can merge some rows of a tensor at a time, once it is made ready by :func:`ready`."""
+    """Whether ``method`` can merge some rows of a tensor at a time, once :func:`bind` has prepared it."""
     return method.elementwise or isinstance(method, TwoPassMethod)
 
 
 def bind(method: MergingMethod, parts: Parts, scale: float) -> Merge:
-    """The method made ready for one tensor: a function that merges any rows of it, scales included.
+    """Prepare a method for one tensor: returns a function that merges any rows of it and applies the scales.
 
-    A method that sums gives each source its own λ. One that votes or averages gets λ_m / λ as the weight of a source,
-    and its result is multiplied by λ.
+    A method that sums gives each source its own λ. One that votes or averages weights each source by λ_m / λ and
+    multiplies its result by λ; at λ = 0, where nothing moves, all sources weigh the same.
 
     Args:
         method: The method; unless it :func:`works_by_rows`, the whole tensor must be merged at once.
-        parts: Goes through the parts of the tensor; called for a :class:`TwoPassMethod` only.
+        parts: Iterates over the parts of the tensor; called for a :class:`TwoPassMethod` only.
         scale: λ of the transfer.
 
     Returns:
-        A function of task vectors, each with its λ_m as ``weight``, and of their place; as ``MergingMethod.merge``.
+        A function like ``MergingMethod.merge`` that takes λ_m as the ``weight`` of each task vector.
     """
-    if method.weighs_each:
-        return _surveyed(method, parts)
-    inner = _surveyed(method, lambda: ((_relative(vectors, scale), place) for vectors, place in parts()))
-    return lambda vectors, place: inner(_relative(vectors, scale), place) * scale
 
+    def weigh(vectors: Sequence[TaskVector]) -> Sequence[TaskVector]:
+        if method.per_source_scale:
+            return vectors
+        return [replace(vector, weight=vector.weight / scale if scale else 1.0) for vector in vectors]
 
-def _surveyed(method: MergingMethod, parts: Parts) -> Merge:
+    merge: Merge = method.merge
     if isinstance(method, TwoPassMethod):
-        return partial(method.merge_rows, survey=method.survey(parts))
-    return method.merge
-
-
-def _relative(vectors: Sequence[TaskVector], scale: float) -> list[TaskVector]:
-    """Each λ_m as a weight relative to λ; at λ = 0, where nothing moves, all weigh the same."""
-    return [replace(vector, weight=vector.weight / scale if scale else 1.0) for vector in vectors]
+        statistics = method.first_pass(lambda: ((weigh(vectors), tensor_slice) for vectors, tensor_slice in parts()))
+        merge = partial(method.merge_rows, statistics=statistics)
+    if method.per_source_scale:
+        return merge
+    return lambda vectors, tensor_slice: merge(weigh(vectors), tensor_slice) * scale
 
 
 def apply_change(target: Tensor, change: Tensor, selected: Tensor) -> Tensor:
@@ -173,4 +192,4 @@ def apply_change(target: Tensor, change: Tensor, selected: Tensor) -> Tensor:
         A tensor of the target's shape and dtype (paper §4.2, equation 5).
     """
     changed = (target.float() + change).to(target.dtype)
-    return changed if bool(selected.all()) else torch.where(selected, changed, target)  # where takes its time
+    return changed if bool(selected.all()) else torch.where(selected, changed, target)  # where() is slow

@@ -1,9 +1,9 @@
-"""What methods share that drop elements: density, reproducible draws, and the factor that makes up for them."""
+"""What the methods that drop elements share: density, reproducible random draws, and rescaling."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -11,8 +11,14 @@ from torch import Tensor
 
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_count
-from act_lightning.merging.bits import as_rows, at_least, masked
-from act_lightning.merging.method import Parts, TaskVector, TensorSlice
+from act_lightning.merging.method import TaskVector, TensorSlice, masked
+
+Rescale = Literal["density", "norm", "none"]
+SMALLEST_DENSITY = 2.0**-31  # smaller probabilities are drawn as 0
+_SMALLEST_NORM = 1e-7  # below which mergekit does not divide
+_BLOCK = 1 << 16  # positions hashed at a time: their 256 KiB stay in the processor's cache
+# triple32, a 32-bit hash of very small bias: C. Wellons, https://nullprogram.com/blog/2018/07/31/
+_HASH_ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
 
 
 def share_issues(value: float, setting: str) -> list[ConfigIssue]:
@@ -26,65 +32,112 @@ def share_issues(value: float, setting: str) -> list[ConfigIssue]:
     return []
 
 
-def kept_count(selected: int, density: float) -> int:
-    """How many of the selected elements of a tensor are kept: ⌊n·density⌋, but one at least unless density is 0.
+def rescale_issues(rescale: str, setting: str) -> list[ConfigIssue]:
+    """What is wrong with a way of rescaling: it must be one of :data:`Rescale`."""
+    if rescale not in get_args(Rescale):
+        return [ConfigIssue(setting, rescale, f"must be one of {', '.join(get_args(Rescale))}", "Choose one of these.")]
+    return []
 
-    >>> kept_count(1000, 0.2), kept_count(3, 0.2), kept_count(3, 0)
+
+def keep_count(selected: int, density: float) -> int:
+    """How many of the selected elements of a tensor stay: ⌊n·density⌋, but at least one unless density is 0.
+
+    >>> keep_count(1000, 0.2), keep_count(3, 0.2), keep_count(3, 0)
     (200, 1, 0)
     """
     return max(1, ratio_count(selected, density)) if density and selected else 0
 
 
-SMALLEST = 2.0**-31  # the smallest probability that is told from 0
-_POSITIVE = 0x7FFFFFFF
-_BLOCK = 1 << 16  # positions hashed together: their 256 KiB stay in the processor's cache
-# triple32, a hash of 32 bits of very small bias: C. Wellons, https://nullprogram.com/blog/2018/07/31/
-_STEPS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
-
-
-def keeps(density: float, shape: torch.Size, place: TensorSlice, source: str, device: torch.device) -> Tensor:
-    """Bernoulli draws, one for each element.
+def sparsify(vector: TaskVector, mask: Tensor, factor: float | Tensor = 1.0) -> Tensor:
+    """The product w · factor · δ where ``mask`` and the task vector's own mask select, else 0.
 
     Args:
-        density: Probability of true, to 31 bits; at 0 and 1 nothing is left to chance.
-        shape: Shape of the rows at ``place``.
-        place: Seed, tensor and rows.
+        vector: A task vector with weight w.
+        mask: The elements that stay, a bool or bit mask of its shape.
+        factor: What makes up for the dropped elements, one number or one per element.
+
+    Returns:
+        float32, of the shape of δ; each product is rounded.
+    """
+    return masked(vector.restricted(), mask).mul_(factor).mul_(vector.weight)
+
+
+def l1_norm(vector: TaskVector, mask: Tensor | None = None) -> float:
+    """‖δ‖₁ over the selected elements, or over those of them that ``mask`` keeps, summed in float64."""
+    size = vector.restricted().abs()
+    return float((size if mask is None else masked(size, mask)).sum(dtype=torch.float64))
+
+
+def norm_factor(before: float, after: float) -> float:
+    """What restores a norm after elements were dropped; 1 if either norm is almost zero."""
+    return before / after if min(before, after) >= _SMALLEST_NORM else 1.0
+
+
+def at_least(numbers: Tensor, limit: int | Tensor) -> Tensor:
+    """A bit mask of ``numbers`` ≥ ``limit``; both int32 and not negative.
+
+    >>> at_least(torch.tensor([0, 5, 2**31 - 1], dtype=torch.int32), 5).tolist()
+    [0, -1, -1]
+    """
+    return (limit - 1 - numbers).bitwise_right_shift_(31)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """A view ``[rows, elements of a row]`` of a tensor of any number of dimensions; it may be empty.
+
+    >>> as_rows(torch.zeros(0, 2, 3)).shape
+    torch.Size([0, 6])
+    """
+    return tensor.view(len(tensor), tensor.shape[1:].numel())
+
+
+def bernoulli(
+    density: float, shape: torch.Size, tensor_slice: TensorSlice, source: str, device: torch.device
+) -> Tensor:
+    """Bernoulli draws, one per element; they depend on seed, source, tensor and position only.
+
+    Args:
+        density: Probability that an element stays, to 31 bits; 0 and 1 are exact.
+        shape: Shape of the rows of ``tensor_slice``.
+        tensor_slice: Seed, tensor and rows.
         source: Name of the source.
         device: Where to draw.
 
     Returns:
-        A bit mask (int32) of that shape, −1 where the draw is true.
+        A bit mask of that shape: int32, −1 where an element stays.
 
-    >>> place = TensorSlice("lm_head.weight", seed=42)
-    >>> keeps(0.5, torch.Size([2, 4]), place, "math", torch.device("cpu")).tolist()
+    >>> tensor_slice = TensorSlice("lm_head.weight", seed=42)
+    >>> bernoulli(0.5, torch.Size([2, 4]), tensor_slice, "math", torch.device("cpu")).tolist()
     [[-1, -1, 0, -1], [-1, -1, 0, 0]]
     """
-    found = torch.empty(shape, dtype=torch.int32, device=device)
+    mask = torch.empty(shape, dtype=torch.int32, device=device)
     if density == 1:
-        return found.fill_(-1)
-    for block, bits in _blocks(shape, place, source, device):
-        as_rows(found)[block] = at_least(bits.bitwise_and_(_POSITIVE), 2**31 - int(density * 2**31))
-    return found
+        return mask.fill_(-1)
+    for block, bits in _random_bits(shape, tensor_slice, source, device):
+        as_rows(mask)[block] = at_least(bits.bitwise_and_(0x7FFFFFFF), 2**31 - int(density * 2**31))
+    return mask
 
 
-def uniform(shape: torch.Size, place: TensorSlice, source: str, device: torch.device) -> Tensor:
-    """Uniform draws from the multiples of 2⁻²⁴ in [0, 1), float32; arguments as of :func:`keeps`."""
-    found = torch.empty(shape, dtype=torch.float32, device=device)
-    for block, bits in _blocks(shape, place, source, device):
-        as_rows(found)[block] = (bits >> 8 & 0xFFFFFF).float() * 2**-24
-    return found
+def uniform(shape: torch.Size, tensor_slice: TensorSlice, source: str, device: torch.device) -> Tensor:
+    """Uniform draws from the multiples of 2⁻²⁴ in [0, 1), float32; arguments as of :func:`bernoulli`."""
+    draws = torch.empty(shape, dtype=torch.float32, device=device)
+    for block, bits in _random_bits(shape, tensor_slice, source, device):
+        as_rows(draws)[block] = (bits >> 8 & 0xFFFFFF).float() * 2**-24
+    return draws
 
 
-def _blocks(shape: torch.Size, place: TensorSlice, source: str, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows at a time, and 32 random bits for each of their elements: int32 ``[rows, elements of a row]``.
+def _random_bits(
+    shape: torch.Size, tensor_slice: TensorSlice, source: str, device: torch.device
+) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows at a time, with 32 random bits per element: int32 ``[rows, elements of a row]``.
 
-    The number of a row and that of a column are each hashed under a key of their own, which gives every row and every
-    column its own number; what an element gets is the hash of their sum.
+    Row and column numbers are hashed under a key each, then an element gets the hash of the sum of both.
     """
     if shape.numel() == 0:
         return
-    row_key, column_key = _keys(place, source)
-    rows = torch.arange(shape[0], device=device) if place.rows is None else place.rows.to(device)
+    digest = hashlib.sha256("\0".join([str(tensor_slice.seed), source, tensor_slice.name]).encode()).digest()
+    row_key, column_key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+    rows = tensor_slice.row_numbers(shape[0], device)
     columns = torch.arange(shape[1:].numel(), device=device)
     by_row = _hash_((rows + row_key).to(torch.int32)).unsqueeze(1)
     by_column = _hash_((columns + column_key).to(torch.int32))
@@ -94,72 +147,12 @@ def _blocks(shape: torch.Size, place: TensorSlice, source: str, device: torch.de
         yield block, _hash_(by_row[block] + by_column)
 
 
-def _keys(place: TensorSlice, source: str) -> tuple[int, int]:
-    """Two numbers of 32 bits for a tensor of a source."""
-    digest = hashlib.sha256("\0".join([str(place.seed), source, place.name]).encode()).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
 def _hash_(values: Tensor) -> Tensor:
-    """Each number of 32 bits (int32, changed in place) goes to another one, and no two to the same."""
+    """Hash 32-bit numbers (int32) in place, one to one."""
     buffer = torch.empty_like(values)
-    for shift, factor in _STEPS:
+    for shift, factor in _HASH_ROUNDS:
         torch.bitwise_right_shift(values, shift, out=buffer)
-        buffer.bitwise_and_((1 << 32 - shift) - 1)  # torch shifts in copies of the sign
+        buffer.bitwise_and_((1 << 32 - shift) - 1)  # torch's shift fills in copies of the sign bit
         values.bitwise_xor_(buffer)
         values.mul_(factor - (factor >> 31 << 32))
     return values
-
-
-Rescale = Literal["density", "norm", "none"]
-_SMALLEST_NORM = 1e-7  # below which mergekit does not divide
-
-
-def rescale_issues(rescale: str, setting: str) -> list[ConfigIssue]:
-    """What is wrong with the way of rescaling."""
-    if rescale not in get_args(Rescale):
-        return [ConfigIssue(setting, rescale, f"must be one of {', '.join(get_args(Rescale))}", "Choose one of these.")]
-    return []
-
-
-def l1(vector: TaskVector, kept: Tensor | None = None) -> float:
-    """‖δ‖₁ over the selected elements, or over those of them that are ``kept``, summed in float64."""
-    size = vector.restricted().abs()
-    return float((size if kept is None else masked(size, kept)).sum(dtype=torch.float64))
-
-
-def norm_factor(before: float, after: float) -> float:
-    """What brings a norm back to what it was; 1 where one of them is almost zero."""
-    return before / after if min(before, after) >= _SMALLEST_NORM else 1.0
-
-
-def norm_factors(parts: Parts, keep: Callable[[TaskVector, TensorSlice], Tensor]) -> list[float]:
-    """For each source ‖δ‖₁ / ‖δ kept‖₁ over the selected elements of a whole tensor.
-
-    Args:
-        parts: Goes through the parts of the tensor.
-        keep: The elements of a task vector that stay, as a mask.
-    """
-    totals: list[list[float]] = []
-    for vectors, place in parts():
-        totals = totals or [[0.0, 0.0] for _ in vectors]
-        for total, vector in zip(totals, vectors, strict=True):
-            total[0] += l1(vector)
-            total[1] += l1(vector, keep(vector, place))
-    return [norm_factor(before, after) for before, after in totals]
-
-
-def sparsify(vector: TaskVector, kept: Tensor, factor: float | Tensor) -> Tensor:
-    """Factor · δ where it is kept and selected, else 0; float32, of the shape of δ.
-
-    Args:
-        vector: A task vector.
-        kept: A bool or bit mask, of its shape.
-        factor: What makes up for the dropped elements; a tensor of that shape where it differs.
-    """
-    return masked(vector.restricted(), kept).mul_(factor)
-
-
-def weighted(vectors: Sequence[TaskVector], changes: Sequence[Tensor]) -> list[Tensor]:
-    """Each change times its source's weight, rounded to float32."""
-    return [change * vector.weight for vector, change in zip(vectors, changes, strict=True)]

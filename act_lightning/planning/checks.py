@@ -15,7 +15,7 @@ from act_lightning.planning.run import Models, Run, inspect_models, strategy_of
 from act_lightning.scores import score_path
 from act_lightning.sweep.settings import ACT
 from act_lightning.training.optimizers import sharding_issue
-from act_lightning.transfer.preparation import saved_record
+from act_lightning.transfer.preparation import checked_record
 
 _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
 _EVALUATING = ("validate", "test", "predict")
@@ -134,7 +134,8 @@ def _source_issues(run: Run, verb: str) -> list[ConfigIssue]:
         (f"profile.sources[{i}].abilities", name) for i, source in enumerate(run.sources) for name in source.abilities
     ]
     settings += [
-        ("transfer.selection.keep", name) for name in (run.transfer.scorer.keep if run.transfer.scorer else ())
+        ("transfer.selection.keep", name)
+        for name in (run.transfer.settings.scorer.keep if run.transfer.settings.scorer else ())
     ]
     problem = f"must be one of data.abilities: {', '.join(run.data.abilities) or 'none'}"
     return [
@@ -146,11 +147,11 @@ def _source_issues(run: Run, verb: str) -> list[ConfigIssue]:
 
 def _needs_samples(run: Run, verb: str) -> bool:
     """Whether a verb reads the samples of abilities."""
-    transfer, scorer = run.transfer, run.transfer.scorer
+    transfer, scorer = run.transfer, run.transfer.settings.scorer
     if verb == "sweep" and run.sweep is not None:
         scorers = run.sweep.scorers(transfer.settings)
         measured = [scorer for method, scorer in scorers.items() if method != ACT or transfer.scores is None]
-        return any(scorer.needs_samples for scorer in measured) or run.sweep.fit or transfer.needs_fisher
+        return any(scorer.needs_samples for scorer in measured) or run.sweep.fit or transfer.settings.needs_fisher
     profiles_samples = verb == "profile" and (scorer is None or scorer.needs_samples)
     return transfer.needs_data or verb == "causes" or profiles_samples
 
@@ -174,7 +175,7 @@ def _transfer_issues(run: Run, models: Models, verb: str) -> list[ConfigIssue]:
         }
         for ability in source.abilities:
             try:
-                saved_record(score_path(root, source.label, ability), root, digests, run.transfer.scorer)
+                checked_record(score_path(root, source.label, ability), root, digests, run.transfer.settings.scorer)
             except ActError as error:
                 issues += error.issues
     return issues

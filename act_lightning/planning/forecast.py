@@ -113,7 +113,7 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
         elements = _profiled_elements(run, channels, target, verb)
         memory["profiling"] = sum(elements.values()) * compared.itemsize
         memory |= {f"profiling_{name}": count * compared.itemsize for name, count in elements.items()}
-        if run.transfer.needs_fisher:
+        if run.transfer.settings.needs_fisher:
             memory["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
         memory["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
@@ -139,9 +139,9 @@ def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb:
     model's intermediate values. Hidden states between stages, which layerwise keeps on the host in at most half of the
     free memory, are not counted. ``auto`` is layerwise if this machine cannot hold the whole pair.
     """
-    if not profiles(run, verb) or isinstance(run.transfer.scorer, WeightScorer):
+    if not profiles(run, verb) or isinstance(run.transfer.settings.scorer, WeightScorer):
         return {}
-    if isinstance(run.transfer.scorer, Attribution):
+    if isinstance(run.transfer.settings.scorer, Attribution):
         return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
     models, on_host, placement = 1 + _simultaneous_sources(run), runs_on_host(run.trainer), run.profiler.placement
     intermediate, tokens = DecoderSizes.of(load_config(target)).peak_features, run.profiler.tokens_per_batch
@@ -179,8 +179,8 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     existing = next(path for path in (root, *root.parents) if path.is_dir())
     abilities = [ability for source in run.sources for ability in source.abilities]
     # Fisher information is one file an ability for each source, and for the target.
-    fisher_files = len(abilities) + len(set(abilities)) if run.transfer.needs_fisher else 0
-    scorer, score_files = run.transfer.scorer, len(abilities) if profiles(run, verb) else 0
+    fisher_files = len(abilities) + len(set(abilities)) if run.transfer.settings.needs_fisher else 0
+    scorer, score_files = run.transfer.settings.scorer, len(abilities) if profiles(run, verb) else 0
     if scorer is None or scorer.needs_samples:
         score_files *= 1 + run.profiler.sampling(run.transfer.settings).kept
     trained = trained_dtype(run)
@@ -236,7 +236,7 @@ def resource_issues(run: Run, disk: Mapping[str, int], memory: Mapping[str, int]
         if available is not None and needed > available:
             message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {available / 1e9:.1f} GB"
             issues.append(ConfigIssue(setting, ..., message, hint, "warning"))
-    scorer = run.transfer.scorer
+    scorer = run.transfer.settings.scorer
     if profiles(run, verb) and isinstance(scorer, Attribution):
         message = (
             "attribution holds a model between target and source, their difference, and the gradient of one parameter "

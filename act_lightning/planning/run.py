@@ -19,7 +19,7 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule
 from act_lightning.sweep.settings import SweepSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from act_lightning.scores import (
     write_chunks,
     write_scores,
 )
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
 from act_lightning.profiling.pair import ChunkBatch
 from act_lightning.transfer.selection import select
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 _TENSORS = ("input_ids", "labels", "attention_mask")
 

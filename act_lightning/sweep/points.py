@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from act_lightning.merging.registry import METHODS
+from act_lightning.merging import METHODS
 from act_lightning.sweep.settings import ACT, TARGET, SweepSettings
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 _ALL = 1.0
 

@@ -29,9 +29,8 @@ from act_lightning.sweep.settings import ACT, SweepSettings
 from act_lightning.sweep.study import Suggested, TrialStore, alone
 from act_lightning.sweep.transfers import SweepContext, Transfers
 from act_lightning.sweep.workers import Questions, Watch, Workers, apply_and_revert
-from act_lightning.transfer.importance import FOLDER
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.saved_fisher import FISHER_FOLDER
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,7 @@ class Sweep:
             transfer=self.transfer,
             channels=self.target.inventory(),
             scores=self.folders_of_scores(),
-            fisher=self.root / FOLDER,
+            fisher=self.root / FISHER_FOLDER,
             seed=self.seed,
             digests=self.target.digests(),
             target=self.target.folder,

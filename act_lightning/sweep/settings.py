@@ -9,7 +9,7 @@ from typing import Literal
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_issues
-from act_lightning.merging.registry import METHODS
+from act_lightning.merging import METHODS
 from act_lightning.scorers.registry import SCORERS
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.transfer.selection import selection_issues

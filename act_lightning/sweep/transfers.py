@@ -10,17 +10,15 @@ from pathlib import Path
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import eligible_channels
-from act_lightning.merging.registry import merging_method
+from act_lightning.merging import merging_method
 from act_lightning.scorers.registry import SCORERS
 from act_lightning.sweep.points import Point, TransferOverride, as_large_as, has_density, moved_by
 from act_lightning.sweep.settings import ACT, WITHOUT_MASK
-from act_lightning.transfer.preparation import PreparedTransfer, prepare
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 _KEPT = 4  # masks of several p in memory at a time
 _HALVINGS = 12
-_NOWHERE = Path("no scores are read")
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,17 @@ class Transfers:
 
     def _prepare(self, method: str, moved: TransferOverride) -> PreparedTransfer:
         common = self._common
-        known = common.seed, common.digests, common.target, common.fisher
-        return prepare(moved.sources, common.channels, moved.settings, common.scores.get(method, _NOWHERE), *known)
+        plan = TransferPlan(
+            moved.settings,
+            moved.sources,
+            common.channels,
+            common.digests,
+            common.seed,
+            common.target,
+            common.scores.get(method),
+            common.fisher,
+        )
+        return prepare(plan)
 
     def _as_large(self, method: str, ratio: float) -> TransferOverride:
         """What another selection says that moves as many parameters from each source as ``act`` does.

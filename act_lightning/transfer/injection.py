@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -14,30 +14,143 @@ from operator import or_
 import torch
 from torch import Tensor
 
-from act_lightning.channels import ChannelInventory
+from act_lightning.channels import ChannelInventory, ElementSelection
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import first_row_not_finite
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.merging.method import MergingMethod, Part, TensorSlice, apply_change, bind, works_by_rows
-from act_lightning.transfer.importance import Importance
+from act_lightning.merging.method import (
+    MergingMethod,
+    TaskVector,
+    TensorSlice,
+    apply_change,
+    bind,
+    works_by_rows,
+)
+from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher
 from act_lightning.transfer.selection import SelectedSource, union_of_sources
-from act_lightning.transfer.task_vectors import SourceVectors
 
-_IN_CACHE = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
-_ELSEWHERE = 1 << 25  # what keeps an accelerator busy
-_REMEMBERED = 1 << 25  # elements of task vectors, 128 MiB: those of a smaller tensor are read once, not once a pass
+_CPU_CHUNK = 1 << 18  # elements: 1 MiB of float32 for each of target, source and change stays in a CPU's cache
+_DEVICE_CHUNK = 1 << 25  # what keeps an accelerator busy
+_MOST_REMEMBERED = 1 << 25  # elements of task vectors, 128 MiB: smaller tensors are read once for both passes
 
 _CPU = torch.device("cpu")
 
 ReadRows = Callable[[Tensor], Tensor]
 
 
+class SourceVectors:
+    """The task vectors δ = θ_abl − θ_trg of one source, restricted to its mask; use it as a context manager.
+
+    Rows that do not move are not read.
+
+    Args:
+        source: The source with its mask.
+        elements: What that mask selects of each parameter.
+        shapes: The target's shape of each parameter.
+        fisher: Its Fisher information, for a method that needs it.
+    """
+
+    reader: CheckpointReader
+
+    def __init__(
+        self,
+        source: SelectedSource,
+        elements: Mapping[str, ElementSelection],
+        shapes: Mapping[str, torch.Size],
+        fisher: SavedFisher | None = None,
+    ) -> None:
+        self._source = source
+        self._elements = elements
+        self._shapes = shapes
+        self._fisher = fisher
+        self._stack = ExitStack()
+
+    def __enter__(self) -> SourceVectors:
+        """Open the checkpoint.
+
+        Raises:
+            ActError: It lacks a parameter that moves, or has it in another shape.
+        """
+        self.reader = self._stack.enter_context(CheckpointReader(self._source.folder))
+        stored, vocabulary = self.reader.described.shapes, self._source.vocabulary
+        mismatched = []
+        for name in self._elements:
+            shape = self._shapes[name]
+            if vocabulary is not None and name in vocabulary.names:  # rows are matched, so any number of them will do
+                matches = name in stored and stored[name][1:] == shape[1:] and shape[0] == len(vocabulary.rows)
+            else:
+                matches = stored.get(name) == shape
+            if not matches:
+                mismatched.append(name)
+        if mismatched:
+            problem = f"must have the target's parameters in the target's shapes, unlike {', '.join(mismatched[:5])}"
+            hint = "Choose a sibling: a model tuned from the same base."
+            raise ActError(ConfigIssue("profile.sources", self._source.model, problem, hint))
+        if self._fisher is not None:
+            self._stack.enter_context(self._fisher)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the checkpoint."""
+        self._stack.close()
+
+    def vector(self, name: str, target: Tensor, rows: Tensor) -> TaskVector:
+        """The task vector of some rows of a parameter.
+
+        Args:
+            name: First name of the parameter.
+            target: The target's values of these rows, float32 ``[rows, …]``, any device.
+            rows: Their numbers in the whole parameter, ascending int64.
+
+        Raises:
+            ActError: A value read is NaN or infinite.
+        """
+        moving, mask = _selected_elements(self._elements.get(name, ElementSelection()), rows, target.ndim)
+        vocabulary = self._source.vocabulary
+        numbers = rows if vocabulary is None or name not in vocabulary.names else vocabulary.rows[rows]
+        matched = numbers >= 0
+        if not bool(matched.all()):
+            moving = moving & matched
+            matched = matched.view(-1, *[1] * (target.ndim - 1))
+            mask = matched if mask is None else mask & matched
+        if bool(moving.all()):
+            delta = self.reader.rows(name, numbers).to(target.device).float().sub_(target)
+        else:
+            delta = torch.zeros_like(target)
+            index = moving.nonzero().squeeze(1)
+            if len(index):
+                on_device = index.to(target.device)
+                values = self.reader.rows(name, numbers[index]).to(target.device).float()
+                delta[on_device] = values - target[on_device]
+        mask = None if mask is None else mask.to(target.device)
+        fisher = None if self._fisher is None else self._fisher.rows(name, numbers).to(target.device)
+        return TaskVector(delta, self._source.scale, mask, self._source.name, fisher)
+
+
+def _selected_elements(selection: ElementSelection, rows: Tensor, ndim: int) -> tuple[Tensor, Tensor | None]:
+    """What ``selection`` selects in some rows of a parameter.
+
+    Returns:
+        The rows with any selected element, bool ``[rows]``; and the elements, bool, broadcastable to ``[rows, …]``, or
+        ``None`` if all are selected.
+    """
+    by_row = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
+    columns = selection.columns
+    moving = torch.ones_like(by_row) if columns is not None and bool(columns.any()) else by_row
+    if bool(by_row.all()) or (columns is not None and bool(columns.all())):
+        return moving, None
+    mask = by_row.view(-1, *[1] * (ndim - 1))
+    return moving, mask if columns is None else mask | columns
+
+
 @dataclass(frozen=True)
-class _Step:
-    """Some rows of a parameter: their numbers, the target's values, and what a method is given."""
+class _Chunk:
+    """Some rows of a parameter: their numbers, the target's values, and the method's input."""
 
     rows: Tensor
     target: Tensor
-    part: Part
+    vectors: Sequence[TaskVector]
+    tensor_slice: TensorSlice
 
 
 class MaskedInjection:
@@ -51,8 +164,11 @@ class MaskedInjection:
         sources: The sources with their masks, in order.
         method: How task vectors are merged.
         seed: Seed of random draws.
-        scale: λ of the transfer, to which a method that votes or averages relates the sources' own.
-        importance: Fisher information, for a method that asks for it.
+        scale: λ of the transfer; sources are weighted relative to it by a method that votes or averages.
+        fisher: Fisher information, for a method that needs it.
+
+    Attributes:
+        names: First names of the parameters that change.
     """
 
     def __init__(
@@ -62,45 +178,41 @@ class MaskedInjection:
         method: MergingMethod,
         seed: int = 0,
         scale: float = 1.0,
-        importance: Importance | None = None,
+        fisher: TransferFisher | None = None,
     ) -> None:
         self._method = method
         self._seed = seed
         self._scale = scale
         self._shapes = inventory.shapes
         self._elements = inventory.elements(union_of_sources(list(sources), inventory.total))
-        saved = [None] * len(sources) if importance is None else importance.sources
+        self.names = list(self._elements)
+        source_fishers = [None] * len(sources) if fisher is None else fisher.sources
         self._sources = [
-            SourceVectors(source, inventory.elements(source.mask), inventory.shapes, its)
-            for source, its in zip(sources, saved, strict=True)
+            SourceVectors(source, inventory.elements(source.mask), inventory.shapes, source_fisher)
+            for source, source_fisher in zip(sources, source_fishers, strict=True)
         ]
-        self._importance = None if importance is None else importance.target
-        self._open = ExitStack()
+        self._target_fisher = None if fisher is None else fisher.target
+        self._stack = ExitStack()
 
     def __enter__(self) -> MaskedInjection:
         """Open the sources' checkpoints."""
         for source in self._sources:
-            self._open.enter_context(source)
-        if self._importance is not None:
-            self._open.enter_context(self._importance)
+            self._stack.enter_context(source)
+        if self._target_fisher is not None:
+            self._stack.enter_context(self._target_fisher)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the sources' checkpoints."""
-        self._open.close()
-
-    @property
-    def names(self) -> list[str]:
-        """First names of the parameters that change."""
-        return list(self._elements)
+        self._stack.close()
 
     @property
     def bytes_read(self) -> int:
         """How many bytes of tensors have been read from the sources."""
-        return sum(source.bytes_read for source in self._sources)
+        return sum(source.reader.bytes_read for source in self._sources)
 
     def rows(self, name: str) -> Tensor:
-        """Numbers of the rows of a parameter that :meth:`changes` gives, ascending int64; of a vector, of elements."""
+        """Row numbers of a parameter for which :meth:`changes` gives values, ascending int64; of a vector, elements."""
         selection, count = self._elements[name], self._shapes[name][0]
         if selection.columns is not None or selection.rows is None or not works_by_rows(self._method):
             return torch.arange(count)
@@ -108,41 +220,40 @@ class MaskedInjection:
 
     @torch.no_grad()
     def apply_(self, name: str, values: Tensor, first_row: int = 0, original: ReadRows | None = None) -> None:
-        """Change the selected elements of a parameter, or of some consecutive rows of it, in place.
+        """Change the selected elements of a parameter, or of consecutive rows of it, in place.
 
         Args:
             name: First name of the parameter.
-            values: The target's original values, any floating dtype and device: the whole parameter or the rows from
+            values: The target's original values, any floating dtype and device: the whole parameter, or the rows from
                 ``first_row`` on that this process holds.
-            first_row: Number of the first row in the whole parameter.
-            original: Gives the target's original values of any rows, for a method that must know the whole parameter
-                where this process holds a part of it.
+            first_row: Number of the first of these rows in the whole parameter.
+            original: Reads the target's original values of any rows, for a method that needs the whole parameter when
+                this process holds only part of it.
 
         Raises:
-            ActError: If a value read or written is NaN or infinite, or a method that must know the whole parameter is
-                given a part of it.
+            ActError: A value read or written is NaN or infinite; or a method that needs the whole parameter gets part
+                of it.
         """
-        partly = len(values) < self._shapes[name][0]
-        if partly and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
+        partial = len(values) < self._shapes[name][0]
+        if partial and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
             problem = f"must be given {name} whole, and this process holds {len(values)} of its rows"
-            raise ActError(
-                ConfigIssue("transfer.method", type(self._method).__name__, problem, "Transfer with `merge` first.")
-            )
+            hint = "Transfer with `merge` first."
+            raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
 
         def read(rows: Tensor) -> Tensor:
-            part = values[_cut(rows - first_row)]
+            part = values[_as_slice(rows - first_row)]
             _require_finite(part, name, "the target", rows)
             return part
 
-        def known(rows: Tensor) -> Tensor:
+        def read_original(rows: Tensor) -> Tensor:
             assert original is not None
             return original(rows).to(values.device, values.dtype)
 
         rows = self.rows(name)
-        wanted = rows[_within(rows, first_row, len(values))]
-        surveyed = known if partly and original is not None else None
-        for changed_rows, changed in self.changes(name, read, wanted, values.device, surveyed):
-            values[_cut(changed_rows - first_row)] = changed
+        rows = rows[(rows >= first_row) & (rows < first_row + len(values))]
+        read_whole = read_original if partial and original is not None else None
+        for changed_rows, changed in self.changes(name, read, rows, values.device, read_whole):
+            values[_as_slice(changed_rows - first_row)] = changed
 
     @torch.no_grad()
     def changes(
@@ -151,84 +262,67 @@ class MaskedInjection:
         read: ReadRows,
         rows: Tensor,
         device: torch.device = _CPU,
-        survey: ReadRows | None = None,
+        read_whole: ReadRows | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """New values of some rows of a parameter, a few rows at a time.
 
         Args:
             name: First name of the parameter.
-            read: Gives the target's original values of some rows, any floating dtype. It is asked for each row before
-                that row is given back: once, or by methods that look at the whole first, more often.
-            rows: The rows wanted, ascending, among those of :meth:`rows`; for a method that must know the whole
-                parameter, all of these, unless there is a ``survey``.
-            device: Where ``read`` puts them.
-            survey: Gives, as ``read``, any rows, for a method that must know the whole parameter.
+            read: Reads the target's original values of some rows, any floating dtype. It is called for each row before
+                that row's new values are given: once, or several times if the method needs several passes.
+            rows: The rows to change, ascending, among those of :meth:`rows`; all of these if the method needs the whole
+                parameter, unless there is a ``read_whole``.
+            device: The device of what ``read`` returns.
+            read_whole: Like ``read``, for any rows of the parameter, for a method that needs the whole parameter.
 
         Yields:
-            Numbers of rows, and their new values in the dtype of the original ones.
+            Row numbers, and their new values in the dtype of the original ones.
 
         Raises:
-            ActError: If a value read or written is NaN or infinite, or the method's change has another form.
+            ActError: A value read or written is NaN or infinite, or the method's result has another shape or dtype.
         """
-        steps = self._steps(name, read, rows, device)
-        looked_at = steps if survey is None else self._steps(name, survey, self.rows(name), device)
-        merge = bind(self._method, lambda: (step.part for step in looked_at()), self._scale)
-        for step in steps():
-            changed = _changed(step, self._of_its_form(merge(*step.part), step))
-            _require_finite(changed, name, "the merged weights", step.rows)
-            yield step.rows, changed
+        chunks = self._chunks(name, read, rows, device)
+        all_chunks = chunks if read_whole is None else self._chunks(name, read_whole, self.rows(name), device)
+        merge = bind(self._method, lambda: ((c.vectors, c.tensor_slice) for c in all_chunks()), self._scale)
+        for chunk in chunks():
+            target, change = chunk.target, merge(chunk.vectors, chunk.tensor_slice)
+            if change.shape != target.shape or change.dtype != torch.float32:  # the method may be a user's own
+                result = f"{str(change.dtype).removeprefix('torch.')} {list(change.shape)}"
+                problem = f"must give a float32 {list(target.shape)} as change of {name}, and gives {result}"
+                hint = "Correct its merge; see act_lightning.merging.MergingMethod."
+                raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
+            masks = [vector.mask for vector in chunk.vectors if vector.mask is not None]
+            if len(masks) < len(chunk.vectors):  # one source moves everything
+                changed = (target.float() + change).to(target.dtype)
+            else:
+                changed = apply_change(target, change, reduce(or_, masks))
+            _require_finite(changed, name, "the merged weights", chunk.rows)
+            yield chunk.rows, changed
         for source in self._sources:
-            source.release(name)
+            source.reader.release(name)
 
-    def _of_its_form(self, change: Tensor, step: _Step) -> Tensor:
-        """What the method gave, if it is what a method has to give; it may be a user's own."""
-        if change.shape == step.target.shape and change.dtype == torch.float32:
-            return change
-        found = f"{str(change.dtype).removeprefix('torch.')} {list(change.shape)}"
-        problem = f"must give a float32 {list(step.target.shape)} as change of {step.part[1].name}, and gives {found}"
-        hint = "Correct its merge; see act_lightning.merging.MergingMethod."
-        raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
+    def _chunks(self, name: str, read: ReadRows, rows: Tensor, device: torch.device) -> Callable[[], Iterable[_Chunk]]:
+        """A function that iterates over the rows; it remembers a small tensor for the second pass of a method."""
+        width = self._shapes[name][1:].numel()
+        parts: Sequence[Tensor] = [rows] if len(rows) else []
+        if parts and works_by_rows(self._method):
+            parts = torch.split(rows, max(1, (_CPU_CHUNK if device.type == "cpu" else _DEVICE_CHUNK) // width))
 
-    def _chunks(self, name: str, rows: Tensor, device: torch.device) -> Sequence[Tensor]:
-        if not len(rows) or not works_by_rows(self._method):
-            return [rows] if len(rows) else []
-        elements = _IN_CACHE if device.type == "cpu" else _ELSEWHERE
-        return torch.split(rows, max(1, elements // self._shapes[name][1:].numel()))
+        def load(rows: Tensor) -> _Chunk:
+            target = read(rows)
+            exact = target.float()
+            vectors = [source.vector(name, exact, rows) for source in self._sources]
+            saved = self._target_fisher
+            fisher = None if saved is None else saved.rows(name, rows).to(target.device)
+            return _Chunk(rows, target, vectors, TensorSlice(name, self._seed, rows, fisher))
 
-    def _steps(self, name: str, read: ReadRows, rows: Tensor, device: torch.device) -> Callable[[], Iterable[_Step]]:
-        """What goes through the rows; for a method that goes several times, keeping them where they are few."""
-        chunks = self._chunks(name, rows, device)
-
-        def go() -> Iterator[_Step]:
-            return (self._step(name, read(part), part) for part in chunks)
-
-        elements = len(rows) * self._shapes[name][1:].numel() * len(self._sources)
-        if self._method.elementwise or elements > _REMEMBERED:
-            return go
-        return cache(lambda: list(go()))
-
-    def _step(self, name: str, target: Tensor, rows: Tensor) -> _Step:
-        exact = target.float()
-        vectors = [source.vector(name, exact, rows) for source in self._sources]
-        own = None if self._importance is None else self._importance.rows(name, rows).to(target.device)
-        return _Step(rows, target, (vectors, TensorSlice(name, self._seed, rows, own)))
+        if self._method.elementwise or len(rows) * width * len(self._sources) > _MOST_REMEMBERED:
+            return lambda: map(load, parts)
+        return cache(lambda: list(map(load, parts)))
 
 
-def _changed(step: _Step, change: Tensor) -> Tensor:
-    """The target with ``change`` added where any source's mask lets it move."""
-    masks = [vector.mask for vector in step.part[0]]
-    selected = [mask for mask in masks if mask is not None]
-    if len(selected) < len(masks):  # one source moves everything
-        return (step.target.float() + change).to(step.target.dtype)
-    return apply_change(step.target, change, reduce(or_, selected))
-
-
-def _within(rows: Tensor, first: int, count: int) -> Tensor:
-    return (rows >= first) & (rows < first + count)
-
-
-def _cut(rows: Tensor) -> Tensor | slice:
-    """The rows as a slice where they lie side by side: a view instead of a copy."""
+def _as_slice(rows: Tensor) -> Tensor | slice:
+    """Row numbers as a slice if they are consecutive, which gives a view instead of a copy."""
     first, last = int(rows[0]), int(rows[-1])
     return slice(first, last + 1) if last - first + 1 == len(rows) else rows
 
@@ -237,6 +331,5 @@ def _require_finite(values: Tensor, name: str, where: str, rows: Tensor) -> None
     number = first_row_not_finite(values)
     if number is not None:
         problem = f"must be finite in {where}, and row {int(rows[number])} holds NaN or infinity"
-        raise ActError(
-            ConfigIssue(f"parameter {name}", "NaN or infinity", problem, "Check the checkpoint and the scale.")
-        )
+        hint = "Check the checkpoint and the scale."
+        raise ActError(ConfigIssue(f"parameter {name}", "NaN or infinity", problem, hint))

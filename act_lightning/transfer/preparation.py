@@ -14,21 +14,45 @@ from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
-from act_lightning.merging.registry import merging_method
 from act_lightning.scorers.scorer import Scorer, recorded_scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
-from act_lightning.transfer.importance import Importance, SavedFisher, source_path, target_path
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.report import transfer_report
+from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher, source_fisher_path, target_fisher_path
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources
-from act_lightning.transfer.settings import TransferSettings, weight_issues
-from act_lightning.transfer.sources import AbilitySource, source_scales
+from act_lightning.transfer.settings import AbilitySource, TransferSettings, weight_issues
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What a transfer is made from.
+
+    Attributes:
+        settings: How channels are selected and merged.
+        sources: The ability models, in order.
+        inventory: The channels of the target.
+        target_digests: Digests under which the target's weights are known; the first is reported.
+        seed: Seed of random selections and of methods that draw.
+        target: The target's checkpoint, if there is one; its tokenizer matches vocabularies that differ.
+        scores: The folder of the scorer's ``<source>/<ability>.safetensors``; ``None`` if no scores are needed.
+        fisher: The folder of Fisher information, for a method that needs it.
+    """
+
+    settings: TransferSettings
+    sources: Sequence[AbilitySource]
+    inventory: ChannelInventory
+    target_digests: Sequence[str]
+    seed: int = 0
+    target: Path | None = None
+    scores: Path | None = None
+    fisher: Path | None = None
 
 
 @dataclass(frozen=True)
 class PreparedTransfer:
-    """The sources with their masks, and what ``transfer.json`` will say.
+    """The sources with their masks, ready to be injected.
 
     Attributes:
         inventory: The channels of the target.
@@ -38,7 +62,7 @@ class PreparedTransfer:
         report: The contents of ``transfer.json``.
         scale: λ of the transfer.
         target: The target's checkpoint, if there is one.
-        importance: Fisher information, where the method asks for it.
+        fisher: Fisher information, if the method needs it.
     """
 
     inventory: ChannelInventory
@@ -48,7 +72,7 @@ class PreparedTransfer:
     report: dict[str, Any]
     scale: float = 1.0
     target: Path | None = None
-    importance: Importance | None = None
+    fisher: TransferFisher | None = None
 
     @property
     def parameter_share(self) -> float:
@@ -58,124 +82,78 @@ class PreparedTransfer:
 
     def injection(self) -> MaskedInjection:
         """The injection into parameters; use it as a context manager."""
-        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale, self.importance)
+        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale, self.fisher)
 
 
-def prepare(
-    sources: Sequence[AbilitySource],
-    inventory: ChannelInventory,
-    settings: TransferSettings,
-    folder_of_scores: Path,
-    seed: int,
-    target_digests: Sequence[str],
-    target: Path | None = None,
-    fisher: Path | None = None,
-) -> PreparedTransfer:
+def prepare(plan: TransferPlan) -> PreparedTransfer:
     """Read scores and select channels.
 
-    Args:
-        sources: The ability models.
-        inventory: The channels of the target.
-        settings: How channels are selected and merged.
-        folder_of_scores: That of the scorer, ``<scores>/<source>/<ability>.safetensors``.
-        seed: Seed of random selections and of methods that draw.
-        target_digests: Digests under which the target's weights are known.
-        target: The target's checkpoint, whose tokens say which entry of a source's vocabulary is which.
-        fisher: The folder of Fisher information, for a method that asks for it.
-
     Raises:
-        ActError: If scores are missing or belong to other weights, a mask selects nothing, or the sources' scales make
-            no weights for the method.
+        ActError: Scores are missing or belong to other weights, a mask selects nothing, or the sources' scales cannot
+            be weights for the method.
     """
-    raise_if_any(weight_issues(settings, source_scales(sources)))
-    selected, hashes = [], {"target": target_digests[0]}
-    for source in sources:
+    settings, inventory = plan.settings, plan.inventory
+    raise_if_any(weight_issues(settings, plan.sources))
+    selected, hashes = [], {"target": plan.target_digests[0]}
+    for source in plan.sources:
         folder = locate(source.model, source.revision, "profile.sources.model")
         hashes[source.label] = identify(folder).digest
-        digests = {"target": target_digests, "source": [hashes[source.label]]}
-        found = {
-            name: _scores_of(source, name, inventory, settings, folder_of_scores, digests) for name in source.abilities
-        }
-        ratio = settings.ratio if source.ratio is None else source.ratio
-        values = {name: scores for name, (scores, _) in found.items()}
-        masks = select(inventory, values, ratio, settings, (seed, source.label))
-        tokens = {name: tokens for name, (_, tokens) in found.items()}
+        scores: dict[str, Tensor | None] = dict.fromkeys(source.abilities)
+        tokens = dict.fromkeys(source.abilities, 0)
+        if settings.scorer is not None:
+            assert plan.scores is not None, "this selection needs scores"
+            digests = {"target": plan.target_digests, "source": [hashes[source.label]]}
+            for ability in source.abilities:
+                path = score_path(plan.scores, source.label, ability)
+                tokens[ability] = checked_record(path, plan.scores, digests, settings.scorer).tokens
+                scores[ability] = read_scores(path, inventory)
         scale = settings.scale if source.scale is None else source.scale
-        vocabulary = None if target is None else match_vocabularies(target, folder)
-        masks = {name: drop_unmatched(inventory, mask, vocabulary) for name, mask in masks.items()}
+        ratio = settings.ratio if source.ratio is None else source.ratio
+        vocabulary = None if plan.target is None else match_vocabularies(plan.target, folder)
+        masks = select(inventory, scores, ratio, settings, (plan.seed, source.label))
+        masks = {ability: drop_unmatched(inventory, mask, vocabulary) for ability, mask in masks.items()}
         selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary))
     method = merging_method(settings.method)
-    name = settings.method if isinstance(settings.method, str) else repr(settings.method)
-    report = transfer_report(
-        inventory, selected, selection=settings.selection_name, method=name, seed=seed, hashes=hashes
-    )
-    importance = None
-    if fisher is not None and method.needs_importance:
-        importance = saved_importance(fisher, sources, hashes, target_digests)
-    return PreparedTransfer(inventory, selected, method, seed, report, settings.scale, target, importance)
+    fisher = _transfer_fisher(plan.fisher, plan, hashes) if plan.fisher is not None and method.needs_fisher else None
+    report = transfer_report(inventory, selected, settings, plan.seed, hashes)
+    return PreparedTransfer(inventory, selected, method, plan.seed, report, settings.scale, plan.target, fisher)
 
 
-def _scores_of(
-    source: AbilitySource,
-    ability: str,
-    inventory: ChannelInventory,
-    settings: TransferSettings,
-    root: Path,
-    digests: Mapping[str, Sequence[str]],
-) -> tuple[Tensor | None, int]:
-    """Scores, where the selection needs them, and the number of answer tokens they were measured on."""
-    if settings.scorer is None:
-        return None, 0
-    path = score_path(root, source.label, ability)
-    record = saved_record(path, root, digests, settings.scorer)
-    return read_scores(path, inventory), record.tokens
-
-
-def saved_importance(
-    root: Path, sources: Sequence[AbilitySource], digests: Mapping[str, str], target_digests: Sequence[str]
-) -> Importance:
-    """The files of Fisher information, which must have been gathered on the models of this run.
-
-    Args:
-        root: The folder of all of them.
-        sources: The ability models.
-        digests: The digest of each source, by its label.
-        target_digests: Digests under which the target is known.
+def _transfer_fisher(root: Path, plan: TransferPlan, hashes: Mapping[str, str]) -> TransferFisher:
+    """The files of Fisher information below ``root``, which must belong to the models of this run.
 
     Raises:
-        ActError: If a file is missing, or was gathered on other weights.
+        ActError: A file is missing, or belongs to other weights.
     """
     targets: dict[Path, int] = {}
-    found = []
-    for source in sources:
-        paths = [source_path(root, source.label, ability) for ability in source.abilities]
-        records = [saved_record(path, root, {"source": [digests[source.label]]}) for path in paths]
-        found.append(SavedFisher({path: record.samples for path, record in zip(paths, records, strict=True)}))
-        targets |= {target_path(root, record.data): record.samples for record in records}
+    sources = []
+    for source in plan.sources:
+        paths = [source_fisher_path(root, source.label, ability) for ability in source.abilities]
+        records = [checked_record(path, root, {"source": [hashes[source.label]]}) for path in paths]
+        sources.append(SavedFisher({path: record.samples for path, record in zip(paths, records, strict=True)}))
+        targets |= {target_fisher_path(root, record.data): record.samples for record in records}
     for path in targets:
-        saved_record(path, root, {"target": target_digests})
-    return Importance(found, SavedFisher(targets))
+        checked_record(path, root, {"target": plan.target_digests})
+    return TransferFisher(sources, SavedFisher(targets))
 
 
-def saved_record(
+def checked_record(
     path: Path, root: Path, digests: Mapping[str, Sequence[str]], scorer: Scorer | None = None
 ) -> ScoreRecord:
-    """The record of saved scores that were measured on the models of this run, and by its scorer.
+    """The record of a score file, which must have been measured on the models of this run, and by its scorer.
 
     Args:
         path: The file.
         root: The folder of all scores, for messages.
         digests: Digests under which ``target`` and ``source`` are known.
-        scorer: What channels are to be ranked by.
+        scorer: What channels are ranked by; by default any scorer will do.
 
     Raises:
-        ActError: If there is no such file, or it was measured on other weights or by another scorer.
+        ActError: The file is missing, or was measured on other weights or by another scorer.
     """
     if not path.is_file():
-        problem = f"must hold {path.relative_to(root)}"
-        raise ActError(
-            ConfigIssue("transfer.scores", str(root), problem, "Run `profile`, or name the folder that holds it.")
-        )
+        hint = "Run `profile`, or name the folder that holds it."
+        raise ActError(ConfigIssue("transfer.scores", str(root), f"must hold {path.relative_to(root)}", hint))
     record = read_record(path)
     for role, known in digests.items():
         if record.identities.get(role, {}).get("digest") not in known:
@@ -183,9 +161,8 @@ def saved_record(
             problem = f"must have been measured on the {role} of this run, but was on other weights ({measured})"
             raise ActError(ConfigIssue("transfer.scores", str(path), problem, "Profile again, or name those models."))
     if scorer is not None and dict(record.scorer) != scorer.record():
-        wanted, found = recorded_scorer(scorer.record()), recorded_scorer(record.scorer)
-        problem = f"must hold scores by {wanted}, and holds scores by {found}"
-        raise ActError(
-            ConfigIssue("transfer.scores", str(path), problem, "Name the folder of those, or change the selection.")
-        )
+        expected, stored = recorded_scorer(scorer.record()), recorded_scorer(record.scorer)
+        problem = f"must hold scores by {expected}, and holds scores by {stored}"
+        hint = "Name the folder of those, or change the selection."
+        raise ActError(ConfigIssue("transfer.scores", str(path), problem, hint))
     return record

@@ -8,21 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ConfigIssue
 from act_lightning.transfer.selection import SelectedSource
-from act_lightning.transfer.settings import TransferSettings
-from act_lightning.transfer.sources import AbilitySource
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 
 def transfer_report(
     inventory: ChannelInventory,
     sources: Sequence[SelectedSource],
-    *,
-    selection: str,
-    method: str,
+    settings: TransferSettings,
     seed: int,
     hashes: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -31,68 +28,55 @@ def transfer_report(
     Args:
         inventory: The channels of the target.
         sources: The sources with their masks.
-        selection: How channels were ranked.
-        method: How task vectors were merged.
+        settings: How channels were selected and merged.
         seed: Seed of random draws.
         hashes: Digest of the target and of every source, by name.
 
     Returns:
         Plain dicts, lists, strings and numbers.
     """
-    masks = {f"mask {source.name}": mask_digest(source.mask) for source in sources}
+    masks = {
+        f"mask {source.name}": hashlib.sha256(source.mask.cpu().numpy().tobytes()).hexdigest() for source in sources
+    }
     return {
         "channels": inventory.total,
         "sources": {source.name: _source_report(inventory, source) for source in sources},
-        "selection": selection,
-        "method": method,
+        "selection": settings.selection_name,
+        "method": settings.method_name,
         "seed": seed,
         "hashes": {**hashes, **masks},
     }
 
 
-def describe_transfer(report: Mapping[str, Any]) -> str:
-    """A line for each source of a transfer report."""
-    return "\n".join(
-        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
-        f" {source['parameter_share']:.2%} of parameters"
-        for name, source in report["sources"].items()
-    )
-
-
 def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
-    mask = source.mask
-    chosen, parameters = int(mask.sum()), _moved(inventory, source)
-    vocabulary = {} if source.vocabulary is None else {"vocabulary": source.vocabulary.to_json()}
-    return {
+    mask, vocabulary = source.mask, source.vocabulary
+    selected, parameters = int(mask.sum()), inventory.count_elements(mask)
+    for name, selection in inventory.elements(mask).items():
+        if vocabulary is not None and name in vocabulary.names and selection.columns is not None:
+            parameters -= int(selection.columns.sum()) * vocabulary.missing  # the source lacks these entries
+
+    def count_by(group_of: Callable[[str], str]) -> dict[str, int]:
+        counts: Counter[str] = Counter()
+        for module, span in inventory.spans():
+            counts[group_of(module.name)] += int(mask[span].sum())
+        return dict(counts)
+
+    report = {
         "model": source.model,
         "abilities": {
-            ability: {"selected": int(part.sum()), "tokens": source.tokens[ability]}
-            for ability, part in source.masks.items()
+            ability: {"selected": int(ability_mask.sum()), "tokens": source.tokens[ability]}
+            for ability, ability_mask in source.masks.items()
         },
-        "union": chosen,
-        "union_share": chosen / inventory.total,
+        "union": selected,
+        "union_share": selected / inventory.total,
         "parameters": parameters,
         "parameter_share": parameters / inventory.parameters,
         "scale": source.scale,
         "ratio": float(source.ratio),
-        "by_module_type": _count(inventory, mask, module_type),
-        "by_layer": _count(inventory, mask, layer_of),
-        **vocabulary,
+        "by_module_type": count_by(module_type),
+        "by_layer": count_by(layer_of),
     }
-
-
-def _moved(inventory: ChannelInventory, source: SelectedSource) -> int:
-    """Distinct elements that move: those selected, but of a column only the entries that the source has."""
-    moved, match = inventory.count_elements(source.mask), source.vocabulary
-    for name, selection in inventory.elements(source.mask).items():
-        if match is not None and name in match.names and selection.columns is not None:
-            moved -= int(selection.columns.sum()) * match.missing
-    return moved
-
-
-def mask_digest(mask: Tensor) -> str:
-    """SHA-256 of a mask (bool ``[channels]``), one byte a channel."""
-    return hashlib.sha256(mask.cpu().numpy().tobytes()).hexdigest()
+    return report if vocabulary is None else {**report, "vocabulary": vocabulary.to_json()}
 
 
 def module_type(name: str) -> str:
@@ -110,54 +94,69 @@ def layer_of(name: str) -> str:
     >>> layer_of("model.layers.3.self_attn.q_proj"), layer_of("lm_head")
     ('3', 'none')
     """
-    found = re.search(r"\.(\d+)\.", name)
-    return found.group(1) if found else "none"
+    match = re.search(r"\.(\d+)\.", name)
+    return match.group(1) if match else "none"
 
 
-def _count(inventory: ChannelInventory, mask: Tensor, group: Callable[[str], str]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for module, span in inventory.spans():
-        counts[group(module.name)] += int(mask[span].sum())
-    return dict(counts)
-
-
-_REMEDY = "Write that, or start from the beginning without ckpt_path."
+def describe_transfer(report: Mapping[str, Any]) -> str:
+    """One line per source of a transfer report."""
+    return "\n".join(
+        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
+        f" {source['parameter_share']:.2%} of parameters"
+        for name, source in report["sources"].items()
+    )
 
 
 def resumed_issues(
-    record: Mapping[str, Any], sources: Sequence[AbilitySource], settings: TransferSettings
+    report: Mapping[str, Any], sources: Sequence[AbilitySource], settings: TransferSettings
 ) -> list[ConfigIssue]:
-    """Settings of a transfer that would have no effect, for nothing is transferred again.
+    """Settings of a transfer that would have no effect, since a fit that resumes does not transfer again.
 
     Args:
-        record: What was transferred before the checkpoint, as in ``transfer.json``; empty if nothing was.
-        sources: The sources of the fit that goes on; none for plain fine-tuning.
+        report: The transfer before the checkpoint, as in ``transfer.json``; empty if there was none.
+        sources: The sources of the fit that resumes; none for plain fine-tuning.
         settings: Its transfer.
     """
-    before: Mapping[str, Any] = record.get("sources", {})
-    names = [source.label for source in sources]
-    if sorted(before) != sorted(names):
-        return [_fault("profile.sources", names, sorted(before) or "none")]
-    if not sources:
-        return []
-    method = settings.method if isinstance(settings.method, str) else repr(settings.method)
-    pairs = [("selection", settings.selection, record["selection"]), ("method", method, record["method"])]
-    found = [_fault(f"transfer.{name}", now, was) for name, now, was in pairs if now != was]
-    for source in sources:
-        scale = settings.scale if source.scale is None else source.scale
-        ratio = settings.ratio if source.ratio is None else source.ratio
-        was = before[source.label]
-        if sorted(source.abilities) != sorted(was["abilities"]):
-            found.append(_fault(f"abilities of source {source.label}", list(source.abilities), list(was["abilities"])))
-        found += [
-            _fault(f"transfer.{name} of source {source.label}", now, was[name])
-            for name, now in (("scale", scale), ("ratio", float(ratio)))
-            if now != was[name]
-        ]
-    return found
+    before: Mapping[str, Any] = report.get("sources", {})
+    labels = [source.label for source in sources]
+    changes: list[tuple[str, object, object]] = []
+    if sorted(before) != sorted(labels):
+        changes.append(("profile.sources", labels, sorted(before) or "none"))
+    elif sources:
+        names = (("selection", settings.selection), ("method", settings.method_name))
+        changes += [(f"transfer.{key}", now, report[key]) for key, now in names if now != report[key]]
+        for source in sources:
+            old = before[source.label]
+            if sorted(source.abilities) != sorted(old["abilities"]):
+                changes.append((f"abilities of source {source.label}", list(source.abilities), list(old["abilities"])))
+            scale = settings.scale if source.scale is None else source.scale
+            ratio = float(settings.ratio if source.ratio is None else source.ratio)
+            for key, now in (("scale", scale), ("ratio", ratio)):
+                if now != old[key]:
+                    changes.append((f"transfer.{key} of source {source.label}", now, old[key]))
+    return [
+        ConfigIssue(
+            setting,
+            now,
+            f"must be {old} as before the checkpoint, for nothing is transferred again",
+            "Write that, or start from the beginning without ckpt_path.",
+        )
+        for setting, now, old in changes
+    ]
 
 
-def _fault(setting: str, now: object, before: object) -> ConfigIssue:
-    return ConfigIssue(
-        setting, now, f"must be {before} as before the checkpoint, for nothing is transferred again", _REMEDY
-    )
+# A model that was transferred into must not be again, even by a new Trainer with new callbacks. So the mark is an
+# attribute of the model itself: unlike any table kept elsewhere, it goes with a copy, and with a model that is pickled
+# for processes that a strategy spawns.
+_TRANSFERRED = "_act_transferred"
+
+
+def mark_transferred(model: nn.Module, report: Mapping[str, Any]) -> None:
+    """Remember on the model what was injected."""
+    setattr(model, _TRANSFERRED, dict(report))
+
+
+def previous_transfer(model: nn.Module | None) -> dict[str, Any]:
+    """What was injected into this model, as in ``transfer.json``; empty if nothing was, or there is no model yet."""
+    report: dict[str, Any] = getattr(model, _TRANSFERRED, {})
+    return report

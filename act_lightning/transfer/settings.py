@@ -1,21 +1,24 @@
-"""The settings of a transfer, and what can be wrong with them."""
+"""The settings of a transfer and its sources, and what can be wrong with them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from act_lightning.checkpoints.files import name_issues
 from act_lightning.defaults import RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import ratio_issues
+from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
-from act_lightning.merging.registry import merging_method
 from act_lightning.scorers.registry import scorer_of
 from act_lightning.scorers.scorer import Scorer
+from act_lightning.scores import CHUNKS
 
 Share = Literal["channels", "parameters"]
 Scope = Literal["global", "module"]
@@ -23,7 +26,7 @@ Scope = Literal["global", "module"]
 
 @dataclass(frozen=True)
 class TransferSettings:
-    """How channels are chosen and moved (paper §4, https://arxiv.org/abs/2601.09398).
+    """How channels are selected and merged (paper §4, https://arxiv.org/abs/2601.09398).
 
     Attributes:
         ratio: p, the share that one ability's mask selects, in (0, 1].
@@ -46,13 +49,22 @@ class TransferSettings:
 
     @property
     def scorer(self) -> Scorer | None:
-        """What channels are ranked by; ``None`` where no scores are needed, or the selection is refused."""
-        return None if self._selection_issues() else scorer_of(self.selection)
+        """What channels are ranked by; ``None`` if no scores are needed, or the selection is invalid."""
+        try:
+            scorer = scorer_of(self.selection)
+        except ActError:
+            return None
+        return None if scorer is None or name_issues(scorer.label, "transfer.selection") else scorer
 
     @property
     def selection_name(self) -> str:
-        """How the selection is told to a person: its name, or the scorer with its settings."""
+        """The selection's name, or the scorer with its settings."""
         return self.selection if isinstance(self.selection, str) else repr(self.selection)
+
+    @property
+    def method_name(self) -> str:
+        """The method's name, or the method with its settings."""
+        return self.method if isinstance(self.method, str) else repr(self.method)
 
     @property
     def needs_scores(self) -> bool:
@@ -61,60 +73,32 @@ class TransferSettings:
 
     @property
     def needs_fisher(self) -> bool:
-        """Whether this method weighs by Fisher information."""
-        return not self._method_issues() and merging_method(self.method).needs_importance
+        """Whether this method weights by Fisher information."""
+        try:
+            return merging_method(self.method).needs_fisher
+        except ActError:
+            return False
 
     def issues(self, prefix: str = "transfer") -> list[ConfigIssue]:
         """What is wrong with these settings, without looking at a model."""
-        found = ratio_issues(self.ratio, f"{prefix}.ratio") + scale_issues(self.scale, f"{prefix}.scale")
-        for name, value, allowed in (
-            ("share", self.share, get_args(Share)),
-            ("scope", self.scope, get_args(Scope)),
-        ):
+        issues = ratio_issues(self.ratio, f"{prefix}.ratio") + scale_issues(self.scale, f"{prefix}.scale")
+        for name, value, allowed in (("share", self.share, get_args(Share)), ("scope", self.scope, get_args(Scope))):
             if value not in allowed:
                 problem = f"must be one of {', '.join(allowed)}"
-                found.append(ConfigIssue(f"{prefix}.{name}", value, problem, "Choose one of these."))
+                issues.append(ConfigIssue(f"{prefix}.{name}", value, problem, "Choose one of these."))
         if self.share == "parameters" and self.scope == "module":
-            problem = "cannot be combined with scope: module"
-            found.append(ConfigIssue(f"{prefix}.share", self.share, problem, "Use share: channels, or scope: global."))
-        return found + self._selection_issues() + self._method_issues()
-
-    def _selection_issues(self) -> list[ConfigIssue]:
+            problem, hint = "cannot be combined with scope: module", "Use share: channels, or scope: global."
+            issues.append(ConfigIssue(f"{prefix}.share", self.share, problem, hint))
         try:
             scorer = scorer_of(self.selection)
+            issues += [] if scorer is None else name_issues(scorer.label, "transfer.selection")
         except ActError as error:
-            return list(error.issues)
-        return [] if scorer is None else name_issues(scorer.label, "transfer.selection")
-
-    def _method_issues(self) -> list[ConfigIssue]:
+            issues += error.issues
         try:
             merging_method(self.method)
         except ActError as error:
-            return list(error.issues)
-        return []
-
-
-def weight_issues(settings: TransferSettings, scales: Mapping[str, float | None]) -> list[ConfigIssue]:
-    """What keeps the sources' scales from being weights relative to λ, for a method that votes or averages.
-
-    Args:
-        settings: The settings of the transfer, without issues.
-        scales: λ_m of each source by the setting that says so; ``None`` where it is λ.
-    """
-    method, own = merging_method(settings.method), {name: scale for name, scale in scales.items() if scale is not None}
-    if method.weighs_each:
-        return []
-    if settings.scale == 0:
-        problem = "must be transfer.scale times a weight, and that scale is 0"
-        return [
-            ConfigIssue(name, scale, problem, "Leave it out, or choose another scale.") for name, scale in own.items()
-        ]
-    if method.negative_weights:
-        return []
-    problem = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
-    return [
-        ConfigIssue(name, scale, problem, "Turn its sign.") for name, scale in own.items() if scale / settings.scale < 0
-    ]
+            issues += error.issues
+        return issues
 
 
 def scale_issues(scale: float, setting: str) -> list[ConfigIssue]:
@@ -122,3 +106,114 @@ def scale_issues(scale: float, setting: str) -> list[ConfigIssue]:
     if isinstance(scale, bool) or not math.isfinite(scale):
         return [ConfigIssue(setting, scale, "must be a finite number", "Write a number such as 0.4.")]
     return []
+
+
+@dataclass
+class AbilitySource:
+    """A source θ_abl and its abilities (paper §4.1, https://arxiv.org/abs/2601.09398).
+
+    Attributes:
+        model: Folder or hub id, or ``lab:generalist``; a sibling of the target. A path is stored as text.
+        abilities: Names of abilities of the data module; or, in your own training loop, an iterable of batches by
+            ability name: dicts of ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, where
+            labels other than −100 mark answer tokens. Every process must see all batches; the profiler shares them out.
+        scale: λ of this source; by default that of the transfer.
+        ratio: p of this source; by default that of the transfer.
+        name: Name of its folder of scores; by default the last part of ``model``.
+        revision: Commit, branch or tag of a hub id.
+    """
+
+    model: str
+    abilities: list[str] | dict[str, Any]
+    scale: float | None = None
+    ratio: float | None = None
+    name: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Store a path as text, as configs and files do."""
+        self.model = str(self.model)
+
+    @property
+    def label(self) -> str:
+        """The name that files and reports use.
+
+        >>> AbilitySource("Qwen/Qwen2.5-7B-Instruct", ["science-ar"]).label
+        'Qwen2.5-7B-Instruct'
+        """
+        return self.name or re.split(r"[/:\\]", self.model.rstrip("/\\"))[-1]
+
+    @property
+    def loaders(self) -> dict[str, Iterable[dict[str, Any]]]:
+        """Batches by ability, if this source brings its own."""
+        return self.abilities if isinstance(self.abilities, dict) else {}
+
+    def issues(self, setting: str) -> list[ConfigIssue]:
+        """What is wrong with this source, without looking at its files."""
+        issues = [] if self.scale is None else scale_issues(self.scale, f"{setting}.scale")
+        issues += [] if self.ratio is None else ratio_issues(self.ratio, f"{setting}.ratio")
+        issues += name_issues(self.label, f"{setting}.name")
+        where = f"{setting}.abilities"
+        if not self.abilities:
+            issues.append(ConfigIssue(where, self.abilities, "must name an ability", "Name one or more."))
+        for ability, count in Counter(list(self.abilities)).items():
+            issues += name_issues(ability, where)
+            if count > 1:
+                issues.append(ConfigIssue(where, ability, "must not name an ability twice", "Name it once."))
+            if (chunks := f"{ability}{CHUNKS}") in self.abilities:
+                problem = f"must not be another ability's name, {ability!r}, followed by {CHUNKS!r}"
+                hint = "Rename it: a file of that name holds the other ability's scores by chunk."
+                issues.append(ConfigIssue(where, chunks, problem, hint))
+        return issues
+
+
+def source_issues(sources: Sequence[AbilitySource] | None, setting: str = "profile.sources") -> list[ConfigIssue]:
+    """What is wrong with a list of sources: it is empty, two share a name, or one of them has an issue."""
+    if sources is None:
+        return []
+    if not sources:
+        hint = "Name a source, or leave it out (null) for plain fine-tuning."
+        return [ConfigIssue(setting, [], "must not be empty", hint)]
+    issues = [issue for i, source in enumerate(sources) for issue in source.issues(f"{setting}[{i}]")]
+    for name, count in Counter(source.label for source in sources).items():
+        if count > 1:
+            problem = "must not name two sources alike"
+            issues.append(ConfigIssue(setting, name, problem, "Give each a name of its own."))
+    return issues
+
+
+def source_ratios(sources: Sequence[AbilitySource], default: float | Fraction) -> dict[str, float | Fraction]:
+    """The ratio of each source, by the name of the setting that gives it."""
+    ratios: dict[str, float | Fraction] = {}
+    for i, source in enumerate(sources):
+        if source.ratio is None:
+            ratios["transfer.ratio"] = default
+        else:
+            ratios[f"profile.sources[{i}].ratio"] = source.ratio
+    return ratios
+
+
+def weight_issues(settings: TransferSettings, sources: Sequence[AbilitySource]) -> list[ConfigIssue]:
+    """Scales of sources that cannot be weights relative to λ, for a method that votes or averages.
+
+    Args:
+        settings: Valid settings of the transfer.
+        sources: The ability models.
+    """
+    method = merging_method(settings.method)
+    if method.per_source_scale:
+        return []
+    issues = []
+    for i, source in enumerate(sources):
+        if source.scale is None:
+            continue
+        if settings.scale == 0:
+            problem = "must be transfer.scale times a weight, and that scale is 0"
+            hint = "Leave it out, or choose another scale."
+        elif not method.negative_weights and source.scale / settings.scale < 0:
+            problem = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
+            hint = "Turn its sign."
+        else:
+            continue
+        issues.append(ConfigIssue(f"profile.sources[{i}].scale", source.scale, problem, hint))
+    return issues

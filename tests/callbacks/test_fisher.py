@@ -25,7 +25,7 @@ from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.data.batches import unbatch
 from act_lightning.errors import ActError
 from act_lightning.profiling.gradients import summed_squared_gradients
-from act_lightning.transfer.importance import SavedFisher
+from act_lightning.transfer.saved_fisher import SavedFisher
 from tests.loops import PlainModule, messages, padded, quiet_trainer, random_samples
 from tests.reference.act import Sample
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer

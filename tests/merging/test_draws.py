@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from act_lightning.merging import TensorSlice, sparsify
-from act_lightning.merging.sparsify import keeps, uniform
+from act_lightning.merging.sparsify import bernoulli, uniform
 
 CPU = torch.device("cpu")
 NAME = "model.layers.3.mlp.down_proj.weight"
@@ -65,16 +65,16 @@ def test_rectangles_hold_no_pattern() -> None:
 
 @pytest.mark.parametrize("density", [1e-6, 0.1, 0.5, 0.999])
 def test_as_many_are_kept_as_the_density_says(density: float) -> None:
-    kept = int((keeps(density, torch.Size((2048, 1024)), TensorSlice(NAME), "s", CPU) != 0).sum())
+    kept = int((bernoulli(density, torch.Size((2048, 1024)), TensorSlice(NAME), "s", CPU) != 0).sum())
     number = 2048 * 1024
     assert abs(kept - density * number) < 6 * math.sqrt(number * density * (1 - density)) + 1
 
 
 def test_ends_are_exact() -> None:
     shape = torch.Size((300, 1000))
-    assert not keeps(0, shape, TensorSlice(NAME), "s", CPU).any()
-    assert (keeps(1, shape, TensorSlice(NAME), "s", CPU) == -1).all()
-    assert keeps(0.5, torch.Size((0, 5)), TensorSlice(NAME), "s", CPU).shape == (0, 5)
+    assert not bernoulli(0, shape, TensorSlice(NAME), "s", CPU).any()
+    assert (bernoulli(1, shape, TensorSlice(NAME), "s", CPU) == -1).all()
+    assert bernoulli(0.5, torch.Size((0, 5)), TensorSlice(NAME), "s", CPU).shape == (0, 5)
 
 
 @given(
@@ -83,11 +83,11 @@ def test_ends_are_exact() -> None:
 def test_any_rows_are_drawn_as_in_the_whole(rows: list[int], shape: tuple[int, ...]) -> None:
     numbers = torch.tensor(rows)
     part = TensorSlice(NAME, 7, numbers)
-    assert torch.equal(keeps(0.4, torch.Size((len(rows), *shape[1:])), part, "s", CPU), whole(shape)[numbers])
+    assert torch.equal(bernoulli(0.4, torch.Size((len(rows), *shape[1:])), part, "s", CPU), whole(shape)[numbers])
 
 
 def whole(shape: tuple[int, ...]) -> Tensor:
-    return keeps(0.4, torch.Size(shape), TensorSlice(NAME, 7), "s", CPU)
+    return bernoulli(0.4, torch.Size(shape), TensorSlice(NAME, 7), "s", CPU)
 
 
 def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,11 +48,11 @@ SHAPES = [(12,), (12, 5), (12, 3, 2)]
 
 
 def vector(delta: Tensor, weight: float = 0.5, mask: Tensor | None = None, source: str = "s") -> TaskVector:
-    return TaskVector(delta, weight, mask, source, importance=delta**2 + 0.1)
+    return TaskVector(delta, weight, mask, source, fisher=delta**2 + 0.1)
 
 
 def merged(method: MergingMethod, vectors: list[TaskVector], scale: float = 0.5) -> Tensor:
-    place = TensorSlice("weight", 42, importance=torch.ones_like(vectors[0].delta))
+    place = TensorSlice("weight", 42, fisher=torch.ones_like(vectors[0].delta))
     return bind(method, lambda: [(vectors, place)], scale)(vectors, place)
 
 
@@ -110,8 +110,8 @@ def test_parts_are_merged_as_the_whole(method: MergingMethod, vectors: list[Task
 
 def cut(one: TaskVector, rows: Tensor) -> TaskVector:
     mask = one.mask if one.mask is None or len(one.mask) == 1 else one.mask[rows]
-    assert one.importance is not None
-    return TaskVector(one.delta[rows], one.weight, mask, one.source, one.importance[rows])
+    assert one.fisher is not None
+    return TaskVector(one.delta[rows], one.weight, mask, one.source, one.fisher[rows])
 
 
 @pytest.mark.parametrize("kind", THINNING)
@@ -165,11 +165,11 @@ def test_dare_keeps_the_expected_change() -> None:
 def test_fisher_is_an_average_of_models() -> None:
     target, source = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([3.0, 3.0, 3.0])
     mine, its = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 2.0, 0.0])
-    one = TaskVector(source - target, 1.0, importance=its)
-    change = Fisher().merge([one], TensorSlice("weight", importance=mine))
+    one = TaskVector(source - target, 1.0, fisher=its)
+    change = Fisher().merge([one], TensorSlice("weight", fisher=mine))
     assert (target + change).tolist() == [2.5, 3.0, 1.0]
     with pytest.raises(TypeError, match="carries no Fisher information"):
-        Fisher().merge([TaskVector(source)], TensorSlice("weight", importance=mine))
+        Fisher().merge([TaskVector(source)], TensorSlice("weight", fisher=mine))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from act_lightning.merging import (
     apply_change,
     bind,
 )
-from act_lightning.merging.sparsify import keeps, uniform
+from act_lightning.merging.sparsify import bernoulli, uniform
 
 SHAPE = (61, 47)
 PLACE = TensorSlice("model.layers.0.mlp.up_proj.weight", seed=42)
@@ -63,7 +63,8 @@ def our_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def draw(probabilities: Tensor) -> Tensor:
         if bool((probabilities == probabilities.flatten()[0]).all()):
-            kept = keeps(float(probabilities.flatten()[0]), probabilities.shape, PLACE, str(next(numbers)), CPU) != 0
+            density = float(probabilities.flatten()[0])
+            kept = bernoulli(density, probabilities.shape, PLACE, str(next(numbers)), CPU) != 0
         else:
             kept = uniform(probabilities.shape, PLACE, str(next(numbers)), CPU) < probabilities
         return kept.to(probabilities.dtype)

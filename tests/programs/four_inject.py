@@ -14,7 +14,7 @@ from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.training.sharding import Layout, load_sharded
-from act_lightning.transfer.preparation import prepare
+from act_lightning.transfer.preparation import TransferPlan, prepare
 from act_lightning.transfer.settings import TransferSettings
 
 
@@ -29,8 +29,8 @@ def main() -> None:
                 before, whole = load_model(target, dtype), load_model(target, dtype)
                 sharded = load_sharded(target, dtype, mesh, torch.device("cpu"))
                 settings = TransferSettings(ratio=0.2, selection="random", method=method)
-                known = inventory(whole), settings, Path("none"), 42, [identify(target).digest], target
-                prepared = prepare([source], *known)
+                digests = [identify(target).digest]
+                prepared = prepare(TransferPlan(settings, [source], inventory(whole), digests, 42, target))
                 for model in (whole, sharded):
                     with prepared.injection() as injection, CheckpointReader(target) as reader, torch.no_grad():
                         for name, part in Layout(model).parts(injection.names):

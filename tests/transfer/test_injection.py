@@ -252,7 +252,7 @@ def test_chunks_are_as_the_whole(tied: bool, tmp_path: Path, monkeypatch: pytest
     target, source = pair(tied)
     chosen = selected(inventory(target), saved(source, tmp_path / "s"))
     whole = applied(target, chosen)
-    monkeypatch.setattr(injection, "_IN_CACHE", 100)
+    monkeypatch.setattr(injection, "_CPU_CHUNK", 100)
     reference.assert_same_bits(applied(target, chosen), whole)
 
 
@@ -272,7 +272,7 @@ def test_a_method_that_is_not_elementwise_gets_every_tensor_whole_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, source = pair()
-    monkeypatch.setattr(injection, "_IN_CACHE", 100)
+    monkeypatch.setattr(injection, "_CPU_CHUNK", 100)
     chosen, method = selected(inventory(target), saved(source, tmp_path / "s"), "lm_head", "model.norm"), Halving()
     found = applied(target, chosen, method)
     shapes = {"model.norm.weight": torch.Size([32]), "lm_head.weight": torch.Size([300, 32])}
