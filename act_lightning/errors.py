@@ -1,4 +1,4 @@
-"""What went wrong, said so that a user can mend it: setting, value, problem, hint."""
+"""Errors that tell the user what to change: each issue names a setting, its value, the problem and a hint."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LONGEST_VALUE = 200
 
 @dataclass(frozen=True)
 class ConfigIssue:
-    """One mistake in what the user gave, or something worth knowing about it.
+    """One mistake in the settings, models or data of a run, or, as a warning or note, something to know about them.
 
     Attributes:
         setting: The setting's name, such as ``transfer.ratio``, or a file's path with a line number.
         value: The setting's value; ``...`` if the problem is a sentence of its own that needs no value.
-        problem: What the value must satisfy, as a sentence fragment ("must lie in (0, 1]").
-        hint: What to do about it, as a sentence.
+        problem: What the value must satisfy, as the rest of a sentence ("must lie in (0, 1]").
+        hint: What the user can do, as a sentence.
         level: Only errors stop a run; ``plan`` also gives warnings and notes.
     """
 
@@ -50,7 +50,7 @@ class ConfigIssue:
 
 
 class ActError(ValueError):
-    """A user's mistake, or several, found before work begins.
+    """One or more mistakes of the user, found before work begins.
 
     >>> raise ActError(ConfigIssue("data.batch_size", 0, "must be at least 1", "Write 1 or more."))
     Traceback (most recent call last):
@@ -63,34 +63,33 @@ class ActError(ValueError):
         super().__init__("\n".join(str(issue) for issue in issues))
 
     def __reduce__(self) -> tuple[type[ActError], tuple[ConfigIssue, ...]]:
-        """Keep the issues when the error crosses a process border."""
+        """Keep the issues when the error is pickled, on its way to another process."""
         return type(self), self.issues
 
 
 def raise_if_any(issues: Iterable[ConfigIssue]) -> None:
     """Raise one :class:`ActError` with all ``issues``, or return when there are none."""
-    found = tuple(issues)
-    if found:
-        raise ActError(*found)
+    if collected := tuple(issues):
+        raise ActError(*collected)
 
 
 @contextmanager
-def located(place: str | None) -> Iterator[None]:
-    """Say in every issue found within where it was found.
+def located(location: str | None) -> Iterator[None]:
+    """Put a location before the setting of every issue that is raised in the ``with`` block.
 
     >>> with located("sums.jsonl:3"):
-    ...     raise ActError(ConfigIssue("data.template", "chat", "cannot tell this", "Mend the row."))
+    ...     raise ActError(ConfigIssue("data.template", "chat", "cannot render this row", "Correct the row."))
     Traceback (most recent call last):
     ...
-    act_lightning.errors.ActError: sums.jsonl:3, data.template = 'chat': cannot tell this. Mend the row.
+    act_lightning.errors.ActError: sums.jsonl:3, data.template = 'chat': cannot render this row. Correct the row.
 
     Args:
-        place: Such as a file with a line number; ``None`` adds nothing.
+        location: Such as a file with a line number; ``None`` adds nothing.
     """
     try:
         yield
     except ActError as error:
-        if place is None:
+        if location is None:
             raise
-        issues = [replace(issue, setting=f"{place}, {issue.setting}") for issue in error.issues]
+        issues = [replace(issue, setting=f"{location}, {issue.setting}") for issue in error.issues]
         raise ActError(*issues) from error
