@@ -33,7 +33,7 @@ from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
 from act_lightning.planning.run import Run
-from act_lightning.sweep.settings import SweepSettings
+from act_lightning.sweep.sweep_settings import SweepSettings
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -26,7 +26,7 @@ from act_lightning.planning.run import Run
 from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
-from act_lightning.sweep.settings import ACT
+from act_lightning.sweep.sweep_settings import ACT
 from act_lightning.transfer.preparation import prepare
 
 

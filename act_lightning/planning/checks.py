@@ -13,7 +13,7 @@ from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.planning.run import Models, Run, inspect_models, strategy_of
 from act_lightning.scores import score_path
-from act_lightning.sweep.settings import ACT
+from act_lightning.sweep.sweep_settings import ACT
 from act_lightning.training.optimizers import sharding_issue
 from act_lightning.transfer.preparation import checked_record
 

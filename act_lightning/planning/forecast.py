@@ -28,7 +28,7 @@ from act_lightning.profiling.memory import (
 )
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import WeightScorer
-from act_lightning.sweep.points import grid
+from act_lightning.sweep.sweep_settings import grid
 from act_lightning.transfer.selection import count_selected
 
 _SCORE_BYTES = 4

@@ -27,7 +27,7 @@ from act_lightning.planning.forecast import (
 from act_lightning.planning.pair_checks import config_notes, lineage, tokenizer_issues, weight_notes
 from act_lightning.planning.run import Models, Run, inspect_models
 from act_lightning.planning.training_forecast import training_issues
-from act_lightning.sweep.points import count_points
+from act_lightning.sweep.sweep_settings import count_points
 
 _COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _MEGABYTE, _GIGABYTE = 1e6, 1e9

@@ -18,7 +18,7 @@ from act_lightning.checkpoints.weight_files import is_weightless, require_weight
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule
-from act_lightning.sweep.settings import SweepSettings
+from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.transfer.settings import AbilitySource
 
 

@@ -1,4 +1,4 @@
-"""After all points: fine-tune where that is asked for, then write everything, the best point as a config."""
+"""After all points are evaluated: fine-tune them if that is configured, then write all results."""
 
 from __future__ import annotations
 
@@ -6,119 +6,54 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import load_model
-from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.sweep.configs import best_config, fit_config, read_recipe
-from act_lightning.sweep.points import Point
+from act_lightning.evaluation.evaluator import score_model
+from act_lightning.evaluation.tables import ItemScores, csv_table, markdown_table, rich_table
 from act_lightning.sweep.results import (
-    Compared,
+    MethodResult,
     Outcome,
     best_point,
-    comparison,
+    compare_methods,
     equal_points,
     pareto_front,
-    reference_of,
+    reference_outcome,
 )
-from act_lightning.sweep.runner import Sweep
-from act_lightning.sweep.settings import TARGET
-from act_lightning.sweep.study import Suggested, TrialStore
-from act_lightning.sweep.transfers import Transfers
-from act_lightning.sweep.workers import Questions, Watch
+from act_lightning.sweep.runner import Stopwatch, Sweep
+from act_lightning.sweep.study import Suggestion, TrialStore
+from act_lightning.sweep.sweep_settings import TARGET, Point
+from act_lightning.sweep.transfers import Transfers, read_recipe
 from act_lightning.sweep.writing import (
+    METHODS_HEAD,
     SweepFindings,
-    as_csv,
-    as_json,
-    compared_markdown,
-    compared_rows,
-    compared_table,
-    rows_of,
-    sentence,
+    describe_best,
+    methods_cells,
+    methods_rows,
+    outcome_row,
+    results_as_json,
     write_page,
 )
 
-# What tells a process that it is one of several; a fit starts its own.
-_OF_A_LAUNCH = (
+# Environment variables that make a process one of several; each fit starts processes of its own.
+_LAUNCH_VARIABLES = (
     *("LOCAL_RANK", "RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"),
 )
 
 
-@dataclass(frozen=True)
-class Fits:
-    """Fine-tunes points and evaluates the results.
-
-    Attributes:
-        folder: Where each point has a folder.
-        config: The config of a point's fit as YAML, for its folder.
-        data: The data module, set up for testing.
-        dtype: Precision in which models are evaluated.
-        device: Where they are evaluated.
-        keep_models: Whether models stay on the disk.
-    """
-
-    folder: Path
-    config: Callable[[Point, Path], str]
-    data: AbilityDataModule
-    dtype: torch.dtype
-    device: torch.device
-    keep_models: bool
-
-    def go(self, outcomes: Sequence[Outcome], record: Callable[[Outcome], None]) -> None:
-        """Fine-tune after every transfer, and tell of each result.
-
-        Args:
-            outcomes: What was found without fine-tuning; that of the target itself stands for plain fine-tuning.
-            record: Is told of each result when it is there.
-        """
-        questions = Questions(self.data)
-        for before in tqdm(outcomes, desc="fine-tuning", unit="point"):
-            record(self._fitted(before, questions))
-
-    def _fitted(self, before: Outcome, questions: Questions) -> Outcome:
-        point, watch = replace(before.point, tuned=True), Watch(self.device)
-        folder = self.folder / point.name
-        start = time.perf_counter()
-        if not (folder / "model" / "config.json").is_file():
-            self._fit(point, folder)
-        watch.seconds["fitting"] = time.perf_counter() - start
-        model = load_model(folder / "model", self.dtype, self.device)
-        with watch.timing("evaluating"):
-            right = questions.ask(model)
-        if not self.keep_models:
-            shutil.rmtree(folder / "model")
-        return Outcome(point, before.roles, right, before.share, watch.seconds)
-
-    def _fit(self, point: Point, folder: Path) -> None:
-        """Run `fit` in a process of its own, whose memory is free again afterwards."""
-        write_file(folder / "config.yaml", self.config(point, folder))
-        environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH}
-        command = [sys.executable, "-m", "act_lightning", "fit", "--config", str(folder / "config.yaml")]
-        log = folder / "fit.log"
-        with log.open("w", encoding="utf-8") as said:
-            done = subprocess.run(command, env=environment, stdout=said, stderr=subprocess.STDOUT, check=False)
-        if done.returncode:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            what = "plain fine-tuning" if point.method == TARGET else point.name
-            problem = f"must end in a model, and {what} did not ({lines[-1] if lines else 'no message'})"
-            raise ActError(
-                ConfigIssue("sweep.fit", True, problem, f"Read {log}, and start the sweep again: it continues.")
-            )
-
-
 def finalize(sweep: Sweep, device: torch.device) -> None:
-    """Fine-tune points if that is asked for; write results, comparison, best config and page; print what counts.
+    """Fine-tune points if that is configured; write results, comparison, best config and page; print a summary.
 
     Args:
         sweep: A sweep whose points were evaluated.
@@ -127,77 +62,153 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     Raises:
         ActError: If a fit fails, or something cannot be written.
     """
-    transfers = Transfers(sweep.beginning())
-    with ExitStack() as kept:
-        ledger = sweep.ledger(kept)
-        if sweep.settings.fit:
-            _tune(sweep, ledger, transfers, device)
-        target, plain = ledger.target(), ledger.outcomes()
-        tuned_target = ledger.target(tuned=True) if sweep.settings.fit else None
-        tuned = ledger.outcomes(tuned=True) if sweep.settings.fit else []
+    settings, transfers = sweep.settings, Transfers(sweep.context())
+    with sweep.open_store() as store:
+        if settings.fit:
+            _fine_tune_all(sweep, store, transfers, device)
+        target, outcomes = store.target(), store.outcomes()
+        tuned_target = store.target(tuned=True) if settings.fit else None
+        tuned = store.outcomes(tuned=True) if settings.fit else []
     assert target is not None, "the target is evaluated first"
-    compared = comparison(plain, target, sweep.settings, sweep.transfer)
+    methods = compare_methods(outcomes, target, settings, sweep.transfer)
+    points = list(outcomes)
     if tuned_target is not None:
-        compared += [Compared("", tuned_target), *comparison(tuned, target, sweep.settings, sweep.transfer)]
-    best = best_point(tuned or plain, target, sweep.settings.keep_within)
-    everything = [*plain, *([] if tuned_target is None else [tuned_target]), *tuned]
-    _write(sweep.folder, everything, target, best, compared)
-    _write_best(sweep, transfers, best, target)
-    found = SweepFindings(target, tuned or plain, best, sweep.settings.keep_within, compared)
-    page, console = write_page(sweep.folder / "report", found), Console()
-    console.print(compared_table(compared, target))
-    console.print(sentence(found), highlight=False)
+        methods += [MethodResult("", tuned_target), *compare_methods(tuned, target, settings, sweep.transfer)]
+        points.append(tuned_target)
+    points += tuned
+    best = best_point(tuned or outcomes, target, settings.keep_within)
+
+    rows = [outcome_row(outcome, target) for outcome in (target, *points)]
+    cells = methods_cells(methods, target)
+    write_file(sweep.folder / "results.csv", csv_table(rows))
+    write_file(sweep.folder / "results.json", results_as_json(rows, best, pareto_front(points)))
+    write_file(sweep.folder / "methods.csv", csv_table(methods_rows(methods, target)))
+    write_file(sweep.folder / "methods.md", markdown_table(METHODS_HEAD, cells))
+    path = sweep.folder / "best.yaml"
+    if best is None:
+        path.unlink(missing_ok=True)  # of an earlier sweep
+    else:
+        write_file(path, _best_config(sweep, transfers, best, target, path))
+    findings = SweepFindings(target, tuned or outcomes, best, settings.keep_within, methods)
+    page, console = write_page(sweep.folder / "report", findings), Console()
+    title = "Means in %, below them 95 % intervals, and items +gained −lost against the target"
+    lines = []
+    for *texts, keep, recover, keep_changes, recover_changes in cells:
+        lines.append([*texts, f"{keep}\n{keep_changes}".rstrip(), f"{recover}\n{recover_changes}".rstrip()])
+    console.print(rich_table(title, METHODS_HEAD[:-2], lines, left=2, wrap=2))
+    console.print(describe_best(findings), highlight=False)
     console.print(f"written to {sweep.folder}; figures: {page}", highlight=False, soft_wrap=True)
 
 
-def _write(
-    folder: Path, outcomes: list[Outcome], target: Outcome, best: Outcome | None, compared: list[Compared]
-) -> None:
-    rows = rows_of([target, *outcomes], target)
-    write_file(folder / "results.csv", as_csv(rows))
-    write_file(folder / "results.json", as_json(rows, best, pareto_front(outcomes)))
-    write_file(folder / "methods.csv", as_csv(compared_rows(compared, target)))
-    write_file(folder / "methods.md", compared_markdown(compared, target))
+def _best_config(sweep: Sweep, transfers: Transfers, best: Outcome, target: Outcome, path: Path) -> str:
+    """The config of the best point, with the commands that run it.
 
-
-def _write_best(sweep: Sweep, transfers: Transfers, best: Outcome | None, target: Outcome) -> None:
-    place = sweep.folder / "best.yaml"
-    if best is None:
-        place.unlink(missing_ok=True)  # of an earlier sweep
-    else:
-        moved = transfers.moved(replace(best.point, tuned=False))
-        write_file(place, best_config(read_recipe(sweep.recipe), moved, best, target, place))
-
-
-def _tune(sweep: Sweep, ledger: TrialStore, transfers: Transfers, device: torch.device) -> None:
-    """Fine-tune the target, every point, and then what the methods are compared at."""
-    fits = Fits(
-        folder=sweep.folder / "points",
-        config=lambda point, folder: _fit_config(sweep, transfers, point, folder),
-        data=sweep.data,
-        dtype=sweep.target.dtype,
-        device=device,
-        keep_models=sweep.settings.keep_models,
+    Args:
+        sweep: The sweep.
+        transfers: Prepares the transfers of its points.
+        best: The outcome of the best point.
+        target: The outcome of the target itself.
+        path: Where the config will be written.
+    """
+    point = best.point
+    lines = (
+        f"The best point of a sweep: {point.method}, λ {point.scale:.6g}, p {point.ratio:.6g}; "
+        f"{best.share:.2%} of parameters",
+        f"keep: {100 * best.keep:.1f} % (target: {100 * target.keep:.1f} %)",
+        f"recover: {100 * best.recover:.1f} % (target: {100 * target.recover:.1f} %)",
+        "",
+        f"  python -m act_lightning merge --config {path}",
+        f"  python -m act_lightning fit   --config {path}",
     )
+    config = transfers.override(replace(point, tuned=False)).apply_to(read_recipe(sweep.recipe))
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + _as_yaml(config)
 
-    def record(outcome: Outcome) -> None:
-        if outcome.point.method == TARGET:
-            ledger.record_target(outcome)
-        else:
-            ledger.finish(Suggested(outcome.point), outcome)
 
-    target = ledger.target()
+def _as_yaml(config: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _fine_tune_all(sweep: Sweep, store: TrialStore, transfers: Transfers, device: torch.device) -> None:
+    """Fine-tune the target and every point, then those where the methods are compared."""
+
+    def fine_tune(outcomes: Sequence[Outcome]) -> None:
+        for outcome in tqdm(outcomes, desc="fine-tuning", unit="point"):
+            tuned = _fine_tune(sweep, transfers, outcome, device)
+            store.record(Suggestion(tuned.point), tuned)
+
+    target = store.target()
     assert target is not None, "the target is evaluated first"
-    done = {replace(one.point, tuned=False) for one in ledger.outcomes(tuned=True)}
-    first = [] if ledger.target(tuned=True) is not None else [target]
-    fits.go([*first, *(one for one in ledger.outcomes() if one.point not in done)], record)
-    tuned = ledger.outcomes(tuned=True)
-    equals = equal_points(reference_of(tuned, target, sweep.settings), sweep.settings, sweep.transfer)
-    known = {one.point for one in tuned}
-    missing = dict.fromkeys(point for its in equals.values() for point in its.values() if point not in known)
-    fits.go([Outcome(point, target.roles, {}, transfers.share(point)) for point in missing], record)
+    done = {replace(outcome.point, tuned=False) for outcome in store.outcomes(tuned=True)}
+    missing_target = [] if store.target(tuned=True) is not None else [target]
+    fine_tune([*missing_target, *(outcome for outcome in store.outcomes() if outcome.point not in done)])
+
+    tuned = store.outcomes(tuned=True)
+    reference = reference_outcome(tuned, target, sweep.settings)
+    by_method = equal_points(reference, sweep.settings, sweep.transfer)
+    known = {outcome.point for outcome in tuned}
+    missing = dict.fromkeys(point for points in by_method.values() for point in points.values() if point not in known)
+    nothing = ItemScores({})  # these points were not evaluated without fine-tuning
+    fine_tune([Outcome(point, target.roles, nothing, transfers.parameter_share(point)) for point in missing])
+
+
+def _fine_tune(sweep: Sweep, transfers: Transfers, before: Outcome, device: torch.device) -> Outcome:
+    """Fine-tune after a transfer, and evaluate the model.
+
+    Args:
+        sweep: The sweep.
+        transfers: Prepares the transfers of its points.
+        before: The outcome without fine-tuning; that of the target itself stands for plain fine-tuning.
+        device: Where the model is evaluated.
+    """
+    point, stopwatch = replace(before.point, tuned=True), Stopwatch(device)
+    folder = sweep.folder / "points" / point.name
+    with stopwatch.timing("fitting"):
+        if not (folder / "model" / "config.json").is_file():
+            write_file(folder / "config.yaml", _fit_config(sweep, transfers, point, folder))
+            _run_fit(point, folder)
+    model = load_model(folder / "model", sweep.target.dtype, device)
+    with stopwatch.timing("evaluating"):
+        scores = score_model(sweep.data, model, sweep.data.evaluation_tokens)
+    if not sweep.settings.keep_models:
+        shutil.rmtree(folder / "model")
+    return Outcome(point, before.roles, scores, before.share, stopwatch.seconds)
 
 
 def _fit_config(sweep: Sweep, transfers: Transfers, point: Point, folder: Path) -> str:
-    moved = None if point.method == TARGET else transfers.moved(replace(point, tuned=False))
-    return fit_config(read_recipe(sweep.recipe), moved, folder, sweep.folders_of_scores().get(point.method))
+    """The config of a point's own `fit`, which leaves out callbacks that evaluate: the sweep evaluates by itself."""
+    recipe = read_recipe(sweep.recipe)
+    config = {**recipe, "profile": {**recipe["profile"], "sources": None}}
+    needs_scores = False
+    if point.method != TARGET:
+        override = transfers.override(replace(point, tuned=False))
+        config, needs_scores = override.apply_to(recipe), override.settings.needs_scores
+    transfer = {key: value for key, value in config.get("transfer", {}).items() if key != "scores"}
+    scores = sweep.score_folders().get(point.method)
+    if needs_scores and scores is not None:
+        transfer["scores"] = str(scores)
+    trainer = {**recipe["trainer"], "default_root_dir": str(folder)}
+    callbacks = trainer.get("callbacks") or []
+    other_callbacks, saves_checkpoints = [], False
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        class_path = str(callback.get("class_path", "") if isinstance(callback, dict) else callback)
+        if not class_path.endswith(("TransferComparison", "AnswerEvaluation")):
+            other_callbacks.append(callback)
+            saves_checkpoints |= "Checkpoint" in class_path
+    trainer["callbacks"] = other_callbacks or None
+    if not saves_checkpoints:
+        trainer["enable_checkpointing"] = False  # a fit that was killed starts over
+    return _as_yaml({**config, "transfer": transfer, "trainer": trainer})
+
+
+def _run_fit(point: Point, folder: Path) -> None:
+    """Run `fit` in a process of its own, whose memory is free again afterwards."""
+    environment = {name: value for name, value in os.environ.items() if name not in _LAUNCH_VARIABLES}
+    command = [sys.executable, "-m", "act_lightning", "fit", "--config", str(folder / "config.yaml")]
+    log = folder / "fit.log"
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
+    if process.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        label = "plain fine-tuning" if point.method == TARGET else point.name
+        problem = f"must end in a model, and {label} did not ({lines[-1] if lines else 'no message'})"
+        raise ActError(ConfigIssue("sweep.fit", True, problem, f"Read {log}, and start the sweep again: it continues."))

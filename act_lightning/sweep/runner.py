@@ -1,18 +1,23 @@
-"""A sweep from a run's sections through its points, in rounds in which every process takes one."""
+"""The run of a sweep: one model in memory on every process, to which points are applied, evaluated and reverted."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from torch import Tensor, distributed
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -20,157 +25,34 @@ from act_lightning.analysis.report.page import require_report_folder
 from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.errors import ActError
+from act_lightning.evaluation.evaluator import score_model
 from act_lightning.profiling.target import Target
 from act_lightning.scores import read_record, score_path, scores_folder
-from act_lightning.sweep.configs import read_recipe
-from act_lightning.sweep.points import UNTOUCHED, Point, count_points, grid, has_ratio
-from act_lightning.sweep.results import Outcome, equal_points, reference_of
-from act_lightning.sweep.settings import ACT, SweepSettings
-from act_lightning.sweep.study import Suggested, TrialStore, alone
-from act_lightning.sweep.transfers import SweepContext, Transfers
-from act_lightning.sweep.workers import Questions, Watch, Workers, apply_and_revert
+from act_lightning.sweep.results import Outcome, equal_points, reference_outcome
+from act_lightning.sweep.study import Suggestion, TrialStore, exclusive_storage
+from act_lightning.sweep.sweep_settings import ACT, UNMODIFIED, Point, SweepSettings, count_points, grid, has_ratio
+from act_lightning.sweep.transfers import SweepContext, Transfers, read_recipe
+from act_lightning.transfer.preparation import PreparedTransfer
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
-
-@dataclass(frozen=True)
-class TrialContext:
-    """What a process needs to evaluate a point.
-
-    Attributes:
-        model: The target, to which points are applied.
-        transfers: Gives the transfer of a point.
-        data: The data module, set up for testing.
-        questions: Its evaluation sets.
-    """
-
-    model: PreTrainedModel
-    transfers: Transfers
-    data: AbilityDataModule
-    questions: Questions
-
-    def evaluate(self, point: Point) -> Outcome:
-        """Apply a point, ask all questions, and take it back."""
-        watch = Watch(torch.device(self.model.device))
-        roles = {name: one.role for name, one in self.data.evaluations.items()}
-        if point == UNTOUCHED:
-            with watch.timing("evaluating"):
-                right = self.questions.ask(self.model)
-            return Outcome(point, roles, right, 0.0, watch.seconds)
-        with (
-            apply_and_revert(self.model, lambda: self.transfers.prepared(point), watch),
-            watch.timing("evaluating"),
-        ):
-            right = self.questions.ask(self.model)
-        return Outcome(point, roles, right, self.transfers.share(point), watch.seconds)
-
-
-class TrialRunner:
-    """All points of a sweep, of which every process evaluates its part.
-
-    Args:
-        crew: The processes.
-        ledger: Where points are kept; of the first process, the others have none.
-        laboratory: Evaluates points.
-        settings: Section ``sweep``.
-        transfer: The run's own settings.
-    """
-
-    def __init__(
-        self,
-        crew: Workers,
-        ledger: TrialStore | None,
-        laboratory: TrialContext,
-        settings: SweepSettings,
-        transfer: TransferSettings,
-    ) -> None:
-        self._crew = crew
-        self._kept = ledger
-        self._laboratory = laboratory
-        self._settings = settings
-        self._transfer = transfer
-
-    @property
-    def _ledger(self) -> TrialStore:
-        assert self._kept is not None, "only the first process keeps points"
-        return self._kept
-
-    def go(self) -> None:
-        """Evaluate the target, every point that has not been yet, and what the methods are compared at."""
-        self._rounds(self._first_points, "sweeping", count_points(self._settings, self._transfer))
-        self._rounds(self._equal_points, "comparing", 0)
-
-    def _first_points(self) -> Iterator[Suggested]:
-        if self._ledger.target() is None:
-            yield Suggested(UNTOUCHED)
-        points = grid(self._settings, self._transfer)
-        if self._settings.sampler != "grid":
-            for method in self._settings.compared:
-                yield from self._chosen_by_sampler(method)
-            points = [point for point in points if not has_ratio(point.method, self._transfer)]
-        yield from map(Suggested, self._missing(points))
-
-    def _chosen_by_sampler(self, method: str) -> Iterator[Suggested]:
-        if has_ratio(method, self._transfer):
-            for _ in range((self._settings.trials or 0) - self._ledger.suggested(method)):
-                yield self._ledger.suggest(method)
-
-    def _equal_points(self) -> Iterator[Suggested]:
-        """What other methods need to be compared with the first at its λ, and at its share of parameters."""
-        target = self._ledger.target()
-        assert target is not None
-        reference = reference_of(self._ledger.outcomes(), target, self._settings)
-        equals = equal_points(reference, self._settings, self._transfer)
-        yield from map(Suggested, self._missing([point for its in equals.values() for point in its.values()]))
-
-    def _missing(self, points: Iterable[Point]) -> list[Point]:
-        """Those that were not evaluated, each once."""
-        done = {outcome.point for outcome in self._ledger.outcomes()}
-        return [point for point in dict.fromkeys(points) if point not in done]
-
-    def _rounds(self, points: Callable[[], Iterator[Suggested]], title: str, total: int) -> None:
-        """Give every process a point, wait for all of them, and so on until there are none left."""
-        crew, queue = self._crew, iter(points() if self._crew.leads else ())
-        with tqdm(desc=title, unit="point", total=total or None, disable=not crew.leads) as bar:
-            if crew.leads and total:
-                bar.update(max(0, min(total, self._done())))
-            while True:
-                chosen = list(islice(queue, crew.size))  # of the first process
-                told = crew.of_first(lambda chosen=chosen: [one.point for one in chosen])  # type: ignore[misc]
-                if not told:
-                    return
-                mine = told[crew.rank : crew.rank + 1]
-                found = crew.all_of(lambda mine=mine: [self._laboratory.evaluate(point) for point in mine])  # type: ignore[misc]
-                if crew.leads:
-                    self._keep(chosen, [outcome for its in found for outcome in its])
-                    bar.update(sum(point != UNTOUCHED for point in told))
-
-    def _done(self) -> int:
-        if self._settings.sampler == "grid":
-            return len({outcome.point for outcome in self._ledger.outcomes()} & {*grid(self._settings, self._transfer)})
-        return sum(self._ledger.suggested(method) for method in self._settings.compared)
-
-    def _keep(self, chosen: Sequence[Suggested], outcomes: Sequence[Outcome]) -> None:
-        for one, outcome in zip(chosen, outcomes, strict=True):
-            if outcome.point == UNTOUCHED:
-                self._ledger.record_target(outcome)
-            else:
-                self._ledger.finish(one, outcome)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep is made of.
+    """Everything that a sweep is made of.
 
     Attributes:
         settings: Section ``sweep``, without issues.
         transfer: The run's own settings.
         sources: The run's sources.
         data: The data module.
-        target: Where the target's weights are.
+        target: The target.
         root: The run's folder.
         scores: Folder of saved scores; by default the run's own.
-        seed: Of random draws.
+        seed: Seed of random draws.
         recipe: The run's config as YAML.
     """
 
@@ -189,113 +71,319 @@ class Sweep:
         """Where the sweep writes."""
         return self.root / "sweep"
 
-    @property
-    def storage(self) -> str:
-        """Where Optuna keeps the points."""
-        return self.settings.storage or str(self.folder / "journal.log")
-
-    def folders_of_scores(self) -> dict[str, Path]:
-        """Where the scores of each method are that selects by scores."""
+    def score_folders(self) -> dict[str, Path]:
+        """The folders of saved scores of the methods that select by scores."""
         scorers = self.settings.scorers(self.transfer)
-        found = {method: scores_folder(self.root, scorer) for method, scorer in scorers.items()}
-        return found if self.scores is None else found | {ACT: self.scores}
+        folders = {method: scores_folder(self.root, scorer) for method, scorer in scorers.items()}
+        return folders if self.scores is None else folders | {ACT: self.scores}
 
-    def beginning(self) -> SweepContext:
-        """Where every point begins."""
-        assert self.target.folder is not None, "a module of ours names its checkpoint"
+    def context(self) -> SweepContext:
+        """What all points share."""
+        assert self.target.folder is not None, "the target of a sweep is always a checkpoint"
         return SweepContext(
             sources=self.sources,
             transfer=self.transfer,
             channels=self.target.inventory(),
-            scores=self.folders_of_scores(),
+            scores=self.score_folders(),
             fisher=self.root / FISHER_FOLDER,
             seed=self.seed,
             digests=self.target.digests(),
             target=self.target.folder,
         )
 
-    def overridden(self) -> list[str]:
-        """What the sources say that plays no part here."""
-        given = [(i, key, getattr(one, key)) for i, one in enumerate(self.sources) for key in ("scale", "ratio")]
+    def ignored_settings(self) -> list[str]:
+        """Messages about settings of sources that a sweep ignores."""
         end = "plays no part: every point of a sweep sets λ and p of all sources"
-        return [f"profile.sources[{i}].{key} = {value} {end}" for i, key, value in given if value is not None]
+        return [
+            f"profile.sources[{index}].{key} = {value} {end}"
+            for index, source in enumerate(self.sources)
+            for key, value in (("scale", source.scale), ("ratio", source.ratio))
+            if value is not None
+        ]
 
     def explore(self, trainer: L.Trainer) -> None:
-        """Evaluate all points, on every process of the strategy; the data is set up, and scores are there.
+        """Evaluate all points, on every process of the strategy, once data is set up and scores are saved.
 
         Raises:
             ActError: If the storage holds a sweep of something else, or scores are missing.
         """
-        crew, kept = Workers(trainer.global_rank, trainer.world_size), ExitStack()
-        with kept:
-            opened: list[TrialStore] = []
-            crew.of_first(lambda: opened.append(self._begun(kept)))
-            device = trainer.strategy.root_device
-            laboratory = self.laboratory(device)
-            TrialRunner(crew, next(iter(opened), None), laboratory, self.settings, self.transfer).go()
+        workers, device = Workers(trainer.global_rank, trainer.world_size), trainer.strategy.root_device
+        with ExitStack() as stack:
+            stores: list[TrialStore] = []  # only the first process has one
+            workers.run_on_first(lambda: stores.append(self._open_first(stack)))
+            context = self.context()
+            model = load_model(context.target, self.target.dtype, device)
+            trials = TrialContext(model, Transfers(context), self.data)
+            TrialRunner(workers, stores[0] if stores else None, trials, self.settings, self.transfer).run()
 
-    def _begun(self, while_in: ExitStack) -> TrialStore:
+    def _open_first(self, stack: ExitStack) -> TrialStore:
         require_report_folder(self.folder / "report")  # before hours of work
-        return self.ledger(while_in)
+        return stack.enter_context(self.open_store())
 
-    def ledger(self, while_in: ExitStack) -> TrialStore:
-        """All points that were tried, which no other sweep changes until ``while_in`` is left.
-
-        Raises:
-            ActError: If the storage holds a sweep of something else, or another sweep uses it.
-        """
-        made_from, tuned_from = self.made_from(), self.tuned_from() if self.settings.fit else None
-        while_in.enter_context(alone(self.storage))
-        others = [method for method in self.settings.compared if method != ACT]
-        own = {method: {f"scores of {method}": self._scores(method)} for method in others}
-        return TrialStore(self.storage, made_from, own, tuned_from, self.settings, self.seed)
-
-    def laboratory(self, device: torch.device) -> TrialContext:
-        """The target in memory, and the questions."""
-        beginning = self.beginning()
-        model = load_model(beginning.target, self.target.dtype, device)
-        return TrialContext(model, Transfers(beginning), self.data, Questions(self.data))
-
-    def made_from(self) -> dict[str, Any]:
-        """What the points depend on beside method, λ and p, as fingerprints and settings.
+    @contextmanager
+    def open_store(self) -> Iterator[TrialStore]:
+        """All points that were tried, which no other sweep can change meanwhile.
 
         Raises:
-            ActError: If scores are missing.
+            ActError: If the storage holds a sweep of something else, or another sweep is using it.
         """
-        named = {"selection": self.transfer.selection_name, "method": repr(self.transfer.method)}
-        transfer = asdict(replace(self.transfer, selection="all", method="")) | named
-        weights = {one.label: identify(locate(one.model, one.revision)).digest for one in self.sources}
+        made_from, tuned_from = self._made_from(), self._tuned_from() if self.settings.fit else None
+        storage = self.settings.storage or str(self.folder / "journal.log")
+        with exclusive_storage(storage):
+            others = [method for method in self.settings.compared if method != ACT]
+            by_method = {method: {f"scores of {method}": self._score_digests(method)} for method in others}
+            yield TrialStore(storage, made_from, by_method, tuned_from, self.settings, self.seed)
+
+    def _made_from(self) -> dict[str, Any]:
+        """What the points depend on besides method, λ and p, as fingerprints and settings."""
+        names = {"selection": self.transfer.selection_name, "method": repr(self.transfer.method)}
+        transfer = asdict(replace(self.transfer, selection="all", method="")) | names
+        evaluations = {}
+        for name, settings in self.data.evaluations.items():
+            rules = [settings.role, settings.kind, settings.max_new_tokens, settings.pattern, settings.language]
+            prompts = [[prompt.text, prompt.item.identity] for prompt in self.data.prompts[name]]
+            evaluations[name] = _digest([rules, *prompts])
         return {
             "target": self.target.digests()[-1],
-            "sources": weights,
-            "scores": self._scores(ACT),
-            "evaluations": {name: self._questions(name) for name in self.data.evaluation_names},
+            "sources": {one.label: identify(locate(one.model, one.revision)).digest for one in self.sources},
+            "scores": self._score_digests(ACT),
+            "evaluations": evaluations,
             "transfer": {key: value for key, value in transfer.items() if key not in ("ratio", "scale")},
             "dtype": str(self.target.dtype),
             "seed": self.seed,
         }
 
-    def tuned_from(self) -> dict[str, str]:
-        """What fine-tuned points depend on beside that: the settings of a fit."""
+    def _tuned_from(self) -> dict[str, str]:
+        """What fine-tuned points depend on besides that: the settings of a fit."""
         recipe = read_recipe(self.recipe)
         data = {key: value for key, value in recipe["data"].items() if key != "evaluations"}
-        own = ("default_root_dir", "callbacks", "logger", "enable_progress_bar", "enable_model_summary")
-        trainer = {key: value for key, value in recipe.get("trainer", {}).items() if key not in own}
+        irrelevant = ("default_root_dir", "callbacks", "logger", "enable_progress_bar", "enable_model_summary")
+        trainer = {key: value for key, value in recipe.get("trainer", {}).items() if key not in irrelevant}
         return {"fit": _digest([recipe["model"], data, trainer])}
 
-    def _scores(self, method: str) -> dict[str, str]:
-        """What the scores of a method were measured on, for each ability of each source."""
-        folder = self.folders_of_scores().get(method)
+    def _score_digests(self, method: str) -> dict[str, str]:
+        """Fingerprints of the scores of a method, for each ability of each source."""
+        folder = self.score_folders().get(method)
         if folder is None:
             return {}
-        paths = [score_path(folder, one.label, name) for one in self.sources for name in one.abilities]
+        paths = [score_path(folder, source.label, name) for source in self.sources for name in source.abilities]
         return {f"{path.parent.name}/{path.stem}": _digest(read_record(path).fingerprint()) for path in paths}
-
-    def _questions(self, name: str) -> str:
-        one = self.data.evaluations[name]
-        rules = [one.role, one.kind, one.max_new_tokens, one.pattern, one.language]
-        return _digest([rules, *([prompt.text, prompt.item.identity] for prompt in self.data.prompts[name])])
 
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Workers:
+    """The processes of a run.
+
+    Args:
+        rank: Index of this process.
+        size: Number of processes; several must share a process group.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        # A group of its own: a process without a point waits as long as the others need for theirs, and the strategy's
+        # group gives up after half an hour.
+        timeout = timedelta(days=30)
+        self._group: Any = distributed.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+
+    def run_on_all(self, work: Callable[[], _Result]) -> list[_Result]:
+        """The results of ``work`` on all processes in their order, the same on all of them.
+
+        Raises:
+            ActError: On all processes, if ``work`` raised it on one of them.
+        """
+        if self.size == 1:
+            return [work()]
+        result: Any
+        try:
+            result = work()
+        except ActError as error:
+            result = error
+        except Exception as error:
+            # as text, because other exceptions may not be picklable
+            result = RuntimeError("".join(traceback.format_exception(error)))
+        results: list[Any] = [None] * self.size
+        distributed.all_gather_object(results, result, group=self._group)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
+    def run_on_first(self, work: Callable[[], _Result]) -> _Result:
+        """The result of ``work`` on the first process, on all processes."""
+        nothing: Any = None
+        result: _Result = self.run_on_all(work if self.rank == 0 else lambda: nothing)[0]
+        return result
+
+
+@dataclass
+class Stopwatch:
+    """How long each part of a point took.
+
+    Attributes:
+        device: Device whose queued work belongs to the part.
+        seconds: Seconds by part.
+    """
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to a part."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def apply_and_revert(
+    model: PreTrainedModel, prepare: Callable[[], PreparedTransfer], stopwatch: Stopwatch
+) -> Iterator[None]:
+    """The model with a transfer applied; afterwards, and after an error, every bit is as it was.
+
+    The original values of all rows that change are kept on the model's device, as much memory as a transfer has rows.
+
+    Args:
+        model: The target.
+        prepare: Returns the transfer.
+        stopwatch: Gets the seconds of ``selecting``, ``applying`` and ``reverting``.
+    """
+    originals: list[tuple[Tensor, Tensor | slice, Tensor]] = []
+    try:
+        with stopwatch.timing("selecting"):
+            prepared = prepare()
+        with stopwatch.timing("applying"), prepared.injection() as injection:
+            for name in injection.names:
+                values, numbers = model.get_parameter(name).data, injection.rows(name)
+                if len(numbers) == len(values):
+                    originals.append((values, slice(None), values.clone()))
+                else:
+                    rows = numbers.to(values.device)
+                    originals.append((values, rows, values[rows]))
+                injection.apply_(name, values)
+        yield
+    finally:
+        with stopwatch.timing("reverting"):
+            for values, changed, original in originals:
+                values[changed] = original
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What a process needs to evaluate a point.
+
+    Attributes:
+        model: The target, to which points are applied.
+        transfers: Prepares the transfer of a point.
+        data: The data module, set up for testing.
+    """
+
+    model: PreTrainedModel
+    transfers: Transfers
+    data: AbilityDataModule
+
+    def evaluate(self, point: Point) -> Outcome:
+        """Apply a point, score the model, and revert the point."""
+        stopwatch = Stopwatch(torch.device(self.model.device))
+        share = 0.0
+        with ExitStack() as stack:
+            if point != UNMODIFIED:
+                prepare = partial(self.transfers.prepare, point)
+                stack.enter_context(apply_and_revert(self.model, prepare, stopwatch))
+                share = self.transfers.parameter_share(point)
+            with stopwatch.timing("evaluating"):
+                scores = score_model(self.data, self.model, self.data.evaluation_tokens)
+        roles = {name: settings.role for name, settings in self.data.evaluations.items()}
+        return Outcome(point, roles, scores, share, stopwatch.seconds)
+
+    def evaluate_all(self, points: Sequence[Point]) -> list[Outcome]:
+        """Evaluate several points."""
+        return [self.evaluate(point) for point in points]
+
+
+class TrialRunner:
+    """Evaluates all points of a sweep, each on one of the processes.
+
+    Args:
+        workers: The processes.
+        store: The points that were tried, on the first process; ``None`` on the others.
+        context: Evaluates points.
+        settings: Section ``sweep``.
+        transfer: The run's own settings.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        store: TrialStore | None,
+        context: TrialContext,
+        settings: SweepSettings,
+        transfer: TransferSettings,
+    ) -> None:
+        self._workers = workers
+        self._store = store
+        self._context = context
+        self._settings = settings
+        self._transfer = transfer
+
+    def run(self) -> None:
+        """Evaluate the target, then every point that is missing, then those where the methods are compared."""
+        self._run_rounds(self._sweep_points, "sweeping", count_points(self._settings, self._transfer))
+        self._run_rounds(self._comparison_points, "comparing", 0)
+
+    def _sweep_points(self, store: TrialStore) -> Iterator[Suggestion]:
+        if store.target() is None:
+            yield Suggestion(UNMODIFIED)
+        points = grid(self._settings, self._transfer)
+        if self._settings.sampler != "grid":
+            for method in self._settings.compared:
+                if has_ratio(method, self._transfer):
+                    for _ in range((self._settings.trials or 0) - store.count_sampled(method)):
+                        yield store.suggest(method)
+            points = [point for point in points if not has_ratio(point.method, self._transfer)]
+        yield from _missing(points, store)
+
+    def _comparison_points(self, store: TrialStore) -> Iterator[Suggestion]:
+        """The points where other methods are compared with the first: at its λ, and at its share of parameters."""
+        target = store.target()
+        assert target is not None, "the target is evaluated first"
+        reference = reference_outcome(store.outcomes(), target, self._settings)
+        by_method = equal_points(reference, self._settings, self._transfer)
+        yield from _missing(chain.from_iterable(points.values() for points in by_method.values()), store)
+
+    def _run_rounds(self, suggest: Callable[[TrialStore], Iterator[Suggestion]], title: str, total: int) -> None:
+        """In each round, every process takes a point, and all wait for each other; until there are none left."""
+        workers, store = self._workers, self._store
+        queue = iter(()) if store is None else suggest(store)
+        with tqdm(desc=title, unit="point", total=total or None, disable=store is None) as bar:
+            if store is not None and total:
+                bar.update(min(total, self._count_done(store)))
+            while True:
+                suggestions = list(islice(queue, workers.size))
+                points: list[Point] = workers.run_on_first(partial(list, [one.point for one in suggestions]))
+                if not points:
+                    return
+                own = points[workers.rank : workers.rank + 1]
+                outcomes = workers.run_on_all(partial(self._context.evaluate_all, own))
+                if store is not None:
+                    for suggestion, outcome in zip(suggestions, chain.from_iterable(outcomes), strict=True):
+                        store.record(suggestion, outcome)
+                    bar.update(sum(point != UNMODIFIED for point in points))
+
+    def _count_done(self, store: TrialStore) -> int:
+        if self._settings.sampler == "grid":
+            return len({outcome.point for outcome in store.outcomes()} & {*grid(self._settings, self._transfer)})
+        return sum(store.count_sampled(method) for method in self._settings.compared)
+
+
+def _missing(points: Iterable[Point], store: TrialStore) -> Iterator[Suggestion]:
+    """Those that were not evaluated, each once."""
+    done = {outcome.point for outcome in store.outcomes()}
+    return (Suggestion(point) for point in dict.fromkeys(points) if point not in done)

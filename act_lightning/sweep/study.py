@@ -1,10 +1,10 @@
-"""Where the points of a sweep are kept: Optuna studies, one a method, which a sweep that was killed continues."""
+"""Storage of a sweep's points: one Optuna study per method, which a sweep that was killed continues."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,21 +18,21 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.sweep.points import Point
-from act_lightning.sweep.results import ROLES, Outcome
-from act_lightning.sweep.settings import SweepSettings, is_sqlite
+from act_lightning.evaluation.results import ROLES
+from act_lightning.sweep.results import Outcome
+from act_lightning.sweep.sweep_settings import TARGET, Point, SweepSettings
 
-_MADE_FROM, _OUTCOME, _CHOSEN = "made_from", "outcome", "chosen_beforehand"
+_MADE_FROM, _OUTCOME, _NOT_SAMPLED = "made_from", "outcome", "chosen_beforehand"  # attributes in the storage
 _LEAST_RATIO = 1e-6
-_FIT = "+fit"
+_TUNED = "+fit"
 
 
-class Suggested(NamedTuple):
-    """A point that is to be evaluated.
+class Suggestion(NamedTuple):
+    """A point to evaluate.
 
     Attributes:
         point: The point.
-        trial: The trial of a point that a sampler has chosen; those of a grid have none until they are finished.
+        trial: Optuna's trial, if a sampler has chosen the point; others get a trial when they are recorded.
     """
 
     point: Point
@@ -40,99 +40,97 @@ class Suggested(NamedTuple):
 
 
 class TrialStore:
-    """All points that were tried, and which comes next. Only one process has it.
+    """All points that were tried, and the sampler of the next. Only the first process has it.
 
     Values of a trial are keep and recover, its parameters ``method``, ``scale`` and ``ratio``; its attributes hold
-    counts, intervals, the share of parameters, seconds, and the whole outcome. There is a study for each method, named
-    like it; what was fine-tuned has studies of its own, ``act+fit``.
+    counts, intervals, the share of parameters, seconds, and the whole outcome. Each method has a study of that name,
+    and its fine-tuned points have one of their own, such as ``act+fit``.
 
     Args:
-        place: A journal file, or SQLite.
-        made_from: What the points depend on beside method, λ and p: fingerprints of models and data, settings.
-        own_from: What the points of a method depend on beside that, by method.
-        tuned_from: What fine-tuned points depend on beside that; ``None`` where none are wanted.
+        path: A journal file, or SQLite.
+        made_from: What the points depend on besides method, λ and p: fingerprints of models and data, settings.
+        made_from_by_method: What the points of single methods depend on besides that.
+        tuned_from: What fine-tuned points depend on besides that; ``None`` if there will be none.
         settings: Section ``sweep``.
-        seed: Of samplers.
+        seed: Seed of samplers.
 
     Raises:
-        ActError: If the place holds a sweep of other models, data or settings, or cannot be opened.
+        ActError: If the storage holds a sweep of other models, data or settings, or cannot be opened.
     """
 
     def __init__(
         self,
-        place: str,
+        path: str,
         made_from: Mapping[str, Any],
-        own_from: Mapping[str, Mapping[str, Any]],
+        made_from_by_method: Mapping[str, Mapping[str, Any]],
         tuned_from: Mapping[str, Any] | None,
         settings: SweepSettings,
         seed: int,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._place = place
+        self._path = path
         self._settings = settings
         self._seed = seed
         self._made_from = json.loads(json.dumps(made_from))
-        self._own_from = own_from
+        self._made_from_by_method = made_from_by_method
         self._tuned_from = tuned_from
-        self._storage = _opened(place)
+        self._storage = _open_storage(path)
         self._studies: dict[str, optuna.Study] = {}
         for name in optuna.get_all_study_names(self._storage):
-            self._check(name)
+            self._require_same_origin(name)
 
     def outcomes(self, tuned: bool = False) -> list[Outcome]:
-        """What was found so far of the methods that are compared, each point once, in the order of their trials."""
-        methods = [self._name(method, tuned) for method in self._settings.compared]
-        known = set(optuna.get_all_study_names(self._storage))
-        trials = [trial for name in methods if name in known for trial in self._finished(name)]
-        found = [Outcome.from_json(trial.user_attrs[_OUTCOME]) for trial in trials]
-        return list({one.point: one for one in found}.values())
+        """The outcomes so far of the methods to compare, each point once, in the order of their trials."""
+        outcomes: dict[Point, Outcome] = {}
+        studies = set(optuna.get_all_study_names(self._storage))
+        for method in self._settings.compared:
+            name = _study_name(method, tuned)
+            for trial in self._completed(name) if name in studies else []:
+                outcome = Outcome.from_json(trial.user_attrs[_OUTCOME])
+                outcomes[outcome.point] = outcome
+        return list(outcomes.values())
 
     def target(self, tuned: bool = False) -> Outcome | None:
-        """What the target itself gave, if it was evaluated."""
-        known = self._study(self._name(self._settings.compared[0], tuned)).user_attrs.get("target")
-        return None if known is None else Outcome.from_json(known)
+        """The outcome of the target itself, if it was evaluated."""
+        outcome = self._study(_study_name(self._settings.compared[0], tuned)).user_attrs.get("target")
+        return None if outcome is None else Outcome.from_json(outcome)
 
-    def record_target(self, outcome: Outcome) -> None:
-        """Keep what the target itself gave."""
-        for method in self._settings.compared:
-            study = self._study(self._name(method, outcome.point.tuned))
-            study.set_user_attr("target", outcome.to_json())
-
-    def suggest(self, method: str) -> Suggested:
+    def suggest(self, method: str) -> Suggestion:
         """The next point of a method, which the sampler chooses between the least and the largest λ and p."""
-        scales, ratios = (
-            [float(one) for one in its] for its in (self._settings.tried_scales, self._settings.tried_ratios)
-        )
-        trial = self._study(method).ask(_space(method, scales, ratios))
-        return Suggested(Point(method, trial.params["scale"], trial.params["ratio"]), trial)
+        scales = [float(scale) for scale in self._settings.tried_scales]
+        ratios = [float(ratio) for ratio in self._settings.tried_ratios]
+        trial = self._study(method).ask(_search_space(method, scales, ratios))
+        return Suggestion(Point(method, trial.params["scale"], trial.params["ratio"]), trial)
 
-    def suggested(self, method: str) -> int:
-        """How many points of a method the sampler has chosen that were evaluated."""
-        return sum(_CHOSEN not in trial.user_attrs for trial in self._finished(method))
+    def count_sampled(self, method: str) -> int:
+        """How many points of a method that the sampler has chosen were evaluated."""
+        return sum(_NOT_SAMPLED not in trial.user_attrs for trial in self._completed(method))
 
-    def finish(self, suggested: Suggested, outcome: Outcome) -> None:
-        """Keep what was found at a point; one that no sampler has chosen is written whole, in one line of a journal."""
-        told = {role: list(outcome.mean(role)) for role in ROLES}
-        counts = {name: list(outcome.counts(name)) for name in outcome.right}
-        attributes = {"intervals": told, "counts": counts, _OUTCOME: outcome.to_json()}
-        values, point = [outcome.keep, outcome.recover], outcome.point
-        study = self._study(self._name(point.method, point.tuned))
-        if suggested.trial is not None:
+    def record(self, suggestion: Suggestion, outcome: Outcome) -> None:
+        """Store an outcome; that of a point which no sampler has chosen is written in one line of a journal."""
+        point = outcome.point
+        if point.method == TARGET:
+            for method in self._settings.compared:
+                self._study(_study_name(method, point.tuned)).set_user_attr("target", outcome.to_json())
+            return
+        attributes: dict[str, Any] = {
+            "intervals": {role: list(outcome.mean(role)) for role in ROLES},
+            "counts": {name: list(outcome.scores.share(name)) for name in outcome.scores.digits},
+            _OUTCOME: outcome.to_json(),
+        }
+        study, values = self._study(_study_name(point.method, point.tuned)), [outcome.keep, outcome.recover]
+        if suggestion.trial is not None:
             for key, value in attributes.items():
-                suggested.trial.set_user_attr(key, value)
-            study.tell(suggested.trial, values)
+                suggestion.trial.set_user_attr(key, value)
+            study.tell(suggestion.trial, values)
             return
         params = {"method": point.method, "scale": point.scale, "ratio": point.ratio}
-        space = _space(point.method, [point.scale], [min(_LEAST_RATIO, point.ratio), 1.0])
-        attributes[_CHOSEN] = True
+        space = _search_space(point.method, [point.scale], [min(_LEAST_RATIO, point.ratio), 1.0])
+        attributes[_NOT_SAMPLED] = True
         study.add_trial(create_trial(params=params, distributions=space, values=values, user_attrs=attributes))
 
-    def _finished(self, name: str) -> list[FrozenTrial]:
+    def _completed(self, name: str) -> list[FrozenTrial]:
         return self._study(name).get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-    @staticmethod
-    def _name(method: str, tuned: bool) -> str:
-        return method + _FIT if tuned else method
 
     def _study(self, name: str) -> optuna.Study:
         if name not in self._studies:
@@ -140,45 +138,43 @@ class TrialStore:
                 storage=self._storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
             )
             if _MADE_FROM not in study.user_attrs:
-                study.set_user_attr(_MADE_FROM, self._basis(name))
+                study.set_user_attr(_MADE_FROM, self._origin(name))
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ExperimentalWarning)
                     study.set_metric_names(list(ROLES))
-            self._give_up(study)
-            study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
+            # trials that were running when a sweep was killed have failed; their points are tried again
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            kind = optuna.samplers.NSGAIISampler if self._settings.sampler == "nsga2" else optuna.samplers.TPESampler
+            # a seed of its own, so that random numbers do not start over where a sweep continues
+            study.sampler = kind(seed=self._seed + len(study.get_trials(deepcopy=False)))
             self._studies[name] = study
         return self._studies[name]
 
-    def _sampler(self, past: int) -> optuna.samplers.BaseSampler:
-        """A sampler whose random numbers do not begin again where a sweep continues."""
-        kind = optuna.samplers.NSGAIISampler if self._settings.sampler == "nsga2" else optuna.samplers.TPESampler
-        return kind(seed=self._seed + past)
+    def _origin(self, name: str) -> dict[str, Any]:
+        tuned_from = (self._tuned_from or {}) if name.endswith(_TUNED) else {}
+        return {**self._made_from, **self._made_from_by_method.get(name.removesuffix(_TUNED), {}), **tuned_from}
 
-    def _give_up(self, study: optuna.Study) -> None:
-        """Trials that were running when a sweep was killed have failed; their points are tried again."""
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-
-    def _basis(self, name: str) -> dict[str, Any]:
-        tuned = (self._tuned_from or {}) if name.endswith(_FIT) else {}
-        return {**self._made_from, **self._own_from.get(name.removesuffix(_FIT), {}), **tuned}
-
-    def _check(self, name: str) -> None:
-        study, now = optuna.load_study(study_name=name, storage=self._storage), self._basis(name)
-        before = study.user_attrs.get(_MADE_FROM)
-        if before is None or before == now or (self._tuned_from is None and name.endswith(_FIT)):
+    def _require_same_origin(self, name: str) -> None:
+        study, origin = optuna.load_study(study_name=name, storage=self._storage), self._origin(name)
+        stored = study.user_attrs.get(_MADE_FROM)
+        if stored is None or stored == origin or (self._tuned_from is None and name.endswith(_TUNED)):
             return
-        compared = name.removesuffix(_FIT) in self._settings.compared
-        keys = before.keys() | now if compared else now  # of a method that is not, its own scores are not looked at
-        differ = sorted(key for key in keys if before.get(key) != now.get(key))
-        if not differ:
-            return
-        problem = f"must be of this run, and holds a sweep with other {', '.join(differ)}"
-        hint = "Choose another trainer.default_root_dir or sweep.storage, or delete it to begin anew."
-        raise ActError(ConfigIssue("sweep.storage", self._place, problem, hint))
+        # of a method that is not compared now, the scores are unknown
+        compared = name.removesuffix(_TUNED) in self._settings.compared
+        keys = stored.keys() | origin.keys() if compared else origin.keys()
+        different = sorted(key for key in keys if stored.get(key) != origin.get(key))
+        if different:
+            problem = f"must be of this run, and holds a sweep with other {', '.join(different)}"
+            hint = "Choose another trainer.default_root_dir or sweep.storage, or delete it to begin anew."
+            raise ActError(ConfigIssue("sweep.storage", self._path, problem, hint))
 
 
-def _space(method: str, scales: Sequence[float], ratios: Sequence[float]) -> dict[str, BaseDistribution]:
+def _study_name(method: str, tuned: bool) -> str:
+    return method + _TUNED if tuned else method
+
+
+def _search_space(method: str, scales: list[float], ratios: list[float]) -> dict[str, BaseDistribution]:
     return {
         "method": CategoricalDistribution((method,)),
         "scale": FloatDistribution(min(scales), max(scales)),
@@ -187,42 +183,37 @@ def _space(method: str, scales: Sequence[float], ratios: Sequence[float]) -> dic
 
 
 @contextmanager
-def alone(place: str) -> Iterator[None]:
+def exclusive_storage(path: str) -> Iterator[None]:
     """Keep other sweeps away from the storage of this one.
 
     Raises:
-        ActError: If another one is at work there.
+        ActError: If another sweep is using it.
     """
-    file = Path(place.removeprefix("sqlite:///")).expanduser()
+    file = Path(path.removeprefix("sqlite:///")).expanduser()
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(file.with_name(f".{file.name}.lock"), timeout=0):
             yield
     except Timeout as error:
         problem, hint = "must not be in use by another sweep", "Wait for it, or name another."
-        raise ActError(ConfigIssue("sweep.storage", place, problem, hint)) from error
+        raise ActError(ConfigIssue("sweep.storage", path, problem, hint)) from error
 
 
-def _opened(place: str) -> BaseStorage:
-    """The storage, after what a killed process left in the middle of a write is taken away."""
+def _open_storage(path: str) -> BaseStorage:
+    """Open the storage; of a journal, a last line that a killed process has not completed is cut off first."""
     try:
-        if is_sqlite(place):
-            return RDBStorage(place if place.startswith("sqlite:") else f"sqlite:///{Path(place).expanduser()}")
-        file = Path(place).expanduser()
+        if path.startswith("sqlite:"):
+            return RDBStorage(path)
+        file = Path(path).expanduser()
+        if path.endswith((".db", ".sqlite", ".sqlite3")):
+            return RDBStorage(f"sqlite:///{file}")
         file.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{file}.lock").unlink(missing_ok=True)
-        _mend(file)
+        content = file.read_bytes() if file.is_file() else b""
+        if content and not content.endswith(b"\n"):
+            with file.open("r+b") as journal:
+                journal.truncate(content.rfind(b"\n") + 1)
         return JournalStorage(JournalFileBackend(str(file)))
     except Exception as error:  # of the file system, of SQLAlchemy, or of Optuna
         problem = f"must be a journal file of Optuna's, or SQLite ({type(error).__name__}: {error})"
-        raise ActError(ConfigIssue("sweep.storage", place, problem, "Name another file.")) from error
-
-
-def _mend(file: Path) -> None:
-    """Cut off a last line that was not written to its end."""
-    if not file.is_file():
-        return
-    content = file.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with file.open("r+b") as opened:
-            opened.truncate(content.rfind(b"\n") + 1)
+        raise ActError(ConfigIssue("sweep.storage", path, problem, "Name another file.")) from error

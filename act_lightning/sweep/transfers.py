@@ -1,29 +1,75 @@
-"""From points to masks: scores are read once, and the masks of one p serve every λ."""
+"""From points to transfers: scores are read once, and the masks of one p serve every λ."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import eligible_channels
-from act_lightning.merging import merging_method
+from act_lightning.merging import METHODS, merging_method
 from act_lightning.scorers.registry import SCORERS
-from act_lightning.sweep.points import Point, TransferOverride, as_large_as, has_density, moved_by
-from act_lightning.sweep.settings import ACT, WITHOUT_MASK
+from act_lightning.sweep.sweep_settings import ACT, WITHOUT_MASK, Point, has_density
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
-_KEPT = 4  # masks of several p in memory at a time
-_HALVINGS = 12
+_CACHED_RATIOS = 4  # masks of several p in memory at a time
+_BISECTIONS = 12
+
+
+def read_recipe(text: str) -> dict[str, Any]:
+    """A run's config, given as YAML, without the keys that only a sweep understands."""
+    config: dict[str, Any] = yaml.safe_load(text)
+    return {key: value for key, value in config.items() if key not in ("sweep", "config", "ckpt_path", "weights_only")}
+
+
+@dataclass(frozen=True)
+class TransferOverride:
+    """Settings and sources of a point, which replace those of the run.
+
+    Attributes:
+        settings: Settings of the transfer.
+        sources: The ability models.
+    """
+
+    settings: TransferSettings
+    sources: Sequence[AbilitySource]
+
+    def apply_to(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """The config of a run, as plain dicts and lists, with this transfer in place of its own."""
+        settings, method = self.settings, self.settings.method
+        transfer = recipe.get("transfer", {}) | {
+            "ratio": float(settings.ratio),
+            "scale": settings.scale,
+            "share": settings.share,
+            "scope": settings.scope,
+            "exclude": list(settings.exclude),
+        }
+        if isinstance(settings.selection, str):
+            transfer["selection"] = settings.selection  # any other is the run's own
+        if isinstance(method, str):
+            transfer["method"] = method
+        else:
+            arguments = {field.name: getattr(method, field.name) for field in fields(method)}  # type: ignore[arg-type]
+            class_path = f"{type(method).__module__}.{type(method).__qualname__}"
+            transfer["method"] = {"class_path": class_path, "init_args": arguments}
+        sources = []
+        for config, source in zip(recipe["profile"]["sources"], self.sources, strict=True):
+            own = {key: value for key, value in config.items() if key not in ("scale", "ratio")}
+            ratio = {} if source.ratio is None else {"ratio": float(source.ratio)}
+            sources.append(own | {"abilities": list(source.abilities)} | ratio)
+        return {**recipe, "transfer": transfer, "profile": recipe["profile"] | {"sources": sources}}
 
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Where every point of a sweep begins.
+    """What all points of a sweep share.
 
     Attributes:
         sources: The run's sources.
@@ -32,7 +78,7 @@ class SweepContext:
         scores: Folders of saved scores, by method.
         fisher: Folder of Fisher information.
         seed: Seed of random draws.
-        digests: Digests under which the target's weights are known.
+        digests: Digests by which the target's weights are known.
         target: The target's checkpoint.
     """
 
@@ -47,82 +93,103 @@ class SweepContext:
 
 
 class Transfers:
-    """Prepares the transfers of a sweep.
+    """Prepares the transfers of a sweep."""
 
-    Args:
-        beginning: What all have in common.
-    """
+    def __init__(self, context: SweepContext) -> None:
+        self._context = context
+        self._select = lru_cache(_CACHED_RATIOS)(self._select_uncached)
+        self._sized_like_act = lru_cache(_CACHED_RATIOS)(self._sized_like_act_uncached)
 
-    def __init__(self, beginning: SweepContext) -> None:
-        self._common = beginning
-        self._selected = lru_cache(_KEPT)(self._select)
-        self._alike = lru_cache(_KEPT)(self._as_large)
-
-    def moved(self, point: Point) -> TransferOverride:
-        """What a point says to a transfer.
+    def override(self, point: Point) -> TransferOverride:
+        """Settings and sources of a point: its own λ and p hold for all sources.
 
         Raises:
-            ActError: If scores are missing or foreign, or p selects nothing.
+            ActError: If scores are missing or of other weights, or p selects nothing.
         """
-        common = self._common
-        if point.method == ACT or point.method in WITHOUT_MASK:
-            return moved_by(point, common.transfer, common.sources)
-        return self._alike(point.method, point.ratio).at(point.scale)
+        context = self._context
+        if point.method != ACT and point.method not in WITHOUT_MASK:
+            sized = self._sized_like_act(point.method, point.ratio)
+            return replace(sized, settings=replace(sized.settings, scale=point.scale))
+        sources = [replace(source, scale=None, ratio=None) for source in context.sources]
+        if point.method == ACT:
+            return TransferOverride(replace(context.transfer, scale=point.scale, ratio=point.ratio), sources)
+        density = {"density": point.ratio} if has_density(point.method) else {}
+        settings = TransferSettings(scale=point.scale, selection="all", method=METHODS[point.method](**density))
+        return TransferOverride(settings, sources)
 
-    def prepared(self, point: Point) -> PreparedTransfer:
+    def prepare(self, point: Point) -> PreparedTransfer:
         """The transfer of a point, ready to be injected.
 
         Raises:
-            ActError: If scores are missing or foreign, or p selects nothing.
+            ActError: If scores are missing or of other weights, or p selects nothing.
         """
         density = has_density(point.method)
-        found = self._selected(point.method, 1.0 if density else point.ratio)
-        method = merging_method(self.moved(point).settings.method) if density else found.method
-        sources = [replace(source, scale=point.scale) for source in found.sources]
-        return replace(found, sources=sources, method=method, scale=point.scale)
+        selected = self._select(point.method, 1.0 if density else point.ratio)
+        method = merging_method(self.override(point).settings.method) if density else selected.method
+        sources = [replace(source, scale=point.scale) for source in selected.sources]
+        return replace(selected, sources=sources, method=method, scale=point.scale)
 
-    def _select(self, method: str, ratio: float) -> PreparedTransfer:
-        return self._prepare(method, self.moved(Point(method, 1.0, ratio)))
+    def parameter_share(self, point: Point) -> float:
+        """The share of the target's parameters that a point moves; with a density, the most that it may move."""
+        return self.prepare(point).parameter_share * (point.ratio if has_density(point.method) else 1.0)
 
-    def _prepare(self, method: str, moved: TransferOverride) -> PreparedTransfer:
-        common = self._common
+    def _select_uncached(self, method: str, ratio: float) -> PreparedTransfer:
+        return self._prepare(method, self.override(Point(method, 1.0, ratio)))
+
+    def _prepare(self, method: str, override: TransferOverride) -> PreparedTransfer:
+        context = self._context
         plan = TransferPlan(
-            moved.settings,
-            moved.sources,
-            common.channels,
-            common.digests,
-            common.seed,
-            common.target,
-            common.scores.get(method),
-            common.fisher,
+            override.settings,
+            override.sources,
+            context.channels,
+            context.digests,
+            context.seed,
+            context.target,
+            context.scores.get(method),
+            context.fisher,
         )
         return prepare(plan)
 
-    def _as_large(self, method: str, ratio: float) -> TransferOverride:
-        """What another selection says that moves as many parameters from each source as ``act`` does.
+    def _sized_like_act_uncached(self, method: str, ratio: float) -> TransferOverride:
+        """Another selection that moves as many parameters from each source as ``act`` does.
 
-        Where abilities are ranked apart, the joint of their masks grows with p, which is halved in on.
+        Where abilities are ranked separately, the union of their masks grows with p, which is found by bisection.
         """
-        common, own = self._common, self._selected(ACT, ratio)
-        allowed = common.channels.count_elements(eligible_channels(common.channels, common.transfer.exclude))
-        budgets = {source.name: common.channels.count_elements(source.mask) for source in own.sources}
+        context, channels = self._context, self._context.channels
+        eligible = channels.count_elements(eligible_channels(channels, context.transfer.exclude))
+        budgets = {source.name: channels.count_elements(source.mask) for source in self._select(ACT, ratio).sources}
         # A quotient that was rounded down would allow one parameter less.
-        most = {name: min(1.0, math.nextafter(budget / allowed, 1)) for name, budget in budgets.items()}
-        point, scorer = Point(method, 1.0, ratio), SCORERS[method]() if method in SCORERS else None
-        several = scorer is not None and scorer.needs_samples
-        moved = as_large_as(point, most, common.transfer, common.sources, several)
-        if not several or all(len(source.abilities) == 1 for source in common.sources):
-            return moved
-        low = {source.label: most[source.label] / len(source.abilities) for source in common.sources}
-        for _ in range(_HALVINGS):
-            tried = {name: (low[name] + most[name]) / 2 for name in low}
-            found = self._prepare(method, as_large_as(point, tried, common.transfer, common.sources, several))
-            for source in found.sources:
-                fits = common.channels.count_elements(source.mask) <= budgets[source.name]
-                (low if fits else most)[source.name] = tried[source.name]
-        return as_large_as(point, low, common.transfer, common.sources, several)
+        high = {name: min(1.0, math.nextafter(budget / eligible, 1)) for name, budget in budgets.items()}
+        ranks_abilities = method in SCORERS and SCORERS[method]().needs_samples
+        if not ranks_abilities or all(len(source.abilities) == 1 for source in context.sources):
+            return self._with_parameter_shares(method, high, ranks_abilities)
+        low = {source.label: high[source.label] / len(source.abilities) for source in context.sources}
+        for _ in range(_BISECTIONS):
+            middle = {name: (low[name] + high[name]) / 2 for name in low}
+            prepared = self._prepare(method, self._with_parameter_shares(method, middle, ranks_abilities))
+            for source in prepared.sources:
+                fits = channels.count_elements(source.mask) <= budgets[source.name]
+                (low if fits else high)[source.name] = middle[source.name]
+        return self._with_parameter_shares(method, low, ranks_abilities)
 
-    def share(self, point: Point) -> float:
-        """The share of the target's parameters that a point moves; of a merging method with a density, the most."""
-        found = self.prepared(point)
-        return found.parameter_share * (point.ratio if has_density(point.method) else 1.0)
+    def _with_parameter_shares(
+        self, method: str, shares: Mapping[str, float], ranks_abilities: bool
+    ) -> TransferOverride:
+        """A selection by ``method`` at λ = 1 whose masks have these shares of the parameters, by source.
+
+        Without scores of each ability, one mask stands for all abilities of a source.
+        """
+        sources = []
+        for source in self._context.sources:
+            abilities = list(source.abilities) if ranks_abilities else list(source.abilities)[:1]
+            sources.append(replace(source, scale=None, ratio=shares[source.label], abilities=abilities))
+        settings = replace(
+            self._context.transfer,
+            scale=1.0,
+            ratio=max(shares.values()),
+            share="parameters",
+            scope="global",
+            selection=method,
+            method="task_arithmetic",
+        )
+        return TransferOverride(settings, sources)

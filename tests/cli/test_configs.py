@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import act_lightning
 from act_lightning.channels import inventory
-from act_lightning.sweep.settings import RATIOS
+from act_lightning.sweep.sweep_settings import RATIOS
 from tests.front_door import Config, call, write_yaml
 from tests.hub_rows import ROWS, local
 from tests.tiny import save_model, sibling_of, tiny_config, tiny_model, tiny_tokenizer, write_jsonl

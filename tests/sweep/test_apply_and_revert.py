@@ -16,7 +16,7 @@ from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError
 from act_lightning.merging import TIES, TaskArithmetic
-from act_lightning.sweep.workers import Watch, apply_and_revert
+from act_lightning.sweep.runner import Stopwatch, apply_and_revert
 from act_lightning.transfer.preparation import PreparedTransfer
 from act_lightning.transfer.selection import SelectedSource
 from tests.reference.act import assert_same_bits
@@ -59,11 +59,11 @@ def test_points_leave_no_trace(
     for seed in seeds:
         mask = torch.rand(total, generator=torch.Generator().manual_seed(seed)) < share
         mask[0] = True
-        watch = Watch(CPU)
-        with apply_and_revert(model, lambda mask=mask: prepared(model, pair[1], mask, scale, method), watch):  # type: ignore[misc]
+        stopwatch = Stopwatch(CPU)
+        with apply_and_revert(model, lambda mask=mask: prepared(model, pair[1], mask, scale, method), stopwatch):  # type: ignore[misc]
             inside = bits(model)
         assert any(not torch.equal(inside[name], values) for name, values in before.items())
-        assert {"selecting", "applying", "reverting"} <= watch.seconds.keys()
+        assert {"selecting", "applying", "reverting"} <= stopwatch.seconds.keys()
         assert_same_bits(bits(model), before)
 
 
@@ -71,12 +71,12 @@ def test_an_error_leaves_no_trace(pair: tuple[Path, Path]) -> None:
     model = load_model(pair[0])
     before, everything = bits(model), torch.ones(inventory(model).total, dtype=torch.bool)
     good = prepared(model, pair[1], everything, 0.5, TaskArithmetic())
-    with pytest.raises(KeyError), apply_and_revert(model, lambda: good, Watch(CPU)):
+    with pytest.raises(KeyError), apply_and_revert(model, lambda: good, Stopwatch(CPU)):
         raise KeyError
     assert_same_bits(bits(model), before)
     too_much = replace(good, sources=[replace(good.sources[0], scale=3e38)])
     model.get_parameter("model.norm.weight").data += 1e4
     before = bits(model)
-    with pytest.raises(ActError, match="must be finite"), apply_and_revert(model, lambda: too_much, Watch(CPU)):
+    with pytest.raises(ActError, match="must be finite"), apply_and_revert(model, lambda: too_much, Stopwatch(CPU)):
         pass
     assert_same_bits(bits(model), before)

@@ -106,10 +106,11 @@ def test_samplers_search_between_the_ends(place: Config, sampler: str) -> None:
 
 def test_two_sweeps_do_not_share_a_storage(place: Config, tmp_path: Path) -> None:
     from act_lightning.errors import ActError
-    from act_lightning.sweep.study import alone
+    from act_lightning.sweep.study import exclusive_storage
 
     storage = str(tmp_path / "journal.log")
-    with alone(storage), pytest.raises(ActError, match="must not be in use by another sweep"), alone(storage):
+    refused = pytest.raises(ActError, match="must not be in use by another sweep")
+    with exclusive_storage(storage), refused, exclusive_storage(storage):
         pass
 
 

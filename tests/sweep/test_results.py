@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act_lightning.sweep.points import UNTOUCHED, Point, grid
+from act_lightning.evaluation.tables import ItemScores
 from act_lightning.sweep.results import EQUAL_SCALE, EQUAL_SHARE, Outcome, best_point, equal_points, pareto_front
-from act_lightning.sweep.settings import SweepSettings
+from act_lightning.sweep.sweep_settings import UNMODIFIED, Point, SweepSettings, grid
 from act_lightning.transfer.settings import TransferSettings
 
 ITEMS = 10
@@ -16,10 +16,10 @@ AT = Point("act", 0.4, 0.01)
 
 def outcome(keep: int, recover: int, share: float = 0.1, point: Point = AT) -> Outcome:
     right = {"k": "1" * keep + "0" * (ITEMS - keep), "r": "1" * recover + "0" * (ITEMS - recover)}
-    return Outcome(point, {"k": "keep", "r": "recover"}, right, share)
+    return Outcome(point, {"k": "keep", "r": "recover"}, ItemScores(right), share)
 
 
-TARGET = outcome(9, 2, 0.0, UNTOUCHED)
+TARGET = outcome(9, 2, 0.0, UNMODIFIED)
 
 
 def test_the_best_point_keeps_what_it_must() -> None:
@@ -61,6 +61,6 @@ def test_p_that_plays_no_part_is_not_walked() -> None:
 
 
 def test_mcnemar_pairs_items() -> None:
-    after = Outcome(Point("act", 0.4, 0.01), TARGET.roles, {"k": "0111111111", "r": "0011110000"}, 0.1)
+    after = Outcome(Point("act", 0.4, 0.01), TARGET.roles, ItemScores({"k": "0111111111", "r": "0011110000"}), 0.1)
     assert after.against(TARGET, "k")[:2] == (1, 1)
     assert after.against(TARGET, "r")[:2] == (4, 2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from act_lightning.sweep.settings import RATIOS, SCALES
+from act_lightning.sweep.sweep_settings import RATIOS, SCALES
 from tests.front_door import Config, Outcome, call, changed, run
 from tests.sweep.folders import make_place
 
