@@ -94,7 +94,7 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
         _measure(trainer, run, scorers, fisher, evaluates=True)
         sweep.explore(trainer)
 
-    for message in sweep.overridden():
+    for message in sweep.ignored_settings():
         rank_zero_info(message)
     _on_all_processes(trainer, explore)
     if trainer.is_global_zero:
