@@ -264,9 +264,8 @@ def run_data(arguments: Sequence[str]) -> int:
 def _translate(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
-    from act_lightning.translation.report import print_report
-    from act_lightning.translation.settings import TranslationSettings
-    from act_lightning.translation.translate import translate
+    from act_lightning.translation.translate import print_report, translate
+    from act_lightning.translation.translation_settings import TranslationSettings
 
     parser = ConfigParser(prog=f"{PROGRAM} data translate", description=_TRANSLATE)
     parser.add_config_option()

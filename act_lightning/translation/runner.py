@@ -1,32 +1,134 @@
-"""Translating: many rows at a time, each until a reply keeps what it must or enough were paid for."""
+"""Translates many rows at a time, and keeps every reply that was paid for in a journal on disk."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.translation.assignments import Assignment, Texts, UnreadableReplyError, correction, read_reply
 from act_lightning.translation.endpoint import Endpoint, NoReplyError
-from act_lightning.translation.instructions import Message, Texts, UnreadableReplyError, correction, read_reply
-from act_lightning.translation.journal import Entry, Journal
-from act_lightning.translation.settings import TranslationSettings
+from act_lightning.translation.translation_settings import TranslationSettings
 from act_lightning.translation.verification import broken_rules
-from act_lightning.translation.work import Assignment
 
-_STOPPED = {"length": "it was cut at the model's longest output", "content_filter": "the endpoint filtered it"}
+_UNFINISHED = {"length": "it was cut at the model's longest output", "content_filter": "the endpoint filtered it"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One reply that was paid for.
+
+    Attributes:
+        key: Fingerprint of the model and everything it was told.
+        model: Name of the model.
+        text: The reply, with marks.
+        finish: The endpoint's reason for its end.
+        input_tokens: Tokens that were sent.
+        output_tokens: Tokens that came back.
+    """
+
+    key: str
+    model: str
+    text: str
+    finish: str
+    input_tokens: int
+    output_tokens: int
+
+
+class Journal:
+    """An append-only file of one JSON object a line; each line is on the disk when :meth:`add` returns.
+
+    A run after a kill finds every reply that was paid for, and pays for none twice.
+
+    Args:
+        path: The file; it is created if there is none.
+
+    Raises:
+        ActError: On entering, if another process writes the file, or a line other than the last is broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, list[Entry]] = defaultdict(list)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        self._file = -1
+
+    def __enter__(self) -> Journal:
+        """Lock and read the file; a last line without an end, which a killed run left, is cut off."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            problem, hint = "is being written by another run", "Wait for it, or name another folder."
+            raise ActError(ConfigIssue("translate.out", str(self.path), problem, hint)) from error
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            content = self.path.read_bytes()
+            complete = content.rfind(b"\n") + 1
+            if complete < len(content):
+                os.ftruncate(self._file, complete)
+            for number, line in enumerate(content[:complete].splitlines(), start=1):
+                try:
+                    entry = Entry(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    value, problem = line.decode(errors="replace"), f"is no entry of a journal ({error})"
+                    raise ActError(ConfigIssue(f"{self.path}:{number}", value, problem, "Delete the line.")) from error
+                self._entries[entry.key].append(entry)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close and unlock the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._lock.release()
+
+    def replies(self, key: str) -> list[Entry]:
+        """The replies to one question, oldest first."""
+        return list(self._entries.get(key, ()))
+
+    def add(self, entry: Entry) -> None:
+        """Write a reply to the disk.
+
+        Raises:
+            ActError: The file cannot be written.
+        """
+        data = (json.dumps(asdict(entry), ensure_ascii=False) + "\n").encode()
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            problem, hint = (
+                f"cannot be written ({error})",
+                "Free some space, and run again: the file's entries are kept.",
+            )
+            raise ActError(ConfigIssue("translate.out", str(self.path), problem, hint)) from error
+        self._entries[entry.key].append(entry)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row in one language.
+    """The result for one row in one language.
 
     Attributes:
         texts: The translation; ``None`` if there is none.
         reasons: Why there is none.
-        final: Whether the next run would come to the same; otherwise it asks again.
+        final: Whether the next run would get the same result; otherwise it asks again.
     """
 
     texts: Texts | None
@@ -35,14 +137,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Effort:
-    """What a run did.
+class RunResult:
+    """The result of a run.
 
     Attributes:
-        outcomes: What became of every question, by its key.
+        outcomes: The outcome of every question, by its key.
         requests: Number of requests that were sent.
-        retries: Number of those that were sent again, for the endpoint had stumbled.
-        stopped: Why the run ended before everything was asked, if it did.
+        retries: Number of those that were sent again after a temporary failure of the endpoint.
+        stopped: Why the run ended early, if it did.
     """
 
     outcomes: dict[str, Outcome]
@@ -51,108 +153,89 @@ class Effort:
     stopped: ActError | None = None
 
 
-def check_reply(assignment: Assignment, entry: Entry) -> tuple[Texts | None, list[str]]:
-    """The translation in a reply, or what is wrong with it.
+def run(work: Sequence[Assignment], settings: TranslationSettings, journal: Journal) -> RunResult:
+    """Ask for everything that no reply in the journal answers.
 
     Args:
-        assignment: What was asked.
-        entry: The reply.
-    """
-    if entry.finish in _STOPPED:
-        return None, [_STOPPED[entry.finish]]
-    try:
-        texts = read_reply(entry.text)
-    except UnreadableReplyError as error:
-        return None, [str(error)]
-    parts = (("prompt", assignment.prompt, texts["prompt"]), ("answer", assignment.answer, texts["answer"]))
-    issues = [
-        f"{name}: {issue}"
-        for name, source, translated in parts
-        for issue in broken_rules(source, translated, assignment.language)
-    ]
-    if issues:
-        return None, issues
-    restore = assignment.prompt.restore, assignment.answer.restore
-    return Texts(prompt=restore[0](texts["prompt"]), answer=restore[1](texts["answer"])), []
-
-
-def run(work: Sequence[Assignment], settings: TranslationSettings, ledger: Journal) -> Effort:
-    """Ask for everything that no reply in the ledger answers.
-
-    Args:
-        work: What is to be translated; what is the same is asked once.
+        work: What is to be translated; equal questions are asked once.
         settings: Section ``translate``.
-        ledger: Replies of earlier runs; those of this run are added.
+        journal: Replies of earlier runs; those of this run are added.
     """
-    return asyncio.run(_Crew({one.key: one for one in work}.values(), settings, ledger).work())
+    return asyncio.run(_Workers(work, settings, journal).run())
 
 
-class _Crew:
-    """Workers that take one question after another.
+class _Workers:
+    """Workers that take one question after another."""
 
-    Args:
-        questions: Without repeats.
-        settings: Section ``translate``.
-        ledger: Where replies are kept.
-    """
-
-    def __init__(self, questions: Iterable[Assignment], settings: TranslationSettings, ledger: Journal) -> None:
+    def __init__(self, work: Sequence[Assignment], settings: TranslationSettings, journal: Journal) -> None:
+        questions = list({assignment.key: assignment for assignment in work}.values())
         self._settings = settings
-        self._ledger = ledger
+        self._journal = journal
         self._outcomes: dict[str, Outcome] = {}
-        self._waiting: Iterator[Assignment] = iter(list(questions))
+        self._pending = iter(questions)
         self._bar = tqdm(questions, desc="translating", unit="row")
         self._stopped: ActError | None = None
         self._failures = 0
 
-    async def work(self) -> Effort:
+    async def run(self) -> RunResult:
         """Answer every question, or stop when the endpoint answers none."""
         with self._bar:
             async with Endpoint(self._settings) as self._endpoint:
-                await asyncio.gather(*(self._worker() for _ in range(self._settings.concurrency)))
-        return Effort(self._outcomes, self._endpoint.requests, self._endpoint.retries, self._stopped)
+                await asyncio.gather(*(self._work() for _ in range(self._settings.concurrency)))
+        return RunResult(self._outcomes, self._endpoint.requests, self._endpoint.retries, self._stopped)
 
-    async def _worker(self) -> None:
-        for question in self._waiting:
+    async def _work(self) -> None:
+        for question in self._pending:
             try:
-                outcome = await self._answer(question)
-            except ActError as error:  # all others finish what is under way, for it is paid for
-                self._stopped = self._stopped or error
-            else:
-                self._outcomes[question.key] = outcome
+                self._outcomes[question.key] = await self._translate(question)
                 self._bar.update()
+            except ActError as error:  # the other workers finish what is under way, for it is paid for
+                self._stopped = self._stopped or error
             if self._stopped:
                 return
 
-    async def _answer(self, question: Assignment) -> Outcome:
-        """Replies of earlier runs count as attempts."""
+    async def _translate(self, question: Assignment) -> Outcome:
+        """Ask until a reply can be used; replies of earlier runs count as attempts."""
         messages, issues = question.messages, list[str]()
-        known = self._ledger.of(question.key)
-        for attempt in range(max(self._settings.attempts, len(known))):
-            if attempt < len(known):
-                entry = known[attempt]
+        earlier = self._journal.replies(question.key)
+        for attempt in range(max(self._settings.attempts, len(earlier))):
+            if attempt < len(earlier):
+                entry = earlier[attempt]
             else:
                 try:
-                    entry = await self._ask(question, messages)
+                    reply = await self._endpoint.ask(question.model, messages)
                 except NoReplyError as error:
-                    return self._without_reply(error)
-            texts, issues = check_reply(question, entry)
+                    self._count_failure(error)
+                    return Outcome(None, (str(error),), final=error.refused)
+                self._failures = 0
+                entry = Entry(question.key, question.model, **asdict(reply))
+                self._journal.add(entry)
+            texts, issues = _check_reply(question, entry)
             if texts:
                 return Outcome(texts)
             messages = question.messages + correction(entry.text, issues)
         return Outcome(None, tuple(issues))
 
-    async def _ask(self, question: Assignment, messages: Sequence[Message]) -> Entry:
-        reply = await self._endpoint.ask(question.model, messages)
-        self._failures = 0
-        entry = Entry(question.key, question.model, reply.text, reply.finish, reply.input_tokens, reply.output_tokens)
-        self._ledger.add(entry)
-        return entry
-
-    def _without_reply(self, error: NoReplyError) -> Outcome:
+    def _count_failure(self, error: NoReplyError) -> None:
+        """Stop the run if the endpoint has failed once for each worker, and once more."""
         self._failures += 1
         if self._failures > self._settings.concurrency:
             problem = f"has not answered the last {self._failures} questions: {error}"
             hint = "Look after it; what is paid for is kept, and the next run goes on from there."
             self._stopped = ActError(ConfigIssue("translate.base_url", self._settings.base_url, problem, hint))
-        return Outcome(None, (str(error),), final=error.refused)
+
+
+def _check_reply(assignment: Assignment, entry: Entry) -> tuple[Texts | None, list[str]]:
+    """The translation in a reply, or what is wrong with it."""
+    if entry.finish in _UNFINISHED:
+        return None, [_UNFINISHED[entry.finish]]
+    try:
+        texts = read_reply(entry.text)
+    except UnreadableReplyError as error:
+        return None, [str(error)]
+    prompt, answer, language = assignment.prompt, assignment.answer, assignment.language
+    issues = [f"prompt: {issue}" for issue in broken_rules(prompt, texts["prompt"], language)]
+    issues += [f"answer: {issue}" for issue in broken_rules(answer, texts["answer"], language)]
+    if issues:
+        return None, issues
+    return Texts(prompt=prompt.restore(texts["prompt"]), answer=answer.restore(texts["answer"])), []

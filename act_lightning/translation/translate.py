@@ -1,79 +1,91 @@
-"""From abilities to translated Parquet files."""
+"""From abilities to translated Parquet files, with a report of what they cost and which rows are missing."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from act_lightning.checkpoints.files import write_file
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.errors import ConfigIssue, raise_if_any
-from act_lightning.translation.journal import Journal
-from act_lightning.translation.report import TranslationReport, make_report
-from act_lightning.translation.runner import Outcome, run
-from act_lightning.translation.settings import TranslationSettings, translation_issues
-from act_lightning.translation.work import Assignment, assignments
+from act_lightning.translation.assignments import Assignment, assignments
+from act_lightning.translation.runner import Journal, Outcome, RunResult, run
+from act_lightning.translation.translation_settings import Price, TranslationSettings, translation_issues
+
+_MILLION = 1e6
 
 
-def write_translation(path: Path, work: Sequence[Assignment], outcomes: Mapping[str, Outcome]) -> None:
-    """Write the translated rows as Parquet, in the order of the originals.
+@dataclass(frozen=True)
+class SetReport:
+    """One ability in one language.
 
-    The columns ``prompt`` and ``answer`` are an ability's; ``original_prompt``, ``original_answer``, ``place``,
-    ``language`` and ``model`` tell where they come from.
-
-    Args:
-        path: The file to be.
-        work: What was to be translated.
-        outcomes: What became of it, by key.
+    Attributes:
+        model: Name of the model that translated it.
+        rows: Rows that were to be translated.
+        translated: Rows that were translated.
+        set_aside: Rows without a usable reply, or refused by the endpoint.
+        unanswered: Rows that the endpoint did not answer; the next run asks again.
+        attempts: Replies that were paid for, those of earlier runs included.
+        corrected: Rows that took more than one reply.
+        input_tokens: Tokens that were sent, in all attempts.
+        output_tokens: Tokens that came back, in all attempts.
+        cost: US dollars for them; ``None`` if the model has no price.
     """
-    import pyarrow  # here, because most runs write no Parquet
-    import pyarrow.parquet
 
-    rows = []
-    for one in work:
-        if texts := outcomes[one.key].texts:
-            original = {"original_prompt": one.original.prompt, "original_answer": one.original.answer}
-            rows.append(
-                {**texts, **original, "place": one.original.place, "language": one.language, "model": one.model}
-            )
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), content)
-    write_file(path, content.getvalue())
+    model: str
+    rows: int
+    translated: int
+    set_aside: int
+    unanswered: int
+    attempts: int
+    corrected: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
 
 
-def write_set_aside(path: Path, work: Sequence[Assignment], outcomes: Mapping[str, Outcome]) -> None:
-    """Write the rows without a translation as JSONL, each with the reasons; the file is empty if there are none.
+@dataclass(frozen=True)
+class TranslationReport:
+    """A whole translation.
 
-    Args:
-        path: The file to be.
-        work: What was to be translated.
-        outcomes: What became of it, by key.
+    Attributes:
+        sets: Figures by name, ``<ability>-<language>``.
+        reasons: How often each reason kept a row from being translated.
+        requests: Requests that this run sent.
+        retries: Those that were sent again after a temporary failure of the endpoint.
     """
-    lines = []
-    for one in work:
-        outcome = outcomes.get(one.key)
-        if outcome and outcome.texts is None:
-            told = {"set": one.name, "place": one.original.place, "reasons": list(outcome.reasons)}
-            row = told | {"prompt": one.original.prompt, "answer": one.original.answer}
-            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_file(path, "".join(lines))
 
+    sets: dict[str, SetReport]
+    reasons: dict[str, int]
+    requests: int
+    retries: int
 
-def write_report(path: Path, report: TranslationReport) -> None:
-    """Write a report as JSON.
+    @property
+    def unanswered(self) -> int:
+        """Rows that the next run asks for again."""
+        return sum(figures.unanswered for figures in self.sets.values())
 
-    Args:
-        path: The file to be.
-        report: The figures.
-    """
-    write_file(path, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    @property
+    def cost(self) -> float | None:
+        """US dollars for everything, earlier runs included; ``None`` if a model has no price."""
+        costs = [figures.cost for figures in self.sets.values()]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain dicts, lists, strings and numbers, with total ``cost`` and ``unanswered``."""
+        return asdict(self) | {"cost": self.cost, "unanswered": self.unanswered}
 
 
 def translate(abilities: Mapping[str, AbilityData], settings: TranslationSettings) -> TranslationReport:
-    """Translate abilities, and write what became of them under ``translate.out``.
+    """Translate abilities, and write the results under ``translate.out``.
 
     ``<ability>-<language>.parquet`` is written when each of its rows is either translated or set aside;
     ``ledger.jsonl`` holds every reply that was paid for, ``set_aside.jsonl`` the rows without a translation with the
@@ -82,32 +94,121 @@ def translate(abilities: Mapping[str, AbilityData], settings: TranslationSetting
 
     Args:
         abilities: What is to be translated, by name.
-        settings: Into which languages, by whom, how fast.
+        settings: Section ``translate``.
 
     Raises:
-        ActError: If settings are wrong, rows cannot be read, another run writes the same ledger, the endpoint refuses
+        ActError: Settings are wrong, rows cannot be read, another run writes the same ledger, the endpoint refuses
             everything (after all files that can be were written), or an ability keeps no row at all.
     """
     raise_if_any(translation_issues(settings, abilities))
     work = assignments(abilities, settings)
     sets: dict[str, list[Assignment]] = defaultdict(list)
-    for one in work:
-        sets[one.name].append(one)
+    for assignment in work:
+        sets[assignment.name].append(assignment)
     out = Path(settings.out)
-    with Journal(out / "ledger.jsonl") as ledger:
-        effort = run(work, settings, ledger)
-        report = make_report(sets, effort, ledger, settings.prices)
+    with Journal(out / "ledger.jsonl") as journal:
+        result = run(work, settings, journal)
+        report = _make_report(sets, result, journal, settings.prices)
         for name, figures in report.sets.items():
             if figures.translated and not figures.unanswered:
-                write_translation(out / f"{name}.parquet", sets[name], effort.outcomes)
-        write_set_aside(out / "set_aside.jsonl", work, effort.outcomes)
-        write_report(out / "report.json", report)
-    if effort.stopped:
-        raise effort.stopped
-    raise_if_any(_empty(name) for name, one in report.sets.items() if one.set_aside == one.rows)
+                _write_translation(out / f"{name}.parquet", sets[name], result.outcomes)
+        _write_set_aside(out / "set_aside.jsonl", work, result.outcomes)
+        write_file(out / "report.json", json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    if result.stopped:
+        raise result.stopped
+    problem = "must keep a row, but all are set aside"
+    hint = "Read the reasons in set_aside.jsonl; another model may do better."
+    empty = [name for name, figures in report.sets.items() if figures.set_aside == figures.rows]
+    raise_if_any(ConfigIssue("translate", name, problem, hint) for name in empty)
     return report
 
 
-def _empty(name: str) -> ConfigIssue:
-    problem = "must keep a row, but all are set aside"
-    return ConfigIssue("translate", name, problem, "Read the reasons in set_aside.jsonl; another model may do better.")
+def _write_translation(path: Path, work: Sequence[Assignment], outcomes: Mapping[str, Outcome]) -> None:
+    """Write the translated rows as Parquet, in the order of the originals.
+
+    The columns ``prompt`` and ``answer`` are an ability's; ``original_prompt``, ``original_answer``, ``place``,
+    ``language`` and ``model`` tell where they come from.
+    """
+    import pyarrow  # here, because most runs write no Parquet
+    import pyarrow.parquet
+
+    rows = [
+        {
+            **texts,
+            "original_prompt": assignment.original.prompt,
+            "original_answer": assignment.original.answer,
+            "place": assignment.original.location,
+            "language": assignment.language,
+            "model": assignment.model,
+        }
+        for assignment in work
+        if (texts := outcomes[assignment.key].texts)
+    ]
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), content)
+    write_file(path, content.getvalue())
+
+
+def _write_set_aside(path: Path, work: Sequence[Assignment], outcomes: Mapping[str, Outcome]) -> None:
+    """Write the rows without a translation as JSONL, each with the reasons; the file is empty if there are none."""
+    lines = []
+    for assignment in work:
+        outcome = outcomes.get(assignment.key)
+        if outcome and outcome.texts is None:
+            row = {
+                "set": assignment.name,
+                "place": assignment.original.location,
+                "reasons": list(outcome.reasons),
+                "prompt": assignment.original.prompt,
+                "answer": assignment.original.answer,
+            }
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_file(path, "".join(lines))
+
+
+def _make_report(
+    sets: Mapping[str, Sequence[Assignment]], result: RunResult, journal: Journal, prices: Mapping[str, Price]
+) -> TranslationReport:
+    reports, reasons = {}, Counter[str]()
+    for name, work in sets.items():
+        outcomes = [result.outcomes.get(assignment.key) for assignment in work]
+        reasons.update(reason for outcome in outcomes if outcome for reason in outcome.reasons)
+        replies = {assignment.key: journal.replies(assignment.key) for assignment in work}
+        entries = [entry for entries in replies.values() for entry in entries]
+        translated = sum(outcome is not None and outcome.texts is not None for outcome in outcomes)
+        unanswered = sum(outcome is None or not outcome.final for outcome in outcomes)
+        cost = None
+        if price := prices.get(work[0].model):
+            cost = sum(entry.input_tokens * price.input + entry.output_tokens * price.output for entry in entries)
+        reports[name] = SetReport(
+            model=work[0].model,
+            rows=len(work),
+            translated=translated,
+            set_aside=len(work) - translated - unanswered,
+            unanswered=unanswered,
+            attempts=len(entries),
+            corrected=sum(len(entries) > 1 for entries in replies.values()),
+            input_tokens=sum(entry.input_tokens for entry in entries),
+            output_tokens=sum(entry.output_tokens for entry in entries),
+            cost=None if cost is None else cost / _MILLION,
+        )
+    return TranslationReport(reports, dict(reasons.most_common()), result.requests, result.retries)
+
+
+def print_report(report: TranslationReport, console: Console) -> None:
+    """Print a report as a table."""
+    columns = ("set", "model", "rows", "done", "set aside", "open", "replies", "tokens in", "tokens out")
+    table = Table(*columns, "US$", box=None)
+    for name, figures in report.sets.items():
+        counts = (figures.rows, figures.translated, figures.set_aside, figures.unanswered, figures.attempts)
+        numbers = (*counts, figures.input_tokens, figures.output_tokens)
+        table.add_row(name, figures.model, *(f"{number:,}" for number in numbers), _dollars(figures.cost))
+    console.print(table)
+    console.print(f"{report.requests:,} requests now, {report.retries:,} of them sent again", end="; ")
+    console.print(f"cost of everything, earlier runs included: {_dollars(report.cost)} US$")
+    for reason, times in report.reasons.items():
+        console.print(f"{times:,} ×  {reason}", markup=False)
+
+
+def _dollars(cost: float | None) -> str:
+    return "unknown: no price" if cost is None else f"{cost:,.4f}"

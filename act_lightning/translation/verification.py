@@ -1,11 +1,10 @@
-"""What a translation must keep: formulas, code and answers are protected, and it is checked that they came back."""
+"""What a translation must keep: formulas, code and answers are replaced by marks, and the reply is checked for them."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -16,7 +15,7 @@ MARK = re.compile(r"<\s*k(\d+)\s*/?\s*>", re.IGNORECASE)
 
 _BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})*\}"  # four deep: \boxed{\frac{a_{1}}{b}}
 _OPERAND = r"\(?(?:[$€£]?\d[\d,]*(?:\.\d+)?%?|\d*[A-Za-z]\b)\)?"
-_KEPT = re.compile(
+_PROTECTED = re.compile(
     "|".join(
         (
             r"```.*?(?:```|\Z)",  # a block of code
@@ -47,12 +46,12 @@ _DEFINITE = re.compile(r"[\d\\$`]|\W*[A-J]\W*\Z")  # a number, a formula, or the
 
 @dataclass(frozen=True)
 class Protected:
-    """A text whose parts that must not change are replaced by marks.
+    """A text in which marks replace the parts that must not change.
 
     Attributes:
         text: The text with marks in it.
-        kept: What the marks stand for; the n-th mark, counted from one, is ``<kn/>``.
-        final: Whether the last line, or the end of it, is a final answer, for which the last mark stands.
+        kept: The original parts; the n-th, counted from one, has the mark ``<kn/>``.
+        final: Whether the last mark replaces a final answer: the last line, or the end of it.
     """
 
     text: str
@@ -60,11 +59,7 @@ class Protected:
     final: bool = False
 
     def restore(self, translated: str) -> str:
-        """The translated text with the kept parts in the places of their marks.
-
-        Args:
-            translated: A text whose marks are those of ``text``, in any order.
-        """
+        """Put the original parts back into a translated text with the same marks, in any order."""
         return MARK.sub(lambda mark: self.kept[int(mark[1]) - 1], translated)
 
 
@@ -73,33 +68,30 @@ def protect(text: str, final_answer: FinalAnswer | None = None) -> Protected:
 
     Args:
         text: A prompt or an answer.
-        final_answer: What is kept of a final answer: its ``line``, or the ``value`` in it; ``None`` for a prompt.
+        final_answer: Whether to keep the whole ``line`` of a final answer or its ``value``; ``None`` for a prompt.
     """
     final = _final_answer(text, final_answer) if final_answer else None
     limit = final[0] if final else len(text)
-    spans = [(start, end) for start, end in _spans(text) if start < limit]
+    matches = [match.span() for match in _PROTECTED.finditer(text) if match.end() > match.start()]
+    spans = [(start, min(end, limit)) for start, end in matches if start < limit]
     if final:
-        spans = [(start, min(end, limit)) for start, end in spans] + [final]
-    pieces, done = [], 0
+        spans.append(final)
+    pieces, position = [], 0
     for number, (start, end) in enumerate(spans, start=1):
-        pieces += [text[done:start], f"<k{number}/>"]
-        done = end
+        pieces += [text[position:start], f"<k{number}/>"]
+        position = end
     kept = tuple(text[start:end] for start, end in spans)
-    return Protected("".join(pieces) + text[done:], kept, final is not None)
+    return Protected("".join(pieces) + text[position:], kept, final is not None)
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    return (match.span() for match in _KEPT.finditer(text) if match.end() > match.start())
-
-
-def _final_answer(text: str, wanted: FinalAnswer) -> tuple[int, int] | None:
-    """Where the final answer stands, if the last line gives one that is a number, a formula or an option."""
+def _final_answer(text: str, part: FinalAnswer) -> tuple[int, int] | None:
+    """The span of the final answer, if the last line gives one that is a number, a formula or an option."""
     end = len(text.rstrip())
     start = text.rfind("\n", 0, end) + 1
     match = _FINAL.fullmatch(text, start, end)
     if match is None or not _DEFINITE.search(match["value"]):
         return None
-    return (start, end) if wanted == "line" else match.span("value")
+    return (start, end) if part == "line" else match.span("value")
 
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?", re.ASCII)
@@ -131,8 +123,8 @@ def broken_rules(source: Protected, translated: str, language: str) -> list[str]
     """What a translation did not keep; empty if it may be used.
 
     Args:
-        source: What was sent.
-        translated: What came back, with marks.
+        source: The text that was sent.
+        translated: The reply, with marks.
         language: Code of the language it should be in.
 
     >>> broken_rules(Protected("He has <k1/> of 12.", ("$x$",)), "Hat 13 közül.", "hu")
@@ -147,11 +139,11 @@ def broken_rules(source: Protected, translated: str, language: str) -> list[str]
 
 
 def _mark_issues(source: Protected, translated: str) -> list[str]:
-    found = Counter(int(mark[1]) for mark in MARK.finditer(translated))
-    wanted = range(1, len(source.kept) + 1)
-    issues = [f"mark <k{number}/> is missing" for number in wanted if not found[number]]
-    issues += [f"mark <k{number}/> stands {times} times" for number, times in sorted(found.items()) if times > 1]
-    return issues + [f"mark <k{number}/> is not in the original" for number in sorted(found) if number not in wanted]
+    counts = Counter(int(mark[1]) for mark in MARK.finditer(translated))
+    expected = range(1, len(source.kept) + 1)
+    issues = [f"mark <k{number}/> is missing" for number in expected if not counts[number]]
+    issues += [f"mark <k{number}/> stands {count} times" for number, count in sorted(counts.items()) if count > 1]
+    return issues + [f"mark <k{number}/> is not in the original" for number in sorted(counts) if number not in expected]
 
 
 def _number_issues(source: str, translated: str) -> list[str]:
@@ -166,17 +158,14 @@ def _numbers(text: str) -> Counter[str]:
 
 
 def _keeps_last(source: Protected, translated: str) -> bool:
-    """Whether the final answer's mark is the last of the last line; a full stop may follow where words precede it."""
-    last = translated.rstrip().rsplit("\n", 1)[-1].strip()
-    if not _last_line_is_one_mark(source):
-        last = last.rstrip(".。।")
-    marks = list(MARK.finditer(last))
-    ends = bool(marks) and int(marks[-1][1]) == len(source.kept) and marks[-1].end() == len(last)
-    return ends and (marks[-1].start() == 0 or not _last_line_is_one_mark(source))
-
-
-def _last_line_is_one_mark(source: Protected) -> bool:
-    return MARK.fullmatch(source.text.rstrip().rsplit("\n", 1)[-1].strip()) is not None
+    """Whether the final answer's mark ends the last line; a full stop may follow if words precede the mark."""
+    source_line, line = (text.rstrip().rsplit("\n", 1)[-1].strip() for text in (source.text, translated))
+    only_mark = MARK.fullmatch(source_line) is not None
+    if not only_mark:
+        line = line.rstrip(".。।")
+    marks = list(MARK.finditer(line))
+    ends = bool(marks) and int(marks[-1][1]) == len(source.kept) and marks[-1].end() == len(line)
+    return ends and (marks[-1].start() == 0 or not only_mark)
 
 
 def _language_issues(source: str, translated: str, language: str) -> list[str]:

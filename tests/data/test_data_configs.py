@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from act_lightning.translation.instructions import LANGUAGES as NAMED
+from act_lightning.translation.assignments import LANGUAGES as NAMED
 from tests.cli.test_configs import ROOT, content_of, small, tiny_pair
 from tests.front_door import Config, Outcome, call, write_yaml
 from tests.hub_rows import in_place

@@ -25,14 +25,14 @@ class Clock:
 def starts(requests: int, tokens: int, expected: list[int], taken: list[int] | None = None) -> list[float]:
     """When requests start that follow each other at once, and that take what they take."""
     clock = Clock()
-    pace, found = RateLimiter(requests, tokens, clock, clock.sleep), []
+    limiter, found = RateLimiter(requests, tokens, clock, clock.sleep), []
 
     async def go() -> None:
         for number, guess in enumerate(expected):
-            await pace.wait(guess)
+            await limiter.wait(guess)
             found.append(round(clock.now - 100.0, 6))
             if taken:
-                pace.settle(guess, taken[number])
+                limiter.settle(guess, taken[number])
 
     asyncio.run(go())
     return found
@@ -49,8 +49,8 @@ def test_tokens_per_minute_as_expected_and_as_taken() -> None:
 
 def test_an_endpoint_that_asks_for_a_pause_gets_it() -> None:
     clock = Clock()
-    pace = RateLimiter(60, 10**9, clock, clock.sleep)
-    pace.hold(20.0)
-    pace.hold(5.0)  # a shorter one ends no longer one
-    asyncio.run(pace.wait(1))
+    limiter = RateLimiter(60, 10**9, clock, clock.sleep)
+    limiter.pause(20.0)
+    limiter.pause(5.0)  # a shorter one ends no longer one
+    asyncio.run(limiter.wait(1))
     assert clock.now == 120.0

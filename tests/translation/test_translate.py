@@ -19,9 +19,8 @@ from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import read_rows
 from act_lightning.errors import ActError
 from act_lightning.translation.endpoint import _retry_after
-from act_lightning.translation.report import print_report
-from act_lightning.translation.settings import Price, TranslationSettings
-from act_lightning.translation.translate import translate
+from act_lightning.translation.translate import print_report, translate
+from act_lightning.translation.translation_settings import Price, TranslationSettings
 from tests.front_door import write_yaml
 from tests.tiny import write_jsonl
 from tests.translation.server import Answer, Server, Texts, serving, translated

@@ -1,4 +1,4 @@
-"""What a user may say about translation: section ``translate`` of a config."""
+"""Section ``translate`` of a config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_VARIABLE = "OPENAI_MODEL"
 
 @dataclass(frozen=True)
 class Price:
-    """What a model costs, in US dollars for a million tokens.
+    """The price of a model, in US dollars for a million tokens.
 
     Attributes:
         input: Price of the tokens that are sent.
@@ -32,11 +32,11 @@ class Price:
 
 @dataclass
 class TranslationSettings:
-    """Which abilities are translated, into which languages, by whom, and how fast.
+    """Which abilities are translated, into which languages, by which models, and how fast.
 
     Attributes:
         languages: Codes of the languages, such as ``ar``. Their order decides which rows each one gets of an ability in
-            ``distinct``: write new ones at the end, and what is paid for stays of use.
+            ``distinct``: append new ones, so that earlier replies stay useful.
         only: The languages to translate into now; ``None`` means all.
         abilities: Names out of ``data.abilities``; ``None`` means all.
         distinct: Abilities of which every language gets rows of its own, as many as the ability's ``limit``, after
@@ -82,7 +82,7 @@ class TranslationSettings:
     prices: dict[str, Price] = field(default_factory=dict)
 
     def model_for(self, ability: str, language: str) -> str:
-        """Who translates an ability into a language.
+        """Name of the model that translates an ability into a language.
 
         >>> settings = TranslationSettings(["te"], model="small", models={"math-te": "large"})
         >>> settings.model_for("math", "te"), settings.model_for("science", "te")
@@ -97,7 +97,7 @@ class TranslationSettings:
 
 
 def translation_issues(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[ConfigIssue]:
-    """Everything that is wrong with the settings, as far as no row need be read and nothing be paid.
+    """Everything that is wrong with the settings, without reading a row or paying for a reply.
 
     Args:
         settings: Section ``translate``.
