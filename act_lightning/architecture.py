@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -96,6 +96,12 @@ def modules_with_parameters(model: nn.Module, part: str = "") -> list[str]:
     """Full names of the modules of a part (by default of the model) that have parameters of their own."""
     modules = model.get_submodule(part).named_modules(prefix=part)
     return [name for name, module in modules if next(module.parameters(recurse=False), None) is not None]
+
+
+def assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a parameter or buffer in its place, given its full name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, value)
 
 
 def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.profiling.channel_means import MeanAbsoluteDifference
+from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
 from act_lightning.profiling.offload import DiskWeights
 from act_lightning.profiling.pair import ChunkBatch, Pair, ResidentPair
+from act_lightning.scorers import Activation
 
 SHAPE = {  # SmolLM2-135M
     "vocab_size": 49152,
@@ -64,7 +65,7 @@ def bare(models: list[nn.Module], batches: list[dict[str, Tensor]], answers: sli
 
 
 def profiled(pair: Pair, place: Path, channels: ChannelInventory, batches: list[dict[str, Tensor]]) -> None:
-    means = MeanAbsoluteDifference(channels).to(batches[0]["input_ids"].device)
+    means = ChannelMeans(channels, Activation()).to(batches[0]["input_ids"].device)
     for _ in pair.run(map(ChunkBatch, batches), [(place, means)]):
         pass
     means.total.sum().item()

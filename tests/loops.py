@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from act_lightning.profiling.pair import ModelInputs, Reader, compare
 from tests.reference.act import IGNORED, Sample
 from tests.tiny import VOCABULARY
 
@@ -110,3 +111,10 @@ def messages() -> Iterator[list[str]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def compare_on_batch(target: Any, sources: Sequence[Any], batch: Mapping[str, Tensor], means: Sequence[Any]) -> int:
+    """Run a target and its sources once over a batch, and add their outputs to each source's means; answer tokens."""
+    inputs = ModelInputs.of(batch, target)
+    compare(Reader(target), [Reader(source) for source in sources], inputs, means)
+    return inputs.answers.tokens

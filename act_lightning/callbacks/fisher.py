@@ -20,8 +20,7 @@ from act_lightning.checkpoints.models import load_model
 from act_lightning.data.batches import shard
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
-from act_lightning.profiling.measurement import Measurement, measurements
-from act_lightning.profiling.sibling_checks import check_compatibility
+from act_lightning.profiling.measurement import Measurement, check_compatibility, measurements
 from act_lightning.profiling.target import find_target
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.transfer.report import previous_transfer

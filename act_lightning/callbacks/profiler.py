@@ -22,12 +22,18 @@ from act_lightning.data.cache import lengths
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import overlap
 from act_lightning.profiling.channel_means import ChannelMeans, float64_device
-from act_lightning.profiling.gradient_scores import measure_gradients
-from act_lightning.profiling.measurement import Measurement, groups, measure_weights, measurements, save
+from act_lightning.profiling.gradients import measure_gradients
+from act_lightning.profiling.measurement import (
+    Measurement,
+    check_compatibility,
+    groups,
+    measure_weights,
+    measurements,
+    save,
+)
 from act_lightning.profiling.pair import Pair
 from act_lightning.profiling.placement import PairSettings, open_pair
 from act_lightning.profiling.samples import MeasuredScores, Sampling
-from act_lightning.profiling.sibling_checks import check_compatibility
 from act_lightning.profiling.target import Target, find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
@@ -237,7 +243,7 @@ class ActivationDifferenceProfiler(L.Callback):
                 means = []
                 for measurement in same_samples:
                     partners = partner_channels(channels, vocabularies[measurement.folder] or None)
-                    means.append(ChannelMeans(channels, scorer, partners, sampling.kept).to(device))
+                    means.append(ChannelMeans(channels, scorer, partners, sampling.chunk_count).to(device))
                     nothing = torch.empty(0, channels.modules[0].count)
                     # A process may get no samples, and torchmetrics would warn then.
                     means[-1].update(channels.modules[0].name, nothing, nothing, nothing)
@@ -264,9 +270,9 @@ class ActivationDifferenceProfiler(L.Callback):
         accumulators = [(measurement.folder, mean) for measurement, mean in zip(group, means, strict=True)]
         total, results = sum(lengths(samples.samples)), [MeasuredScores(torch.empty(0))]
         with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for part in sampling.parts(len(samples.samples)):
-                shard = (config, self.tokens_per_batch, trainer.global_rank, processes, sampling.kept, part)
-                for batch, _ in pair.run(samples.readings(*shard), accumulators):
+            for part in sampling.rounds(len(samples.samples)):
+                shard = (config, self.tokens_per_batch, trainer.global_rank, processes, sampling.chunk_count, part)
+                for batch, _ in pair.run(samples.batches(*shard), accumulators):
                     tokens = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
                     bar.update(min(tokens * processes, total - bar.n))  # about as many in every process
                 results = []
@@ -276,7 +282,7 @@ class ActivationDifferenceProfiler(L.Callback):
                         with mean.sync_context():  # the same on all processes
                             chunks = mean.compute_chunks().cpu()
                     result = MeasuredScores(scores, chunks, part.stop)
-                    results.append(sampling.judged(measurement.source, samples, channels, result))
+                    results.append(sampling.with_overlap(measurement.source, samples, channels, result))
                 if all(sampling.is_stable(result.overlap) for result in results):
                     break
         return results

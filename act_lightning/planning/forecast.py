@@ -19,7 +19,7 @@ from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
 from act_lightning.planning.run import Run, process_count
 from act_lightning.planning.training_forecast import optimizer_bytes, trained_dtype, training_parts
-from act_lightning.profiling.memory import (
+from act_lightning.profiling.placement import (
     device_memory,
     host_memory,
     pair_needs,
@@ -182,7 +182,7 @@ def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str)
     fisher_files = len(abilities) + len(set(abilities)) if run.transfer.settings.needs_fisher else 0
     scorer, score_files = run.transfer.settings.scorer, len(abilities) if profiles(run, verb) else 0
     if scorer is None or scorer.needs_samples:
-        score_files *= 1 + run.profiler.sampling(run.transfer.settings).kept
+        score_files *= 1 + run.profiler.sampling(run.transfer.settings).chunk_count
     trained = trained_dtype(run)
     checkpointed = trained.itemsize + optimizer_bytes(run.model.optimizer, trained)
     return {

@@ -1,15 +1,17 @@
-"""Gradients, one parameter at a time: between target and source, and squared for Fisher information."""
+"""Scores from gradients, one parameter's gradient in memory at a time: attribution, and sums for Fisher information."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import lightning as L
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.channels import ChannelInventory, ElementSelection
@@ -19,40 +21,18 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import row_deltas
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
+from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.hooks import each_gradient
+from act_lightning.masks import top_by_parameters
+from act_lightning.profiling.channel_means import float64_device
+from act_lightning.profiling.measurement import Measurement, save
+from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
 from act_lightning.profiling.target import Target
+from act_lightning.scorers.attribution import Attribution
 from act_lightning.training.loss import answer_loss
 
-
-@contextmanager
-def each_gradient(model: nn.Module, use: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within it, every backward pass hands the gradient of each parameter to ``use``, and keeps none.
-
-    Args:
-        model: The model; frozen parameters take part; when left, gradients are as they were.
-        use: Receives a parameter's name, of a tied one the first, and its gradient, whatever its uses in the model.
-    """
-    parameters = dict(model.named_parameters())
-    before = {name: (values.requires_grad, values.grad) for name, values in parameters.items()}
-    with ExitStack() as stack, torch.enable_grad():
-        stack.callback(_restore, parameters, before)
-        for name, values in parameters.items():
-            values.requires_grad_(True).grad = None
-            stack.callback(values.register_post_accumulate_grad_hook(partial(_hand_on, name, use)).remove)
-        yield
-
-
-def _hand_on(name: str, use: Callable[[str, Tensor], None], parameter: Tensor) -> None:
-    assert parameter.grad is not None
-    gradient, parameter.grad = parameter.grad, None
-    use(name, gradient)
-
-
-def _restore(parameters: dict[str, nn.Parameter], before: dict[str, tuple[bool, Tensor | None]]) -> None:
-    for name, (required, gradient) in before.items():
-        parameters[name].requires_grad_(required).grad = gradient
-
-
-_BLOCK = 16 * 1024 * 1024  # elements that are in memory in float32 at once
+_WEIGHT_BLOCK = 16 * 1024 * 1024  # elements of weights that are in memory in float32 at once
+_PRODUCT_BLOCK = 4 * 1024 * 1024  # elements of a gradient that are multiplied at once
 
 
 class InterpolatedModel:
@@ -73,49 +53,207 @@ class InterpolatedModel:
         self._channels = channels
 
     @torch.no_grad()
-    def read(self, folder: Path) -> None:
-        """Take another source."""
+    def read_source(self, folder: Path) -> None:
+        """Replace the task vector by that of another source."""
         match = match_vocabularies(self._target.folder, folder) if self._target.folder else None
         self.changes = {}
-        with self._target.rows() as ours, CheckpointReader(folder) as theirs:
+        with self._target.rows() as target, CheckpointReader(folder) as source:
             for name, shape in self._channels.shapes.items():
                 change = torch.empty_like(self.model.get_parameter(name), requires_grad=False)
-                for rows, values in row_deltas(name, shape, ours, theirs, match):
+                for rows, values in row_deltas(name, shape, target, source, match):
                     change[rows] = values.to(change.device, change.dtype)
                 self.changes[name] = change
-                theirs.release(name)
+                source.release(name)
 
     @torch.no_grad()
-    def place(self, alpha: float, moved: Mapping[str, ElementSelection] | None = None) -> None:
-        """Put the model where gradients are wanted.
-
-        Args:
-            alpha: α.
-            moved: Elements that have the source's value already, whatever α.
-        """
-        with self._target.rows() as ours:
+    def move_to(self, alpha: float, moved: Mapping[str, ElementSelection] | None = None) -> None:
+        """Set the weights for α; the elements in ``moved`` take the source's values, whatever α."""
+        with self._target.rows() as target:
             for name, change in self.changes.items():
                 values = self.model.get_parameter(name).data
                 step = change.mul(alpha)
                 if moved and name in moved:
                     step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
-                for rows in torch.arange(len(values)).split(max(1, _BLOCK // max(1, change[0].numel()))):
-                    place = slice(int(rows[0]), int(rows[-1]) + 1)
-                    original = ours.rows(name, rows).to(values.device).float()
-                    values[place] = original.add_(step[place].float()).to(values.dtype)
+                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, change[0].numel()))):
+                    rows = slice(int(index[0]), int(index[-1]) + 1)
+                    original = target.rows(name, index).to(values.device).float()
+                    values[rows] = original.add_(step[rows].float()).to(values.dtype)
 
 
 @contextmanager
 def interpolate(target: Target, channels: ChannelInventory, device: torch.device) -> Iterator[InterpolatedModel]:
-    """A model of our own beside the target: read from its folder, or a copy of the one in memory."""
+    """A model beside the target: read from its folder, or a copy of the one in memory."""
     if target.model is None:
         assert target.folder is not None
-        yield InterpolatedModel(load_model(target.folder, target.dtype, device), target, channels)
+        model = load_model(target.folder, target.dtype, device)
     else:
-        own = copy.deepcopy(target.model)
-        nn.Module.to(own, device)
-        own.train(False)
-        yield InterpolatedModel(own, target, channels)
+        model = copy.deepcopy(target.model)
+        nn.Module.to(model, device)
+        model.train(False)
+    yield InterpolatedModel(model, target, channels)
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """What the source's weights of each channel alone would do to the loss, to first order.
+
+    Attributes:
+        total: Σ over answer tokens of ∂(−log p)/∂θ ⊙ (θ_abl − θ_trg), float64 ``[chunks, channels]``.
+        tokens: Answer tokens, float64 ``[chunks]``.
+    """
+
+    total: Tensor
+    tokens: Tensor
+
+    def __add__(self, other: LossChange) -> LossChange:
+        """Over the tokens of both."""
+        return LossChange(self.total + other.total, self.tokens + other.tokens)
+
+    def mean(self) -> Tensor:
+        """The change of the mean loss over all tokens, float64 ``[channels]``."""
+        return self.total.sum(0) / self.tokens.sum()
+
+
+def measure_gradients(
+    pending: Sequence[Measurement], target: Target, scorer: Attribution, sampling: Sampling, trainer: L.Trainer
+) -> None:
+    """Measure one source after the other, and write the scores of each ability when they are there.
+
+    Raises:
+        ActError: If a score is NaN or infinite, or chunks are asked for in two rounds.
+    """
+    if scorer.rounds > 1 and sampling.chunk_count:
+        problem = f"cannot be kept of a ranking that was made in {scorer.rounds} rounds"
+        hint = "Leave chunks and stop_when_stable out."
+        raise ActError(ConfigIssue("profile.chunks", sampling.chunk_count, problem, hint))
+    channels = target.inventory()
+    with interpolate(target, channels, trainer.strategy.root_device) as interpolated:
+        attribution = AttributionPass(interpolated, scorer, sampling, channels, trainer)
+        for folder in dict.fromkeys(measurement.folder for measurement in pending):
+            interpolated.read_source(folder)
+            for measurement in pending:
+                if measurement.folder == folder:
+                    save(measurement, channels, attribution.measure(measurement), trainer)
+                    trainer.strategy.barrier("scores written")
+
+
+class AttributionPass:
+    """Measures attribution, with the samples shared out over the processes.
+
+    Args:
+        interpolated: The model that gradients are taken of, with the source of what is measured.
+        scorer: What is measured.
+        sampling: In which chunks samples are read, and when to stop.
+        channels: The target's channels.
+        trainer: Its processes are used.
+    """
+
+    def __init__(
+        self,
+        interpolated: InterpolatedModel,
+        scorer: Attribution,
+        sampling: Sampling,
+        channels: ChannelInventory,
+        trainer: L.Trainer,
+    ) -> None:
+        self._interpolated = interpolated
+        self._scorer = scorer
+        self._sampling = sampling
+        self._channels = channels
+        self._trainer = trainer
+        self._sizes = channels.sizes()
+        self._rises: dict[tuple[str, float], Tensor] = {}  # by source and α: the same for all its abilities
+
+    def measure(self, measurement: Measurement) -> MeasuredScores:
+        """The scores of one ability, the same on all processes."""
+        first = self._measure_round(measurement, None)
+        if self._scorer.rounds == 1:
+            return first
+        allowed = torch.ones(self._channels.total, dtype=torch.bool)
+        moved = top_by_parameters(first.scores, self._scorer.first_share, allowed, self._channels)
+        second = self._measure_round(measurement, moved)
+        return replace(second, scores=self._scorer.in_two_rounds(first.scores, second.scores, moved))
+
+    def _measure_round(self, measurement: Measurement, moved: Tensor | None) -> MeasuredScores:
+        """Gradients at every α, on more and more samples until the mask is stable."""
+        scorer, sampling, samples = self._scorer, self._sampling, measurement.samples
+        elements = None if moved is None else self._channels.elements(moved)
+        changes: dict[float, LossChange] = {}
+        rises: list[Tensor] = []
+        measured = MeasuredScores(torch.empty(0))
+        for numbers in sampling.rounds(len(samples.samples)):
+            for alpha in scorer.alphas:
+                self._interpolated.move_to(alpha, elements)
+                change = self._loss_change([samples], measurement.label, numbers, sampling.chunk_count)
+                changes[alpha] = changes[alpha] + change if alpha in changes else change
+                if measurement.keep and numbers.start == 0:
+                    rises.append(self._rise(measurement, alpha, moved is None))
+            rise = torch.stack(rises).mean(0) if rises else None
+            falls = -torch.stack([change.mean() for change in changes.values()]).mean(0)
+            measured = MeasuredScores(scorer.finish(falls, rise, self._sizes).float(), used=numbers.stop)
+            if sampling.chunk_count:
+                by_chunk = [change.total / change.tokens.unsqueeze(1) for change in changes.values()]
+                chunks = [scorer.finish(falls, rise, self._sizes).float() for falls in -torch.stack(by_chunk).mean(0)]
+                measured = replace(measured, chunks=torch.stack(chunks))
+            measured = sampling.with_overlap(measurement.source, samples, self._channels, measured)
+            if sampling.is_stable(measured.overlap):
+                break
+        return measured
+
+    def _rise(self, measurement: Measurement, alpha: float, is_first_round: bool) -> Tensor:
+        """By how much the loss on the abilities to keep rises, float64 ``[channels]``."""
+        key = measurement.source.label, alpha
+        if is_first_round and key in self._rises:
+            return self._rises[key]
+        label = f"what {measurement.source.label} is not to harm"
+        rise = self._loss_change(list(measurement.keep.values()), label).mean()
+        if is_first_round:
+            self._rises[key] = rise
+        return rise
+
+    def _loss_change(
+        self, sample_sets: Sequence[AbilitySamples], label: str, numbers: range | None = None, chunks: int = 0
+    ) -> LossChange:
+        """Over some samples on all processes, by one backward pass for each batch."""
+        model, trainer, channels = self._interpolated.model, self._trainer, self._channels
+        sums_device = float64_device(model.device)
+        total = torch.zeros(max(1, chunks), channels.total, dtype=torch.float64, device=sums_device)
+        tokens = torch.zeros(max(1, chunks), dtype=torch.float64, device=sums_device)
+        owners: dict[str, list[tuple[slice, int]]] = {}
+        for module, span in channels.spans():
+            for owned in module.owned:
+                owners.setdefault(owned.name, []).append((span, owned.dim))
+        budget = self._scorer.tokens_per_batch
+        batches = [
+            batch
+            for samples in sample_sets
+            for batch in samples.batches(model.config, budget, trainer.global_rank, trainer.world_size, chunks, numbers)
+        ]
+        chunk = 0  # of the batch that is read
+
+        def add(name: str, gradient: Tensor) -> None:
+            _add_products(total[chunk], owners[name], gradient, self._interpolated.changes[name])
+
+        with each_gradient(model, add):
+            for batch, chunk in tqdm(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
+                inputs = {name: values.to(model.device) for name, values in batch.items()}
+                loss, count = answer_loss(model, inputs)
+                loss.backward()
+                tokens[chunk] += count
+        total, tokens = (trainer.strategy.reduce(values, reduce_op="sum") for values in (total, tokens))
+        return LossChange(total.cpu(), tokens.cpu())
+
+
+def _add_products(sums: Tensor, owners: Sequence[tuple[slice, int]], gradient: Tensor, change: Tensor) -> None:
+    """Add gradient ⊙ change of a parameter to the channels that own its rows, and to those that own its columns."""
+    step = max(1, _PRODUCT_BLOCK // max(1, gradient[0].numel()))
+    for start in range(0, len(gradient), step):
+        rows = slice(start, start + step)
+        product = gradient[rows].float() * change[rows].float()
+        product = product.reshape(len(product), -1)
+        for span, dim in owners:
+            into = sums[span][rows] if dim == 0 else sums[span]
+            into += product.sum(1 - dim, dtype=torch.float64).to(sums.device)
 
 
 def summed_squared_gradients(model: PreTrainedModel, samples: Iterable[Sample]) -> dict[str, Tensor]:
@@ -126,33 +264,21 @@ def summed_squared_gradients(model: PreTrainedModel, samples: Iterable[Sample]) 
     Beside the model it takes a float32 number for each parameter and the gradient of one parameter at a time.
 
     Args:
-        model: A causal language model; it is left as it was found, gradients included.
+        model: A causal language model; it is left as it was, gradients included.
         samples: Samples with answer tokens.
 
     Returns:
         float32, by parameter, of its shape, on its device; a tied parameter under its first name.
     """
-    with squaring(model) as sums:
-        for sample in samples:
-            batch = {name: values.to(model.device) for name, values in collate([sample], 0).items()}
-            loss, _ = answer_loss(model, batch)
-            loss.backward()
-    return sums
-
-
-@contextmanager
-def squaring(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within it, every backward pass adds the squares of its gradients to the sums that are given.
-
-    Args:
-        model: The model; frozen parameters take part; when left, gradients are as they were.
-    """
-    parameters = dict(model.named_parameters())
-    sums = {name: torch.zeros_like(values, dtype=torch.float32) for name, values in parameters.items()}
+    sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in model.named_parameters()}
 
     def add_square(name: str, gradient: Tensor) -> None:
         exact = gradient.float()
         sums[name].addcmul_(exact, exact)
 
     with each_gradient(model, add_square):
-        yield sums
+        for sample in samples:
+            batch = {name: values.to(model.device) for name, values in collate([sample], 0).items()}
+            loss, _ = answer_loss(model, batch)
+            loss.backward()
+    return sums

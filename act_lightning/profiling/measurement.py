@@ -1,4 +1,4 @@
-"""What is to be measured: a source and an ability with its samples, unless saved scores already answer it."""
+"""What is to be measured: a source and an ability with its samples, unless saved scores can be used again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from act_lightning import __version__
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.compatibility import match_vocabularies
-from act_lightning.checkpoints.models import locate
+from act_lightning.checkpoints.compatibility import match_vocabularies, pair_issues, sibling_issues, tokenizer_issues
+from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
+from act_lightning.checkpoints.models import load_tokenizer, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
-from act_lightning.checkpoints.weight_files import identify
-from act_lightning.errors import ActError
+from act_lightning.checkpoints.weight_files import identify, require_weights, stored_entries
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
 from act_lightning.profiling.target import Target
 from act_lightning.scorers.activation import Activation
@@ -38,6 +39,8 @@ from act_lightning.scores import (
 )
 from act_lightning.transfer.settings import AbilitySource
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -47,10 +50,10 @@ class Measurement:
         source: The source.
         folder: Its checkpoint.
         ability: The ability.
-        samples: The samples it is measured on.
-        record: What a new measurement would be recorded as.
-        path: Where its scores stand.
-        kept: The samples of abilities that are not to be lost, for a scorer that reads these as well.
+        samples: The samples that scores are measured on.
+        record: The record of a new measurement.
+        path: The score file.
+        keep: The samples of abilities that are not to be lost, for a scorer that reads these as well.
         chunks: Number of chunks that scores are kept of, too.
     """
 
@@ -60,7 +63,7 @@ class Measurement:
     samples: AbilitySamples
     record: ScoreRecord
     path: Path
-    kept: Mapping[str, AbilitySamples] = field(default_factory=dict)
+    keep: Mapping[str, AbilitySamples] = field(default_factory=dict)
     chunks: int = 0
 
     @property
@@ -74,28 +77,25 @@ class Measurement:
             return "no saved scores"
         try:
             changes = read_record(self.path).changes(self.record)
-            return "; ".join(changes) or self._reason_in_chunks()
+            if changes or not self.chunks:
+                return "; ".join(changes) or None
+            if not chunks_path(self.path).exists():
+                return "no scores of chunks"
+            changes = read_record(chunks_path(self.path)).changes(self.record)
+            count = len(read_chunk_sizes(self.path)[0])
+            return "; ".join(changes) or (None if count == self.chunks else f"chunks were {count}, are {self.chunks}")
         except ActError as error:
             return str(error)
 
     def in_other_precision(self, channels: ChannelInventory) -> tuple[str, Tensor] | None:
-        """The precision of saved scores that differ in nothing else from those wanted, and these scores."""
+        """Precision and scores of a saved measurement that differs from this one in precision only."""
         try:
-            saved, wanted = read_record(self.path), self.record
-            if saved.dtype == wanted.dtype or replace(saved, dtype=wanted.dtype).changes(wanted):
+            saved, expected = read_record(self.path), self.record
+            if saved.dtype == expected.dtype or replace(saved, dtype=expected.dtype).changes(expected):
                 return None
             return saved.dtype, read_scores(self.path, channels)
         except ActError:
             return None
-
-    def _reason_in_chunks(self) -> str | None:
-        if not self.chunks:
-            return None
-        if not chunks_path(self.path).exists():
-            return "no scores of chunks"
-        changes = read_record(chunks_path(self.path)).changes(self.record)
-        count = len(read_chunk_sizes(self.path)[0])
-        return "; ".join(changes) or (None if count == self.chunks else f"chunks were {count}, are {self.chunks}")
 
 
 def measurements(
@@ -112,115 +112,147 @@ def measurements(
     Args:
         sources: The ability models.
         target: The target.
-        datamodule: Where the samples of abilities are that a source brings no batches of.
+        datamodule: Has the samples of abilities for sources without batches of their own.
         root: The folder of the scores.
         scorer: What is measured; by default the paper's score.
         quantization: The bits to which both models are quantized, such as ``4bit``.
         sampling: In which chunks samples are read, and when to stop; by default all at once.
     """
     scorer = scorer or Activation()
-    identity, found = asdict(target.identity()), []
-    samples: dict[tuple[int | None, str], AbilitySamples] = {}
+    target_identity = asdict(target.identity())
+    precision = str(target.dtype).removeprefix("torch.")
+    if quantization is not None and scorer.needs_samples:
+        precision += f", {quantization}"
+    cache: dict[tuple[int | None, str], AbilitySamples] = {}
+    result = []
     for i, source in enumerate(sources):
         folder = locate(source.model, source.revision, f"profile.sources[{i}].model")
-        identities = {"target": identity, "source": asdict(identify(folder))}
+        identities = {"target": target_identity, "source": asdict(identify(folder))}
 
         def read(ability: str, source: AbilitySource = source, number: int = i) -> AbilitySamples:
             key = (number if source.loaders else None, ability)
-            if key not in samples:
-                samples[key] = ability_samples(source, ability, datamodule)
-            return samples[key]
+            if key not in cache:
+                cache[key] = ability_samples(source, ability, datamodule)
+            return cache[key]
 
-        kept = {name: read(name) for name in scorer.keep}
+        keep = {name: read(name) for name in scorer.keep}
         for ability in source.abilities:
-            its = read(ability) if scorer.needs_samples else NO_SAMPLES
-            record = _record(target, source, identities, its, quantization if scorer.needs_samples else None)
-            record = replace(record, scorer=scorer.record(), keep=_digests(kept))
-            path, chunks = score_path(root, source.label, ability), 0
-            if sampling is not None and scorer.needs_samples:
-                record, chunks = replace(record, stability=sampling.planned(source)), sampling.kept
-            found.append(Measurement(source, folder, ability, its, record, path, kept, chunks))
-    return found
+            samples = read(ability) if scorer.needs_samples else NO_SAMPLES
+            chunked = sampling if scorer.needs_samples else None
+            record = ScoreRecord(
+                tokens=samples.tokens,
+                samples=len(samples.samples),
+                dropped=samples.dropped,
+                models={"target": target.name, "source": source.model},
+                identities=identities,
+                data=samples.fingerprint,
+                dtype=precision,
+                versions={
+                    "act_lightning": __version__,
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                },
+                scorer=scorer.record(),
+                keep={name: others.fingerprint for name, others in keep.items()},
+                stability=chunked.record(source) if chunked else {},
+            )
+            path, chunks = score_path(root, source.label, ability), chunked.chunk_count if chunked else 0
+            result.append(Measurement(source, folder, ability, samples, record, path, keep, chunks))
+    return result
 
 
-def _digests(kept: Mapping[str, AbilitySamples]) -> dict[str, str]:
-    return {name: its.fingerprint for name, its in kept.items()}
+def check_compatibility(target: Target, compared: Sequence[Measurement]) -> None:
+    """Check every source against the target before any model is loaded: architecture, shapes, token ids.
+
+    Raises:
+        ActError: With all issues of the weights, or else of the tokenizers.
+    """
+    folders: dict[Path, str] = {}
+    for measurement in compared:
+        folders.setdefault(measurement.folder, measurement.source.model)
+    issues: list[ConfigIssue] = []
+    for folder, name in folders.items():
+        require_weights(folder, name)
+        issues += _weight_issues(target, folder, name)
+    raise_if_any(issues)
+    raise_if_any(issue for measurement in compared for issue in _token_issues(target, measurement))
 
 
-def _record(
-    target: Target,
-    source: AbilitySource,
-    identities: dict[str, dict[str, object]],
-    samples: AbilitySamples,
-    quantization: str | None,
-) -> ScoreRecord:
-    precision = str(target.dtype).removeprefix("torch.")
-    return ScoreRecord(
-        tokens=samples.tokens,
-        samples=len(samples.samples),
-        dropped=samples.dropped,
-        models={"target": target.name, "source": source.model},
-        identities=identities,
-        data=samples.fingerprint,
-        dtype=precision if quantization is None else f"{precision}, {quantization}",
-        versions={"act_lightning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-    )
+def _weight_issues(target: Target, source: Path, name: str) -> list[ConfigIssue]:
+    """What keeps the weights of ``source`` from being moved into the target."""
+    if target.model is None and target.folder is not None:
+        return sibling_issues(target.folder, source, name)
+    target_spec = model_spec(target.skeleton(), None, target.name)
+    source_spec = read_model_spec(source, stored_entries(source))
+    issues = pair_issues(target_spec, source_spec, name, "profile.sources")
+    if issues or target.folder is not None:
+        return issues
+    resized = [entry for entry in target_spec.vocabulary if target_spec.shapes[entry] != source_spec.shapes[entry]]
+    if not resized:
+        return []
+    problem = f"must have a vocabulary of the target's size, whose tokens no folder tells: {', '.join(resized)} differ"
+    hint = "Give ActivationDifferenceProfiler(target=...) the target's folder."
+    return [ConfigIssue("profile.sources", name, problem, hint)]
 
 
-def save(one: Measurement, channels: ChannelInventory, found: MeasuredScores, trainer: L.Trainer) -> None:
-    """Write scores on the first process, when all of them have looked at these; those of chunks first.
+def _token_issues(target: Target, measurement: Measurement) -> list[ConfigIssue]:
+    """Texts that target and source tokenize differently, as far as the tokenizers of both are known."""
+    samples = measurement.samples.samples
+    if not samples or target.folder is None:
+        return []  # weights alone are compared, or nothing says which tokenizer made the user's batches
+    if measurement.ability in measurement.source.loaders:
+        for folder in (target.folder, measurement.folder):
+            if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+                return []
+    tokenizer = load_tokenizer(target.folder)
+    texts = (sample.text or str(tokenizer.decode(sample.input_ids)) for sample in samples)
+    return tokenizer_issues(tokenizer, load_tokenizer(measurement.folder), texts, False, measurement.source.model)
 
-    Args:
-        one: What was measured.
-        channels: The channels of the target.
-        found: What was found.
-        trainer: Its processes.
+
+def save(measurement: Measurement, channels: ChannelInventory, measured: MeasuredScores, trainer: L.Trainer) -> None:
+    """Write scores on the first process, after all processes have checked them; those of chunks first.
 
     Raises:
         ActError: On all processes, so that none waits for one that has stopped, if a score is NaN or infinite.
     """
-    require_finite(one.path, channels, found.scores)
-    record = _finished(one, found)
-    if record.stability.get("of"):
-        rank_zero_info(
-            f"{one.label}: stopped after {found.used} of {len(one.samples.samples)} samples,"
-            f" at a bootstrap overlap of {found.overlap:.1%}"
-        )
+    require_finite(measurement.path, channels, measured.scores)
+    record, total = measurement.record, len(measurement.samples.samples)
+    if measured.overlap is not None:
+        stability = {**record.stability, "overlap": round(measured.overlap, 4)}
+        record = replace(record, stability=stability)
+        if measured.used != total:
+            tokens = sum(measurement.samples.chunk_sizes(1, measured.used)[0])
+            record = replace(record, samples=measured.used, tokens=tokens, stability={**stability, "of": total})
+            rank_zero_info(
+                f"{measurement.label}: stopped after {measured.used} of {total} samples,"
+                f" at a bootstrap overlap of {measured.overlap:.1%}"
+            )
     if not trainer.is_global_zero:
         return
-    if found.chunks is not None:
-        sizes = one.samples.chunk_sizes(len(found.chunks), found.used)
-        write_chunks(one.path, channels, ChunkScores(found.chunks, *sizes), record)
-    write_scores(one.path, channels, found.scores, record)
+    if measured.chunks is not None:
+        sizes = measurement.samples.chunk_sizes(len(measured.chunks), measured.used)
+        write_chunks(measurement.path, channels, ChunkScores(measured.chunks, *sizes), record)
+    write_scores(measurement.path, channels, measured.scores, record)
 
 
-def _finished(one: Measurement, found: MeasuredScores) -> ScoreRecord:
-    """The record of what was really read."""
-    total = len(one.samples.samples)
-    if found.overlap is None:
-        return one.record
-    stability = {**one.record.stability, "overlap": round(found.overlap, 4)}
-    if found.used == total:
-        return replace(one.record, stability=stability)
-    tokens = sum(one.samples.chunk_sizes(1, found.used)[0])
-    return replace(one.record, samples=found.used, tokens=tokens, stability={**stability, "of": total})
-
-
-def groups(due: Sequence[Measurement]) -> list[list[Measurement]]:
+def groups(pending: Sequence[Measurement]) -> list[list[Measurement]]:
     """Measurements whose sources should be in memory together: those that share an ability's samples."""
-    found: list[list[Measurement]] = []
-    for one in due:
-        related = [group for group in found if any(_together(one, other) for other in group)]
-        found = [group for group in found if group not in related]
-        found.append([*(other for group in related for other in group), one])
-    return found
+    result: list[list[Measurement]] = []
+    for measurement in pending:
+        related = [
+            group
+            for group in result
+            if any(
+                measurement.source is other.source or measurement.samples.fingerprint == other.samples.fingerprint
+                for other in group
+            )
+        ]
+        result = [group for group in result if group not in related]
+        result.append([*(other for group in related for other in group), measurement])
+    return result
 
 
-def _together(one: Measurement, other: Measurement) -> bool:
-    return one.source is other.source or one.samples.fingerprint == other.samples.fingerprint
-
-
-def measure_weights(due: Sequence[Measurement], target: Target, scorer: WeightScorer, trainer: L.Trainer) -> None:
+def measure_weights(pending: Sequence[Measurement], target: Target, scorer: WeightScorer, trainer: L.Trainer) -> None:
     """Measure each source once, and write its scores for each of its abilities.
 
     One process reads; the others wait for it.
@@ -228,24 +260,20 @@ def measure_weights(due: Sequence[Measurement], target: Target, scorer: WeightSc
     Raises:
         ActError: On all processes, if a weight or a score is NaN or infinite.
     """
-    failed = None
+    issues = None
     if trainer.is_global_zero:
         try:
-            for folder in dict.fromkeys(one.folder for one in due):
-                scores = _scores(target, folder, scorer)
-                for one in due:
-                    if one.folder == folder:
-                        write_scores(one.path, target.inventory(), scores, one.record)
+            channels = target.inventory()
+            for folder in dict.fromkeys(measurement.folder for measurement in pending):
+                match = match_vocabularies(target.folder, folder) if target.folder else None
+                with target.rows() as target_rows, CheckpointReader(folder) as source_rows:
+                    sums = channel_sums(scorer.values, target_rows, source_rows, channels, match)
+                scores = scorer.finish(sums, channels.sizes()).float()
+                for measurement in pending:
+                    if measurement.folder == folder:
+                        write_scores(measurement.path, channels, scores, measurement.record)
         except ActError as error:
-            failed = error.issues
-    failed = trainer.strategy.broadcast(failed)
-    if failed:
-        raise ActError(*failed)
-
-
-def _scores(target: Target, folder: Path, scorer: WeightScorer) -> Tensor:
-    """float32 ``[channels]``."""
-    channels, match = target.inventory(), target.folder and match_vocabularies(target.folder, folder)
-    with target.rows() as ours, CheckpointReader(folder) as theirs:
-        sums = channel_sums(scorer.values, ours, theirs, channels, match or None)
-    return scorer.finish(sums, channels.sizes()).float()
+            issues = error.issues
+    issues = trainer.strategy.broadcast(issues)
+    if issues:
+        raise ActError(*issues)

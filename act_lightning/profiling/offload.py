@@ -1,43 +1,48 @@
-"""The weights of one part of a model at a time: read from disk ahead of their turn, or kept in the host's memory."""
+"""Weights of one part of a model at a time: read from disk ahead of their turn, or copied from the host's memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import assign, decoder_parts
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.hooks import temporary_hooks
+from act_lightning.profiling.pair import Reader
 
 
 class PartWeights(Protocol):
-    """Brings the weights of a part (a decoder layer, an embedding) to the device, and takes them away again."""
+    """Loads the weights of a part (a decoder layer, an embedding) to the device, and unloads them."""
 
     model: PreTrainedModel
 
-    def expect(self, parts: Iterable[str]) -> None:
-        """Say which parts come next."""
+    def prefetch(self, parts: Iterable[str]) -> None:
+        """Begin to read the parts that come next."""
 
-    def bring(self, part: str) -> None:
-        """Put the weights of a part where they are computed with."""
+    def load(self, part: str) -> None:
+        """Put the weights of a part on the device."""
 
-    def drop(self, part: str) -> None:
+    def unload(self, part: str) -> None:
         """Free that memory."""
 
     def close(self) -> None:
-        """Leave the model as it was found."""
+        """Leave the model as it was."""
 
 
 class DiskWeights:
     """A model without weights, whose parts are read from a Hugging Face folder when their turn comes.
 
     A thread reads the parts that come next. A tied matrix is read once for each part that has it, since keeping it
-    would cost its memory all along. What is read is searched for NaN and infinity, cast and placed.
+    would cost its memory all along. What is read is checked for NaN and infinity, cast and moved to the device.
 
     Args:
         folder: A Hugging Face folder with safetensors weights.
@@ -45,7 +50,7 @@ class DiskWeights:
         device: Where they are computed with.
 
     Attributes:
-        model: The model; buffers have values, parameters outside of what was brought do not.
+        model: The model. Buffers have values; parameters of parts that are not loaded have none.
 
     Raises:
         ActError: As :class:`~act_lightning.checkpoints.reader.CheckpointReader`; when reading, NaN or infinity.
@@ -58,94 +63,119 @@ class DiskWeights:
         make_buffers(self.model, device)
         self.model.train(False)
         self._dtype, self._device = dtype, device
-        self._empty: dict[str, dict[str, nn.Parameter]] = {}
+        self._placeholders: dict[str, dict[str, nn.Parameter]] = {}  # of loaded parts
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self._coming: dict[str, Future[dict[str, Tensor]]] = {}
+        self._pending: dict[str, Future[dict[str, Tensor]]] = {}
 
-    def expect(self, parts: Iterable[str]) -> None:
+    def prefetch(self, parts: Iterable[str]) -> None:
         """Begin to read parts in a thread."""
         for part in parts:
-            if part not in self._coming and part not in self._empty:
-                self._coming[part] = self._thread.submit(self._read, part)
+            if part not in self._pending and part not in self._placeholders:
+                self._pending[part] = self._thread.submit(self._read, part)
 
-    def bring(self, part: str) -> None:
-        """Place a part that was read, or read it now."""
-        if part in self._empty:
+    def _read(self, part: str) -> dict[str, Tensor]:
+        values = {}
+        for name, _ in self.model.get_submodule(part).named_parameters(prefix=part, remove_duplicate=False):
+            tensor = self._reader.read(name).to(self._dtype)
+            values[name] = tensor.pin_memory() if self._device.type == "cuda" else tensor
+        return values
+
+    def load(self, part: str) -> None:
+        """Move a part that was read to the device, or read it now."""
+        if part in self._placeholders:
             return
-        self.expect([part])
-        values = self._coming.pop(part).result()
-        self._empty[part] = {}
-        for name, parameter in self.model.get_submodule(part).named_parameters(prefix=part, remove_duplicate=False):
-            self._empty[part][name] = parameter
+        self.prefetch([part])
+        values = self._pending.pop(part).result()
+        module = self.model.get_submodule(part)
+        self._placeholders[part] = dict(module.named_parameters(prefix=part, remove_duplicate=False))
+        for name in self._placeholders[part]:
             on_device = values.pop(name).to(self._device, non_blocking=True)
-            self._place(name, nn.Parameter(on_device, requires_grad=False))
+            assign(self.model, name, nn.Parameter(on_device, requires_grad=False))
 
-    def drop(self, part: str) -> None:
-        """Put parameters without memory back in their place."""
-        for name, parameter in self._empty.pop(part, {}).items():
-            self._place(name, parameter)
+    def unload(self, part: str) -> None:
+        """Put parameters without memory in their place."""
+        for name, parameter in self._placeholders.pop(part, {}).items():
+            assign(self.model, name, parameter)
 
     def close(self) -> None:
         """Stop reading, and close the files."""
-        for part in list(self._empty):
-            self.drop(part)
+        for part in list(self._placeholders):
+            self.unload(part)
         self._thread.shutdown(wait=True, cancel_futures=True)
-        self._coming.clear()
+        self._pending.clear()
         self._reader.close()
-
-    def _read(self, part: str) -> dict[str, Tensor]:
-        module = self.model.get_submodule(part)
-        names = [name for name, _ in module.named_parameters(prefix=part, remove_duplicate=False)]
-        return {name: self._ready(self._reader.read(name).to(self._dtype)) for name in names}
-
-    def _ready(self, values: Tensor) -> Tensor:
-        return values.pin_memory() if self._device.type == "cuda" else values
-
-    def _place(self, name: str, parameter: nn.Parameter) -> None:
-        owner, _, leaf = name.rpartition(".")
-        self.model.get_submodule(owner)._parameters[leaf] = parameter
 
 
 class MemoryWeights:
     """A model in the host's memory, whose parts are copied to the device for their turn.
 
     Args:
-        model: The model, with weights; left as it was found.
+        model: The model, with weights; it is left as it was.
         device: Where its parts are computed with. Its buffers, which are small, stay there all along.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self._device = device
-        self._at_home: dict[str, dict[nn.Parameter, Tensor]] = {}
-        self._buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.device != device}
-        for name, buffer in self._buffers.items():
-            self._place(name, buffer.to(device))
+        self._host_values: dict[str, dict[nn.Parameter, Tensor]] = {}  # of loaded parts
+        self._host_buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.device != device}
+        for name, buffer in self._host_buffers.items():
+            assign(model, name, buffer.to(device))
 
-    def expect(self, parts: Iterable[str]) -> None:
+    def prefetch(self, parts: Iterable[str]) -> None:
         """Nothing to do: they are in memory."""
 
-    def bring(self, part: str) -> None:
+    def load(self, part: str) -> None:
         """Copy a part to the device."""
-        if part in self._at_home:
+        if part in self._host_values:
             return
         parameters = self.model.get_submodule(part).parameters()
-        self._at_home[part] = {parameter: parameter.data for parameter in parameters}
-        for parameter, values in self._at_home[part].items():
+        self._host_values[part] = {parameter: parameter.data for parameter in parameters}
+        for parameter, values in self._host_values[part].items():
             parameter.data = values.to(self._device)
 
-    def drop(self, part: str) -> None:
+    def unload(self, part: str) -> None:
         """Free the copies."""
-        for parameter, values in self._at_home.pop(part, {}).items():
+        for parameter, values in self._host_values.pop(part, {}).items():
             parameter.data = values
 
     def close(self) -> None:
         """Put everything back."""
-        for part in list(self._at_home):
-            self.drop(part)
-        for name, buffer in self._buffers.items():
-            self._place(name, buffer)
+        for part in list(self._host_values):
+            self.unload(part)
+        for name, buffer in self._host_buffers.items():
+            assign(self.model, name, buffer)
 
-    def _place(self, name: str, buffer: Tensor) -> None:
-        owner, _, leaf = name.rpartition(".")
-        self.model.get_submodule(owner)._buffers[leaf] = buffer
+
+class OffloadedReader(Reader):
+    """A model in the host's memory, each part of which is on the device only while it computes.
+
+    Args:
+        model: A causal language model in evaluation mode.
+        device: Where it computes.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        super().__init__(model)
+        self._device = device
+
+    @contextmanager
+    def ready(self) -> Iterator[OffloadedReader]:
+        """Load and unload parts within the block; afterwards the model is as it was."""
+        weights, parts = MemoryWeights(self.model, self._device), decoder_parts(self.model)
+
+        def register() -> Iterator[RemovableHandle]:
+            for part in (*parts.outer, *parts.layers):
+                module = self.model.get_submodule(part)
+                yield module.register_forward_pre_hook(lambda *_, part=part: weights.load(part))
+                yield module.register_forward_hook(lambda *_, part=part: weights.unload(part), always_call=True)
+
+        try:
+            with temporary_hooks(register()):
+                yield self
+        finally:
+            weights.close()
+
+    def weights(self, module: str) -> dict[str, Tensor]:
+        """The parameters of one module, on the device."""
+        return {name: values.to(self._device) for name, values in super().weights(module).items()}

@@ -1,28 +1,38 @@
-"""Where the models of a pair are while they are compared: all on the device, or brought there part by part."""
+"""Where the models of a pair are while they are compared, and the memory that this takes and the machine has."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import os
+import resource
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PretrainedConfig, PreTrainedModel
 
-from act_lightning.architecture import DecoderSizes
-from act_lightning.channels import inventory
+from act_lightning.architecture import DecoderSizes, decoder_parts, input_embedding, part_sizes
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.models import QUANTIZATIONS, load_model, load_quantized
 from act_lightning.errors import ConfigIssue
-from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair, OffloadedReader
-from act_lightning.profiling.memory import free_memory, host_memory, pair_needs
-from act_lightning.profiling.offload import DiskWeights, MemoryWeights, PartWeights
+from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
+from act_lightning.profiling.offload import DiskWeights, MemoryWeights, OffloadedReader, PartWeights
 from act_lightning.profiling.pair import Pair, ResidentPair
 from act_lightning.profiling.target import Target
 from act_lightning.scorers.scorer import ActivationScorer, Scorer, WeightScorer
 
+_CGROUPS = Path("/sys/fs/cgroup")
+# By controller: the file of the limit, that of the usage, and the field of memory.stat for what is freed on demand.
+_CGROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+_ULIMITS = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}
 PLACEMENTS = ("auto", "resident", "offload", "layerwise")
 _USABLE = 0.9  # of the memory that is free: the rest is left to kernels' workspaces and fragments
 
@@ -42,55 +52,50 @@ class PairSettings:
     tokens_per_batch: int = 8192
 
     def issues(self) -> list[ConfigIssue]:
-        """What is wrong with them, without looking at files."""
-        found = []
+        """What is wrong with the settings, without looking at files."""
+        issues = []
         if self.placement not in PLACEMENTS:
-            found.append(
-                ConfigIssue("profile.placement", self.placement, f"must be one of {', '.join(PLACEMENTS)}", "Try auto.")
-            )
+            problem = f"must be one of {', '.join(PLACEMENTS)}"
+            issues.append(ConfigIssue("profile.placement", self.placement, problem, "Try auto."))
         if self.quantization is None:
-            return found
+            return issues
         if self.quantization not in QUANTIZATIONS:
             problem = f"must be null or one of {', '.join(QUANTIZATIONS)}"
-            return [
-                *found,
-                ConfigIssue("profile.quantization", self.quantization, problem, "Leave it out for full precision."),
-            ]
-        if self.placement not in ("auto", "resident"):
+            issues.append(self._quantization_issue(problem, "Leave it out for full precision."))
+        elif self.placement not in ("auto", "resident"):
             problem = (
                 f"must be null under placement {self.placement}: quantized models are compared whole on the device"
             )
-            found.append(ConfigIssue("profile.quantization", self.quantization, problem, "Choose one of the two."))
-        return found
+            issues.append(self._quantization_issue(problem, "Choose one of the two."))
+        return issues
 
     def run_issues(self, device: torch.device, target: Target, scorer: Scorer) -> list[ConfigIssue]:
-        """What keeps this run from holding the pair so.
+        """What keeps this run from holding the pair as set.
 
         Args:
             device: Where the pair computes.
             target: The target.
             scorer: What is measured.
         """
-        found = []
-        gradients = not isinstance(scorer, (ActivationScorer, WeightScorer))
-        if gradients and self.placement not in ("auto", "resident"):
+        issues = []
+        needs_gradients = not isinstance(scorer, (ActivationScorer, WeightScorer))
+        if needs_gradients and self.placement not in ("auto", "resident"):
             problem = f"must be auto or resident for {scorer.name}, whose backward pass needs all weights at once"
-            found.append(
-                ConfigIssue("profile.placement", self.placement, problem, "Leave it out, or select by activation.")
-            )
+            hint = "Leave it out, or select by activation."
+            issues.append(ConfigIssue("profile.placement", self.placement, problem, hint))
         if self.quantization is None or isinstance(scorer, WeightScorer):
-            return found
+            return issues
         if device.type != "cuda":
             problem = f"needs a GPU, and this run computes on {device.type}"
-            found.append(self._quantization_issue(problem, "Leave it out, or run where there is a CUDA device."))
+            issues.append(self._quantization_issue(problem, "Leave it out, or run where there is a CUDA device."))
         if target.model is not None:
             problem = "needs a target that is loaded from its folder, and this one is in memory"
             hint = "Build the model in configure_model, and name its folder (target=...)."
-            found.append(self._quantization_issue(problem, hint))
-        if gradients or (isinstance(scorer, ActivationScorer) and scorer.needs_swapped):
-            problem = f"cannot be had for {scorer.name}, which puts the source's weights into the target"
-            found.append(self._quantization_issue(problem, "Leave it out, or select by activation."))
-        return found
+            issues.append(self._quantization_issue(problem, hint))
+        if needs_gradients or (isinstance(scorer, ActivationScorer) and scorer.needs_source_weights):
+            problem = f"is not possible for {scorer.name}, which puts the source's weights into the target"
+            issues.append(self._quantization_issue(problem, "Leave it out, or select by activation."))
+        return issues
 
     def _quantization_issue(self, problem: str, hint: str) -> ConfigIssue:
         return ConfigIssue("profile.quantization", self.quantization, problem, hint)
@@ -100,91 +105,175 @@ class PairSettings:
 def open_pair(
     target: Target, sources: Collection[Path], settings: PairSettings, trainer: L.Trainer
 ) -> Iterator[tuple[Pair, PretrainedConfig]]:
-    """The models, ready to be compared, and the target's config; a model of the user's is left as it was found.
+    """Load the models of a pair; afterwards, a target that was in memory is as it was.
 
     Args:
         target: The target.
         sources: The folders of its siblings.
         settings: How they are held.
-        trainer: Says where they compute, and how many processes share this machine.
+        trainer: Tells the device, and how many processes share this machine.
+
+    Yields:
+        The pair, ready to read batches, and the target's config.
     """
-    opening = _Opening(target, tuple(sources), trainer)
+    device, dtype, skeleton = trainer.strategy.root_device, target.dtype, target.skeleton()
+    processes = max(1, trainer.world_size // trainer.num_nodes)
+    placement = settings.placement
+    if placement == "auto" and settings.quantization is None:
+        placement = _choose_placement(target, skeleton, len(sources), settings.tokens_per_batch, device, processes)
     with ExitStack() as stack:
+        pair: Pair
         if settings.quantization is not None:
-            pair = opening.quantized(settings.quantization)
+            assert target.folder is not None
+            folders, bits = (target.folder, *sources), settings.quantization
+            model, *others = (load_quantized(folder, dtype, device, bits) for folder in folders)
+            pair = ResidentPair(model, dict(zip(sources, others, strict=True)), device)
+        elif placement == "resident":
+            model = stack.enter_context(target.ready(device))
+            pair = ResidentPair(model, {folder: load_model(folder, dtype, device) for folder in sources}, device)
+        elif placement == "offload":
+            host = torch.device("cpu")
+            model = stack.enter_context(target.ready(host if target.model is None else target.model.device))
+            models = [model, *(load_model(folder, dtype, host) for folder in sources)]
+            reader, *readers = (stack.enter_context(OffloadedReader(model, device).ready()) for model in models)
+            pair = ResidentPair(reader, dict(zip(sources, readers, strict=True)), device)
         else:
-            how = opening.choice(settings.tokens_per_batch) if settings.placement == "auto" else settings.placement
-            pair = getattr(opening, how)(stack)
-        yield pair, opening.skeleton.config
+            weights: list[PartWeights] = []
+            if target.model is None:
+                assert target.folder is not None
+                weights.append(DiskWeights(target.folder, dtype, device))
+            else:
+                weights.append(MemoryWeights(stack.enter_context(target.ready(target.model.device)), device))
+            weights += [DiskWeights(folder, dtype, device) for folder in sources]
+            layerwise, *siblings = (stack.enter_context(LayerwiseModel(part, device)) for part in weights)
+            tokens = _tokens_per_pass(skeleton, dtype.itemsize, len(weights), processes)
+            named = dict(zip(sources, siblings, strict=True))
+            pair = LayerwisePair(layerwise, named, device, tokens, trainer.is_global_zero)
+        yield pair, skeleton.config
 
 
-class _Opening:
-    """Opens one pair in whichever way."""
+def _choose_placement(
+    target: Target, skeleton: PreTrainedModel, sources: int, tokens: int, device: torch.device, processes: int
+) -> str:
+    """``resident`` where the whole pair and the outputs of a batch fit, else ``layerwise``; and say so."""
+    size = target.dtype.itemsize
+    models = sources + (target.model is None or target.model.device.type != device.type)
+    weights = sum(parameter.numel() for parameter in skeleton.parameters()) * size * models
+    outputs = tokens * (inventory(skeleton).total + DecoderSizes.of(skeleton.config).peak_features) * size
+    free = free_memory(device) // (1 if device.type == "cuda" else processes)
+    placement = "resident" if weights + outputs <= _USABLE * free else "layerwise"
+    sizes = f"{weights / 1e9:.1f} GB of weights and up to {outputs / 1e9:.1f} GB of outputs, {free / 1e9:.1f} GB free"
+    rank_zero_info(f"profile.placement: {placement} ({sizes})")
+    return placement
 
-    def __init__(self, target: Target, sources: Sequence[Path], trainer: L.Trainer) -> None:
-        self.target, self.sources, self.trainer = target, sources, trainer
-        self.device: torch.device = trainer.strategy.root_device
-        self.skeleton = target.skeleton()
-        self._sharing = max(1, trainer.world_size // trainer.num_nodes)  # processes with this machine's memory
 
-    def choice(self, tokens: int) -> str:
-        """``resident`` where the whole pair and a batch's outputs fit, else ``layerwise``; and say so."""
-        target, size = self.target, self.target.dtype.itemsize
-        models = len(self.sources) + (target.model is None or target.model.device.type != self.device.type)
-        whole = sum(parameter.numel() for parameter in self.skeleton.parameters()) * size * models
-        kept = tokens * (inventory(self.skeleton).total + DecoderSizes.of(self.skeleton.config).peak_features) * size
-        room = free_memory(self.device) // (1 if self.device.type == "cuda" else self._sharing)
-        chosen = "resident" if whole + kept <= _USABLE * room else "layerwise"
-        told = f"{whole / 1e9:.1f} GB of weights and up to {kept / 1e9:.1f} GB of outputs, {room / 1e9:.1f} GB free"
-        rank_zero_info(f"profile.placement: {chosen} ({told})")
-        return chosen
+def _tokens_per_pass(skeleton: PreTrainedModel, size: int, models: int, processes: int) -> int:
+    """As many tokens as half of the memory that stages leave has room for, a hidden state of each in every model."""
+    needs = pair_needs(skeleton, size, models)
+    free = host_memory() // processes - needs.stage - needs.next_stage
+    return max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size * models))
 
-    def resident(self, stack: ExitStack) -> Pair:
-        """All models on the device."""
-        ours = stack.enter_context(self.target.ready(self.device))
-        theirs = {folder: load_model(folder, self.target.dtype, self.device) for folder in self.sources}
-        return ResidentPair(ours, theirs, self.device)
 
-    def offload(self, stack: ExitStack) -> Pair:
-        """All models in the host's memory."""
-        ours, theirs = self._in_memory(stack)
-        readers = [stack.enter_context(OffloadedReader(one, self.device).ready()) for one in (ours, *theirs)]
-        return ResidentPair(readers[0], dict(zip(self.sources, readers[1:], strict=True)), self.device)
+def host_memory() -> int:
+    """Bytes of memory that this process can still have: free or freed on demand, within all limits set on it.
 
-    def layerwise(self, stack: ExitStack) -> Pair:
-        """All models on disk, except a target that is in memory."""
-        ours: PartWeights
-        if self.target.model is None:
-            ours = self._from_disk(self.target.folder)
-        else:
-            ours = MemoryWeights(stack.enter_context(self.target.ready(self.target.model.device)), self.device)
-        weights = [ours, *(self._from_disk(folder) for folder in self.sources)]
-        staged = [stack.enter_context(LayerwiseModel(one, self.device)) for one in weights]
-        theirs = dict(zip(self.sources, staged[1:], strict=True))
-        shows = self.trainer.is_global_zero
-        return LayerwisePair(staged[0], theirs, self.device, self._tokens_together(), shows)
+    The limits are those of its control groups (a container is one), and its ``ulimit`` on address space and data.
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = [_table_bytes("/proc/meminfo", "MemAvailable") or physical, *_free_in_cgroups()]
+    for limit, used in _ULIMITS.items():
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY:
+            available.append(soft - _table_bytes("/proc/self/status", used))
+    return max(0, min(available))
 
-    def quantized(self, bits: str) -> Pair:
-        """All models on the device, in fewer bits."""
-        assert self.target.folder is not None
-        folders = (self.target.folder, *self.sources)
-        ours, *theirs = (load_quantized(folder, self.target.dtype, self.device, bits) for folder in folders)
-        return ResidentPair(ours, dict(zip(self.sources, theirs, strict=True)), self.device)
 
-    def _in_memory(self, stack: ExitStack) -> tuple[PreTrainedModel, list[PreTrainedModel]]:
-        host = torch.device("cpu")
-        home = host if self.target.model is None else self.target.model.device
-        ours = stack.enter_context(self.target.ready(home))
-        return ours, [load_model(folder, self.target.dtype, host) for folder in self.sources]
+def _free_in_cgroups() -> Iterator[int]:
+    """Bytes left in every control group of this process that has a limit."""
+    for line in _read("/proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _CGROUP_FILES:
+            continue
+        limit, usage, reclaimable = _CGROUP_FILES[controllers]
+        root = _CGROUPS / controllers
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            most = _read(folder / limit).strip()
+            if folder.is_relative_to(root) and most.isdigit():
+                stat = dict(entry.split() for entry in _read(folder / "memory.stat").splitlines())
+                yield int(most) - int(_read(folder / usage).strip() or 0) + int(stat.get(reclaimable, 0))
 
-    def _from_disk(self, folder: Path | None) -> DiskWeights:
-        assert folder is not None
-        return DiskWeights(folder, self.target.dtype, self.device)
 
-    def _tokens_together(self) -> int:
-        """As many as half of the memory that stages leave holds hidden states for."""
-        size, models = self.target.dtype.itemsize, 1 + len(self.sources)
-        needs = pair_needs(self.skeleton, size, models)
-        left = host_memory() // self._sharing - needs.stage - needs.next_stage
-        width = DecoderSizes.of(self.skeleton.config).hidden
-        return max(1, left // 2 // (width * size * models))
+def _table_bytes(file: str, key: str) -> int:
+    """A value in bytes from a table in kB; 0 if it is not there."""
+    lines = [line for line in _read(file).splitlines() if line.startswith(f"{key}:")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def runs_on_host(trainer: Mapping[str, Any]) -> bool:
+    """Whether a trainer with these arguments computes on the CPU of this machine."""
+    accelerator = str(trainer.get("accelerator") or "auto")
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def device_memory() -> int | None:
+    """Bytes of the first CUDA device, or ``None`` without one."""
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still have on a device."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return host_memory()
+
+
+@dataclass(frozen=True)
+class PairNeeds:
+    """Bytes of weights of a pair of models of one shape.
+
+    Attributes:
+        whole: All weights of all models.
+        stage: Those of the largest stage, which is what the device holds when parts are loaded one at a time.
+        next_stage: Those of the largest layer, which is read while the stage before it computes.
+    """
+
+    whole: int
+    stage: int
+    next_stage: int
+
+
+def pair_needs(model: PreTrainedModel, itemsize: int, models: int) -> PairNeeds:
+    """What ``models`` models like this one need.
+
+    The stages are the embedding, every layer, and all other parts together: most of these come after the layers.
+
+    Args:
+        model: On the meta device is enough.
+        itemsize: Bytes of a parameter.
+        models: The target and its sources.
+    """
+    parts, sizes = decoder_parts(model), part_sizes(model)
+    embedding = sum(sizes[name] for name in parts.outer if model.get_submodule(name) is input_embedding(model))
+    rest = sum(sizes[name] for name in parts.outer) - embedding
+    layer = max(sizes[name] for name in parts.layers)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    each = itemsize * models
+    return PairNeeds(whole * each, max(layer, embedding, rest) * each, layer * each)
+
+
+def widest_stage(model: PreTrainedModel, channels: ChannelInventory) -> int:
+    """The largest number of channels in a layer, or outside the layers."""
+    layers = decoder_parts(model).layers
+    counts: Counter[str] = Counter()
+    for module in channels.modules:
+        counts[next((name for name in layers if module.name.startswith(f"{name}.")), "")] += module.count
+    return max(counts.values())

@@ -27,7 +27,7 @@ class Target:
     Attributes:
         name: How the user named it.
         folder: Its checkpoint, if there is one.
-        model: The model in memory, if it is there; else the checkpoint is loaded.
+        model: The model in memory, if it is there; otherwise the checkpoint is loaded.
         dtype: Precision in which the pair is compared.
     """
 
@@ -55,7 +55,7 @@ class Target:
         return identify(self.folder)
 
     def digests(self) -> list[str]:
-        """Digests under which these weights are known: in memory, and as the checkpoint that the user names."""
+        """Digests of these weights: in memory, and as the checkpoint that the user names."""
         in_folder = [identify(self.folder).digest] if self.folder is not None else []
         return [self.identity().digest, *in_folder]
 
@@ -71,38 +71,37 @@ class Target:
 
     @contextmanager
     def ready(self, device: torch.device) -> Iterator[PreTrainedModel]:
-        """The target on ``device`` in evaluation mode; a model of the user's is left as it was found."""
-        if self.model is None:
+        """The target on ``device`` in evaluation mode; afterwards, a model in memory is where and as it was."""
+        model = self.model
+        if model is None:
             assert self.folder is not None
             yield load_model(self.folder, self.dtype, device)
-        else:
-            with _evaluating(self.model, device):
-                yield self.model
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    home = next(model.parameters()).device
-    try:
-        model.train(False)
-        nn.Module.to(model, device)
-        yield
-    finally:
-        nn.Module.to(model, home)
-        for module, was_training in training.items():
-            module.training = was_training
+            return
+        training = {module: module.training for module in model.modules()}
+        original_device = next(model.parameters()).device
+        try:
+            model.train(False)
+            nn.Module.to(model, device)
+            yield model
+        finally:
+            nn.Module.to(model, original_device)
+            for module, was_training in training.items():
+                module.training = was_training
 
 
 def named_checkpoint(module: nn.Module) -> tuple[str | None, str | None]:
-    """The checkpoint and its revision that a module of ours names; a ``target`` of any other may mean anything."""
+    """The checkpoint and its revision that an ``AbilityTransferModule`` names.
+
+    That class stands above this room, so it is told by its attribute ``weights_dtype``: a ``target`` of any other
+    module may mean anything.
+    """
     if not hasattr(module, "weights_dtype"):
         return None, None
     return getattr(module, "target", None), getattr(module, "revision", None)
 
 
 def named_folder(module: nn.Module, target: str | None, revision: str | None) -> Path | None:
-    """The folder of the checkpoint that ``target`` names, or else the module, if it is one of ours."""
+    """The folder of the checkpoint that ``target`` names, or else the module; see :func:`named_checkpoint`."""
     name, revision = (target, revision) if target is not None else named_checkpoint(module)
     return None if name is None else locate(name, revision)
 
@@ -111,10 +110,10 @@ def find_target(module: nn.Module, target: str | None, revision: str | None) -> 
     """The target of ``module``: its weights if it has them, else the checkpoint named by ``target``.
 
     Args:
-        module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it has
-            attributes ``target``, ``revision`` and ``weights_dtype`` (as ours), these name its checkpoint. One whose
-            ``weights_unmodified`` is true (as ours after a test, or where weights are averaged) holds the checkpoint's
-            weights in the precision of training, so that the checkpoint is compared.
+        module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it is an
+            ``AbilityTransferModule``, it names its checkpoint. One whose ``weights_unmodified`` is true (as ours after
+            a test, or where weights are averaged) holds the checkpoint's weights in the precision of training, so that
+            the checkpoint is compared.
         target: Folder or hub id given to the profiler.
         revision: Revision of the hub id.
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ConfigIssue
 
-_OURS = "act_lightning."
-
 
 class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
     """What channels are ranked by; subclasses are dataclasses of the scorer's own settings.
@@ -22,10 +20,10 @@ class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
     Subclass one of its kinds: :class:`ActivationScorer`, :class:`WeightScorer` or ``Attribution``.
 
     Attributes:
-        name: What files and reports call it; by default the name of its class.
+        name: Its name in files and reports; by default the name of its class.
         saved_as: The name of the scorer whose saved scores it ranks by; by default its own.
         needs_samples: Whether the samples of an ability are read.
-        keep: Abilities whose samples are read as well, because they are not to be lost.
+        keep: Abilities that are not to be lost, whose samples are read as well.
     """
 
     name: ClassVar[str] = ""
@@ -35,66 +33,67 @@ class Scorer(ABC):  # noqa: B024 - each kind has a method of its own
 
     @property
     def label(self) -> str:
-        """What files and reports call it."""
+        """Its name in files and reports."""
         return self.name or type(self).__name__
 
     def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the scorer's own settings; looked for before any work."""
+        """What is wrong with the scorer's own settings; checked before any work."""
         return []
 
     def record(self) -> dict[str, Any]:
-        """What saved scores say of the scorer: its name and the settings that they depend on, as JSON knows them."""
+        """The scorer in the record of saved scores: its name and the settings that they depend on, as JSON values."""
         if self.saved_as:
             return {"name": self.saved_as}
         settings: dict[str, Any] = json.loads(json.dumps(vars(self), default=str, sort_keys=True))
-        kind = type(self)
-        own = {} if kind.__module__.startswith(_OURS) else {"class": f"{kind.__module__}.{kind.__qualname__}"}
-        return {"name": self.label} | own | settings
+        cls = type(self)
+        if not cls.__module__.startswith("act_lightning."):
+            return {"name": self.label, "class": f"{cls.__module__}.{cls.__qualname__}"} | settings
+        return {"name": self.label} | settings
 
     def ranked(self, scores: Tensor, inventory: ChannelInventory) -> Tensor:
-        """What channels are ranked by, from saved scores, float32 ``[channels]``; by default these."""
+        """The values to rank by, given saved scores, both float32 ``[channels]``; by default these scores."""
         return scores
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What is seen of one module at answer tokens, while target and source read the same token ids.
+    """The outputs of one module at answer tokens, while target and source read the same token ids.
 
     Attributes:
         module: Full name of the module.
         target: The target's output ``[tokens, ..., channels]``; with more than one vector a token (a norm inside each
             attention head) in the middle dimensions.
         source: The source's output, of the same shape, its channels in the target's order and the target's own values
-            where the source lacks a channel; ``None`` for a scorer that does not ask for it.
-        swapped: What the target's module would give on the target's own inputs with the source's weights, of the same
-            shape and order; ``None`` for a scorer that does not ask for it.
+            where the source lacks a channel; ``None`` unless the scorer needs it.
+        source_weight_output: The output of the target's module on the target's own inputs with the source's weights, of
+            the same shape and order; ``None`` unless the scorer needs it.
     """
 
     module: str
     target: Tensor
     source: Tensor | None = None
-    swapped: Tensor | None = None
+    source_weight_output: Tensor | None = None
 
 
 class ActivationScorer(Scorer):
-    """A scorer that sees what modules give at answer tokens: a mean over all tokens of all samples.
+    """A scorer of module outputs at answer tokens: a mean over all tokens of all samples.
 
     Attributes:
         terms: How many means of each channel a score is made of.
-        needs_source: Whether the source has to read the samples, too.
-        needs_swapped: Whether the target's modules are to be run once more, with the source's weights.
+        needs_source: Whether the source reads the samples, too.
+        needs_source_weights: Whether the target's modules run once more, with the source's weights.
     """
 
     terms: ClassVar[int] = 1
     needs_source: ClassVar[bool] = True
-    needs_swapped: ClassVar[bool] = False
+    needs_source_weights: ClassVar[bool] = False
 
     @abstractmethod
-    def values(self, seen: Observation) -> Tensor:
-        """What is averaged over tokens.
+    def values(self, observation: Observation) -> Tensor:
+        """The values that are averaged over tokens.
 
         Args:
-            seen: One module in both models.
+            observation: One module in both models.
 
         Returns:
             ``[tokens, ..., channels]``, any floating dtype; with several ``terms`` ``[terms, tokens, ..., channels]``.
@@ -113,13 +112,13 @@ class ActivationScorer(Scorer):
 
 
 class WeightScorer(Scorer):
-    """A scorer that sees weights only, read from disk some rows at a time: one sum over all that a channel owns."""
+    """A scorer of weights alone, read from disk some rows at a time: one sum over all that a channel owns."""
 
     needs_samples: ClassVar[bool] = False
 
     @abstractmethod
     def values(self, change: Tensor) -> Tensor:
-        """What is summed over the parameters of a channel.
+        """The values that are summed over the parameters of a channel.
 
         Args:
             change: θ_abl − θ_trg of some rows of one parameter, float32, any shape.
@@ -142,7 +141,7 @@ class WeightScorer(Scorer):
 
 
 def recorded_scorer(record: Mapping[str, Any]) -> str:
-    """How a record's scorer is told to a person.
+    """A record's scorer as text for people.
 
     >>> recorded_scorer({"name": "activation"}), recorded_scorer({"name": "mine", "power": 2})
     ('activation', 'mine (power: 2)')

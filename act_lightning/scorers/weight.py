@@ -1,4 +1,4 @@
-"""How far the weights themselves have moved: the control that Finding 5 of the paper compares with."""
+"""How far the weights have moved: the control that Finding 5 of the paper compares with."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_issues
 from act_lightning.merging import METHODS
-from act_lightning.scorers.registry import SCORERS
+from act_lightning.scorers import SCORERS
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import TransferSettings, scale_issues

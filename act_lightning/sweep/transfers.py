@@ -14,7 +14,7 @@ import yaml
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import eligible_channels
 from act_lightning.merging import METHODS, merging_method
-from act_lightning.scorers.registry import SCORERS
+from act_lightning.scorers import SCORERS
 from act_lightning.sweep.sweep_settings import ACT, WITHOUT_MASK, Point, has_density
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings

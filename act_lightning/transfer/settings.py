@@ -16,7 +16,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import ratio_issues
 from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
-from act_lightning.scorers.registry import scorer_of
+from act_lightning.scorers import scorer_of
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import CHUNKS
 

@@ -14,10 +14,10 @@ from act_lightning.data.labels import Sample
 from act_lightning.data.packing import pack, packing_obstacle, should_pack
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
-from act_lightning.profiling.channel_means import MeanAbsoluteDifference
-from act_lightning.profiling.pair import compare_on_batch
+from act_lightning.profiling.channel_means import ChannelMeans
+from act_lightning.scorers import Activation
 from act_lightning.training.loss import answer_loss
-from tests.loops import messages, random_samples
+from tests.loops import compare_on_batch, messages, random_samples
 from tests.tiny import ARCHITECTURES, sibling_of, tiny_config, tiny_model
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -143,7 +143,7 @@ def test_scores_equal_single_samples(architecture: str) -> None:
     for samples in (some(), four):
         found = []
         for batches in ([collate([sample], 0) for sample in samples], [pack(samples)]):
-            metric = MeanAbsoluteDifference(channels)
+            metric = ChannelMeans(channels, Activation())
             counted = sum(compare_on_batch(target, [source], batch, [metric]) for batch in batches)
             assert counted == sum(int((sample.labels != IGNORED).sum()) for sample in samples)
             found.append(metric.compute())

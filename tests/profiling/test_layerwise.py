@@ -16,11 +16,11 @@ from act_lightning.architecture import part_sizes
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError
-from act_lightning.profiling.channel_means import ChannelMeans, MeanAbsoluteDifference
-from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair, OffloadedReader
-from act_lightning.profiling.offload import DiskWeights, MemoryWeights, PartWeights
+from act_lightning.profiling.channel_means import ChannelMeans
+from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
+from act_lightning.profiling.offload import DiskWeights, MemoryWeights, OffloadedReader, PartWeights
 from act_lightning.profiling.pair import ChunkBatch, Pair, ResidentPair
-from act_lightning.scorers import ActivationScorer, Observation
+from act_lightning.scorers import Activation, ActivationScorer, Observation
 from tests.loops import packed, padded, random_samples
 from tests.memory import PeakMemory
 from tests.tiny import each_architecture, save_model, sibling_of, tiny_model, tiny_tokenizer
@@ -50,7 +50,7 @@ READINGS = [
 
 def scores(pair: Pair, places: Sequence[Path], target: PreTrainedModel) -> list[Tensor]:
     """The scores of every source."""
-    means: list[tuple[Path, ChannelMeans]] = [(place, MeanAbsoluteDifference(inventory(target))) for place in places]
+    means = [(place, ChannelMeans(inventory(target), Activation())) for place in places]
     assert len(list(pair.run(READINGS, means))) == len(READINGS)
     return [its.compute() for _, its in means]
 
@@ -107,11 +107,11 @@ class Swapped(ActivationScorer):
     """What the source's weights change on the target's inputs; the source reads nothing."""
 
     needs_source = False
-    needs_swapped = True
+    needs_source_weights = True
 
-    def values(self, seen: Observation) -> Tensor:
-        assert seen.swapped is not None
-        return (seen.target - seen.swapped).abs()
+    def values(self, observation: Observation) -> Tensor:
+        assert observation.source_weight_output is not None
+        return (observation.target - observation.source_weight_output).abs()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -145,13 +145,13 @@ class Counted(MemoryWeights):
         self.at_hand: set[str] = set()
         self.seen: set[frozenset[str]] = set()
 
-    def bring(self, part: str) -> None:
-        super().bring(part)
+    def load(self, part: str) -> None:
+        super().load(part)
         self.at_hand.add(part)
         self.seen.add(frozenset(self.at_hand))
 
-    def drop(self, part: str) -> None:
-        super().drop(part)
+    def unload(self, part: str) -> None:
+        super().unload(part)
         self.at_hand.discard(part)
 
 
@@ -176,7 +176,7 @@ def test_logits_are_forgotten_batch_by_batch() -> None:
         PeakMemory() as counted,
         staged([MemoryWeights(model, CPU) for model in (target, sibling_of(target, 1))], [Path("s")]) as pair,
     ):
-        list(pair.run(readings, [(Path("s"), MeanAbsoluteDifference(inventory(target)))]))
+        list(pair.run(readings, [(Path("s"), ChannelMeans(inventory(target), Activation()))]))
     assert logits < counted.peak < 4 * logits, "the target's wait for the source's, and are subtracted"
 
 

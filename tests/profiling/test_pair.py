@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from act_lightning.channels import inventory
 from act_lightning.data.batches import token_budget_batches
 from act_lightning.errors import ActError
-from act_lightning.profiling.channel_means import MeanAbsoluteDifference, mean_absolute_difference
-from act_lightning.profiling.pair import ChunkBatch, ResidentPair, compare_on_batch
-from tests.loops import padded, random_samples
+from act_lightning.profiling.channel_means import ChannelMeans, token_sums
+from act_lightning.profiling.pair import ChunkBatch, ResidentPair
+from act_lightning.scorers import Activation, Observation
+from tests.loops import compare_on_batch, padded, random_samples
 from tests.reference import act as reference
 from tests.reference.act import IGNORED, Sample
 from tests.tiny import ARCHITECTURES, sibling_of, tiny_model
@@ -30,7 +31,7 @@ def measured(
 ) -> list[Tensor]:
     """Scores of every source in padded batches of so many tokens."""
     found = inventory(target)
-    metrics = [MeanAbsoluteDifference(found) for _ in sources]
+    metrics = [ChannelMeans(found, Activation()) for _ in sources]
     for numbers in token_budget_batches([len(ids) for ids, _ in samples], budget):
         (batch,) = padded([samples[number] for number in numbers], rows=len(numbers))
         compare_on_batch(target, sources, batch, metrics)
@@ -81,7 +82,7 @@ def test_padding_is_never_measured(architecture: str) -> None:
     found = []
     for extra, fill in ((0, 0), (9, 17), (30, 250)):
         (batch,) = padded([*samples, ([5] * (24 + extra), [IGNORED] * (24 + extra))], rows=5, fill=fill)
-        metric = MeanAbsoluteDifference(inventory(target))
+        metric = ChannelMeans(inventory(target), Activation())
         tokens = compare_on_batch(target, [source], batch, [metric])
         assert tokens == sum(label != IGNORED for _, labels in samples for label in labels)
         assert metric.count.unique().tolist() == [tokens]
@@ -106,7 +107,7 @@ def test_a_model_may_change_outputs_in_place_and_batches_may_shrink_and_grow() -
     source = sibling_of(target, seed=1)
     whole = [(ids, ids) for ids, _ in random_samples(6, seed=4)]  # every token is an answer
     expected = reference.scores(target, source, whole)
-    found, place = MeanAbsoluteDifference(inventory(target)), Path("source")
+    found, place = ChannelMeans(inventory(target), Activation()), Path("source")
     for model in (target, source):
         for layer in model.model.layers:
             _spoil_when_used(layer.mlp.gate_proj, layer.mlp)
@@ -131,7 +132,7 @@ def _spoil_when_used(module: nn.Module, user: nn.Module) -> None:
 def test_a_batch_without_answers_runs_no_model() -> None:
     target = tiny_model("llama")
     runs = counted(target)
-    metric = MeanAbsoluteDifference(inventory(target))
+    metric = ChannelMeans(inventory(target), Activation())
     (batch,) = padded([([3, 4], [IGNORED, IGNORED])])
     assert compare_on_batch(target, [target], batch, [metric]) == 0
     assert not runs
@@ -208,20 +209,20 @@ def test_a_module_without_output_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_mean_absolute_difference(dtype: torch.dtype) -> None:
+def test_mean_of_absolute_differences(dtype: torch.dtype) -> None:
     first, second = torch.randn(2, 5, 3, 4).to(dtype)
     expected = [
         sum(abs(float(first[t, h, i]) - float(second[t, h, i])) for t in range(5) for h in range(3)) / 15
         for i in range(4)
     ]
-    found = mean_absolute_difference(first, second)
+    found = token_sums(Activation(), Observation("", first, second))[0] / 15
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
 def test_a_long_sum_keeps_small_terms() -> None:
     """In float32, adding 0.001 to a million would leave it as it is."""
-    metric = MeanAbsoluteDifference(inventory(nn.Sequential(nn.Linear(1, 1))))
+    metric = ChannelMeans(inventory(nn.Sequential(nn.Linear(1, 1))), Activation())
     metric.update("0", torch.tensor([[1e6]]), torch.zeros(1, 1))
     for _ in range(1000):
         metric.update("0", torch.full((1, 1), 1e-3), torch.zeros(1, 1))

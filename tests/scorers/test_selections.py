@@ -18,12 +18,11 @@ from transformers import PreTrainedModel
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
 from act_lightning.profiling.channel_means import ChannelMeans
-from act_lightning.profiling.pair import compare_on_batch
 from act_lightning.scorers import SCORERS, ActivationScorer, Local, RelativeActivation, Scorer
 from act_lightning.transfer.selection import select
 from act_lightning.transfer.settings import TransferSettings
 from tests.front_door import Config, basic, changed, run
-from tests.loops import PlainModule, padded, quiet_trainer, random_samples
+from tests.loops import PlainModule, compare_on_batch, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference import analysis, selections
 from tests.reference.channels import channels, pieces
