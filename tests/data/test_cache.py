@@ -218,7 +218,7 @@ def test_processes_that_ask_at_once_share_one_set(rows: Path) -> None:
 
 def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = told(prepare(rows))
-    monkeypatch.setattr("act_lightning.checkpoints.files.check_writable", lambda *_: pytest.fail("asked to write"))
+    monkeypatch.setattr("act_lightning.data.cache.check_writable", lambda *_: pytest.fail("asked to write"))
     assert told(prepare(rows)) == first
 
 

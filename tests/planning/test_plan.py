@@ -343,7 +343,7 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
 
 
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.profiling.placement.host_memory", lambda: 1000)
+    monkeypatch.setattr("act_lightning.planning.forecast.host_memory", lambda: 1000)
     found = planned(config)["problems"]
     assert [problem["setting"] for problem in found] == ["profile.placement", "trainer.strategy"]
     assert "this machine's host has 0.0 GB" in found[0]["message"]
