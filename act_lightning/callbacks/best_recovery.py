@@ -87,8 +87,8 @@ class BestRecovery(L.Callback):
             for number, name in enumerate(kept):
                 for batch in loaders[name]:
                     placed = trainer.strategy.batch_to_device(batch)
-                    validation.add(number, score_answers(model, placed))
-        return float(validation.values()[KEEP_ACCURACY])
+                    validation.metrics[number].update(score_answers(model, placed))
+        return float(validation.compute()[KEEP_ACCURACY])
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the module what keep must reach, which a checkpoint may have brought back since fitting started."""

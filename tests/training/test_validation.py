@@ -13,7 +13,7 @@ import torch
 from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.module import AbilityTransferModule
-from act_lightning.training.head_loss import Scored
+from act_lightning.training.loss import TokenScores
 from act_lightning.training.validation import AnswerTokens, validation_roles
 from tests.loops import quiet_trainer
 from tests.tiny import save_model, tiny_model, tiny_tokenizer, write_jsonl
@@ -79,8 +79,8 @@ def test_roles_are_the_abilities_own_first(data: AbilityDataModule) -> None:
 
 def test_metric_adds_up_over_processes() -> None:
     metric = AnswerTokens()
-    metric.update(Scored(torch.tensor(6.0), torch.tensor(1), 3))
-    metric.update(Scored(torch.tensor(0.0), torch.tensor(0), 0))
+    metric.update(TokenScores(torch.tensor(6.0), torch.tensor(1), 3))
+    metric.update(TokenScores(torch.tensor(0.0), torch.tensor(0), 0))
     assert {name: float(value) for name, value in metric.compute().items()} == {
         "loss": 2.0,
         "perplexity": pytest.approx(math.exp(2)),
