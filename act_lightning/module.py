@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from act_lightning.checkpoints.models import load_model, locate, meta_model
 from act_lightning.checkpoints.weight_files import require_weights
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import (
     TRANSFORMERS,
@@ -33,13 +33,18 @@ from act_lightning.evaluation.generation import (
 )
 from act_lightning.evaluation.results import results_for_logger
 from act_lightning.profiling.channel_means import float64_device
-from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
-from act_lightning.training.grad_checks import are_finite, data_settings, settings_issues, update_issues
+from act_lightning.training.attention_compile import (
+    attention_issues,
+    compile_issues,
+    compile_layers,
+    set_attention,
+    training_dtype,
+)
+from act_lightning.training.checkpoint_io import resumed_settings_issues
 from act_lightning.training.lightning_compat import grad_scaler
 from act_lightning.training.loss import answer_loss, score_answers
-from act_lightning.training.optimizers import make_optimizer, make_scheduler, may_fuse, optimizer_issues
-from act_lightning.training.sharding import load_by_units, load_sharded
-from act_lightning.training.strategies import averaging_issues
+from act_lightning.training.optimizers import are_finite, make_optimizer, make_scheduler, may_fuse, optimizer_issues
+from act_lightning.training.sharding import averaging_issues, load_for_fsdp1, load_for_fsdp2
 from act_lightning.training.validation import (
     KEEP_ACCURACY,
     RECOVER_ACCURACY,
@@ -49,43 +54,42 @@ from act_lightning.training.validation import (
     within_keep,
 )
 
-_ANSWERING = ("test", "predict")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-_SETTINGS = "act_lightning settings"  # in a checkpoint
-_SUM_SCALE = 2.0**-12  # keeps a window's summed gradient near 1, for float16; a power of two, so exact
+_SETTINGS = "act_lightning settings"  # a key of checkpoints
+_SUM_SCALE = 2.0**-12  # keeps summed gradients near 1, for float16; a power of two, so exact
 
 
 class AbilityTransferModule(L.LightningModule):
     """A causal language model and its fine-tuning (paper §4.4, https://arxiv.org/abs/2601.09398).
 
-    The gradient of an update is the mean over all answer tokens of its accumulation window, on all processes, however
-    they are split into micro-batches: every micro-batch adds a sum, and the whole is divided once before the step.
+    The gradient of an update is the mean over the answer tokens of all its micro-batches, on all processes, however
+    the samples are split: every micro-batch adds a sum, which is divided once, before the optimizer's step.
 
     Args:
-        target: The model to be improved: a folder, a hub id, ``lab:generalist`` or ``lab:specialist``.
+        target: The model to improve: a folder, a hub id, ``lab:generalist`` or ``lab:specialist``.
         revision: Commit, branch or tag of a hub id.
         dtype: Precision of profiling and merging; ``auto``: as the target is stored. Training weights follow
             ``trainer.precision``.
         export_dtype: Precision of exported weights; ``auto``: as the target is stored.
-        learning_rate: Learning rate of an optimizer that brings none.
+        learning_rate: Learning rate of an optimizer without an ``lr`` of its own.
         optimizer: ``adam``, ``adamw``, or ``{class_path, init_args}`` of any optimizer of torch or bitsandbytes.
-        lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default. One that
-            cannot do without ``total_steps`` is told the run's updates.
-        gradient_checkpointing: Compute activations again in the backward pass, to save memory.
-        generator: Who answers in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target from
-            disk in ``dtype`` and spreads it over devices itself.
+        lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default. A required
+            ``total_steps`` defaults to the updates of the run.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        generator: What generates in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target
+            from disk in ``dtype`` and spreads it over devices itself.
         generator_args: Arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 8, gpu_memory_utilization: 0.9}``.
         attention: Implementation of attention in training and evaluation: ``auto`` (transformers' choice), ``sdpa``,
-            ``eager``, ``flex_attention``, ``flash_attention_2`` and so on. Packed samples stay apart in all of them.
+            ``eager``, ``flex_attention``, ``flash_attention_2`` and so on. All of them keep packed samples apart.
         compile: Whether decoder layers are compiled, or arguments of ``torch.compile``.
 
     Attributes:
         model: The model, from ``configure_model`` on.
         reads_packed_rows: Tells a data module that batches may be packed: several samples in one row, whose
             ``position_ids`` restart, without an attention mask.
-        keep_floor: Token accuracy that keep must reach for ``val_recover_within_keep``, which ``BestRecovery`` sets.
-        answers_whole_sets: Tells a data module that all rows of an evaluation set may come in one batch.
-        weights_unmodified: Whether the model holds what its checkpoint does: it is loaded, and was never trained.
+        answers_whole_sets: Tells a data module that a batch may hold all rows of an evaluation set.
+        keep_floor: Least token accuracy of keep for ``val_recover_within_keep``, set by ``BestRecovery``.
+        weights_unmodified: Whether the model holds the weights of its checkpoint: it is loaded, and was never trained.
     """
 
     _evaluator: Evaluator
@@ -119,69 +123,68 @@ class AbilityTransferModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.generator = generator
         self.generator_args = generator_args
-        self._answerer: Generator | None = None
         self.attention = attention
         self.compile_setting = compile
+        self.answers_whole_sets = generator == VLLM
         self.model: PreTrainedModel | None = None
         self.keep_floor: float | None = None
-        self._window_tokens = 0
-        self._window_loss = 0.0
+        self._vllm: VLLMGenerator | None = None
+        self._accumulated_tokens, self._accumulated_loss = 0, 0.0  # since the last update, on this process
         self._nonfinite_batch: int | None = None
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at files."""
-        found = optimizer_issues(self.optimizer, self.lr_scheduler, self.learning_rate)
+        issues = optimizer_issues(self.optimizer, self.lr_scheduler, self.learning_rate)
+        problem = f"must be one of {', '.join(_DTYPES)}"
         for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
             if value not in _DTYPES:
-                found.append(ConfigIssue(f"model.{name}", value, f"must be one of {', '.join(_DTYPES)}", "Choose one."))
-        found += attention_issues(self.attention) + compile_issues(self.compile_setting)
-        return found + generator_issues(self.generator, self.generator_args)
-
-    @property
-    def answers_whole_sets(self) -> bool:
-        """Whether the generator makes batches of its own."""
-        return self.generator == VLLM
+                issues.append(ConfigIssue(f"model.{name}", value, problem, "Choose one."))
+        issues += attention_issues(self.attention) + compile_issues(self.compile_setting)
+        return issues + generator_issues(self.generator, self.generator_args)
 
     def configure_model(self) -> None:
-        """Load the target, once, in the precision of training; or start the engine that answers in its place."""
-        if self.model is not None or self._answerer is not None:
+        """Load the target, once, in the precision of training; or start vLLM in its place."""
+        if self.model is not None or self._vllm is not None:
             return
         raise_if_any(averaging_issues(self.trainer))
         folder = locate(self.target, self.revision)
         require_weights(folder, "model.target")
-        if self.generator == VLLM and self.trainer.state.fn in _ANSWERING:
-            raise_if_any(_engine_issues(self.trainer.world_size))
-            bar = self.trainer.progress_bar_callback is not None
-            self._answerer = VLLMGenerator(folder, self._data.tokenizer, self.weights_dtype, self.generator_args, bar)
+        if self.generator == VLLM and self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING):
+            if self.trainer.world_size != 1:
+                problem = "must be 1 if model.generator is vllm, which spreads the model over devices itself"
+                hint = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
+                raise ActError(ConfigIssue("trainer.devices", self.trainer.world_size, problem, hint))
+            bar, tokenizer = self.trainer.progress_bar_callback is not None, self._evaluation_data.tokenizer
+            self._vllm = VLLMGenerator(folder, tokenizer, self.weights_dtype, self.generator_args, bar)
             return
         if self.attention != "auto":
             set_attention(meta_model(folder), self.attention)  # refused before weights are read
         self.model = self._load(folder, training_dtype(self.trainer.precision)).train()
         set_attention(self.model, self.attention)
         if self.gradient_checkpointing:
-            old_name = self.model.gradient_checkpointing_enable  # in the oldest transformers of the range
+            old_name = self.model.gradient_checkpointing_enable  # in the oldest supported transformers
             getattr(self.model, "activation_checkpointing_enable", old_name)({"use_reentrant": False})
         compile_layers(self.model, self.compile_setting)
         self.weights_unmodified = True
 
     def _load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-        """The whole model, or this process's part under FSDP2; under FSDP1 without weights, which come by units."""
+        """The whole model; this process's part under FSDP2; without weights under FSDP1, which asks for them later."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy):
-            model, fill = load_by_units(folder, dtype, strategy.root_device)
-            strategy.kwargs.setdefault("param_init_fn", fill)
+            model, read_weights = load_for_fsdp1(folder, dtype, strategy.root_device)
+            strategy.kwargs.setdefault("param_init_fn", read_weights)
             return model
         if not isinstance(strategy, ModelParallelStrategy):
             return load_model(folder, dtype)
         assert self.device_mesh is not None
         gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-        return load_sharded(folder, dtype, self.device_mesh["data_parallel"], strategy.root_device, policy)
+        return load_for_fsdp2(folder, dtype, self.device_mesh["data_parallel"], strategy.root_device, policy)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Convert parameters, but keep float32 buffers so, as transformers does: rotary frequencies need it.
+        """Convert parameters, but keep float32 buffers as they are, like transformers.
 
-        Lightning's ``bf16-true`` would round them, and with them every position.
+        Lightning's ``bf16-true`` would round rotary frequencies, and with them every position.
         """
         exact = {name: buffer for name, buffer in self.named_buffers() if buffer.dtype == torch.float32}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -209,46 +212,52 @@ class AbilityTransferModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """Forget the window of a fit that was interrupted; an epoch ends with an update."""
-        self._window_tokens, self._window_loss, self._nonfinite_batch = 0, 0.0, None
+        """Reset what a fit that was interrupted between two updates has accumulated."""
+        self._accumulated_tokens, self._accumulated_loss, self._nonfinite_batch = 0, 0.0, None
         self.weights_unmodified = False
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Add a micro-batch to the window: a sum over its answer tokens, not yet divided by their number."""
-        loss, tokens = answer_loss(self.language_model, batch, factor=self._gradient_factor())
-        self._window_tokens += tokens
-        self._window_loss += float(loss.detach())
-        if self._nonfinite_batch is None and not math.isfinite(self._window_loss):
+        """The loss of a micro-batch: a sum over its answer tokens, not yet divided by their number."""
+        factor: Tensor | float = 1.0
+        if (scaler := grad_scaler(self.trainer)) is not None:  # small gradients in float16 would become zero
+            factor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
+        loss, tokens = answer_loss(self.language_model, batch, factor=factor)
+        self._accumulated_tokens += tokens
+        self._accumulated_loss += float(loss.detach())
+        if self._nonfinite_batch is None and not math.isfinite(self._accumulated_loss):
             self._nonfinite_batch = batch_idx
-        undo = self.trainer.accumulate_grad_batches * self.trainer.world_size  # Lightning and DDP divide by these
-        return loss * (undo * _SUM_SCALE)
+        divisor = self.trainer.accumulate_grad_batches * self.trainer.world_size  # by which Lightning and DDP divide
+        return loss * (divisor * _SUM_SCALE)
 
-    def _gradient_factor(self) -> Tensor | float:
-        """What float16's gradients are multiplied by, so that small ones don't become zero."""
-        scaler = grad_scaler(self.trainer)
-        if scaler is None:
-            return 1.0
-        factor: Tensor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
-        return factor
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the summed gradient by the number of answer tokens in the window, on all processes.
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the summed gradient by the number of answer tokens of the update, on all processes.
 
         Raises:
             ActError: On every process, if loss or gradient is NaN or infinite; no weight is changed.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        scaled = grad_scaler(self.trainer) is not None  # which skips updates that overflow
-        bad = float(not scaled and not are_finite(gradients))
-        sums = torch.tensor([self._window_tokens, self._window_loss, bad], dtype=torch.float64)
-        reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum").tolist()
-        tokens, loss, bad = reduced
-        raise_if_any(update_issues(self.trainer, loss, not bad, self._nonfinite_batch))
-        self._window_tokens, self._window_loss = 0, 0.0
+        # a GradScaler skips updates whose gradients overflow
+        nonfinite = grad_scaler(self.trainer) is None and not are_finite(gradients)
+        sums = torch.tensor([self._accumulated_tokens, self._accumulated_loss, float(nonfinite)], dtype=torch.float64)
+        reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum")
+        tokens, loss, nonfinite_processes = reduced.tolist()
+        if nonfinite_processes or not math.isfinite(loss):
+            raise ActError(self._nonfinite_issue(loss))
+        self._accumulated_tokens, self._accumulated_loss = 0, 0.0
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
             self.log("train_loss", loss / tokens, prog_bar=True)
             self.log("answer_tokens", tokens, prog_bar=True)
+
+    def _nonfinite_issue(self, loss: float) -> ConfigIssue:
+        setting = f"update {self.trainer.global_step + 1}"
+        if self._nonfinite_batch is not None:
+            setting += f", in micro-batch {self._nonfinite_batch} of the epoch"
+            if self._data is not None and (samples := self._data.shown_samples(self._nonfinite_batch)):
+                setting += f" ({samples})"
+        value = f"loss {loss}" if not math.isfinite(loss) else "gradients that are NaN or infinite"
+        hint = "Lower model.learning_rate, or look at the data; then resume with ckpt_path: last. Nothing was updated."
+        return ConfigIssue(setting, value, "must be finite", hint)
 
     def configure_gradient_clipping(
         self,
@@ -256,7 +265,7 @@ class AbilityTransferModule(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As the Trainer says; by the norm under FSDP1, too, where the wrapped model must do it."""
+        """As the Trainer says; FSDP1 clips by the norm through the wrapped model, which knows all shards."""
         root = self.trainer.strategy.model
         if gradient_clip_val and gradient_clip_algorithm != "value" and isinstance(root, FullyShardedDataParallel):
             root.clip_grad_norm_(gradient_clip_val)
@@ -264,29 +273,35 @@ class AbilityTransferModule(L.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell what a fit that goes on is held against."""
+        """Add the settings that a fit which resumes is compared with."""
         checkpoint[_SETTINGS] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse settings that a fit which goes on would not follow; warn of others that are not as before."""
+        """Refuse settings that would have no effect after resuming; warn of others that differ."""
         if self.trainer.state.fn == TrainerFn.FITTING:
-            raise_if_any(settings_issues(checkpoint.get(_SETTINGS, {}), self._settings()))
+            raise_if_any(resumed_settings_issues(checkpoint.get(_SETTINGS, {}), self._settings()))
 
     def _settings(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("learning_rate", "optimizer", "lr_scheduler")}
-        return own | data_settings(self.trainer)
+        settings = {name: getattr(self, name) for name in ("learning_rate", "optimizer", "lr_scheduler")}
+        if (data := self._data) is not None:
+            micro_batches = self.trainer.accumulate_grad_batches * self.trainer.world_size
+            settings["samples an update"] = data.batch_size * micro_batches
+            settings["data"] = {name: data.tokenized[name].fingerprint for name in data.train}
+        return settings
 
     def on_validation_epoch_start(self) -> None:
         """Start counting for every validation set."""
-        self._validation = Validation(self._validation_roles(), self.device)
+        numbered: dict[str, str | None] = {str(number): None for number in range(len(self.trainer.num_val_batches))}
+        roles = numbered if self._data is None else validation_roles(self._data)
+        self._validation = Validation(roles, self.device)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch's loss and right tokens to its set."""
-        self._validation.add(dataloader_idx, score_answers(self.language_model, batch))
+        """Count the loss and correct tokens of a batch."""
+        self._validation.metrics[dataloader_idx].update(score_answers(self.language_model, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and token accuracy of every set, and their means, overall and by role."""
-        values = self._validation.values()
+        values = self._validation.compute()
         if self.keep_floor is not None:
             values[WITHIN_KEEP] = within_keep(values[KEEP_ACCURACY], values[RECOVER_ACCURACY], self.keep_floor)
         for name, value in values.items():
@@ -294,14 +309,14 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Start counting for every evaluation set."""
-        self._evaluator = Evaluator(self._data)
+        self._evaluator = Evaluator(self._evaluation_data)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Generate greedily and grade by the kind of answer."""
-        self._evaluator.evaluate_batch(self._answers, batch, dataloader_idx)
+        self._evaluator.evaluate_batch(self._generator, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``exact_match/<set>`` and so on, and the means of sets to keep and to recover; write everything down."""
+        """Log ``exact_match/<set>`` and so on, and the means over sets to keep and to recover; write all results."""
         results, records = self._evaluator.gather()
         self.log_dict(results_for_logger(results), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -309,49 +324,27 @@ class AbilityTransferModule(L.LightningModule):
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Row, prompt, greedy prediction and reference of every row."""
-        data = self._data
+        data = self._evaluation_data
         limit = data.evaluations[data.evaluation_names[dataloader_idx]].max_new_tokens
-        outputs = self._answers(batch, limit)
-        # a batch that only keeps processes in step has no rows
+        outputs = self._generator(batch, limit)
+        # not strict: a batch that only keeps processes in step has outputs, but no rows
         answered = zip(batch["rows"], batch["prompts"], outputs, batch["references"], strict=False)
         return [
-            {"row": row, "prompt": prompt, "prediction": output.text, "reference": wanted}
-            for row, prompt, output, wanted in answered
+            {"row": row, "prompt": prompt, "prediction": output.text, "reference": reference}
+            for row, prompt, output, reference in answered
         ]
 
     @property
-    def _answers(self) -> Generator:
-        return self._answerer or partial(generate_answers, self.language_model, self._data.tokenizer)
+    def _generator(self) -> Generator:
+        return self._vllm or partial(generate_answers, self.language_model, self._evaluation_data.tokenizer)
 
     @property
-    def _data(self) -> AbilityDataModule:
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, AbilityDataModule):
+    def _data(self) -> AbilityDataModule | None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, AbilityDataModule) else None
+
+    @property
+    def _evaluation_data(self) -> AbilityDataModule:
+        if self._data is None:
             raise TypeError("evaluation by generation takes its sets from an AbilityDataModule")
-        return data
-
-    def _validation_roles(self) -> dict[str, str | None]:
-        """Roles of the data module's validation sets by name; of other loaders, their numbers without roles."""
-        data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, AbilityDataModule):
-            return validation_roles(data)
-        return {str(number): None for number in range(len(self.trainer.num_val_batches))}
-
-
-def training_dtype(precision: str) -> torch.dtype:
-    """The dtype of training weights under a precision of Lightning's: full weights, unless it is a "true" half.
-
-    >>> training_dtype("bf16-mixed"), training_dtype("bf16-true")
-    (torch.float32, torch.bfloat16)
-    """
-    return {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(
-        precision, torch.float32
-    )
-
-
-def _engine_issues(processes: int) -> list[ConfigIssue]:
-    if processes == 1:
-        return []
-    problem = "must be 1 where model.generator is vllm, which spreads the model over devices itself"
-    hint = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
-    return [ConfigIssue("trainer.devices", processes, problem, hint)]
+        return self._data

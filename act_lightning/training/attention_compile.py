@@ -1,10 +1,11 @@
-"""How a model computes: which implementation of attention, and whether its layers are compiled."""
+"""How a model is run: the precision of its weights, its implementation of attention, and compiled layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import import_utils
@@ -14,33 +15,38 @@ from act_lightning.errors import ActError, ConfigIssue
 
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 ATTENTION = ("auto", "sdpa", "eager", "flex_attention", *_FLASH)
-_COMPILED = {"dynamic": True}  # packed rows are of all lengths
 
-Compile = bool | dict[str, Any]
+
+def training_dtype(precision: str) -> torch.dtype:
+    """The dtype of training weights under ``trainer.precision``: float32, unless it is one of the "true" ones.
+
+    >>> training_dtype("bf16-mixed"), training_dtype("bf16-true")
+    (torch.float32, torch.bfloat16)
+    """
+    dtypes = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+    return dtypes.get(precision, torch.float32)
 
 
 def attention_issues(attention: str) -> list[ConfigIssue]:
     """What is wrong with ``model.attention``, before a model is known.
 
-    transformers would fetch a kernel from the hub where the package of a flash attention is missing; that is code of
-    someone else's, so it is refused here.
+    A flash attention without its package is refused here, because transformers would fetch third-party code from the
+    hub instead.
     """
     if attention not in ATTENTION:
         return [ConfigIssue("model.attention", attention, f"must be one of {', '.join(ATTENTION)}", "Choose one.")]
-    if attention in _FLASH and not _is_installed(attention):
-        problem = "must be installed, with a GPU that it runs on"
-        return [ConfigIssue("model.attention", attention, problem, "Install its package (flash-attn), or write sdpa.")]
+    if attention in _FLASH:
+        # the oldest supported transformers have no such function for the newest flash attention
+        is_available = getattr(import_utils, f"is_flash_attn_{attention[-1]}_available", None)
+        if is_available is None or not is_available():
+            problem = "must be installed, with a GPU that it runs on"
+            hint = "Install its package (flash-attn), or write sdpa."
+            return [ConfigIssue("model.attention", attention, problem, hint)]
     return []
 
 
-def _is_installed(flash: str) -> bool:
-    """Whether transformers finds the package of a flash attention; the oldest of the range do not know the newest."""
-    known = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
-    return known is not None and bool(known())
-
-
 def set_attention(model: PreTrainedModel, attention: str) -> None:
-    """Let a model compute attention by this implementation; ``auto`` leaves transformers' choice.
+    """Choose a model's implementation of attention; ``auto`` leaves transformers' choice.
 
     Raises:
         ActError: If the model has no such implementation.
@@ -56,7 +62,7 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
 
 
 def compile_issues(setting: object) -> list[ConfigIssue]:
-    """What is wrong with ``model.compile``: found by compiling, lazily, a module that does nothing."""
+    """What is wrong with ``model.compile``, found by compiling a module that does nothing, lazily."""
     if isinstance(setting, bool):
         return []
     problem, hint = "must be true, false, or arguments of torch.compile", "Write true, or {mode: max-autotune}."
@@ -64,16 +70,16 @@ def compile_issues(setting: object) -> list[ConfigIssue]:
         return [ConfigIssue("model.compile", setting, problem, hint)]
     try:
         nn.Identity().compile(**setting)
-    except Exception as error:  # whatever a backend of someone else's raises
+    except Exception as error:  # whatever a third party's backend may raise
         return [ConfigIssue("model.compile", dict(setting), f"{problem} ({error})", hint)]
     return []
 
 
-def compile_layers(model: PreTrainedModel, setting: Compile) -> None:
-    """Compile each decoder layer, in place: names of modules and parameters, and hooks between layers, stay.
+def compile_layers(model: PreTrainedModel, setting: bool | dict[str, Any]) -> None:
+    """Compile each decoder layer in place; names of modules and parameters, and hooks between layers, stay.
 
-    Layer by layer, one graph serves them all, compiling takes seconds instead of minutes, and strategies may gather
-    each layer's weights (https://docs.pytorch.org/tutorials/recipes/regional_compilation.html).
+    All layers then share one graph, compiling takes seconds instead of minutes, and strategies can gather the weights
+    of each layer (https://docs.pytorch.org/tutorials/recipes/regional_compilation.html).
 
     Args:
         model: A model of transformers.
@@ -84,10 +90,10 @@ def compile_layers(model: PreTrainedModel, setting: Compile) -> None:
     """
     if setting is False:
         return
-    arguments = _COMPILED | ({} if setting is True else setting)
-    layers = decoder_layers(model).values()
+    layers = decoder_layers(model)
     if not layers:
         problem = f"must be false for {model.config.model_type}, which names no layers to compile"
         raise ActError(ConfigIssue("model.compile", setting, problem, "Write false."))
-    for layer in layers:
-        layer.compile(**arguments)
+    arguments = {} if setting is True else setting
+    for layer in layers.values():
+        layer.compile(**{"dynamic": True, **arguments})  # packed rows differ in length

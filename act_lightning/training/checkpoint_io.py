@@ -1,17 +1,18 @@
-"""Checkpoints of a fit, whole or not there: written beside their place and renamed, read by any number of processes."""
+"""Checkpoints of a fit: complete or not there, readable by any number of processes; what a resumed fit may change."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from act_lightning.checkpoints.files import (
@@ -26,174 +27,173 @@ from act_lightning.checkpoints.files import (
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import load_sharded_checkpoint
 
+LAST = "last.ckpt"
+_PREVIOUS = "last-before.ckpt"  # matches last*.ckpt, so resuming finds it if a kill has left nothing else
 _OPTIMIZER = "optimizer_"
-_REST = "meta.pt"  # Lightning's name for what is no tensor of model and optimizers; written last
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is such a folder, and complete."""
-    return (path / _REST).is_file()
-
-
-def read_whole(folder: Path, weights_only: bool = True) -> dict[str, Any]:
-    """A folder of shards as the one checkpoint that a process without shards would have written.
-
-    Args:
-        folder: The folder.
-        weights_only: Whether nothing but tensors and plain values may be in its part that is no tensor. The index of
-            the shards is torch's own pickle in any case: resume from folders of your own only.
-
-    Returns:
-        All of it; of every parameter the whole.
-    """
-    rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
-    stored = load_sharded_checkpoint(folder)
-    count = sum(key.startswith(_OPTIMIZER) for key in stored)
-    optimizers = [_by_number(stored[f"{_OPTIMIZER}{number}"]) for number in range(count)]
-    weights = stored["state_dict"] if "state_dict" in stored else stored["model"]  # FSDP1's name for it
-    return {**rest, "state_dict": weights, "optimizer_states": optimizers}
-
-
-def _by_number(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by the numbers of its parameters, which torch's optimizers want, instead of their names."""
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {numbers[name]: values for name, values in state["state"].items()}, "param_groups": groups}
+_REST = "meta.pt"  # Lightning's file of all that is no tensor of model and optimizers; written last
 
 
 class TrainingStateIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and renames it when the disk holds all of it.
+    """Writes a checkpoint to a temporary file in the same folder, and renames it once the disk holds all of it.
 
-    Lightning's own makes the whole file in memory first, and in the system's temporary folder, from where it is copied
-    into place when that is another file system: a kill then leaves half of it, and the one before is gone.
+    Lightning's own first makes the whole file in memory, and in the system's temporary folder, from which it is copied
+    if that is another file system: a kill then leaves half of the new checkpoint, and the previous one is gone.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401
-        """Write ``checkpoint`` to ``path``; whatever stood there stands until it is complete.
+        """Write ``checkpoint`` to ``path``; an existing file is replaced once the new one is complete.
 
         Raises:
             ActError: The file system refuses: it is full, or read-only.
         """
         if storage_options is not None:
             raise TypeError("storage_options have no meaning for a checkpoint on a disk")
-        place = Path(path)
-        with wrap_os_errors(place), nullcontext(place) if is_temporary_path(place) else atomic_file(place) as written:
-            written.parent.mkdir(parents=True, exist_ok=True)
-            with written.open("wb") as file:
-                _write(checkpoint, file)
+        path = Path(path)
+        with wrap_os_errors(path), nullcontext(path) if is_temporary_path(path) else atomic_file(path) as temporary:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # which torch raises where the file raised OSError
+                    cause = error.__cause__ or error.__context__
+                    raise (cause if isinstance(cause, OSError) else error) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read the checkpoint at ``path``, a file or a folder of shards; tensors come to the CPU.
+        """Read the checkpoint at ``path``, a file or a folder of shards; tensors are loaded to the CPU.
 
         Args:
             path: The checkpoint.
-            map_location: Where tensors go, instead of the CPU; for a file only.
-            weights_only: Whether nothing but tensors and plain values may be in it; ``None`` means that it is so.
+            map_location: Where tensors go instead; for a file only.
+            weights_only: Whether nothing but tensors and plain values may be in it; ``None`` means true.
 
         Raises:
-            ActError: If it is cut short, no checkpoint, or holds objects that only a program could make.
+            ActError: If it is cut short, no checkpoint, or holds other objects, whose loading could run code.
         """
-        only = weights_only is None or weights_only
-        with _reading(Path(path)):
+        tensors_only = weights_only is None or weights_only
+        try:
             if is_sharded_checkpoint(Path(path)):
-                return read_whole(Path(path), only)
-            where = map_location or "cpu"
-            found: dict[str, Any] = torch.load(path, map_location=where, weights_only=only)
-            return found
+                return read_sharded_checkpoint(Path(path), tensors_only)
+            checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=tensors_only)
+            return checkpoint
+        except pickle.UnpicklingError as error:
+            problem = f"must hold nothing but tensors and plain values ({str(error).splitlines()[0]})"
+            hint = "If you trust whoever wrote it with everything on this machine, add --weights_only false."
+            raise ActError(ConfigIssue("ckpt_path", str(path), problem, hint)) from error
+        except (RuntimeError, EOFError, OSError) as error:
+            problem = f"must be a checkpoint of a fit that can be read ({str(error).splitlines()[0]})"
+            hint = "Choose another, or start from the beginning without ckpt_path."
+            raise ActError(ConfigIssue("ckpt_path", str(path), problem, hint)) from error
 
 
-def _write(checkpoint: dict[str, Any], file: Any) -> None:  # noqa: ANN401 - a file
-    """``torch.save``, which says RuntimeError where its file said OSError."""
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:
-        cause = error.__cause__ or error.__context__
-        raise (cause if isinstance(cause, OSError) else error) from error
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether ``path`` is a folder of shards, and complete."""
+    return (path / _REST).is_file()
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        problem = f"must hold nothing but tensors and plain values ({str(error).splitlines()[0]})"
-        hint = "If you trust whoever wrote it with everything on this machine, add --weights_only false."
-        raise ActError(ConfigIssue("ckpt_path", str(path), problem, hint)) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        problem = f"must be a checkpoint of a fit that can be read ({str(error).splitlines()[0]})"
-        hint = "Take another, or start from the beginning without ckpt_path."
-        raise ActError(ConfigIssue("ckpt_path", str(path), problem, hint)) from error
+def read_sharded_checkpoint(folder: Path, weights_only: bool = True) -> dict[str, Any]:
+    """A folder of shards as the checkpoint that one process without shards would have written.
+
+    Args:
+        folder: The folder.
+        weights_only: Whether its file without tensors may hold nothing but plain values. The index of the shards is
+            torch's own pickle in any case: resume only from folders that you trust.
+    """
+    rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
+    stored = load_sharded_checkpoint(folder)
+    optimizers = []
+    for number in range(sum(key.startswith(_OPTIMIZER) for key in stored)):
+        # torch's optimizers number their parameters, where shards name them
+        state = stored[f"{_OPTIMIZER}{number}"]
+        names = [name for group in state["param_groups"] for name in group["params"]]
+        index = {name: position for position, name in enumerate(names)}
+        groups = [{**group, "params": [index[name] for name in group["params"]]} for group in state["param_groups"]]
+        values = {index[name]: of_parameter for name, of_parameter in state["state"].items()}
+        optimizers.append({"state": values, "param_groups": groups})
+    weights = stored["state_dict"] if "state_dict" in stored else stored["model"]  # FSDP1's name for it
+    return {**rest, "state_dict": weights, "optimizer_states": optimizers}
 
 
-LAST = "last.ckpt"
-_BEFORE = "last-before.ckpt"  # found by Lightning, as by us, where a kill has left nothing else
+def save_whole(trainer: L.Trainer, path: Path) -> None:
+    """Write the state of a fit to ``path``, where the previous checkpoint stays until the new one is complete.
 
-
-def save_whole(trainer: L.Trainer, place: Path) -> None:
-    """Write the state of a fit to ``place``, which holds the checkpoint before it until the new one is complete.
-
-    To be called on every process, after an update.
+    Call it on every process, after an update.
 
     Args:
         trainer: The Trainer that fits.
-        place: A file ``*.ckpt``, or the folder that a strategy makes of it.
+        path: A file ``*.ckpt``, or the folder that a strategy makes of it.
 
     Raises:
-        ActError: On every process, if it could not be written; what was there is there then.
+        ActError: On every process, if it could not be written; the previous checkpoint is still there then.
     """
-    new: Path = trainer.strategy.broadcast(temporary_path(place))
+    temporary: Path = trainer.strategy.broadcast(temporary_path(path))
     if trainer.is_global_zero:
-        remove_leftovers(place.parent, place.name)
-    failure = trainer.strategy.broadcast(_written(trainer, new))
+        remove_leftovers(path.parent, path.name)
+    failure = None
+    try:
+        trainer.save_checkpoint(temporary, weights_only=False)
+    except (ActError, OSError, RuntimeError, CheckpointException) as error:
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait, if their own writing succeeded
+        failure = str(error.__cause__ or error).splitlines()[0]
+    failure = trainer.strategy.broadcast(failure)
     if failure is not None:
         if trainer.is_global_zero:
-            remove(new)
+            remove(temporary)
+        previous = f"{path} is the one before; " if path.exists() else ""
+        hint = f"{previous}free some space, permit writing there, or choose another folder; then resume with"
         raise ActError(
             ConfigIssue(
-                "checkpoint", str(place), f"must be written whole, but could not be ({failure})", _remedy(place)
+                "checkpoint", str(path), f"must be written, but could not be ({failure})", f"{hint} ckpt_path: last."
             )
         )
     if trainer.is_global_zero:
-        _put(new, place)
+        _replace(temporary, path)
     trainer.strategy.barrier("checkpoint in place")
 
 
-def _written(trainer: L.Trainer, path: Path) -> str | None:
-    """What went wrong in writing, on the first process, if anything did."""
-    try:
-        trainer.save_checkpoint(path, weights_only=False)
-    except (ActError, OSError, RuntimeError, CheckpointException) as error:
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait, or each comes from its own error
-        return str(error.__cause__ or error).splitlines()[0]
-    return None
+def _replace(new: Path, path: Path) -> None:
+    """Rename ``new`` to ``path``: in one step if both are files, else by way of a second name for the previous one.
 
-
-def _remedy(place: Path) -> str:
-    kept = f"{place} is the one before; " if place.exists() else ""
-    return f"{kept}free some space, permit writing there, or choose another folder; then go on with ckpt_path: last."
-
-
-def _put(new: Path, place: Path) -> None:
-    """Rename ``new`` to ``place``: in one step where both are files, else with the one before under a name of its own.
-
-    Whenever a kill comes, a complete checkpoint has a name that resuming looks for. What is to be deleted is renamed
-    first, for no half of it may have one.
+    Whenever a kill comes, a complete checkpoint has a name that resuming looks for; what is deleted is renamed first,
+    because an incomplete one must not have such a name.
     """
-    before = place.with_name(_BEFORE)
+    previous = path.with_name(_PREVIOUS)
+
+    def discard_previous() -> None:
+        if previous.exists():
+            doomed = temporary_path(previous)
+            os.replace(previous, doomed)
+            remove(doomed)
+
     sync(new)
-    if place.is_dir() or (place.exists() and new.is_dir()):
-        _discard(before)
-        os.replace(place, before)
-    os.replace(new, place)
-    sync(place.parent)
-    _discard(before)
+    if path.is_dir() or (path.exists() and new.is_dir()):
+        discard_previous()
+        os.replace(path, previous)
+    os.replace(new, path)
+    sync(path.parent)
+    discard_previous()
 
 
-def _discard(path: Path) -> None:
-    if path.exists():
-        doomed = temporary_path(path)
-        os.replace(path, doomed)
-        remove(doomed)
+def resumed_settings_issues(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[ConfigIssue]:
+    """Settings that differ from those of a checkpoint and would be ignored, because the optimizer is restored.
+
+    Warns of other settings that differ.
+
+    Args:
+        before: The settings in the checkpoint.
+        now: The settings of the fit that resumes.
+    """
+    issues = []
+    for name in (name for name in now if name in before and before[name] != now[name]):
+        if name in ("learning_rate", "optimizer", "lr_scheduler"):
+            problem = f"must be {before[name]!r} as before the checkpoint, whose optimizer is restored"
+            hint = "Write that; or start a new fit, with model.target: the exported model."
+            issues.append(ConfigIssue(f"model.{name}", now[name], problem, hint))
+        else:
+            old, new = (
+                ", ".join(f"{key} {str(item)[:8]}" for key, item in value.items()) if isinstance(value, dict) else value
+                for value in (before[name], now[name])
+            )
+            rank_zero_warn(f"this fit resumes with other {name} than before: {old}, now {new}")
+    return issues

@@ -1,14 +1,18 @@
-"""Which part of a model each process holds: load it by parts (FSDP2, FSDP1), write to it, and put it together."""
+"""Strategies: which of them a transfer supports, and how each process loads and writes its part of a sharded model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
@@ -21,6 +25,56 @@ from act_lightning.architecture import decoder_layers, parameter_names
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.training.lightning_compat import averaged_model
+
+_BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory while a parameter is read
+
+
+def is_sharded(trainer: L.Trainer) -> bool:
+    """Whether no process holds the whole model while training."""
+    return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+def strategy_issues(trainer: L.Trainer) -> list[ConfigIssue]:
+    """Why rows cannot be injected under the trainer's strategy.
+
+    DeepSpeed, for one, copies the weights for its optimizer before a callback can change them.
+    """
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, FSDPStrategy, ModelParallelStrategy)):
+        problem = "must be one of one device, DDP, FSDP1 and FSDP2 for a transfer"
+        hint = "Use one device, ddp, FSDPStrategy or ModelParallelStrategy; or `merge` first, and fine-tune its result."
+        return [ConfigIssue("trainer.strategy", type(strategy).__name__, problem, hint)]
+    issues = averaging_issues(trainer)
+    if isinstance(strategy, ModelParallelStrategy) and (size := strategy.device_mesh["tensor_parallel"].size()) != 1:
+        problem = "must be 1: rows are injected and trained in shards of data parallelism"
+        hint = "Set tensor_parallel_size: 1 and data_parallel_size: the number of processes; `auto` shards nothing."
+        issues.insert(0, ConfigIssue("trainer.strategy.tensor_parallel_size", size, problem, hint))
+    return issues
+
+
+def averaging_issues(trainer: L.Trainer) -> list[ConfigIssue]:
+    """The issue of a ``WeightAveraging`` under a strategy that shards: its setup builds and copies the whole model."""
+    if not is_sharded(trainer):
+        return []
+    problem = "must not be combined with a strategy that shards: it copies the whole model on every process"
+    hint = "Average on one device or under ddp, or leave it out."
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    return [ConfigIssue("trainer.callbacks", name, problem, hint) for name in names]
+
+
+@torch.no_grad()
+def start_averages_from(trainer: L.Trainer, module: nn.Module) -> None:
+    """Copy the values of ``module`` to the averaged copies that callbacks hold.
+
+    Otherwise an average that is validated or exported before its first update would be the model without the transfer.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging) and (average := averaged_model(callback)) is not None:
+            copies = chain(average.parameters(), average.buffers())
+            for copy, value in zip(copies, chain(module.parameters(), module.buffers()), strict=True):
+                copy.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -28,8 +82,8 @@ class LocalRows:
     """Consecutive rows of a parameter, writable in place.
 
     Attributes:
-        values: The rows held here, maybe none; the whole parameter where nothing is sharded.
-        first_row: Number of the first of them in the whole parameter.
+        values: The rows that this process holds, possibly none; the whole parameter if it is not sharded.
+        first_row: Index of the first of them in the whole parameter.
     """
 
     values: Tensor
@@ -39,7 +93,7 @@ class LocalRows:
 class Layout:
     """How the parameters of a model are spread over processes.
 
-    All processes must go through it in step, for some strategies gather.
+    All processes must make the same calls in the same order: some strategies gather.
 
     Args:
         model: A model, or what a strategy has made of it.
@@ -48,50 +102,51 @@ class Layout:
 
     def __init__(self, model: nn.Module, root: nn.Module | None = None) -> None:
         self._modules = {clean_tensor_name(name): module for name, module in model.named_modules()}
-        self._units = _units(model if root is None else root)
+        self._units: dict[nn.Module, FullyShardedDataParallel] = {}  # the innermost FSDP1 unit around each module
+        for unit in (model if root is None else root).modules():
+            if isinstance(unit, FullyShardedDataParallel):
+                if unit not in self._units:
+                    unit.check_is_root()  # otherwise the first unit to be gathered would take itself for the root
+                self._units |= dict.fromkeys(unit.modules(), unit)
 
     def parts(self, names: Collection[str]) -> Iterator[tuple[str, LocalRows]]:
-        """What this process may write of each parameter, to be written before the next is asked for.
+        """What this process may write of each parameter, before it takes the next one.
 
-        FSDP1 gathers one unit (a decoder layer, say) at a time, in whole, on every process; each keeps its own share.
+        FSDP1 gathers one unit (such as a decoder layer) at a time, whole, on every process, and keeps its own share.
 
         Args:
             names: Names that the parameters have in a model that no strategy has touched.
         """
         by_unit: dict[FullyShardedDataParallel | None, list[str]] = {}
         for name in names:
-            by_unit.setdefault(self._unit(name), []).append(name)
+            by_unit.setdefault(self._owner(name)[1], []).append(name)
         for unit, members in by_unit.items():
             if unit is None:
                 yield from ((name, local_rows(name, self._parameter(name))) for name in members)
-                continue
-            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
-                yield from ((name, LocalRows(self._parameter(name).data, 0)) for name in members)
+            else:
+                with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
+                    yield from ((name, LocalRows(self._parameter(name).data, 0)) for name in members)
 
     def whole(self, name: str) -> Tensor:
         """The whole of a parameter, without gradient."""
-        unit = self._unit(name)
+        unit = self._owner(name)[1]
         if unit is not None:
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
                 return self._parameter(name).detach().clone()
         parameter = self._parameter(name).detach()
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
-    def _unit(self, name: str) -> FullyShardedDataParallel | None:
-        return self._units.get(self._modules[name.rpartition(".")[0]])
+    def _owner(self, name: str) -> tuple[nn.Module, FullyShardedDataParallel | None]:
+        module = self._modules[name.rpartition(".")[0]]
+        return module, self._units.get(module)
 
     def _parameter(self, name: str) -> Tensor:
-        owner, _, leaf = name.rpartition(".")
-        parameter: Tensor = getattr(self._modules[owner], leaf)
+        parameter: Tensor = getattr(self._owner(name)[0], name.rpartition(".")[2])
         return parameter
 
 
 def local_rows(name: str, parameter: Tensor) -> LocalRows:
     """The rows of ``parameter`` that this process holds: all of them, unless FSDP2 has sharded it.
-
-    Args:
-        name: Its name, for messages.
-        parameter: A parameter, or a DTensor.
 
     Raises:
         ActError: It is sharded by columns, as tensor parallelism may do.
@@ -106,29 +161,7 @@ def local_rows(name: str, parameter: Tensor) -> LocalRows:
         return LocalRows(parameter.to_local(), offset[0] if offset else 0)
 
 
-def _units(root: nn.Module) -> dict[nn.Module, FullyShardedDataParallel]:
-    """The FSDP1 unit that flattens the parameters of each module; empty without FSDP1."""
-    found: dict[nn.Module, FullyShardedDataParallel] = {}
-
-    def visit(module: nn.Module, unit: FullyShardedDataParallel | None) -> None:
-        if isinstance(module, FullyShardedDataParallel):
-            if unit is None:
-                module.check_is_root()  # or the first unit that is gathered would take itself for the root
-            unit = module
-        if unit is not None:
-            found[module] = unit
-        for child in module.children():
-            visit(child, unit)
-
-    visit(root, None)
-    return found
-
-
-_KEEPS_STEP = "_is_fsdp_managed_module"  # makes transformers' generation wait for other processes' longer answers
-_BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory beside what the process keeps
-
-
-def load_sharded(
+def load_for_fsdp2(
     folder: Path, dtype: torch.dtype, mesh: DeviceMesh, device: torch.device, policy: MixedPrecisionPolicy | None = None
 ) -> PreTrainedModel:
     """The causal language model of ``folder``, each decoder layer and the rest sharded by rows over ``mesh``.
@@ -146,24 +179,38 @@ def load_sharded(
     Raises:
         ActError: As :class:`~act_lightning.checkpoints.reader.CheckpointReader`; NaN or infinity in the rows read here.
     """
+    policy = policy or MixedPrecisionPolicy()
     with CheckpointReader(folder) as reader:
-        model = _without_weights(folder, dtype, device)
-        _shard(model, mesh, policy or MixedPrecisionPolicy())
+        model = _model_without_weights(folder, dtype, device)
+        for layer in decoder_layers(model).values():  # so that one layer at a time is gathered
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
         for parameter, names in parameter_names(model).items():
-            _place(model, names, _filled(names[0], parameter, reader, device))
-    setattr(model, _KEEPS_STEP, True)
+            empty: Any = parameter  # a DTensor without memory
+            part = local_rows(names[0], empty)
+            values = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
+            _read_rows(reader, names[0], part.first_row, values)
+            sharded = DTensor.from_local(
+                values, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
+            )
+            filled = nn.Parameter(sharded, requires_grad=parameter.requires_grad)
+            for name in names:
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, filled)
+    # transformers' generation then goes on until the longest answer of all processes ends
+    setattr(model, "_is_fsdp_managed_module", True)  # noqa: B010 - the class has no such attribute
     model.train(False)
     return model
 
 
-def load_by_units(
+def load_for_fsdp1(
     folder: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, Callable[[nn.Module], None]]:
-    """The causal language model of ``folder`` without weights, and what reads those of a module, for FSDP1.
+    """The causal language model of ``folder`` without weights, and the function that reads a module's weights.
 
-    FSDP1 calls its ``param_init_fn`` with every module of a unit (a decoder layer, say), then shards the unit, before
-    it comes to the next one (https://docs.pytorch.org/docs/stable/fsdp.html). So a process holds one unit beside its
-    own part.
+    FSDP1 calls its ``param_init_fn`` with every module of a unit (such as a decoder layer), then shards the unit,
+    before it turns to the next one (https://docs.pytorch.org/docs/stable/fsdp.html). So a process holds at most one
+    unit besides its own part.
 
     Args:
         folder: A Hugging Face folder with safetensors weights.
@@ -174,65 +221,41 @@ def load_by_units(
         The model, parameters on the meta device, and the ``param_init_fn``, which raises an ActError as
         :class:`~act_lightning.checkpoints.reader.CheckpointReader` does, and for NaN or infinity.
     """
-    model = _without_weights(folder, dtype, device)
+    model = _model_without_weights(folder, dtype, device)
     names, tied = parameter_names(model), dict[nn.Parameter, nn.Parameter]()
-    missing = Counter({empty: len(its) for empty, its in names.items()})
+    missing = Counter({empty: len(of_parameter) for empty, of_parameter in names.items()})
 
-    def fill(module: nn.Module) -> None:
+    def read_weights(module: nn.Module) -> None:
         for leaf, empty in list(module.named_parameters(recurse=False)):
             filled = tied.get(empty)
             if filled is None:
+                values = torch.empty_like(empty, device=device)
                 with CheckpointReader(folder) as reader:
-                    values = _read(names[empty][0], 0, torch.empty_like(empty, device=device), reader)
+                    _read_rows(reader, names[empty][0], 0, values)
                 filled = nn.Parameter(values, requires_grad=empty.requires_grad)
             setattr(module, leaf, filled)
             missing[empty] -= 1
             if missing[empty]:
                 tied[empty] = filled
-            else:  # nothing is kept that is sharded soon
+            else:  # let go, because it is sharded soon
                 tied.pop(empty, None)
 
     model.train(False)
-    return model, fill
+    return model, read_weights
 
 
-def _shard(model: PreTrainedModel, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
-    """Shard every decoder layer for itself, so that one at a time is gathered, then everything else."""
-    for layer in decoder_layers(model).values():
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model whose parameters are on the meta device, and whose buffers are not."""
+def _model_without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model whose parameters are on the meta device, and whose buffers are on ``device``."""
     model = meta_model(folder, dtype)
     model.name_or_path = str(folder)
     make_buffers(model, device)
     return model
 
 
-def _filled(name: str, parameter: nn.Parameter, reader: CheckpointReader, device: torch.device) -> nn.Parameter:
-    """A parameter like ``parameter``, with this process's rows of the checkpoint."""
-    empty: Any = parameter  # a DTensor without memory
-    part = local_rows(name, empty)
-    room = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
-    values = _read(name, part.first_row, room, reader)
-    filled = DTensor.from_local(
-        values, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
-    )
-    return nn.Parameter(filled, requires_grad=parameter.requires_grad)
-
-
-def _read(name: str, first_row: int, values: Tensor, reader: CheckpointReader) -> Tensor:
-    """``values``, filled with the rows from ``first_row`` on, some at a time."""
+@torch.no_grad()
+def _read_rows(reader: CheckpointReader, name: str, first_row: int, values: Tensor) -> None:
+    """Fill ``values`` with the rows of a parameter from ``first_row`` on, 64 MiB at a time."""
     at_once = max(1, _BYTES_AT_ONCE // max(1, values[:1].nbytes))
     for start in range(0, len(values), at_once):
         stop = min(start + at_once, len(values))
         values[start:stop] = reader.rows(name, torch.arange(first_row + start, first_row + stop)).to(values.dtype)
-    return values
-
-
-def _place(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, parameter)

@@ -96,7 +96,7 @@ def within_keep(keep: Tensor, recover: Tensor, floor: float) -> Tensor:
 
 def validation_roles(data: AbilityDataModule) -> dict[str, str | None]:
     """The role of every validation set: the ability's own, or else that of the evaluation set of the same name."""
-    roles = {name: data.abilities[name].role for name in data.validation_names}
+    roles: dict[str, str | None] = {name: data.abilities[name].role for name in data.validation_names}
     for name, evaluation in data.evaluations.items():
         if name in roles and roles[name] is None:
             roles[name] = evaluation.role

@@ -13,7 +13,7 @@ from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import identify
-from act_lightning.training.sharding import Layout, load_sharded
+from act_lightning.training.sharding import Layout, load_for_fsdp2
 from act_lightning.transfer.preparation import TransferPlan, prepare
 from act_lightning.transfer.settings import TransferSettings
 
@@ -27,7 +27,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for method in ("task_arithmetic", "ties", "dare"):
                 before, whole = load_model(target, dtype), load_model(target, dtype)
-                sharded = load_sharded(target, dtype, mesh, torch.device("cpu"))
+                sharded = load_for_fsdp2(target, dtype, mesh, torch.device("cpu"))
                 settings = TransferSettings(ratio=0.2, selection="random", method=method)
                 digests = [identify(target).digest]
                 prepared = prepare(TransferPlan(settings, [source], inventory(whole), digests, 42, target))

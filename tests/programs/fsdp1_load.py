@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from act_lightning.checkpoints.models import load_model
-from act_lightning.training.sharding import Layout, load_by_units
+from act_lightning.training.sharding import Layout, load_for_fsdp1
 from tests.memory import PeakMemory
 
 
@@ -20,7 +20,7 @@ def main() -> None:
         expected, device = load_model(folder, torch.float32), torch.device("cpu")
         parameters = dict(expected.named_parameters())
         with PeakMemory() as counted:
-            model, fill = load_by_units(folder, torch.float32, device)
+            model, fill = load_for_fsdp1(folder, torch.float32, device)
             layers = {type(m) for m in model.modules() if type(m).__name__ in set(model._no_split_modules)}
             policy = partial(transformer_auto_wrap_policy, transformer_layer_cls=layers)
             root = FullyShardedDataParallel(

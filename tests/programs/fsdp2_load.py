@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from act_lightning.checkpoints.models import load_model
-from act_lightning.training.sharding import Layout, load_sharded
+from act_lightning.training.sharding import Layout, load_for_fsdp2
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     for folder in map(Path, sys.argv[1:]):
         for dtype in (torch.float32, torch.bfloat16):
             expected = load_model(folder, dtype)
-            model = load_sharded(folder, dtype, mesh, torch.device("cpu"))
+            model = load_for_fsdp2(folder, dtype, mesh, torch.device("cpu"))
             layout, names = Layout(model), dict(model.named_parameters(remove_duplicate=False))
             parameters = dict(expected.named_parameters(remove_duplicate=False))
             assert names.keys() == parameters.keys()

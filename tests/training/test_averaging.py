@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.module import AbilityTransferModule
-from act_lightning.training.strategies import averaging_issues
+from act_lightning.training.sharding import averaging_issues
 from tests.front_door import basic, changed, run, write_yaml
 from tests.loops import padded, quiet_trainer, random_samples
 from tests.reference.act import assert_same_bits
@@ -119,7 +119,7 @@ def test_refused_under_fsdp2(transfer: bool, pair: tuple[Path, Path], tmp_path: 
     config["trainer"] |= {"strategy": strategy, "devices": 1}
     outcome = run("fit", config if transfer else changed(changed(config, "profile", ...), "transfer", ...))
     assert outcome.status == 1
-    assert "trainer.callbacks = 'EMAWeightAveraging': must not stand beside a strategy that shards" in outcome.err
+    assert "trainer.callbacks = 'EMAWeightAveraging': must not be combined with a strategy that shards" in outcome.err
     assert not [*(tmp_path / "run").rglob("*.safetensors")]
 
 

@@ -1,4 +1,4 @@
-"""A fit that goes on with other settings is refused or warned of; one that would ruin its weights stops."""
+"""A fit that resumes with other settings is refused or warned of; one that would ruin its weights stops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from act_lightning.module import AbilityTransferModule
-from act_lightning.training.grad_checks import are_finite
+from act_lightning.training.optimizers import are_finite
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import tiny_tokenizer, write_jsonl
 
@@ -55,7 +55,7 @@ def test_other_data_and_updates_are_told(config: Config, tmp_path: Path) -> None
     other = write_jsonl(tmp_path / "other.jsonl", ({"prompt": f"x {i}", "answer": "y"} for i in range(24)))
     config = changed(config, "data.abilities.d.path", str(other))
     config = changed(config, "trainer.accumulate_grad_batches", 8)
-    with pytest.warns(UserWarning, match="goes on with other") as told:
+    with pytest.warns(UserWarning, match="resumes with other") as told:
         assert run("fit", config, "--ckpt_path", "last", "--trainer.max_epochs", 2).status == 0
     said = [str(one.message) for one in told]
     assert any("other samples an update than before: 16, now 8" in line for line in said)
