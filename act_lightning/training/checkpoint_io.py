@@ -140,13 +140,10 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
     if failure is not None:
         if trainer.is_global_zero:
             remove(temporary)
+        problem = f"must be written, but could not be ({failure})"
+        hint = "free some space, permit writing there, or choose another folder; then resume with ckpt_path: last."
         previous = f"{path} is the one before; " if path.exists() else ""
-        hint = f"{previous}free some space, permit writing there, or choose another folder; then resume with"
-        raise ActError(
-            ConfigIssue(
-                "checkpoint", str(path), f"must be written, but could not be ({failure})", f"{hint} ckpt_path: last."
-            )
-        )
+        raise ActError(ConfigIssue("checkpoint", str(path), problem, previous + hint))
     if trainer.is_global_zero:
         _replace(temporary, path)
     trainer.strategy.barrier("checkpoint in place")
