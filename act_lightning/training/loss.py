@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from transformers import PretrainedConfig, PreTrainedModel
 
+from act_lightning.architecture import output_embedding
 from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
 
@@ -75,7 +76,7 @@ def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[
         Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
     """
     inputs, positions, targets = _split(batch)
-    with model.get_output_embeddings().register_forward_pre_hook(positions.take_from_input):
+    with output_embedding(model).register_forward_pre_hook(positions.take_from_input):
         logits = model(**inputs, use_cache=False).logits
     return logits.squeeze(0).float(), targets
 
@@ -182,7 +183,7 @@ class HeadHook:
 
     def run(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> tuple[TokenScores, Tensor]:
         """Scores, and the logits that the model returns for its first token."""
-        head = model.get_output_embeddings()
+        head = output_embedding(model)
         with head.register_forward_pre_hook(self._score), head.register_forward_hook(self._tie):
             logits = model(**inputs, use_cache=False).logits
         loss, correct, tokens = self.scores
