@@ -66,7 +66,7 @@ class TransferCallback(L.Callback):
     @property
     def needs_profiling(self) -> bool:
         """Whether scores are needed and not given."""
-        return self.settings.needs_scores and self.scores is None
+        return self.settings.scorer is not None and self.scores is None
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at a model."""

@@ -208,7 +208,7 @@ class Sampling:
 
     def mask(self, source: AbilitySource, channels: ChannelInventory, scores: Tensor) -> Tensor:
         """The mask that a transfer from ``source`` would make of scores, ``[channels]`` both."""
-        settings = self.settings if self.settings.needs_scores else replace(self.settings, selection="activation")
+        settings = self.settings if self.settings.scorer else replace(self.settings, selection="activation")
         ratio = settings.ratio if source.ratio is None else source.ratio
         return select(channels, {source.label: scores}, ratio, settings, ())[source.label]
 

@@ -181,7 +181,7 @@ def _fit_config(sweep: Sweep, transfers: Transfers, point: Point, folder: Path) 
     needs_scores = False
     if point.method != TARGET:
         override = transfers.override(replace(point, tuned=False))
-        config, needs_scores = override.apply_to(recipe), override.settings.needs_scores
+        config, needs_scores = override.apply_to(recipe), override.settings.scorer is not None
     transfer = {key: value for key, value in config.get("transfer", {}).items() if key != "scores"}
     scores = sweep.score_folders().get(point.method)
     if needs_scores and scores is not None:

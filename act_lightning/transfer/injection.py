@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -39,43 +39,33 @@ ReadRows = Callable[[Tensor], Tensor]
 
 
 class SourceVectors:
-    """The task vectors δ = θ_abl − θ_trg of one source, restricted to its mask; use it as a context manager.
-
-    Rows that do not move are not read.
+    """The task vectors δ = θ_abl − θ_trg of one source, restricted to its mask; rows that do not move are not read.
 
     Args:
         source: The source with its mask.
-        elements: What that mask selects of each parameter.
-        shapes: The target's shape of each parameter.
-        fisher: Its Fisher information, for a method that needs it.
-    """
+        reader: Its open checkpoint.
+        inventory: The channels of the target.
+        fisher: Its open Fisher information, for a method that needs it.
 
-    reader: CheckpointReader
+    Raises:
+        ActError: The checkpoint lacks a parameter that moves, or has it in another shape.
+    """
 
     def __init__(
         self,
         source: SelectedSource,
-        elements: Mapping[str, ElementSelection],
-        shapes: Mapping[str, torch.Size],
+        reader: CheckpointReader,
+        inventory: ChannelInventory,
         fisher: SavedFisher | None = None,
     ) -> None:
+        self.reader = reader
         self._source = source
-        self._elements = elements
-        self._shapes = shapes
         self._fisher = fisher
-        self._stack = ExitStack()
-
-    def __enter__(self) -> SourceVectors:
-        """Open the checkpoint.
-
-        Raises:
-            ActError: It lacks a parameter that moves, or has it in another shape.
-        """
-        self.reader = self._stack.enter_context(CheckpointReader(self._source.folder))
-        stored, vocabulary = self.reader.described.shapes, self._source.vocabulary
+        self._elements = inventory.elements(source.mask)
+        stored, vocabulary = reader.described.shapes, source.vocabulary
         mismatched = []
         for name in self._elements:
-            shape = self._shapes[name]
+            shape = inventory.shapes[name]
             if vocabulary is not None and name in vocabulary.names:  # rows are matched, so any number of them will do
                 matches = name in stored and stored[name][1:] == shape[1:] and shape[0] == len(vocabulary.rows)
             else:
@@ -85,14 +75,7 @@ class SourceVectors:
         if mismatched:
             problem = f"must have the target's parameters in the target's shapes, unlike {', '.join(mismatched[:5])}"
             hint = "Choose a sibling: a model tuned from the same base."
-            raise ActError(ConfigIssue("profile.sources", self._source.model, problem, hint))
-        if self._fisher is not None:
-            self._stack.enter_context(self._fisher)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the checkpoint."""
-        self._stack.close()
+            raise ActError(ConfigIssue("profile.sources", source.model, problem, hint))
 
     def vector(self, name: str, target: Tensor, rows: Tensor) -> TaskVector:
         """The task vector of some rows of a parameter.
@@ -180,26 +163,31 @@ class MaskedInjection:
         scale: float = 1.0,
         fisher: TransferFisher | None = None,
     ) -> None:
+        self._inventory = inventory
+        self._selected = list(sources)
         self._method = method
         self._seed = seed
         self._scale = scale
-        self._shapes = inventory.shapes
-        self._elements = inventory.elements(union_of_sources(list(sources), inventory.total))
+        self._fisher = fisher
+        self._elements = inventory.elements(union_of_sources(self._selected, inventory.total))
         self.names = list(self._elements)
-        source_fishers = [None] * len(sources) if fisher is None else fisher.sources
-        self._sources = [
-            SourceVectors(source, inventory.elements(source.mask), inventory.shapes, source_fisher)
-            for source, source_fisher in zip(sources, source_fishers, strict=True)
-        ]
-        self._target_fisher = None if fisher is None else fisher.target
+        self._sources: list[SourceVectors] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> MaskedInjection:
-        """Open the sources' checkpoints."""
-        for source in self._sources:
-            self._stack.enter_context(source)
-        if self._target_fisher is not None:
-            self._stack.enter_context(self._target_fisher)
+        """Open the sources' checkpoints.
+
+        Raises:
+            ActError: A source lacks a parameter that moves, or has it in another shape.
+        """
+        with ExitStack() as stack:
+            for i, source in enumerate(self._selected):
+                reader = stack.enter_context(CheckpointReader(source.folder))
+                fisher = None if self._fisher is None else stack.enter_context(self._fisher.sources[i])
+                self._sources.append(SourceVectors(source, reader, self._inventory, fisher))
+            if self._fisher is not None:
+                stack.enter_context(self._fisher.target)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -213,7 +201,7 @@ class MaskedInjection:
 
     def rows(self, name: str) -> Tensor:
         """Row numbers of a parameter for which :meth:`changes` gives values, ascending int64; of a vector, elements."""
-        selection, count = self._elements[name], self._shapes[name][0]
+        selection, count = self._elements[name], self._inventory.shapes[name][0]
         if selection.columns is not None or selection.rows is None or not works_by_rows(self._method):
             return torch.arange(count)
         return selection.rows.nonzero().squeeze(1)
@@ -234,7 +222,7 @@ class MaskedInjection:
             ActError: A value read or written is NaN or infinite; or a method that needs the whole parameter gets part
                 of it.
         """
-        partial = len(values) < self._shapes[name][0]
+        partial = len(values) < self._inventory.shapes[name][0]
         if partial and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
             problem = f"must be given {name} whole, and this process holds {len(values)} of its rows"
             hint = "Transfer with `merge` first."
@@ -303,7 +291,7 @@ class MaskedInjection:
 
     def _chunks(self, name: str, read: ReadRows, rows: Tensor, device: torch.device) -> Callable[[], Iterable[_Chunk]]:
         """A function that iterates over the rows; it remembers a small tensor for the second pass of a method."""
-        width = self._shapes[name][1:].numel()
+        width = self._inventory.shapes[name][1:].numel()
         parts: Sequence[Tensor] = [rows] if len(rows) else []
         if parts and works_by_rows(self._method):
             parts = torch.split(rows, max(1, (_CPU_CHUNK if device.type == "cpu" else _DEVICE_CHUNK) // width))
@@ -312,8 +300,7 @@ class MaskedInjection:
             target = read(rows)
             exact = target.float()
             vectors = [source.vector(name, exact, rows) for source in self._sources]
-            saved = self._target_fisher
-            fisher = None if saved is None else saved.rows(name, rows).to(target.device)
+            fisher = None if self._fisher is None else self._fisher.target.rows(name, rows).to(target.device)
             return _Chunk(rows, target, vectors, TensorSlice(name, self._seed, rows, fisher))
 
         if self._method.elementwise or len(rows) * width * len(self._sources) > _MOST_REMEMBERED:

@@ -17,6 +17,7 @@ from act_lightning.errors import ActError, ConfigIssue
 
 FISHER_FOLDER = "fisher"
 ALIASES = "aliases"  # metadata key: maps the other names of tied parameters to the first
+_GATHER_AGAIN = "Delete it, so that it is gathered again."
 
 
 def source_fisher_path(root: Path, source: str, ability: str) -> Path:
@@ -58,7 +59,7 @@ class SavedFisher:
                 file = self._stack.enter_context(safe_open(path, framework="pt"))
             except (OSError, SafetensorError) as error:
                 problem = f"must be a readable file of Fisher information ({error})"
-                raise ActError(_file_issue(path, problem)) from error
+                raise ActError(ConfigIssue("fisher", str(path), problem, _GATHER_AGAIN)) from error
             self._open_files[path] = file, json.loads((file.metadata() or {}).get(ALIASES, "{}"))
         return self
 
@@ -88,7 +89,7 @@ class SavedFisher:
                 rows = parameter[numbers.clamp(min=0)]
             except (SafetensorError, IndexError) as error:
                 problem = f"must hold the Fisher information of {name} ({error})"
-                raise ActError(_file_issue(path, problem)) from error
+                raise ActError(ConfigIssue("fisher", str(path), problem, _GATHER_AGAIN)) from error
             if not bool(torch.isfinite(rows).all()):
                 hint = "Delete it, and gather it in float32."
                 raise ActError(ConfigIssue("fisher", str(path), f"must be finite in {name}", hint))
@@ -96,10 +97,6 @@ class SavedFisher:
         mean = torch.stack(parts).sum(0)
         mean[numbers < 0] = 0
         return mean
-
-
-def _file_issue(path: Path, problem: str) -> ConfigIssue:
-    return ConfigIssue("fisher", str(path), problem, "Delete it, so that it is gathered again.")
 
 
 @dataclass(frozen=True)

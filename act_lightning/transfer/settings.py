@@ -67,11 +67,6 @@ class TransferSettings:
         return self.method if isinstance(self.method, str) else repr(self.method)
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether this selection ranks channels by saved scores."""
-        return self.scorer is not None
-
-    @property
     def needs_fisher(self) -> bool:
         """Whether this method weights by Fisher information."""
         try:
