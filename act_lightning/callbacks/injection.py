@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler, TransferCallback
-from act_lightning.channels import ChannelInventory
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.defaults import RATIO, SCALE
@@ -147,7 +147,7 @@ class MaskedTaskVectorInjection(TransferCallback):
                 last case the model is partly changed and must not be used.
         """
         root, folder = Path(trainer.default_root_dir), profiler.target_folder
-        channels = profiler.channels(model)
+        channels = profiler.target_channels or inventory(model)
         prepared = prepare(self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder))
         with ExitStack() as stack:
             injection = stack.enter_context(prepared.injection())

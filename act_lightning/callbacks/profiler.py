@@ -9,13 +9,13 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
 from act_lightning.architecture import find_language_model
 from act_lightning.callbacks.fisher import FisherInformation
-from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.data.cache import lengths
@@ -106,6 +106,11 @@ class ActivationDifferenceProfiler(L.Callback):
         stop_when_stable: The mean bootstrap overlap of an ability's mask, such as 0.98, at which its remaining samples
             are skipped. The mask is the one that the transfer will make; it is checked after 64 samples (of 16 chunks),
             128 and so on.
+
+    Attributes:
+        target_digests: Digests under which the target's weights are known, once a fit is set up.
+        target_folder: The target's checkpoint, if there is one.
+        target_channels: The target's channels, from before a strategy could flatten its parameters.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class ActivationDifferenceProfiler(L.Callback):
         self.stop_when_stable = stop_when_stable
         self.target_digests: list[str] = []
         self.target_folder: Path | None = None
-        self._channels: ChannelInventory | None = None
+        self.target_channels: ChannelInventory | None = None
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at files."""
@@ -158,7 +163,7 @@ class ActivationDifferenceProfiler(L.Callback):
         raise_if_any(self.issues() + [issue for transfer in transfers for issue in transfer.issues()])
         target = find_target(pl_module, self.target, self.revision)
         channels = target.inventory()
-        self.target_digests, self.target_folder, self._channels = target.digests(), target.folder, channels
+        self.target_digests, self.target_folder, self.target_channels = target.digests(), target.folder, channels
         raise_if_any(issue for transfer in transfers for issue in transfer.selection_issues(channels, self.sources))
         datamodule = getattr(trainer, "datamodule", None)
         if not transfers:
@@ -168,10 +173,6 @@ class ActivationDifferenceProfiler(L.Callback):
                 self.profile(trainer, pl_module, datamodule, transfer.settings)
         if any(transfer.settings.needs_fisher for transfer in transfers):
             FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
-
-    def channels(self, model: nn.Module) -> ChannelInventory:
-        """The target's channels from before a strategy could flatten its parameters, or else those of ``model``."""
-        return self._channels or inventory(model)
 
     def profile(
         self,

@@ -19,10 +19,7 @@ def task_arithmetic(vectors: Sequence[TaskVector]) -> Tensor:
     With masks this is the transfer of ACT (paper §4.2, https://arxiv.org/abs/2601.09398); without, task arithmetic.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
-
-    Returns:
-        float32, of that shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
 
     >>> import torch
     >>> first = TaskVector(torch.tensor([1.0, 2.0]), weight=0.5, mask=torch.tensor([True, False]))

@@ -23,11 +23,8 @@ def breadcrumbs(vectors: Sequence[TaskVector], masks: Sequence[Tensor]) -> Tenso
     """Σ_m λ_m · (b_m ⊙ δ_m), where b_m drops both ends of |δ_m|; summed in float32 in the order of the sources.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
         masks: b_m, a bool or bit mask of that shape per source.
-
-    Returns:
-        float32, of that shape.
     """
     return reduce(add, map(sparsify, vectors, masks))
 

@@ -33,12 +33,9 @@ def dare(vectors: Sequence[TaskVector], masks: Sequence[Tensor], factors: Sequen
     With b_m ~ Bernoulli(density) and factor 1 / density, the expected change is that of task arithmetic.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
         masks: b_m, a bool or bit mask of that shape per source.
         factors: What makes up for the dropped elements.
-
-    Returns:
-        float32, of that shape.
 
     >>> import torch
     >>> dare([TaskVector(torch.tensor([1.0, 2.0]), weight=0.5)], [torch.tensor([True, False])], [2.0]).tolist()
@@ -53,13 +50,10 @@ def dare_ties(
     """The mean of w_m · factor_m · (b_m ⊙ δ_m) over the sources that agree with the sign of their sum.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
         masks: b_m ~ Bernoulli(density), a bool or bit mask of that shape per source.
         factors: What makes up for the dropped elements.
         average: Whether to divide by Σ w_m of the agreeing sources, as TIES does; mergekit's ``dare_ties`` does not.
-
-    Returns:
-        float32, of that shape.
     """
     products = list(map(sparsify, vectors, masks, factors))
     return sign_consensus(products, [vector.weight for vector in vectors], average)
@@ -113,9 +107,8 @@ class DARE(TwoPassMethod):
         """What makes up for the dropped elements of each source."""
         if statistics is not None:
             return statistics
-        return [1 / self.density if self.rescale == "density" and self.density >= SMALLEST_DENSITY else 1.0] * len(
-            vectors
-        )
+        rescales = self.rescale == "density" and self.density >= SMALLEST_DENSITY
+        return [1 / self.density if rescales else 1.0] * len(vectors)
 
     def merge_rows(
         self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[float] | None

@@ -62,13 +62,10 @@ def della(
     """The mean of w_m · factor_m · (b_m ⊙ δ_m) over the sources that agree with the sign of their sum.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
         masks: b_m ~ Bernoulli(:func:`keep_probabilities`), a bool or bit mask of that shape per source.
         factors: What makes up for the dropped elements: one number per source, or one per element.
         average: Whether to divide by Σ w_m of the agreeing sources.
-
-    Returns:
-        float32, of that shape.
     """
     products = list(map(sparsify, vectors, masks, factors))
     return sign_consensus(products, [vector.weight for vector in vectors], average)

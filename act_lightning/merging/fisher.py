@@ -20,11 +20,8 @@ def fisher(vectors: Sequence[TaskVector], target_fisher: Tensor, target_weight: 
 
     Args:
         vectors: One task vector per source, float32, all of one shape, with F_m as ``fisher`` and w_m ≥ 0.
-        target_fisher: F_trg, float32 of that shape.
+        target_fisher: F_trg, float32 of that shape, as the result.
         target_weight: w_0 ≥ 0.
-
-    Returns:
-        float32, of that shape.
 
     >>> vector = TaskVector(torch.tensor([1.0, 1.0]), fisher=torch.tensor([3.0, 0.0]))
     >>> fisher([vector], torch.tensor([1.0, 0.0])).tolist()

@@ -35,15 +35,7 @@ class Threshold:
     last_tie: tuple[int, int] | None = None
 
     def mask(self, delta: Tensor, tensor_slice: TensorSlice) -> Tensor:
-        """Which elements are among the k largest.
-
-        Args:
-            delta: float32 ``[rows, …]``.
-            tensor_slice: Which rows these are.
-
-        Returns:
-            A bit mask (int32), of the shape of ``delta``.
-        """
+        """Which elements of some rows (float32 ``[rows, …]``) are among the k largest, as a bit mask of that shape."""
         magnitudes = as_rows(magnitude_bits(delta))
         if self.last_tie is None:
             return at_least(magnitudes, self.bits).view(delta.shape)

@@ -18,12 +18,9 @@ def masked(values: Tensor, mask: Tensor) -> Tensor:
     """``values`` where the mask is set, else zero, even in place of NaN.
 
     Args:
-        values: float32.
+        values: float32, of the shape of the result.
         mask: Broadcastable to ``values``: bool, or a bit mask, which is int32 and −1 (all bits) or 0. Bit masks take a
             few percent of the time of bools, since torch does not vectorize its loops over bools.
-
-    Returns:
-        float32, of the shape of ``values``.
 
     >>> masked(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])).tolist()
     [1.0, 0.0]

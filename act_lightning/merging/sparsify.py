@@ -49,15 +49,12 @@ def keep_count(selected: int, density: float) -> int:
 
 
 def sparsify(vector: TaskVector, mask: Tensor, factor: float | Tensor = 1.0) -> Tensor:
-    """The product w · factor · δ where ``mask`` and the task vector's own mask select, else 0.
+    """The product w · factor · δ where ``mask`` and the task vector's own mask select, else 0; float32.
 
     Args:
         vector: A task vector with weight w.
         mask: The elements that stay, a bool or bit mask of its shape.
         factor: What makes up for the dropped elements, one number or one per element.
-
-    Returns:
-        float32, of the shape of δ; each product is rounded.
     """
     return masked(vector.restricted(), mask).mul_(factor).mul_(vector.weight)
 
@@ -94,17 +91,14 @@ def as_rows(tensor: Tensor) -> Tensor:
 def bernoulli(
     density: float, shape: torch.Size, tensor_slice: TensorSlice, source: str, device: torch.device
 ) -> Tensor:
-    """Bernoulli draws, one per element; they depend on seed, source, tensor and position only.
+    """Bernoulli draws as a bit mask; each depends on seed, source, tensor and position only.
 
     Args:
         density: Probability that an element stays, to 31 bits; 0 and 1 are exact.
-        shape: Shape of the rows of ``tensor_slice``.
+        shape: Shape of the rows of ``tensor_slice``, and of the result.
         tensor_slice: Seed, tensor and rows.
         source: Name of the source.
         device: Where to draw.
-
-    Returns:
-        A bit mask of that shape: int32, −1 where an element stays.
 
     >>> tensor_slice = TensorSlice("lm_head.weight", seed=42)
     >>> bernoulli(0.5, torch.Size([2, 4]), tensor_slice, "math", torch.device("cpu")).tolist()

@@ -26,12 +26,9 @@ def sign_consensus(products: Sequence[Tensor], weights: Sequence[float], average
     product has that sign (TIES §3.2). Where none agrees, or their weights cancel out, nothing is divided.
 
     Args:
-        products: w_m δ_m of each source, float32, all of one shape.
+        products: w_m δ_m of each source, float32, all of one shape, which is that of the result.
         weights: w_m.
         average: Whether to divide.
-
-    Returns:
-        float32, of that shape.
 
     >>> sign_consensus([torch.tensor([3.0, 1.0]), torch.tensor([-1.0, 2.0])], [1.0, 1.0], average=True).tolist()
     [3.0, 1.5]
@@ -61,12 +58,9 @@ def ties(vectors: Sequence[TaskVector], masks: Sequence[Tensor], average: bool =
     change = Σ τ_m / Σ w_m over the sources with sign(τ_m) = s, and 0 where there are none.
 
     Args:
-        vectors: One task vector per source, float32, all of one shape.
+        vectors: One task vector per source, float32, all of one shape, which is that of the result.
         masks: What trimming leaves, a bool or bit mask of that shape per source.
         average: Whether to divide by Σ w_m.
-
-    Returns:
-        float32, of that shape.
     """
     products = list(map(sparsify, vectors, masks))
     return sign_consensus(products, [vector.weight for vector in vectors], average)

@@ -180,6 +180,7 @@ class MaskedInjection:
         Raises:
             ActError: A source lacks a parameter that moves, or has it in another shape.
         """
+        self._sources = []
         with ExitStack() as stack:
             for i, source in enumerate(self._selected):
                 reader = stack.enter_context(CheckpointReader(source.folder))
