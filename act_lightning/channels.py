@@ -1,4 +1,4 @@
-"""What a channel is: which slice of which parameter each output dimension of a module owns.
+"""What a channel is: the slice of parameters that an output dimension of a module owns.
 
 A channel is one output dimension of one module that owns parameters (paper §3.1, https://arxiv.org/abs/2601.09398).
 
@@ -28,7 +28,7 @@ from act_lightning.errors import ActError, ConfigIssue
 _MOST_NAMES = 5
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the 8-bit floats are quantized weights
 _PACKED_DTYPES = (torch.int32, torch.uint8, torch.int8)
-_WRAPPED = ("base_layer", "original_module")  # the child under which PEFT's wrappers keep the layer they adapt
+_WRAPPED = ("base_layer", "original_module")  # the child in which PEFT's wrappers keep the layer that they adapt
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,15 @@ class ElementSelection:
 
     def union(self, other: ElementSelection) -> ElementSelection:
         """The elements that either selects."""
-        return ElementSelection(_either(self.rows, other.rows), _either(self.columns, other.columns))
+        rows = [part for part in (self.rows, other.rows) if part is not None]
+        columns = [part for part in (self.columns, other.columns) if part is not None]
+        return ElementSelection(
+            torch.stack(rows).any(0) if rows else None, torch.stack(columns).any(0) if columns else None
+        )
 
     def __bool__(self) -> bool:
         """Whether anything is selected."""
         return any(part is not None and bool(part.any()) for part in (self.rows, self.columns))
-
-
-def _either(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left | right
 
 
 @dataclass(frozen=True)
@@ -127,18 +125,18 @@ class ChannelInventory:
         return sum(shape.numel() for shape in self.shapes.values())
 
     def spans(self) -> Iterator[tuple[ModuleChannels, slice]]:
-        """Each module with the slice of channel numbers that are its own."""
+        """Each module with the slice of its channel numbers."""
         start = 0
         for module in self.modules:
             yield module, slice(start, start + module.count)
             start += module.count
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """A value per channel, ``[total]``, as one tensor ``[count]`` per module name."""
+        """One value per channel, ``[total]``, as a tensor ``[count]`` per module name."""
         return {module.name: flat[span] for module, span in self.spans()}
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """One tensor ``[count]`` per module name as one value per channel, ``[total]``: the inverse of ``split``."""
+        """A tensor ``[count]`` per module name as one value per channel, ``[total]``: the inverse of ``split``."""
         return torch.cat([values[module.name].reshape(module.count) for module in self.modules])
 
     def sizes(self) -> Tensor:
@@ -155,21 +153,21 @@ class ChannelInventory:
 
         Returns:
             A selection for each parameter (by first name) of which at least one element is selected. Of a tied
-            matrix, rows come from the language model's head and columns from the embedding.
+            matrix, rows come from the head and columns from the embedding.
         """
-        chosen: dict[str, ElementSelection] = {}
+        selections: dict[str, ElementSelection] = {}
         for module, span in self.spans():
             part = mask[span]
             if not part.any():
                 continue
             for parameter in module.owned:
                 selection = ElementSelection(rows=part) if parameter.dim == 0 else ElementSelection(columns=part)
-                chosen[parameter.name] = chosen.get(parameter.name, ElementSelection()).union(selection)
-        return chosen
+                selections[parameter.name] = selections.get(parameter.name, ElementSelection()).union(selection)
+        return selections
 
     def count_elements(self, mask: Tensor) -> int:
         """Number of distinct parameter elements that ``mask`` (bool ``[total]``) selects."""
-        return sum(part.count(self.shapes[name]) for name, part in self.elements(mask).items())
+        return sum(selection.count(self.shapes[name]) for name, selection in self.elements(mask).items())
 
 
 def inventory(model: nn.Module) -> ChannelInventory:
@@ -188,79 +186,61 @@ def inventory(model: nn.Module) -> ChannelInventory:
     >>> inventory(net).total
     16
     """
-    aliases = _aliases(model)
-    modules, unowned = [], [*_adapter_parameters(model), *_packed_weights(model)]
+    first_names: dict[int, str] = {}
+    aliases = {
+        name: first_names.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    modules, unowned = [], _foreign_weights(model)
     for name, module in model.named_modules():
-        direct = dict(module.named_parameters(recurse=False))
-        if not direct:
+        parameters = dict(module.named_parameters(recurse=False))
+        if not parameters:
             continue
-        channels = _channels_of(name, module, direct, aliases)
-        if channels is None:
-            unowned.extend(_join(name, leaf) for leaf in direct)
-        else:
-            modules.append(channels)
+        full_names = {leaf: f"{name}.{leaf}" if name else leaf for leaf in parameters}
+        dim = _channel_dim(module, parameters)
+        if dim is None or not all(parameter.dtype in _WEIGHT_DTYPES for parameter in parameters.values()):
+            unowned += full_names.values()
+            continue
+        owned = (
+            OwnedParameter(aliases[full_names[leaf]], dim if parameter.ndim == 2 else 0)
+            for leaf, parameter in parameters.items()
+        )
+        modules.append(ModuleChannels(name, parameters["weight"].shape[dim], tuple(owned)))
     if unowned:
-        raise ActError(_unowned_issue(type(model).__name__, list(dict.fromkeys(unowned))))
+        names = list(dict.fromkeys(unowned))
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        problem = (
+            "must keep every weight in a floating-point Linear, Conv1D, Embedding or norm module, unlike "
+            f"{', '.join(names[:_MOST_NAMES])}{more}"
+        )
+        hint = "Merge adapters into the weights, load the model without quantization, or choose a dense decoder."
+        raise ActError(ConfigIssue("model", type(model).__name__, problem, hint))
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     return ChannelInventory(tuple(modules), shapes, aliases)
 
 
-def _aliases(model: nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    pairs = model.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(parameter), name) for name, parameter in pairs}
-
-
-def _channels_of(
-    name: str, module: nn.Module, direct: Mapping[str, nn.Parameter], aliases: Mapping[str, str]
-) -> ModuleChannels | None:
-    """The channels of one module, or ``None`` where no channel owns its parameters."""
-    dim = _channel_dim(module, direct)
-    if dim is None or not all(parameter.dtype in _WEIGHT_DTYPES for parameter in direct.values()):
-        return None
-    owned = tuple(
-        OwnedParameter(aliases[_join(name, leaf)], dim if parameter.ndim == 2 else 0)
-        for leaf, parameter in direct.items()
-    )
-    return ModuleChannels(name, direct["weight"].shape[dim], owned)
-
-
-def _channel_dim(module: nn.Module, direct: Mapping[str, nn.Parameter]) -> int | None:
+def _channel_dim(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> int | None:
     """The dimension of ``weight`` that counts output channels, or ``None`` for a module of another kind."""
-    dimensions = {leaf: parameter.ndim for leaf, parameter in direct.items()}
-    matrix = dimensions in ({"weight": 2}, {"weight": 2, "bias": 1})
-    if isinstance(module, nn.Linear) and matrix:
+    dimensions = {leaf: parameter.ndim for leaf, parameter in parameters.items()}
+    is_matrix = dimensions in ({"weight": 2}, {"weight": 2, "bias": 1})
+    if isinstance(module, nn.Linear) and is_matrix:
         return 0
-    if (isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D") and matrix:
+    if (isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D") and is_matrix:
         return 1
     if "norm" in type(module).__name__.lower() and dimensions in ({"weight": 1}, {"weight": 1, "bias": 1}):
         return 0
     return None
 
 
-def _adapter_parameters(model: nn.Module) -> Iterator[str]:
-    """Parameters that a wrapper adds to the layer inside it; those in Linear modules would pass for the model's own."""
-    for name, module in model.named_modules():
+def _foreign_weights(model: nn.Module) -> list[str]:
+    """Weights beside the model's own: adapters' parameters, and quantized matrices in integer buffers.
+
+    An adapter's Linear modules would pass for the model's; modules of GPTQ, AWQ and BitNet have no parameters at all.
+    """
+    names = []
+    for module_name, module in model.named_modules():
         if any(child in _WRAPPED for child, _ in module.named_children()):
-            added = (leaf for leaf, _ in module.named_parameters() if leaf.split(".")[0] not in _WRAPPED)
-            yield from (_join(name, leaf) for leaf in added)
-
-
-def _packed_weights(model: nn.Module) -> Iterator[str]:
-    """Quantized matrices kept as integer buffers (GPTQ, AWQ, BitNet), whose modules have no parameters at all."""
-    return (name for name, buffer in model.named_buffers() if buffer.ndim == 2 and buffer.dtype in _PACKED_DTYPES)
-
-
-def _unowned_issue(model: str, names: list[str]) -> ConfigIssue:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    shown = ", ".join(names[:_MOST_NAMES])
-    return ConfigIssue(
-        "model",
-        model,
-        f"must keep every weight in a floating-point Linear, Conv1D, Embedding or norm module, unlike {shown}{more}",
-        "Merge adapters into the weights, load the model without quantization, or choose a dense decoder.",
-    )
-
-
-def _join(module: str, leaf: str) -> str:
-    return f"{module}.{leaf}" if module else leaf
+            prefix = f"{module_name}." if module_name else ""
+            names += [f"{prefix}{leaf}" for leaf, _ in module.named_parameters() if leaf.split(".")[0] not in _WRAPPED]
+    packed = (buffer for buffer in model.named_buffers() if buffer[1].ndim == 2 and buffer[1].dtype in _PACKED_DTYPES)
+    return [*names, *(name for name, _ in packed)]

@@ -27,11 +27,8 @@ def ratio_count(count: int, ratio: float | Fraction) -> int:
 def ratio_issues(ratio: float | Fraction, setting: str = "transfer.ratio") -> list[ConfigIssue]:
     """What is wrong with a ratio: it must be a finite number in (0, 1]."""
     if isinstance(ratio, bool) or not 0 < ratio <= 1:
-        return [
-            ConfigIssue(
-                setting, ratio, "must lie in (0, 1]", "Write the share to select, such as 0.01 for one percent."
-            )
-        ]
+        hint = "Write the share to select, such as 0.01 for one percent."
+        return [ConfigIssue(setting, ratio, "must lie in (0, 1]", hint)]
     return []
 
 
@@ -49,19 +46,16 @@ def eligible_channels(inventory: ChannelInventory, exclude: Iterable[str]) -> Te
         ActError: If a pattern matches no module, or nothing is left.
     """
     names = [module.name for module in inventory.modules]
-    matched = {pattern: [name for name in names if fnmatchcase(name, pattern)] for pattern in exclude}
-    raise_if_any(_unmatched_issue(pattern, names) for pattern, found in matched.items() if not found)
-    excluded = {name for found in matched.values() for name in found}
-    allowed = torch.cat([torch.full((module.count,), module.name not in excluded) for module in inventory.modules])
-    if not allowed.any():
-        raise ActError(ConfigIssue("transfer.exclude", list(matched), "must leave some channels", "Remove a pattern."))
-    return allowed
-
-
-def _unmatched_issue(pattern: str, names: Sequence[str]) -> ConfigIssue:
+    matches = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in exclude}
     problem = f"must match at least one of the {len(names)} modules that own channels"
     hint = f"Full names look like {names[len(names) // 2]!r} and {names[-1]!r}; * stands for any characters."
-    return ConfigIssue("transfer.exclude", pattern, problem, hint)
+    unmatched = (pattern for pattern, matched in matches.items() if not matched)
+    raise_if_any(ConfigIssue("transfer.exclude", pattern, problem, hint) for pattern in unmatched)
+    excluded = set[str]().union(*matches.values())
+    eligible = torch.cat([torch.full((module.count,), module.name not in excluded) for module in inventory.modules])
+    if not eligible.any():
+        raise ActError(ConfigIssue("transfer.exclude", list(matches), "must leave some channels", "Remove a pattern."))
+    return eligible
 
 
 def rank(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -93,21 +87,19 @@ def top_channels(scores: Tensor, ratio: float | Fraction, allowed: Tensor) -> Te
     [False, True, True, False]
     """
     numbers = allowed.nonzero().squeeze(1)
-    return _mask(scores.numel(), numbers[_top_positions(scores[numbers], ratio_count(numbers.numel(), ratio))])
-
-
-def _top_positions(values: Tensor, k: int) -> Tensor:
-    """Positions of the ``k`` largest values, by selection instead of a full sort."""
-    if k == 0:
-        return torch.empty(0, dtype=torch.int64)
-    threshold = torch.kthvalue(values, values.numel() - k + 1).values
-    above = (values > threshold).nonzero().squeeze(1)
-    tied = (values == threshold).nonzero().squeeze(1)
-    return torch.cat([above, tied[: k - above.numel()]])
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    k = ratio_count(numbers.numel(), ratio)
+    if k:
+        values = scores[numbers]
+        threshold = torch.kthvalue(values, values.numel() - k + 1).values  # faster than a full sort
+        above, tied = numbers[values > threshold], numbers[values == threshold]
+        mask[above] = True
+        mask[tied[: k - above.numel()]] = True
+    return mask
 
 
 def top_per_module(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
-    """Like :func:`top`, with the same share taken within every module; small modules may give none."""
+    """Like :func:`top_channels`, with the same share of every module; small modules may get none."""
     mask = torch.zeros_like(allowed)
     for _, span in inventory.spans():
         mask[span] = top_channels(scores[span], ratio, allowed[span])
@@ -115,36 +107,23 @@ def top_per_module(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inv
 
 
 def top_by_parameters(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
-    """The longest head of the ranking whose distinct parameters are at most ⌊N·p⌋ of the N allowed ones.
+    """The longest prefix of the ranking whose distinct parameters are at most ⌊N·p⌋ of the N allowed ones.
 
     An element that a row and a column of a tied matrix both select counts once.
     """
     order = rank(scores, allowed)
-    spent = torch.cumsum(inventory.sizes()[order], 0) - _tied_overlap(order, inventory)
+    spent = torch.cumsum(inventory.sizes()[order], 0)
+    owned = [(parameter.name, parameter.dim, span) for module, span in inventory.spans() for parameter in module.owned]
+    by_rows, by_columns = ({name for name, dim, _ in owned if dim == counted} for counted in (0, 1))
+    for tied in by_rows & by_columns:  # the elements where its selected rows and columns meet were counted twice
+        rows, columns = torch.zeros(2, inventory.total, dtype=torch.bool)
+        for name, dim, span in owned:
+            if name == tied:
+                (rows if dim == 0 else columns)[span] = True
+        spent -= torch.cumsum(rows[order].long(), 0) * torch.cumsum(columns[order].long(), 0)
     budget = ratio_count(inventory.count_elements(allowed), ratio)
-    return _mask(scores.numel(), order[: int((spent <= budget).sum())])
-
-
-def _tied_overlap(order: Tensor, inventory: ChannelInventory) -> Tensor:
-    """Elements counted twice by each head of ``order``: selected rows × selected columns of every tied matrix."""
-    overlap = torch.zeros_like(order)
-    by_dim = [{owned.name for module in inventory.modules for owned in module.owned if owned.dim == d} for d in (0, 1)]
-    for name in by_dim[0] & by_dim[1]:
-        rows, columns = (torch.cumsum(_owners(name, dim, inventory)[order].long(), 0) for dim in (0, 1))
-        overlap += rows * columns
-    return overlap
-
-
-def _owners(parameter: str, dim: int, inventory: ChannelInventory) -> Tensor:
-    owners = torch.zeros(inventory.total, dtype=torch.bool)
-    for module, span in inventory.spans():
-        owners[span] = any(owned.name == parameter and owned.dim == dim for owned in module.owned)
-    return owners
-
-
-def _mask(total: int, chosen: Tensor) -> Tensor:
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[chosen] = True
+    mask = torch.zeros(scores.numel(), dtype=torch.bool)
+    mask[order[: int((spent <= budget).sum())]] = True
     return mask
 
 
@@ -170,18 +149,19 @@ def overlap(row: Tensor, column: Tensor) -> float:
     >>> overlap(torch.tensor([True, True, False]), torch.tensor([False, True, True]))
     0.5
     """
-    chosen = int(row.sum())
-    return float((row & column).sum()) / chosen if chosen else 0.0
+    selected = int(row.sum())
+    return float((row & column).sum()) / selected if selected else 0.0
 
 
 Choose = Callable[[Tensor], Tensor]
+"""Makes a mask of scores, ``[channels]`` both."""
 
 
 def scores_of(chunks: Tensor, tokens: Sequence[int], times: Tensor | None = None) -> Tensor:
-    """The scores of chunks together: the mean of their scores, weighted by their tokens.
+    """The scores of several chunks: the mean of their scores, weighted by their tokens.
 
     Args:
-        chunks: Scores of each chunk.
+        chunks: Scores of each chunk, ``[chunks, channels]``.
         tokens: Answer tokens of each.
         times: How often each counts, ``[chunks]``; by default once.
 
@@ -204,10 +184,10 @@ def scores_of(chunks: Tensor, tokens: Sequence[int], times: Tensor | None = None
 def bootstrap_overlaps(
     chunks: Tensor, tokens: Sequence[int], choose: Choose, repeats: int = 20, seed: int = 0
 ) -> list[float]:
-    """Share of the mask that is selected again by chunks drawn with replacement, as many as there are.
+    """Share of the mask that as many chunks, drawn with replacement, select again.
 
     Args:
-        chunks: Scores of each chunk.
+        chunks: Scores of each chunk, ``[chunks, channels]``.
         tokens: Answer tokens of each.
         choose: Makes a mask of scores.
         repeats: How often chunks are drawn.
@@ -217,9 +197,11 @@ def bootstrap_overlaps(
         One overlap for each draw.
     """
     mask, generator, count = choose(scores_of(chunks, tokens)), torch.Generator().manual_seed(seed), len(chunks)
-    drawn = (torch.randint(count, (count,), generator=generator) for _ in range(repeats))
-    times = (torch.bincount(numbers, minlength=count) for numbers in drawn)
-    return [overlap(mask, choose(scores_of(chunks, tokens, each))) for each in times]
+    overlaps = []
+    for _ in range(repeats):
+        times = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
+        overlaps.append(overlap(mask, choose(scores_of(chunks, tokens, times))))
+    return overlaps
 
 
 def split_half_overlaps(
@@ -227,8 +209,8 @@ def split_half_overlaps(
 ) -> list[float]:
     """Share of the mask of one random half of the chunks that the other half selects, too.
 
-    No sample is in both, so that this is what two measurements of half the size would agree in. Of an odd number of
-    chunks one is left out.
+    The halves share no sample, so this is the agreement of two measurements of half the size. Of an odd number of
+    chunks one is left out. See :func:`bootstrap_overlaps` for the arguments.
 
     Returns:
         One overlap for each split; none of fewer than two chunks.
@@ -236,12 +218,12 @@ def split_half_overlaps(
     generator, half = torch.Generator().manual_seed(seed), len(chunks) // 2
     if not half:
         return []
-    found = []
+    overlaps = []
     for _ in range(repeats):
         order = torch.randperm(len(chunks), generator=generator)
-        one, other = (_mask_of(chunks, tokens, choose, part) for part in (order[:half], order[half : 2 * half]))
-        found.append(overlap(one, other))
-    return found
+        halves = order[:half], order[half : 2 * half]
+        overlaps.append(overlap(*(_mask_of(chunks, tokens, choose, numbers) for numbers in halves)))
+    return overlaps
 
 
 class SubsetOverlap(NamedTuple):
@@ -269,10 +251,10 @@ def overlap_by_samples(
     """The overlap of the whole mask with that of 1, 2, 4 … random chunks, and of all.
 
     The samples of a subset are among those of the whole, which flatters large subsets: see
-    :func:`split_half_overlaps` for what fresh samples would do.
+    :func:`split_half_overlaps` for fresh samples.
 
     Args:
-        chunks: Scores of each chunk.
+        chunks: Scores of each chunk, ``[chunks, channels]``.
         tokens: Answer tokens of each.
         samples: Samples of each.
         choose: Makes a mask of scores.
@@ -280,14 +262,14 @@ def overlap_by_samples(
         seed: Seed of the draws.
     """
     mask, generator, count = choose(scores_of(chunks, tokens)), torch.Generator().manual_seed(seed), len(chunks)
-    sizes = [size for size in (2**power for power in range(count.bit_length())) if size < count]
-    found = []
-    for size in sizes:
+    result, size = [], 1
+    while size < count:
         subsets = [torch.randperm(count, generator=generator)[:size] for _ in range(repeats)]
         overlaps = [overlap(mask, _mask_of(chunks, tokens, choose, subset)) for subset in subsets]
         used = [sum(samples[number] for number in subset.tolist()) for subset in subsets]
-        found.append(SubsetOverlap(size, sum(used) / len(used), overlaps))
-    return [*found, SubsetOverlap(count, float(sum(samples)), [1.0])]
+        result.append(SubsetOverlap(size, sum(used) / len(used), overlaps))
+        size *= 2
+    return [*result, SubsetOverlap(count, float(sum(samples)), [1.0])]
 
 
 def _mask_of(chunks: Tensor, tokens: Sequence[int], choose: Choose, numbers: Tensor) -> Tensor:
