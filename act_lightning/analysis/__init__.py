@@ -10,30 +10,36 @@ are bool ``[channels]``. In a notebook:
     figures.overlap_figure(overlap_matrix(top_masks(scores, 0.01)), list(scores))
 """
 
-from act_lightning.analysis.abilities import Ability, parse_ability, read_abilities
-from act_lightning.analysis.distribution import ccdf, ccdfs, concentration, gini, share_held
-from act_lightning.analysis.location import (
+from act_lightning.analysis.distribution import (
     by_layer_and_type,
+    ccdf,
+    ccdfs,
     ccdfs_by,
     composition,
+    concentration,
+    gini,
     head_and_embedding,
     places,
     selected_by_module,
+    share_held,
 )
 from act_lightning.analysis.overlaps import (
     chance_overlap,
     chance_overlap_by_module,
     consistency,
     cross_language_overlap,
+    mask_stability,
     overlap_by_group,
     overlap_matrix,
     overlap_over_ratios,
+    overlaps_by_samples,
     pair_groups,
+    samples_for,
     shared_channels,
     top_masks,
 )
+from act_lightning.analysis.paper import Ability, parse_ability, read_abilities
 from act_lightning.analysis.saved import Pair, SavedScores, read_runs
-from act_lightning.analysis.stability import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.analysis.weights import agreement, average_ranks, weight_change
 
 __all__ = [

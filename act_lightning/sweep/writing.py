@@ -18,8 +18,7 @@ from act_lightning.analysis.figures.sweeps import (
     scatter_figure,
     sensitivity_figure,
 )
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
-from act_lightning.analysis.report.page import write_report
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
 from act_lightning.evaluation.intervals import percent
 from act_lightning.evaluation.results import ROLES
 from act_lightning.sweep.results import MethodResult, Outcome, pareto_front

@@ -19,7 +19,7 @@ from act_lightning.analysis.activation_patching import (
     replacing,
     sample_losses,
 )
-from act_lightning.analysis.patching_effects import effects, like_by_module, random_channels
+from act_lightning.analysis.causal_check import effects, like_by_module, random_channels
 from act_lightning.channels import inventory
 from act_lightning.errors import ActError
 from act_lightning.masks import top_channels

@@ -26,11 +26,19 @@ from act_lightning.analysis import (
     selected_by_module,
     top_masks,
 )
-from act_lightning.analysis.figures.dots import dots_figure
-from act_lightning.analysis.figures.lines import ability_colors, ccdf_figure, places_figure, ratios_figure, total_figure
-from act_lightning.analysis.figures.matrices import composition_figure, layers_figure, overlap_figure
+from act_lightning.analysis.distribution import by_layer_and_type
+from act_lightning.analysis.figures.findings import (
+    ability_colors,
+    ccdf_figure,
+    composition_figure,
+    dots_figure,
+    layers_figure,
+    overlap_figure,
+    places_figure,
+    ratios_figure,
+    total_figure,
+)
 from act_lightning.analysis.figures.style import COLORS, as_png, as_svg, with_variables
-from act_lightning.analysis.location import by_layer_and_type
 from tests.analysis.runs import tiny_channels
 
 CHANNELS = tiny_channels()

@@ -24,11 +24,10 @@ from act_lightning.analysis import (
     read_runs,
     top_masks,
 )
-from act_lightning.analysis.figures.dots import dots_figure
+from act_lightning.analysis.figures.findings import dots_figure
 from act_lightning.analysis.report import gather, make_report
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section
 from act_lightning.analysis.report.evidence import Evidence
-from act_lightning.analysis.report.page import write_report
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
 from act_lightning.analysis.report.sections import SECTIONS
 from act_lightning.errors import ActError
 from tests.analysis.runs import ABILITIES, QWEN, write_run

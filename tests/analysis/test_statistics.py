@@ -28,7 +28,7 @@ from act_lightning.analysis import (
     shared_channels,
     top_masks,
 )
-from act_lightning.analysis.location import by_layer_and_type
+from act_lightning.analysis.distribution import by_layer_and_type
 from act_lightning.channels import ChannelInventory, ModuleChannels, inventory
 from act_lightning.masks import ratio_count
 from tests.analysis.runs import ABILITIES, tiny_channels

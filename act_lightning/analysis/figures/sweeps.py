@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from act_lightning.analysis.figures.matrices import cells
+from act_lightning.analysis.figures.findings import cells
 from act_lightning.analysis.figures.style import (
     INK,
     MUTED,

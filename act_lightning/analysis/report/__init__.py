@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from act_lightning.analysis.abilities import read_abilities
-from act_lightning.analysis.paper import RATIO
-from act_lightning.analysis.report.content import Absent, Builder, Picture, Section
+from act_lightning.analysis.paper import RATIO, read_abilities
 from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.report.page import require_report_folder, write_report
+from act_lightning.analysis.report.page import Absent, Builder, Picture, Section, require_report_folder, write_report
 from act_lightning.analysis.report.sections import LIMITS, SECTIONS
 from act_lightning.analysis.saved import SavedScores, read_runs
 from act_lightning.errors import ConfigIssue, raise_if_any

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from act_lightning.analysis.abilities import Ability
 from act_lightning.analysis.overlaps import top_masks
-from act_lightning.analysis.paper import PaperPair, paper_pair
+from act_lightning.analysis.paper import Ability, PaperPair, paper_pair
 from act_lightning.analysis.saved import Pair, SavedScores
 from act_lightning.scores import chunks_path, score_path
 

@@ -1,6 +1,6 @@
 """The sections of a report, in order. A new one is a file with a builder, and a row here."""
 
-from act_lightning.analysis.report.content import Builder
+from act_lightning.analysis.report.page import Builder
 from act_lightning.analysis.report.sections.masks import consistency_section, location_section
 from act_lightning.analysis.report.sections.outcome import causes_section, outcome_section
 from act_lightning.analysis.report.sections.overlap import overlap_section

@@ -7,13 +7,11 @@ from functools import partial
 import pandas as pd
 import torch
 
-from act_lightning.analysis.figures.dots import dots_figure
-from act_lightning.analysis.figures.lines import places_figure
-from act_lightning.analysis.figures.matrices import composition_figure, layers_figure
-from act_lightning.analysis.location import ccdfs_by, composition, head_and_embedding, selected_by_module
+from act_lightning.analysis.distribution import ccdfs_by, composition, head_and_embedding, selected_by_module
+from act_lightning.analysis.figures.findings import composition_figure, dots_figure, layers_figure, places_figure
 from act_lightning.analysis.overlaps import consistency
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, numbers, percent, percents
 from act_lightning.analysis.report.evidence import Evidence, PairView
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, numbers, percent, percents
 
 _LOCATION_CLAIM = (
     "Finding 2: “Activation difference distributions across different layers exhibit consistent patterns.” "

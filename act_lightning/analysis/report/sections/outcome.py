@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from act_lightning.analysis.figures.dots import intervals_figure
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, counted, percent
+from act_lightning.analysis.figures.findings import intervals_figure
 from act_lightning.analysis.report.evidence import Evidence
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, counted, percent
 from act_lightning.analysis.saved import read_json
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
 from act_lightning.errors import ActError, ConfigIssue

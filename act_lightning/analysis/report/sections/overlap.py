@@ -7,9 +7,8 @@ from functools import partial
 
 import pandas as pd
 
-from act_lightning.analysis.figures.lines import ratios_figure
-from act_lightning.analysis.figures.matrices import overlap_figure
-from act_lightning.analysis.location import vocabulary_modules
+from act_lightning.analysis.distribution import vocabulary_modules
+from act_lightning.analysis.figures.findings import overlap_figure, ratios_figure
 from act_lightning.analysis.overlaps import (
     chance_overlap,
     chance_overlap_by_module,
@@ -22,8 +21,8 @@ from act_lightning.analysis.overlaps import (
     top_masks,
 )
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, percent, percents
 from act_lightning.analysis.report.evidence import Evidence, PairView
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, percent, percents
 from act_lightning.masks import ratio_count
 
 CURVE = (0.001, 0.003, 0.01, 0.03, 0.1)

@@ -7,10 +7,11 @@ from functools import partial
 import pandas as pd
 
 from act_lightning.analysis.distribution import ccdfs, concentration
-from act_lightning.analysis.figures.dots import dots_figure
-from act_lightning.analysis.figures.lines import SCORE, ability_colors, ccdf_figure, samples_figure
+from act_lightning.analysis.figures.findings import SCORE, ability_colors, ccdf_figure, dots_figure, samples_figure
+from act_lightning.analysis.overlaps import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.analysis.paper import SHARE_BELOW, THRESHOLD
-from act_lightning.analysis.report.content import (
+from act_lightning.analysis.report.evidence import Evidence, PairView
+from act_lightning.analysis.report.page import (
     Absent,
     Picture,
     ReportTable,
@@ -20,8 +21,6 @@ from act_lightning.analysis.report.content import (
     percent,
     percents,
 )
-from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.stability import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.scores import read_chunks
 
 

@@ -7,13 +7,11 @@ from functools import partial
 import pandas as pd
 from torch import Tensor
 
-from act_lightning.analysis.distribution import ccdf
-from act_lightning.analysis.figures.dots import dots_figure
-from act_lightning.analysis.figures.lines import CHANGE, places_figure, total_figure
-from act_lightning.analysis.location import ccdfs_by
+from act_lightning.analysis.distribution import ccdf, ccdfs_by
+from act_lightning.analysis.figures.findings import CHANGE, dots_figure, places_figure, total_figure
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
-from act_lightning.analysis.report.content import Absent, Picture, ReportTable, Section, numbers, percent, percents
 from act_lightning.analysis.report.evidence import Evidence, PairView
+from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, numbers, percent, percents
 from act_lightning.analysis.saved import NotOnDisk, find_models
 from act_lightning.analysis.weights import agreement, weight_change
 from act_lightning.channels import inventory
