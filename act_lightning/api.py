@@ -101,7 +101,7 @@ class Scores:
     def plot_ccdf(self, ratio: float = 0.01) -> Figure:
         """The share of channels above every score, on logarithmic axes, with the top ``ratio`` marked (Figure 1a)."""
         from act_lightning.analysis.distribution import ccdfs
-        from act_lightning.analysis.figures.lines import ability_colors, ccdf_figure
+        from act_lightning.analysis.figures.findings import ability_colors, ccdf_figure
 
         name = self.record.models.get("source", "scores")
         return ccdf_figure(ccdfs({name: self.values}), ability_colors({name: ""}), ratio)
