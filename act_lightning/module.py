@@ -253,7 +253,7 @@ class AbilityTransferModule(L.LightningModule):
         setting = f"update {self.trainer.global_step + 1}"
         if self._nonfinite_batch is not None:
             setting += f", in micro-batch {self._nonfinite_batch} of the epoch"
-            if self._data is not None and (samples := self._data.shown_samples(self._nonfinite_batch)):
+            if self._data is not None and (samples := self._data.describe_samples(self._nonfinite_batch)):
                 setting += f" ({samples})"
         value = f"loss {loss}" if not math.isfinite(loss) else "gradients that are NaN or infinite"
         hint = "Lower model.learning_rate, or look at the data; then resume with ckpt_path: last. Nothing was updated."

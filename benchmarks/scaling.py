@@ -28,8 +28,8 @@ from sft import SHAPES, make_model, now, resident, samples
 from torch.utils.data import DataLoader, DistributedSampler
 
 from act_lightning.callbacks.throughput import peak_memory
+from act_lightning.data.batches import pack
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import pack
 from act_lightning.module import AbilityTransferModule
 
 ROWS, UPDATE = 4, 16

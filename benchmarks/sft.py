@@ -99,8 +99,8 @@ def ours(folder: Path, rows: Samples, arguments: argparse.Namespace) -> dict[str
     import lightning as L
     from torch.utils.data import DataLoader
 
+    from act_lightning.data.batches import pack
     from act_lightning.data.labels import Sample
-    from act_lightning.data.packing import pack
     from act_lightning.module import AbilityTransferModule
 
     steps, losses = [], []

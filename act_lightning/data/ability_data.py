@@ -1,9 +1,13 @@
-"""What a user may say about one data set: the entries of ``data.abilities`` and ``data.evaluations``."""
+"""The settings of one data set: the entries of ``data.abilities`` and ``data.evaluations``."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from act_lightning.errors import ConfigIssue
 
 
 @dataclass
@@ -99,3 +103,17 @@ class EvaluationData(AbilityData):
     pattern: str | None = None
     incorrect: list[str] | None = None
     allow_code_execution: bool = False
+
+
+def list_issues(names: Sequence[str], known: Collection[str], setting: str) -> list[ConfigIssue]:
+    """Issues of a list of abilities: unknown names and repeated ones."""
+    hint = "Name each ability once, as it is called in data.abilities."
+    problem = f"must be one of data.abilities: {', '.join(known)}"
+    issues = [ConfigIssue(setting, name, problem, hint) for name in dict.fromkeys(names) if name not in known]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    return issues + [ConfigIssue(setting, name, "must not be named twice", hint) for name in repeated]
+
+
+def positive_issues(value: int, setting: str) -> list[ConfigIssue]:
+    """The issue of a number below 1."""
+    return [] if value >= 1 else [ConfigIssue(setting, value, "must be at least 1", "Write 1 or more.")]

@@ -1,24 +1,26 @@
-"""Samples to batches: padded or packed, composed once, dealt to processes."""
+"""Batches of samples: composed, padded, packed where the model allows it; and where answer tokens are in them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from math import prod
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
 
 Batch = dict[str, Tensor]
-Dealt = TypeVar("Dealt")
+Packing = bool | Literal["auto"]
+Item = TypeVar("Item")
 MAX_PADDING = 0.02
 """The share of a batch that may be padding, where samples can be grouped by length."""
 
@@ -41,8 +43,31 @@ def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
     }
 
 
+def pack(samples: Sequence[Sample]) -> Batch:
+    """One row that holds samples one after the other; positions restart where the next one begins.
+
+    There is no attention mask: without one, transformers keeps the attention of a row whose positions restart inside
+    each run of positions, by a block-diagonal mask or flash attention's lengths of sequences
+    (https://huggingface.co/docs/transformers/attention_interface).
+
+    Args:
+        samples: One sample or more.
+
+    Returns:
+        ``input_ids``, ``position_ids`` and ``labels``, int64 ``[1, tokens]``.
+
+    >>> pack([Sample(torch.tensor([5, 6, 7]), torch.tensor([-100, 6, 7]))] * 2)["position_ids"]
+    tensor([[0, 1, 2, 0, 1, 2]])
+    """
+    return {
+        "input_ids": torch.cat([sample.input_ids for sample in samples])[None],
+        "position_ids": torch.cat([torch.arange(len(sample.input_ids)) for sample in samples])[None],
+        "labels": torch.cat([sample.labels for sample in samples])[None],
+    }
+
+
 def unbatch(batch: Mapping[str, Tensor]) -> list[Sample]:
-    """The samples in a batch: padding on either side undone, packed rows split.
+    """The samples in a batch: padding on either side removed, packed rows split.
 
     Args:
         batch: ``input_ids`` and ``labels`` ``[rows, length]``; ``attention_mask`` of the same shape where there is
@@ -55,38 +80,32 @@ def unbatch(batch: Mapping[str, Tensor]) -> list[Sample]:
         ActError: If ids or labels are missing.
     """
     if missing := {"input_ids", "labels"} - set(batch):
-        hint = "Let the loader give both, with labels of -100 wherever no answer token stands."
+        hint = "Let the loader return both, with labels of -100 everywhere but at answer tokens."
         raise ActError(ConfigIssue("batch", list(batch), f"must hold {' and '.join(sorted(missing))}", hint))
-    ids = batch["input_ids"].cpu()
+    ids, labels = batch["input_ids"].cpu(), batch["labels"].cpu()
     mask = batch.get("attention_mask", torch.ones_like(ids)).cpu().bool()
     positions = batch.get("position_ids", torch.arange(ids.shape[1]).expand_as(ids)).cpu().expand_as(ids)
     samples = []
-    for row, labels, real, position in zip(ids, batch["labels"].cpu(), mask, positions, strict=True):
-        lengths = _lengths(position[real])
-        parts = zip(row[real].split(lengths), labels[real].split(lengths), strict=True)
-        samples += [Sample(part.clone(), its_labels.clone()) for part, its_labels in parts]
+    for row_ids, row_labels, row_mask, row_positions in zip(ids, labels, mask, positions, strict=True):
+        row_ids, row_labels, row_positions = row_ids[row_mask], row_labels[row_mask], row_positions[row_mask]
+        restarts = 1 + (row_positions[1:] <= row_positions[:-1]).nonzero().flatten()
+        for start, end in pairwise([0, *restarts.tolist(), len(row_positions)]):
+            samples.append(Sample(row_ids[start:end].clone(), row_labels[start:end].clone()))
     return samples
 
 
-def _lengths(positions: Tensor) -> list[int]:
-    """Lengths of the runs in which positions grow."""
-    restarts = 1 + (positions[1:] <= positions[:-1]).nonzero().flatten()
-    edges = [0, *restarts.tolist(), len(positions)]
-    return [end - start for start, end in pairwise(edges)]
-
-
 def token_budget_batches(
-    lengths: Sequence[int], budget: int, waste: float = 1.0, packed: bool = False
+    lengths: Sequence[int], budget: int, max_padding: float = 1.0, packed: bool = False
 ) -> list[list[int]]:
-    """Group samples of like length so that each group's tokens, padding included, stay within a budget.
+    """Group samples of similar length so that each group's tokens, padding included, stay within a budget.
 
-    The longest come first, so that a batch too large for the memory shows at once.
+    The longest come first, so that a batch that does not fit into memory fails at once.
 
     Args:
         lengths: Tokens of each sample.
         budget: Bound on rows × longest, or for packed rows on the sum of lengths; a single longer sample is a batch of
             its own.
-        waste: Bound on the share of a batch that is padding.
+        max_padding: Bound on the share of a batch that is padding.
         packed: Whether the samples of a batch are packed into one row, without padding.
 
     Returns:
@@ -100,19 +119,19 @@ def token_budget_batches(
     batches: list[list[int]] = []
     longest, tokens = 0, 0  # of the last batch
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        together = tokens + lengths[index]
-        room = together if packed else (len(batches[-1]) + 1) * longest if batches else 0
-        if batches and room <= budget and together >= room * (1 - waste):
+        total = tokens + lengths[index]
+        size = total if packed else (len(batches[-1]) + 1) * longest if batches else 0
+        if batches and size <= budget and total >= size * (1 - max_padding):
             batches[-1].append(index)
-            tokens = together
+            tokens = total
         else:
             batches.append([index])
             longest = tokens = lengths[index]
     return batches
 
 
-def shard(batches: Sequence[Dealt], rank: int, world_size: int) -> list[Dealt]:
-    """The whole batches of one process: those numbered r, r + W, r + 2W and so on.
+def shard(batches: Sequence[Item], rank: int, world_size: int) -> list[Item]:
+    """The batches of one process: those numbered r, r + W, r + 2W and so on.
 
     >>> shard(["a", "b", "c", "d", "e"], rank=1, world_size=2)
     ['b', 'd']
@@ -120,16 +139,16 @@ def shard(batches: Sequence[Dealt], rank: int, world_size: int) -> list[Dealt]:
     return list(batches[rank::world_size])
 
 
-_BLOCK = 1 << 24  # bytes
-_ALIGNED = 64  # bytes, the line of a cache
+_MIN_BLOCK = 1 << 24  # bytes
+_ALIGNMENT = 64  # bytes, a cache line
 
 
 class BufferPool:
-    """Memory for copies that are needed until :meth:`clear`, then used for the next ones.
+    """Memory for copies that are needed until :meth:`clear`, and then reused.
 
-    On a CPU, what is given back goes to the kernel, and comes back a page at a time, each filled with zeros and faulted
-    in: a tenth of the time of reading a batch, where all outputs of a model wait for another. Accelerators have
-    allocators that keep what is given back, so that nothing is kept here.
+    On a CPU, freed memory returns to the kernel and comes back page by page, each zeroed and faulted in: a tenth of the
+    time of reading a batch, where all outputs of one model wait for another. The allocators of accelerators keep what
+    is freed, so nothing is pooled there.
     """
 
     def __init__(self) -> None:
@@ -137,7 +156,7 @@ class BufferPool:
         self._block = self._used = 0
 
     def clear(self) -> None:
-        """Give up all copies: their memory is used again."""
+        """Invalidate all copies, whose memory is reused."""
         self._block = self._used = 0
 
     def select(self, values: Tensor, index: Tensor) -> Tensor:
@@ -145,66 +164,57 @@ class BufferPool:
 
         Args:
             values: ``[rows, …]``, without gradients.
-            index: Their numbers, int64 ``[count]``.
+            index: Row numbers, int64 ``[count]``.
 
         Returns:
-            ``[count, …]``, a copy that is good until :meth:`clear`.
+            ``[count, …]``, a copy that is valid until :meth:`clear`.
         """
         if values.device.type != "cpu":
             return values.index_select(0, index)
         shape = (len(index), *values.shape[1:])
-        room = self._room(prod(shape) * values.element_size()).view(values.dtype).view(shape)
-        return torch.index_select(values, 0, index, out=room)
-
-    def _room(self, size: int) -> Tensor:
-        """So many bytes, uint8 ``[size]``."""
+        size = prod(shape) * values.element_size()
         while self._block < len(self._blocks) and self._used + size > len(self._blocks[self._block]):
             self._block, self._used = self._block + 1, 0
         if self._block == len(self._blocks):
-            self._blocks.append(torch.empty(max(size, _BLOCK), dtype=torch.uint8))
-        start = self._used
-        self._used += -(-size // _ALIGNED) * _ALIGNED
-        return self._blocks[self._block][start : start + size]
+            self._blocks.append(torch.empty(max(size, _MIN_BLOCK), dtype=torch.uint8))
+        buffer = self._blocks[self._block][self._used : self._used + size]
+        self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return torch.index_select(values, 0, index, out=buffer.view(values.dtype).view(shape))
 
 
-@dataclass(frozen=True)
 class AnswerPositions:
     """Where the answer tokens of a batch are.
 
-    Attributes:
+    Args:
         mask: Bool ``[rows, length]``.
+        index: What ``mask`` says as int64 ``[tokens]``, where that is known.
+
+    Attributes:
+        index: Positions of the answer tokens in the flattened batch, int64 ``[tokens]``.
+        tokens: Number of answer tokens.
     """
 
-    mask: Tensor
-
-    @cached_property
-    def tokens(self) -> int:
-        """Number of answer tokens."""
-        return len(self.index)
-
-    @cached_property
-    def index(self) -> Tensor:
-        """Their places when all rows are laid in one, int64 ``[tokens]``."""
-        return self.mask.flatten().nonzero().squeeze(1)
+    def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
+        self.mask = mask
+        self.index = mask.flatten().nonzero().squeeze(1) if index is None else index
+        self.tokens = len(self.index)
 
     def to(self, device: torch.device) -> AnswerPositions:
-        """The same on a device, where finding and counting them would have to wait for all work that is under way."""
-        moved = AnswerPositions(self.mask.to(device))
-        moved.__dict__.update(tokens=self.tokens, index=self.index.to(device))
-        return moved
+        """The same on a device, where computing ``index`` would wait for all pending work."""
+        return AnswerPositions(self.mask.to(device), self.index.to(device))
 
-    def take(self, output: Tensor, workspace: BufferPool | None = None) -> Tensor:
+    def take(self, output: Tensor, buffers: BufferPool | None = None) -> Tensor:
         """The part of a module's output that belongs to answer tokens.
 
         Args:
             output: ``[rows, length, channels]``; with heads ``[rows, length, heads, channels]`` or
                 ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]``; rows may be 1 where
                 all rows share it (position embeddings).
-            workspace: Where to copy them to.
+            buffers: Memory for the copy.
 
         Returns:
-            ``[tokens, channels]`` or ``[tokens, heads, channels]``; without a workspace a view where every token is an
-            answer, else a copy.
+            ``[tokens, channels]`` or ``[tokens, heads, channels]``; without ``buffers`` a view where every token is an
+            answer token, else a copy.
         """
         rows, length = self.mask.shape
         if output.ndim == 2:
@@ -212,8 +222,8 @@ class AnswerPositions:
         if output.ndim == 4 and output.shape[1] != length:
             output = output.transpose(1, 2)
         tokens = output.expand(rows, *output.shape[1:]).flatten(0, 1)
-        if workspace is not None:
-            return workspace.select(tokens, self.index)
+        if buffers is not None:
+            return buffers.select(tokens, self.index)
         return tokens if self.tokens == self.mask.numel() else tokens.index_select(0, self.index)
 
     def take_from_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -222,17 +232,122 @@ class AnswerPositions:
 
 
 def normalize_batch(batch: Mapping[str, Tensor], config: object) -> Mapping[str, Tensor]:
-    """One more column of padding where the length equals a number of heads.
+    """Pad a batch whose length equals a number of heads by one column.
 
-    Only then could ``[rows, heads, length, channels]`` be taken for ``[rows, length, heads, channels]``.
+    Otherwise ``[rows, heads, length, channels]`` could be taken for ``[rows, length, heads, channels]``.
 
     Args:
         batch: ``input_ids``, ``labels`` and so on, ``[rows, length]``.
         config: The config of the model that reads it.
     """
     heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
-    if batch["input_ids"].shape[1] not in heads:
-        return batch
-    fill = {"labels": IGNORED}  # and zeros elsewhere: a sample of its own at the end of a packed row
-    longer = {name: nn.functional.pad(values, (0, 1), value=fill.get(name, 0)) for name, values in batch.items()}
-    return normalize_batch(longer, config)
+    while batch["input_ids"].shape[1] in heads:
+        # Zeros are padding, and in packed rows a sample of its own.
+        fill = {"labels": IGNORED}
+        batch = {name: nn.functional.pad(values, (0, 1), value=fill.get(name, 0)) for name, values in batch.items()}
+    return batch
+
+
+_VOCABULARY = 64
+_MAX_LAYERS = 8  # of a config that does not list its types of layers
+_HEADS = 2
+_WIDTH = 64
+_WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "n_inner")
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_MAX_PARAMETERS = 2**26
+_LENGTHS = (11, 7, 1, 5)
+_TOLERANCE = 1.0e-3  # of the largest logit; rounding makes 1e-6 of it, another sample's tokens 1e-1
+
+
+def should_pack(packing: Packing, config: PretrainedConfig, by_length: bool) -> bool:
+    """Whether rows of several samples are packed rather than padded; ``auto`` packs where that saves work.
+
+    Where batches hold samples of similar length (``by_length``), padding is less work than the attention of a packed
+    row, which without flash attention is computed between samples, too, and masked.
+
+    Raises:
+        ActError: If packing is required of a model that does not keep samples apart.
+    """
+    has_flash_attention = "flash" in str(config._attn_implementation)
+    if packing is False or (packing == "auto" and by_length and not has_flash_attention):
+        return False
+    obstacle = packing_obstacle(config)
+    if obstacle is None:
+        return True
+    if packing is True:
+        hint = "Write auto, which pads the rows of such a model."
+        raise ActError(ConfigIssue("data.packing", True, f"must be left to a model that can: {obstacle}", hint))
+    rank_zero_info(f"rows are padded, not packed: {obstacle}")
+    return False
+
+
+def packing_obstacle(config: PretrainedConfig) -> str | None:
+    """Why a model must not read packed rows, or ``None`` if it keeps their samples apart.
+
+    Most models of transformers mask attention between samples when positions restart. Some have no positions to restart
+    (ALiBi in MPT and Bloom), number tokens themselves (OPT), or carry a state from token to token (Mamba). Only a trial
+    can tell: a few layers of the architecture with random weights read samples packed and alone, on the CPU and in
+    float32. The global random state is restored.
+    """
+    name = config.model_type
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            difference = _packing_difference(_small_model(_small_config(config)))
+    except Exception as error:  # whatever a model's code raises at sizes it was not made for
+        return f"{name} could not be tried in small ({type(error).__name__}: {str(error).splitlines()[:1]})"
+    if difference > _TOLERANCE:
+        return f"{name} does not keep the samples of a packed row apart"
+    return None
+
+
+def _small_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The same architecture with two heads of the same size, and one layer of each type."""
+    heads = config.num_attention_heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    layer_types = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
+    sizes = {
+        "vocab_size": _VOCABULARY,
+        "layer_types": layer_types,
+        "num_hidden_layers": len(layer_types) or min(_MAX_LAYERS, config.num_hidden_layers),
+        "hidden_size": _HEADS * (getattr(config, "head_dim", None) or config.hidden_size // heads),
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": max(1, _HEADS * key_value_heads // heads),
+        **dict.fromkeys(_WIDTHS, _WIDTH),
+        **dict.fromkeys(_TOKEN_IDS, 0),
+    }
+    small = copy.deepcopy(config)
+    small._attn_implementation = None if "flash" in str(config._attn_implementation) else config._attn_implementation
+    for name, value in sizes.items():
+        if getattr(config, name, None) is not None:
+            setattr(small, name, value)
+    return small
+
+
+def _small_model(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if sum(parameter.numel() for parameter in shapes.parameters()) > _MAX_PARAMETERS:
+        raise ValueError("still too large")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.eval().parameters():  # keep activations near 1, so that attention looks at every token
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else parameter + 0.1 * noise)
+    return model
+
+
+def _packing_difference(model: PreTrainedModel) -> float:
+    """The largest difference between logits of samples packed and alone, as a share of the largest logit."""
+
+    def logits(ids: Tensor, **inputs: Tensor) -> Tensor:
+        values: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+        return values
+
+    generator = torch.Generator().manual_seed(1)
+    samples = [torch.randint(1, _VOCABULARY, (1, length), generator=generator) for length in _LENGTHS]
+    positions = torch.cat([torch.arange(length) for length in _LENGTHS])[None]
+    with torch.no_grad():
+        alone = torch.cat([logits(sample) for sample in samples], 1)
+        packed = logits(torch.cat(samples, 1), position_ids=positions)
+    return float((packed - alone).abs().max() / alone.abs().max())

@@ -1,299 +1,117 @@
-"""The columns and shapes that a row may have, and the conversation that each one gives."""
+"""The conversations of a data set: its rows, selected by the settings, and read from any of the known shapes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.loading import Row, RowSource, open_rows, source_issues
+from act_lightning.data.files import Row, RowSource
+from act_lightning.data.loading import open_rows, source_issues
 from act_lightning.data.row_selection import select_rows, selection_issues
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
-_PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
-
-
-def renaming_issues(
-    columns: Mapping[str, str] | None, known: Collection[str], lists: Collection[str], where: str
-) -> list[ConfigIssue]:
-    """Names that no shape of rows has, columns named twice, and texts that cannot be made.
-
-    Args:
-        columns: Our name of a column to the data set's name of it, or to a text made from columns.
-        known: Our names of columns.
-        lists: Those of them that hold lists of turns, not text.
-        where: The place of the data set's settings in the config.
-    """
-    setting, columns = f"{where}.columns", columns or {}
-    problem, hint = f"must be one of {', '.join(sorted(known))}", "Write {our name: the file's name}."
-    issues = [ConfigIssue(setting, name, problem, hint) for name in columns if name not in known]
-    plain = [theirs for theirs in columns.values() if not _is_text(theirs)]
-    if len(set(plain)) < len(plain):
-        issues.append(ConfigIssue(setting, dict(columns), "must name each column once", "Drop one of the two."))
-    return issues + [issue for ours, theirs in columns.items() for issue in _text_issues(ours, theirs, lists, setting)]
-
-
-def renamed(row: Row, columns: Mapping[str, str], place: str) -> Row:
-    """A row under our names; columns that ``columns`` reads are there under no other name.
-
-    Args:
-        row: One row as it was read.
-        columns: Our name of a column to the data set's name of it, or to a text made from columns.
-        place: Where the row stands, for messages.
-
-    Raises:
-        ActError: If a column is missing, or is no part of a text.
-
-    >>> renamed({"q": "1 + 1?", "hint": "add", "a": "2"}, {"prompt": "{q} ({hint})", "answer": "a"}, "sums.jsonl:1")
-    {'prompt': '1 + 1? (add)', 'answer': '2'}
-    """
-    if not columns:
-        return row
-    read = {name for theirs in columns.values() for name in _names(theirs)}
-    missing = sorted(read.difference(row))
-    if missing:
-        hint = f"The row has {', '.join(row)}: mend columns or the row."
-        raise ActError(ConfigIssue(f"{place}, columns", missing, "must all be there", hint))
-    rest = {name: value for name, value in row.items() if name not in read}
-    return rest | {ours: _filled(row, theirs, place) for ours, theirs in columns.items()}
-
-
-def _is_text(theirs: str) -> bool:
-    return "{" in theirs or "}" in theirs
-
-
-def _names(theirs: str) -> list[str]:
-    if not _is_text(theirs):
-        return [theirs]
-    return [part[1] for part in _PART.finditer(theirs) if part[1]]
-
-
-def _text_issues(ours: str, theirs: str, lists: Collection[str], setting: str) -> list[ConfigIssue]:
-    if not _is_text(theirs):
-        return []
-    if ours in lists:
-        return [
-            ConfigIssue(f"{setting}.{ours}", theirs, "must name a column that holds a list", "Leave out the braces.")
-        ]
-    loose = [part[0] for part in _PART.finditer(theirs) if part[0] in ("{", "}")]
-    if _names(theirs) and not loose:
-        return []
-    problem = "must hold {column}, and no brace without its pair"
-    return [ConfigIssue(f"{setting}.{ours}", theirs, problem, "Write {{ and }} for braces that belong to the text.")]
-
-
-def _filled(row: Row, theirs: str, place: str) -> object:
-    if not _is_text(theirs):
-        return row[theirs]
-    return _PART.sub(lambda part: _word(row[part[1]], part[1], place) if part[1] else part[0][0], theirs)
-
-
-def _word(value: object, column: str, place: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    hint = "Mend the row, or leave it out with filter."
-    raise ActError(ConfigIssue(f"{place}, {column}", value, "must be text or a number to be part of a text", hint))
-
-
 Message = dict[str, str]
 Conversation = list[Message]
+"""Turns with ``role`` and ``content``."""
 
-_SPEAKERS = {
+_SHAPES: tuple[tuple[str, ...], ...] = (
+    ("prompt", "answer"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("messages",),
+    ("instruction", "output"),
+    ("conversations",),
+)
+_LIST_COLUMNS = ("messages", "conversations")
+_COLUMNS = frozenset({"input"}.union(*_SHAPES))
+_SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "system": "system",
 }
-
-_NOT_A_SPEAKER = "Mend the row, or leave it out: calls of functions and their results are not read."
-_UNTOLD = ("tool_calls", "function_call", "reasoning_content", "thinking")
-"""What templates write of a message besides its content."""
-
-
-def _text(row: Mapping[str, Any], column: str, place: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str):
-        problem = "must be text" if column in row else "is missing"
-        hint = "Mend the row, or leave it out with filter."
-        if isinstance(value, (bool, int, float)) and column in _KNOWN:
-            hint = f"Mend the row, or read the number as text with columns: {{{column}: '{{{column}}}'}}."
-        raise ActError(ConfigIssue(f"{place}, {column}", value, problem, hint))
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        problem = f"must be text that UTF-8 can hold, and character {error.start + 1} is half of a surrogate pair"
-        raise ActError(ConfigIssue(f"{place}, {column}", value, problem, "Mend the row.")) from error
-    return value
-
-
-def _exchange(prompt: str, answer: str) -> Conversation:
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _pair(answer: str) -> Callable[[Row, str], Conversation]:
-    def convert(row: Row, place: str) -> Conversation:
-        return _exchange(_text(row, "prompt", place), _text(row, answer, place))
-
-    return convert
-
-
-def _alpaca(row: Row, place: str) -> Conversation:
-    prompt = _text(row, "instruction", place)
-    if row.get("input"):
-        prompt += "\n\n" + _text(row, "input", place)
-    return _exchange(prompt, _text(row, "output", place))
-
-
-def _turns(row: Row, column: str, place: str) -> list[tuple[str, Mapping[str, Any]]]:
-    turns = row[column]
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-        hint = "Mend the row, or name another column with columns."
-        raise ActError(ConfigIssue(f"{place}, {column}", turns, "must be a list of one or more objects", hint))
-    return [(f"{place}, {column}[{index}]", turn) for index, turn in enumerate(turns)]
-
-
-def _messages(row: Row, place: str) -> Conversation:
-    turns = _turns(row, "messages", place)
-    return [_message(turn, at) for at, turn in turns]
-
-
-def _message(turn: Mapping[str, Any], place: str) -> Message:
-    for part in _UNTOLD:
-        if turn.get(part):
-            problem = "is a part of a message that is not read, and would be lost"
-            hint = "Write it into content as the target's chat template would, or leave the row out with filter."
-            raise ActError(ConfigIssue(f"{place}, {part}", turn[part], problem, hint))
-    return {"role": _text(turn, "role", place), "content": _text(turn, "content", place)}
-
-
-def _sharegpt(row: Row, place: str) -> Conversation:
-    turns = _turns(row, "conversations", place)
-    if "role" in turns[0][1]:
-        problem = "must have from and value, as ShareGPT has them, but has role and content"
-        hint = "Write columns: {messages: conversations}."
-        raise ActError(ConfigIssue(turns[0][0], turns[0][1], problem, hint))
-    return [{"role": _speaker(turn, at), "content": _text(turn, "value", at)} for at, turn in turns]
-
-
-def _speaker(turn: Mapping[str, Any], place: str) -> str:
-    name = _text(turn, "from", place)
-    if name not in _SPEAKERS:
-        raise ActError(ConfigIssue(f"{place}, from", name, f"must be one of {', '.join(_SPEAKERS)}", _NOT_A_SPEAKER))
-    return _SPEAKERS[name]
-
-
-_SHAPES: dict[tuple[str, ...], Callable[[Row, str], Conversation]] = {
-    ("prompt", "answer"): _pair("answer"),
-    ("prompt", "completion"): _pair("completion"),
-    ("prompt", "response"): _pair("response"),
-    ("messages",): _messages,
-    ("instruction", "output"): _alpaca,
-    ("conversations",): _sharegpt,
-}
-_LISTS = ("messages", "conversations")
-_KNOWN = frozenset({"input"}.union(*_SHAPES))
-
-
-def column_issues(columns: Mapping[str, str] | None, where: str) -> list[ConfigIssue]:
-    """What is wrong with the setting ``columns``, as far as no row need be read.
-
-    Args:
-        columns: Our name of a column to the data set's name of it, or to a text made from columns.
-        where: The place of the data set's settings in the config.
-    """
-    return renaming_issues(columns, _KNOWN, _LISTS, where)
-
-
-def to_conversation(row: Row, columns: Mapping[str, str], place: str) -> Conversation:
-    """The messages that a row of any known shape tells.
-
-    Columns named in ``columns`` go first: if they alone make a shape, it is this one, whatever else the row holds.
-
-    Args:
-        row: One row as it was read.
-        columns: Our name of a column to the data set's name of it, or to a text made from columns.
-        place: Where the row stands, for messages.
-
-    Raises:
-        ActError: If a column is missing, the row has no known shape or more than one, or its content is not text.
-
-    >>> to_conversation({"query": "1 + 1?", "answer": "2"}, {"prompt": "query"}, "sums.jsonl:1")
-    [{'role': 'user', 'content': '1 + 1?'}, {'role': 'assistant', 'content': '2'}]
-    """
-    renamed_row = renamed(row, columns, place)
-    shapes = _shapes_in(columns) or _shapes_in(renamed_row)
-    if len(shapes) != 1:
-        accepted = " | ".join("+".join(shape) for shape in _SHAPES)
-        problem = f"must have one of the shapes {accepted}" + (f", but has {len(shapes)} of them" if shapes else "")
-        hint = "Say which columns to read with columns, such as {prompt: query, answer: response}."
-        raise ActError(ConfigIssue(f"{place}, columns", list(row), problem, hint))
-    return _SHAPES[shapes[0]](renamed_row, place)
-
-
-def _shapes_in(names: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [shape for shape in _SHAPES if all(name in names for name in shape)]
-
-
-_CHOOSING = ("columns", "filter", "shuffle_seed", "per_group", "skip", "limit")
-"""Settings that decide, besides the source, which conversations there are."""
+_UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""Keys of a message besides its content that chat templates render."""
+_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+"""Doubled braces, a field, or a brace without its pair, in a text made from columns."""
 
 
 def row_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
-    """What is wrong with the settings of one data set, as far as no data need be read.
-
-    Args:
-        settings: The settings of one data set.
-        where: Its place in the config, such as ``data.abilities.math-en``.
-    """
-    return source_issues(settings, where) + column_issues(settings.columns, where) + selection_issues(settings, where)
+    """Issues of the settings of one data set, without reading data."""
+    issues = source_issues(settings, where)
+    setting, columns = f"{where}.columns", settings.columns or {}
+    problem, hint = f"must be one of {', '.join(sorted(_COLUMNS))}", "Write {our name: the file's name}."
+    issues += [ConfigIssue(setting, name, problem, hint) for name in columns if name not in _COLUMNS]
+    names = [source for source in columns.values() if not _is_format(source)]
+    if len(set(names)) < len(names):
+        issues.append(ConfigIssue(setting, dict(columns), "must name each column once", "Drop one of the two."))
+    for name, source in columns.items():
+        if not _is_format(source):
+            continue
+        unpaired = [match[0] for match in _FIELD.finditer(source) if match[0] in ("{", "}")]
+        if name in _LIST_COLUMNS:
+            problem, hint = "must name a column that holds a list", "Leave out the braces."
+            issues.append(ConfigIssue(f"{setting}.{name}", source, problem, hint))
+        elif unpaired or not _source_columns(source):
+            problem, hint = "must hold {column}, and no brace without its pair", "Write {{ and }} for literal braces."
+            issues.append(ConfigIssue(f"{setting}.{name}", source, problem, hint))
+    return issues + selection_issues(settings, where)
 
 
 class LocatedConversation(NamedTuple):
-    """A row's conversation, and where the row stands.
+    """A row's conversation with the row's location.
 
     Attributes:
-        place: Such as ``data/science-ar.jsonl:3``, for messages.
+        location: Such as ``data/science-ar.jsonl:3``, for messages.
         messages: Turns with ``role`` and ``content``.
     """
 
-    place: str
+    location: str
     messages: Conversation
 
 
-def read_rows(settings: AbilityData, where: str) -> list[Conversation]:
-    """The conversations of :func:`iter_conversations`, all at once and without their places."""
-    return [messages for _, messages in iter_conversations(settings, where)]
-
-
 def iter_conversations(settings: AbilityData, where: str) -> Iterator[LocatedConversation]:
-    """The conversations of a data set, as its settings choose and order them, read while they are used.
-
-    Args:
-        settings: The settings of one data set.
-        where: Its place in the config, such as ``data.abilities.math-en``, for messages.
+    """The conversations that the settings select, in their order, read as they are consumed.
 
     Raises:
         ActError: At once if the settings are wrong; while iterating if the data set cannot be read, has no rows, or the
             settings leave none; with file and row number if a row is broken, lacks a column, has no known shape, or
-            holds what is not text.
+            holds something other than text.
     """
     raise_if_any(row_issues(settings, where))
-    return _conversations(settings, where)
+    return _iter_conversations(settings, where)
+
+
+def _iter_conversations(settings: AbilityData, where: str) -> Iterator[LocatedConversation]:
+    source, is_empty = open_rows(settings, where), True
+    for location, row in select_rows(source, settings, where):
+        is_empty = False
+        yield LocatedConversation(location, to_conversation(row, settings.columns or {}, location))
+    if is_empty:
+        raise _empty_error(source, settings, where)
+
+
+def _empty_error(source: RowSource, settings: AbilityData, where: str) -> ActError:
+    """The error that names the setting that left no row."""
+    first = next(iter(source), None)
+    if first is None:
+        return ActError(ConfigIssue(f"{where}.path", settings.path, "holds no rows", "Name a data set that has some."))
+    if settings.skip and any(True for _ in select_rows(source, replace(settings, skip=0, limit=1), where)):
+        return ActError(ConfigIssue(f"{where}.skip", settings.skip, "leaves no row", "Skip fewer rows."))
+    setting = "filter" if settings.filter else "per_group"
+    text = json.dumps(first[1], ensure_ascii=False, default=str)
+    hint = f"The first row, {first[0]}, is {text if len(text) <= 200 else text[:200] + '…'}."
+    return ActError(ConfigIssue(f"{where}.{setting}", getattr(settings, setting), "leaves no row", hint))
 
 
 def rows_fingerprint(settings: AbilityData, where: str) -> str | None:
-    """SHA-256 over what decides which conversations a data set gives: what its source holds, and the settings.
-
-    Args:
-        settings: The settings of one data set.
-        where: Its place in the config, for messages.
+    """SHA-256 over what determines the conversations of a data set: the contents of its source, and the settings.
 
     Returns:
         64 hexadecimal digits, or ``None`` if the source cannot say whether it has changed: cache nothing then.
@@ -305,31 +123,131 @@ def rows_fingerprint(settings: AbilityData, where: str) -> str | None:
     source = open_rows(settings, where).fingerprint()
     if source is None:
         return None
-    chosen = {name: value for name, value in asdict(settings).items() if name in _CHOOSING}
-    return hashlib.sha256(json.dumps([source, chosen], sort_keys=True).encode()).hexdigest()
+    relevant = ("columns", "filter", "shuffle_seed", "per_group", "skip", "limit")
+    values = {name: value for name, value in asdict(settings).items() if name in relevant}
+    return hashlib.sha256(json.dumps([source, values], sort_keys=True).encode()).hexdigest()
 
 
-def _conversations(settings: AbilityData, where: str) -> Iterator[LocatedConversation]:
-    source = open_rows(settings, where)
-    columns, used = settings.columns or {}, False
-    for place, row in select_rows(source, settings, where):
-        used = True
-        yield LocatedConversation(place, to_conversation(row, columns, place))
-    if not used:
-        raise _nothing_left(source, settings, where)
+def to_conversation(row: Row, columns: Mapping[str, str], location: str) -> Conversation:
+    """The messages of a row of any known shape.
+
+    If the columns named in ``columns`` make a shape by themselves, it is used, whatever else the row holds.
+
+    Args:
+        row: One row as it was read.
+        columns: Our name of a column to the data set's name of it, or to a text made from columns.
+        location: The row's location, for messages.
+
+    Raises:
+        ActError: If a column is missing, the row has no known shape or more than one, or its content is not text.
+
+    >>> columns = {"prompt": "{question} ({hint})", "answer": "sum"}
+    >>> to_conversation({"question": "1 + 1?", "hint": "add", "sum": "2"}, columns, "sums.jsonl:1")
+    [{'role': 'user', 'content': '1 + 1? (add)'}, {'role': 'assistant', 'content': '2'}]
+    """
+    renamed = _rename_columns(row, columns, location) if columns else row
+    shapes = [shape for shape in _SHAPES if all(name in columns for name in shape)]
+    shapes = shapes or [shape for shape in _SHAPES if all(name in renamed for name in shape)]
+    if len(shapes) != 1:
+        accepted = " | ".join("+".join(shape) for shape in _SHAPES)
+        problem = f"must have one of the shapes {accepted}" + (f", but has {len(shapes)} of them" if shapes else "")
+        hint = "Say which columns to read with columns, such as {prompt: query, answer: response}."
+        raise ActError(ConfigIssue(f"{location}, columns", list(row), problem, hint))
+    (shape,) = shapes
+    if shape == ("messages",):
+        return _from_messages(renamed, location)
+    if shape == ("conversations",):
+        return _from_sharegpt(renamed, location)
+    prompt = _text(renamed, shape[0], location)
+    if shape[0] == "instruction" and renamed.get("input"):
+        prompt += "\n\n" + _text(renamed, "input", location)
+    return [
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": _text(renamed, shape[1], location)},
+    ]
 
 
-def _nothing_left(source: RowSource, settings: AbilityData, where: str) -> ActError:
-    first = next(iter(source), None)
-    if first is None:
-        return ActError(ConfigIssue(f"{where}.path", settings.path, "holds no rows", "Name a data set that has some."))
-    hint = f"The first row, {first[0]}, is {_shown(first[1])}."
-    if settings.skip and any(True for _ in select_rows(source, replace(settings, skip=0, limit=1), where)):
-        return ActError(ConfigIssue(f"{where}.skip", settings.skip, "leaves no row", "Skip fewer rows."))
-    blamed = "filter" if settings.filter else "per_group"
-    return ActError(ConfigIssue(f"{where}.{blamed}", getattr(settings, blamed), "leaves no row", hint))
+def _rename_columns(row: Row, columns: Mapping[str, str], location: str) -> Row:
+    """A row under our names; columns that ``columns`` reads lose their own names."""
+    used = {name for source in columns.values() for name in _source_columns(source)}
+    missing = sorted(used.difference(row))
+    if missing:
+        hint = f"The row has {', '.join(row)}: correct columns or the row."
+        raise ActError(ConfigIssue(f"{location}, columns", missing, "must all be there", hint))
+
+    def fill(match: re.Match[str]) -> str:
+        if not match[1]:
+            return match[0][0]  # a literal brace
+        value = row[match[1]]
+        if isinstance(value, str):
+            return value
+        if isinstance(value, (bool, int, float)):
+            return json.dumps(value)
+        problem, hint = "must be text or a number to be part of a text", "Correct the row, or exclude it with filter."
+        raise ActError(ConfigIssue(f"{location}, {match[1]}", value, problem, hint))
+
+    renamed = {name: value for name, value in row.items() if name not in used}
+    for name, source in columns.items():
+        renamed[name] = _FIELD.sub(fill, source) if _is_format(source) else row[source]
+    return renamed
 
 
-def _shown(row: Row, longest: int = 200) -> str:
-    text = json.dumps(row, ensure_ascii=False, default=str)
-    return text if len(text) <= longest else text[:longest] + "…"
+def _is_format(source: str) -> bool:
+    """Whether a value of ``columns`` is a text made from columns, not the name of one."""
+    return "{" in source or "}" in source
+
+
+def _source_columns(source: str) -> list[str]:
+    """The data set's columns that a value of ``columns`` reads."""
+    return [match[1] for match in _FIELD.finditer(source) if match[1]] if _is_format(source) else [source]
+
+
+def _from_messages(row: Row, location: str) -> Conversation:
+    messages = []
+    for turn_location, turn in _turns(row, "messages", location):
+        for key in _UNREAD_KEYS:
+            if turn.get(key):
+                problem = "is a part of a message that is not read, and would be lost"
+                hint = "Write it into content as the target's chat template would, or exclude the row with filter."
+                raise ActError(ConfigIssue(f"{turn_location}, {key}", turn[key], problem, hint))
+        messages.append({name: _text(turn, name, turn_location) for name in ("role", "content")})
+    return messages
+
+
+def _from_sharegpt(row: Row, location: str) -> Conversation:
+    messages: Conversation = []
+    for turn_location, turn in _turns(row, "conversations", location):
+        if not messages and "role" in turn:
+            problem = "must have from and value, as ShareGPT has them, but has role and content"
+            raise ActError(ConfigIssue(turn_location, turn, problem, "Write columns: {messages: conversations}."))
+        role = _text(turn, "from", turn_location)
+        if role not in _SHAREGPT_ROLES:
+            problem = f"must be one of {', '.join(_SHAREGPT_ROLES)}"
+            hint = "Correct the row, or leave it out: function calls and their results are not read."
+            raise ActError(ConfigIssue(f"{turn_location}, from", role, problem, hint))
+        messages.append({"role": _SHAREGPT_ROLES[role], "content": _text(turn, "value", turn_location)})
+    return messages
+
+
+def _turns(row: Row, column: str, location: str) -> list[tuple[str, Mapping[str, Any]]]:
+    turns = row[column]
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        hint = "Correct the row, or name another column with columns."
+        raise ActError(ConfigIssue(f"{location}, {column}", turns, "must be a list of one or more objects", hint))
+    return [(f"{location}, {column}[{index}]", turn) for index, turn in enumerate(turns)]
+
+
+def _text(row: Mapping[str, Any], column: str, location: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        problem = "must be text" if column in row else "is missing"
+        hint = "Correct the row, or exclude it with filter."
+        if isinstance(value, (bool, int, float)) and column in _COLUMNS:
+            hint = f"Correct the row, or read the number as text with columns: {{{column}: '{{{column}}}'}}."
+        raise ActError(ConfigIssue(f"{location}, {column}", value, problem, hint))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"must be text that UTF-8 can encode, and character {error.start + 1} is half of a surrogate pair"
+        raise ActError(ConfigIssue(f"{location}, {column}", value, problem, "Correct the row.")) from error
+    return value

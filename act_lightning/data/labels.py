@@ -1,4 +1,4 @@
-"""One tokenization with the place of every token in the text, also for tokenizers without offsets."""
+"""Which tokens are answer tokens: the positions that scores, loss and evaluation count."""
 
 from __future__ import annotations
 
@@ -18,184 +18,7 @@ from act_lightning.data.templates import Rendered, Template
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue, located
 
-
-def starts_by_decoding(
-    tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
-) -> tuple[list[int], list[int]]:
-    """The ids of a text, and the first character of each: -1 for tokens added before the text, its length after it.
-
-    Token k starts where the spelling of the tokens before it ends. A character of several tokens is where all of them
-    start, as offsets have it.
-
-    Args:
-        tokenizer: Any tokenizer whose tokens spell the text that it was given.
-        text: Any text.
-        add_special_tokens: Whether to add what the tokenizer adds by default.
-
-    Raises:
-        ActError: If the tokens spell another text, in which no place can be found again.
-    """
-    ids = _ids(tokenizer, text, add_special_tokens=False)
-    starts = _starts(tokenizer, ids, text)
-    if not add_special_tokens:
-        return ids, starts
-    whole = _ids(tokenizer, text, add_special_tokens=True)
-    for before in range(len(whole) - len(ids) + 1):
-        if whole[before : before + len(ids)] == ids:
-            after = len(whole) - before - len(ids)
-            return whole, [-1] * before + starts + [len(text)] * after
-    raise _other_text(tokenizer, text, "with special tokens it reads the text otherwise than without")
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=add_special_tokens, truncation=False, verbose=False)["input_ids"])
-
-
-def _starts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
-    """Spell a few tokens at a time: those since the last whole character, after the few that were spelled before them.
-
-    The earlier ones keep the spelling of a token that depends on its neighbors, such as a space at the beginning.
-    """
-    starts: list[int] = []
-    earlier, spelled, place, rest = 0, 0, 0, ""
-    for index in range(len(ids)):
-        starts.append(place + _shared(rest, text, place))
-        known = _spelling(tokenizer, ids[earlier:spelled])
-        rest = _spelling(tokenizer, ids[earlier : index + 1])[len(known) :]
-        if (end := _end(rest, text, place)) > place:
-            earlier, spelled, place, rest = spelled, index + 1, end, ""
-    if place != len(text):
-        raise _other_text(tokenizer, text, f"its tokens spell {rest!r} where {text[place:]!r} stands")
-    return starts
-
-
-def _end(spelling: str, text: str, place: int) -> int:
-    """Where a spelling ends that begins at a place of the text; the place itself if the text goes on otherwise.
-
-    Some tokenizers add a space before a text and after special tokens, or leave out the one that a text begins with.
-    """
-    for said in (spelling, spelling.removeprefix(" "), " " * (place == 0) + spelling):
-        if text.startswith(said, place):
-            return place + len(said)
-    return place
-
-
-def _shared(one: str, text: str, place: int) -> int:
-    """Length of what both begin with, the text from a place in it."""
-    return next((length for length in range(len(one), 0, -1) if text.startswith(one[:length], place)), 0)
-
-
-def _spelling(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    options = {"clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False}
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, **options))
-
-
-def _other_text(tokenizer: PreTrainedTokenizerBase, text: str, why: str) -> ActError:
-    problem = f"has no offsets, and must spell a text as it was given, to tell where an answer starts: {why}"
-    hint = "Mend the row, or use a model that has a tokenizer.json."
-    return ActError(ConfigIssue(f"model.target, {type(tokenizer).__name__}", text, problem, hint))
-
-
 _BYTE_LEVEL_SPACE = "Ġ"
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A text as tokens.
-
-    Attributes:
-        ids: Token ids.
-        starts: First character of each token; before the text and after it for tokens that the tokenizer adds.
-        special: Whether each token is a special one.
-    """
-
-    ids: list[int]
-    starts: list[int]
-    special: list[bool]
-
-
-class OffsetTokenizer:
-    """A tokenizer that tells where tokens start: by its offsets, or, if it has none, by what its first tokens spell.
-
-    Args:
-        tokenizer: Any tokenizer of transformers.
-        by_prefixes: Whether to do without offsets; by default where there are none.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, by_prefixes: bool | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.by_prefixes = not tokenizer.is_fast if by_prefixes is None else by_prefixes
-        added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
-        self.special_ids = frozenset(tokenizer.all_special_ids).union(added)
-        self._trims_spaces = not self.by_prefixes and _trims_spaces(tokenizer)
-        self._is_plain = not self.by_prefixes and _is_plain(tokenizer)
-
-    def __call__(self, text: str, add_special_tokens: bool) -> Tokens:
-        """Tokenize ``text``, special tokens of its own included, whole.
-
-        Args:
-            text: Any text.
-            add_special_tokens: Whether to add what the tokenizer adds by default.
-
-        Raises:
-            ActError: If the tokenizer has no offsets and does not spell the text that it was given.
-        """
-        locate = starts_by_decoding if self.by_prefixes else self._offset_starts
-        ids, starts = locate(self.tokenizer, text, add_special_tokens)
-        return Tokens(ids, starts, [token in self.special_ids for token in ids])
-
-    def _offset_starts(
-        self, tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
-    ) -> tuple[list[int], list[int]]:
-        encoding = self._encoding(tokenizer, text, add_special_tokens)
-        ids: list[int] = encoding.ids
-        starts = [start for start, _ in encoding.offsets]
-        if self._trims_spaces:
-            pieces = tokenizer.convert_ids_to_tokens(ids)
-            starts = [max(0, start - _spaces(piece)) for start, piece in zip(starts, pieces, strict=True)]
-        if add_special_tokens:
-            _place_added(starts, [sequence is not None for sequence in encoding.sequence_ids], len(text))
-        return ids, starts
-
-    def _encoding(self, tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool) -> Encoding:
-        """What the tokenizer itself finds, without the batches that transformers makes even of one text."""
-        if not self._is_plain:
-            options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
-            whole: Encoding = tokenizer(text, truncation=False, verbose=False, **options).encodings[0]
-            return whole
-        backend: Tokenizer = tokenizer.backend_tokenizer
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        backend.encode_special_tokens = tokenizer.split_special_tokens
-        return backend.encode(text, add_special_tokens=add_special_tokens)
-
-
-def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether transformers only hands texts on: some classes, such as Code Llama's, change them before."""
-    kind = type(tokenizer)
-    methods = ("__call__", "_encode_plus")
-    return all(getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name, None) for name in methods)
-
-
-def _place_added(starts: list[int], inside: list[bool], end: int) -> None:
-    """Give tokens that stand for no text (their offsets read 0, 0) a place before or after it."""
-    begun = False
-    for index, is_text in enumerate(inside):
-        begun = begun or is_text
-        if not is_text:
-            starts[index] = end if begun else -1
-
-
-def _trims_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether offsets leave out the spaces that byte-level tokens begin with, as GPT-NeoX's do."""
-    processor = tokenizer.backend_tokenizer.post_processor
-    return processor is not None and b'"trim_offsets":true' in processor.__getstate__()
-
-
-def _spaces(piece: str) -> int:
-    return len(piece) - len(piece.lstrip(_BYTE_LEVEL_SPACE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +28,7 @@ class Sample:
     Attributes:
         input_ids: int64 ``[tokens]``.
         labels: int64 ``[tokens]``: the id itself at answer tokens, −100 elsewhere; not shifted.
-        text: The text it was made from, where it is known.
+        text: The text before tokenization, where it is known.
         cut: Whether it was longer than the limit.
     """
 
@@ -215,15 +38,144 @@ class Sample:
     cut: bool = False
 
 
-def answer_spans(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """First answer token of each answer and the one after its last, without answers that have none.
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenized text.
 
-    A token belongs to an answer when it starts at or after its first character, up to and including the first special
-    token at or after the answer's end. If none stands there before the next answer, the answer ends with its text.
+    Attributes:
+        ids: Token ids.
+        starts: Index of each token's first character; −1 for tokens that the tokenizer adds before the text, the text's
+            length for those it adds after.
+        special: Whether each token is a special one.
+    """
+
+    ids: list[int]
+    starts: list[int]
+    special: list[bool]
+
+
+class OffsetTokenizer:
+    """A tokenizer that knows where tokens start: from its offsets, or, without any, from what its tokens decode to."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, by_decoding: bool | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.by_decoding = not tokenizer.is_fast if by_decoding is None else by_decoding
+        added = (token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special)
+        self.special_ids = frozenset(tokenizer.all_special_ids).union(added)
+        self._has_trimmed_offsets = self._can_call_backend = False
+        if not self.by_decoding:
+            # Trimmed offsets, as GPT-NeoX has them, leave out the spaces that byte-level tokens begin with.
+            processor = tokenizer.backend_tokenizer.post_processor
+            self._has_trimmed_offsets = processor is not None and b'"trim_offsets":true' in processor.__getstate__()
+            # Some classes, such as Code Llama's, change texts before the backend sees them.
+            methods, cls = ("__call__", "_encode_plus"), type(tokenizer)
+            self._can_call_backend = all(
+                getattr(cls, name, None) is getattr(PreTrainedTokenizerFast, name, None) for name in methods
+            )
+
+    def __call__(self, text: str, add_special_tokens: bool) -> Tokens:
+        """Tokenize ``text``, including the special tokens in it, without truncation.
+
+        Raises:
+            ActError: If the tokenizer has no offsets and its tokens do not decode to the text.
+        """
+        if self.by_decoding:
+            ids, starts = _starts_by_decoding(self.tokenizer, text, add_special_tokens)
+            return Tokens(ids, starts, [token in self.special_ids for token in ids])
+        encoding = self._encode(text, add_special_tokens)
+        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
+        if self._has_trimmed_offsets:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            spaces = [len(piece) - len(piece.lstrip(_BYTE_LEVEL_SPACE)) for piece in pieces]
+            starts = [max(0, start - count) for start, count in zip(starts, spaces, strict=True)]
+        if add_special_tokens:  # the offsets of added tokens read (0, 0)
+            in_text = [sequence is not None for sequence in encoding.sequence_ids]
+            first = in_text.index(True) if True in in_text else len(in_text)
+            for index, start in enumerate(starts):
+                starts[index] = start if in_text[index] else -1 if index < first else len(text)
+        return Tokens(ids, starts, [token in self.special_ids for token in ids])
+
+    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
+        """The backend's encoding, where possible without the batches that transformers makes even of one text."""
+        if not self._can_call_backend:
+            options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+            encoding: Encoding = self.tokenizer(text, truncation=False, verbose=False, **options).encodings[0]
+            return encoding
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        return backend.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _starts_by_decoding(
+    tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
+) -> tuple[list[int], list[int]]:
+    """The ids of a text, and the first character of each, as ``Tokens.starts`` has them.
+
+    Raises:
+        ActError: If the tokens decode to another text, in which no position can be found again.
+    """
+
+    def encode(special: bool) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
+
+    ids = encode(False)
+    starts = _decoded_starts(tokenizer, ids, text)
+    if not add_special_tokens:
+        return ids, starts
+    whole = encode(True)
+    for before in range(len(whole) - len(ids) + 1):
+        if whole[before : before + len(ids)] == ids:
+            after = len(whole) - before - len(ids)
+            return whole, [-1] * before + starts + [len(text)] * after
+    raise _decoding_error(tokenizer, text, "with special tokens it tokenizes the text differently")
+
+
+def _decoded_starts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
+    """Token k starts where the text of the tokens before it ends; all tokens of a character start at this character.
+
+    A few tokens are decoded at a time: those since the last whole character, after the few decoded before them. These
+    give their context to tokens whose text depends on their neighbors, such as a space at the beginning.
+    """
+
+    def decode(part: Sequence[int]) -> str:
+        options = {"clean_up_tokenization_spaces": False, "spaces_between_special_tokens": False}
+        return str(tokenizer.decode(list(part), skip_special_tokens=False, **options))
+
+    starts: list[int] = []
+    context, decoded, pos, rest = 0, 0, 0, ""
+    for index in range(len(ids)):
+        shared = next((length for length in range(len(rest), 0, -1) if text.startswith(rest[:length], pos)), 0)
+        starts.append(pos + shared)
+        rest = decode(ids[context : index + 1])[len(decode(ids[context:decoded])) :]
+        # Some tokenizers add a space before a text and after special tokens, or drop the one that a text begins with.
+        variants = (rest, rest.removeprefix(" "), " " * (pos == 0) + rest)
+        length = next((len(variant) for variant in variants if text.startswith(variant, pos)), 0)
+        if length:
+            context, decoded, pos, rest = decoded, index + 1, pos + length, ""
+    if pos != len(text):
+        raise _decoding_error(tokenizer, text, f"its tokens decode to {rest!r}, not {text[pos:]!r}")
+    return starts
+
+
+def _decoding_error(tokenizer: PreTrainedTokenizerBase, text: str, reason: str) -> ActError:
+    problem = f"has no offsets, so its tokens must decode to the text, to find where an answer starts: {reason}"
+    hint = "Correct the row, or use a model that has a tokenizer.json."
+    return ActError(ConfigIssue(f"model.target, {type(tokenizer).__name__}", text, problem, hint))
+
+
+def answer_spans(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Each answer's first token and the one after its last, without answers that have no tokens.
+
+    A token belongs to an answer if it starts at or after the answer's first character, up to and including the first
+    special token at or after the answer's end. If there is none before the next answer, the answer ends with its text.
 
     Args:
         tokens: A tokenized text.
-        answers: Where each answer starts and ends in it, in order.
+        answers: Where each answer starts and ends in the text, in order.
 
     >>> tokens = Tokens(ids=[7, 8, 9, 2, 5], starts=[0, 2, 4, 6, 7], special=[False, False, False, True, False])
     >>> answer_spans(tokens, [(2, 6)])
@@ -233,37 +185,21 @@ def answer_spans(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[tup
     spans = []
     for (start, end), limit in zip(answers, limits, strict=True):
         first, after = bisect_left(tokens.starts, start), bisect_left(tokens.starts, end)
-        beyond = range(after, bisect_left(tokens.starts, limit))
-        spans.append((first, next((index + 1 for index in beyond if tokens.special[index]), after)))
-    return [(first, stop) for first, stop in spans if first < stop]
-
-
-def answer_mask(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens belong to an answer, as :func:`answer_spans` has it.
-
-    >>> tokens = Tokens(ids=[7, 8, 9, 2, 5], starts=[0, 2, 4, 6, 7], special=[False, False, False, True, False])
-    >>> answer_mask(tokens, [(2, 6)])
-    [False, True, True, True, False]
-    """
-    mask = [False] * len(tokens.ids)
-    for first, stop in answer_spans(tokens, answers):
-        mask[first:stop] = [True] * (stop - first)
-    return mask
+        candidates = range(after, bisect_left(tokens.starts, limit))
+        stop = next((index + 1 for index in candidates if tokens.special[index]), after)
+        if first < stop:
+            spans.append((first, stop))
+    return spans
 
 
 def has_answers(conversation: Conversation) -> bool:
-    """Whether an assistant speaks in the conversation, and never says nothing but white space."""
+    """Whether the conversation has assistant turns, none of them blank."""
     answers = [message["content"] for message in conversation if message["role"] == "assistant"]
     return bool(answers) and all(answer.strip() for answer in answers)
 
 
 class Encoder:
-    """Turns conversations into samples: one template, one tokenizer, one limit.
-
-    Args:
-        template: How a conversation becomes text.
-        tokenizer: Any tokenizer; one without offsets must spell the texts that it was given.
-        max_length: Longer sequences are cut at the end.
+    """Turns conversations into samples, cut at the end where they are longer than ``max_length``.
 
     Raises:
         ActError: If an end-of-sequence token must close the text, and the tokenizer has none.
@@ -276,96 +212,71 @@ class Encoder:
         self.max_length = max_length
         if template.close_with_eos and self.eos is None:
             problem = "closes an answer with the end-of-sequence token, and the target's tokenizer has none"
-            raise ActError(ConfigIssue(template.setting, template.written, problem, "Use a chat template."))
+            raise ActError(ConfigIssue(template.setting, template.source, problem, "Use a chat template."))
 
-    def __call__(self, conversation: Conversation, place: str | None = None) -> Sample | None:
-        """The conversation as a sample, or ``None`` if an answer is empty or no answer token is left.
-
-        Args:
-            conversation: Turns with ``role`` and ``content``.
-            place: Where it comes from, such as a file with a line number, for messages.
-
-        Raises:
-            ActError: If the template or the tokenizer cannot tell it.
-        """
-        (sample,) = self.together([conversation], [place])
+    def __call__(self, conversation: Conversation, location: str | None = None) -> Sample | None:
+        """The sample of one conversation; see :meth:`encode_batch`."""
+        (sample,) = self.encode_batch([conversation], [location])
         return sample
 
-    def together(self, conversations: Sequence[Conversation], places: Sequence[str | None]) -> list[Sample | None]:
-        """What each of several conversations gives alone: all are rendered, then all tokenized, then all labeled.
+    def encode_batch(
+        self, conversations: Sequence[Conversation], locations: Sequence[str | None]
+    ) -> list[Sample | None]:
+        """The samples of several conversations; ``None`` if an answer is empty or no answer token is left.
 
-        Each of these steps keeps its own data in the processor's caches, which is a third faster than in turns.
-
-        Args:
-            conversations: Some hundreds: their texts are all held.
-            places: Where each comes from.
+        Rendering all, then tokenizing all, then labeling all is a third faster than one conversation after the other,
+        since each step finds its own data in the processor's caches.
 
         Raises:
-            ActError: If the template or the tokenizer cannot tell one of them.
+            ActError: If the template or the tokenizer cannot process one of them.
         """
-        told = [has_answers(conversation) for conversation in conversations]
-        all_rendered = [
-            self.template.render(conversation, place) if answered else None
-            for answered, conversation, place in zip(told, conversations, places, strict=True)
-        ]
-        all_tokens = [
-            self._tokens(rendered, place) if rendered else None
-            for rendered, place in zip(all_rendered, places, strict=True)
-        ]
+        all_rendered: list[Rendered | None] = []
+        for conversation, location in zip(conversations, locations, strict=True):
+            with located(location):
+                all_rendered.append(self.template.render(conversation) if has_answers(conversation) else None)
+        all_tokens: list[Tokens | None] = []
+        for rendered, location in zip(all_rendered, locations, strict=True):
+            with located(location):
+                all_tokens.append(self._tokenize(rendered) if rendered else None)
         return [
-            self._sample(rendered, tokens) if rendered and tokens else None
+            self._label(rendered, tokens) if rendered and tokens else None
             for rendered, tokens in zip(all_rendered, all_tokens, strict=True)
         ]
 
-    def _sample(self, rendered: Rendered, tokens: Tokens) -> Sample | None:
-        spans = answer_spans(tokens, rendered.answers)
-        if not spans or spans[0][0] >= self.max_length:
-            return None
-        kept = array("q", tokens.ids[: min(spans[-1][1], self.max_length)])
-        ids = torch.frombuffer(kept, dtype=torch.int64)  # several times as fast as from a list
-        labels = torch.full_like(ids, IGNORED)
-        for first, stop in spans:
-            labels[first:stop] = ids[first:stop]
-        return Sample(ids, labels, rendered.text, cut=spans[-1][1] > self.max_length)
-
-    def prompt_length(self, conversation: Conversation, place: str | None = None) -> int | None:
+    def prompt_length(self, conversation: Conversation) -> int | None:
         """Number of tokens before the first answer token; ``None`` if there is none, whatever the limit.
 
-        Args:
-            conversation: Turns with ``role`` and ``content``.
-            place: Where it comes from, for messages.
-
         Raises:
-            ActError: If the template or the tokenizer cannot tell it.
+            ActError: If the template or the tokenizer cannot process the conversation.
         """
         if not has_answers(conversation):
             return None
-        rendered = self.template.render(conversation, place)
-        spans = answer_spans(self._tokens(rendered, place), rendered.answers)
+        rendered = self.template.render(conversation)
+        spans = answer_spans(self._tokenize(rendered), rendered.answers)
         return spans[0][0] if spans else None
 
-    def _tokens(self, rendered: Rendered, place: str | None) -> Tokens:
-        with located(place):
-            tokens = self.tokenize(rendered.text, rendered.add_special_tokens)
-        return self._closed(tokens, len(rendered.text)) if rendered.close_with_eos else tokens
-
-    def _closed(self, tokens: Tokens, end: int) -> Tokens:
-        """The end-of-sequence token follows the text, before what the tokenizer adds, if it does not add just that."""
-        place = bisect_left(tokens.starts, end)
-        if self.eos is None or tokens.ids[place : place + 1] == [self.eos]:
+    def _tokenize(self, rendered: Rendered) -> Tokens:
+        tokens = self.tokenize(rendered.text, rendered.add_special_tokens)
+        if not rendered.close_with_eos or self.eos is None:
             return tokens
-        return Tokens(
-            [*tokens.ids[:place], self.eos, *tokens.ids[place:]],
-            [*tokens.starts[:place], end, *tokens.starts[place:]],
-            [*tokens.special[:place], True, *tokens.special[place:]],
+        # The end-of-sequence token follows the text, before what the tokenizer adds, unless it adds just that.
+        end = len(rendered.text)
+        index = bisect_left(tokens.starts, end)
+        if tokens.ids[index : index + 1] != [self.eos]:
+            tokens.ids.insert(index, self.eos)
+            tokens.starts.insert(index, end)
+            tokens.special.insert(index, True)
+        return tokens
+
+    def _label(self, rendered: Rendered, tokens: Tokens) -> Sample | None:
+        spans = answer_spans(tokens, rendered.answers)
+        if not spans or spans[0][0] >= self.max_length:
+            return None
+        end = spans[-1][1]
+        ids = torch.frombuffer(  # several times as fast as from a list
+            array("q", tokens.ids[: min(end, self.max_length)]), dtype=torch.int64
         )
-
-
-def encode(
-    conversation: Conversation, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Sample | None:
-    """One conversation as a sample, or ``None`` if an answer is empty or no answer token is left.
-
-    See :class:`Encoder`, which is faster for many.
-    """
-    return Encoder(template, tokenizer, max_length)(conversation)
+        labels = torch.full_like(ids, IGNORED)
+        for first, stop in spans:
+            labels[first:stop] = ids[first:stop]
+        return Sample(ids, labels, rendered.text, cut=end > self.max_length)

@@ -1,6 +1,6 @@
-"""Prompts that stand in two sets: found by normalized text and by runs of 13 words, held as hashes only.
+"""Prompts that occur in two sets: found by normalized text and by runs of 13 words, stored as hashes only.
 
-The rule of thumb is GPT-3's: two texts that share 13 words in a row are the same material, unless these 13 words stand
+The rule of thumb is GPT-3's: two texts that share 13 consecutive words are the same material, unless these words occur
 in more than ten prompts of a set, as an instruction does (Brown et al. 2020, appendix C,
 https://arxiv.org/abs/2005.14165).
 """
@@ -21,24 +21,23 @@ import numpy.typing as npt
 
 Hashes = npt.NDArray[np.uint64]
 Owners = npt.NDArray[np.int32]
-Counts = npt.NDArray[np.int64]
-
 _Runs = tuple[Hashes, Owners]
-_NONE: _Runs = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int32)
+
 RUN = 13
-"""Words in a row that make two prompts the same material."""
-_COMMON = 10  # a run in more prompts than these is a form of words, not material
-_MOST_RUNS = 2**25  # of one set, 0.4 GB; beyond it every second run is left out, then three in four, …
-_AT_ONCE = 4096  # prompts
+"""Consecutive words that make two prompts the same material."""
+_MAX_PROMPTS_PER_RUN = 10  # a run in more prompts is an instruction, not material
+_MAX_RUNS = 2**25  # of one set, 0.4 GB; beyond it one run in 2, 4, … is kept
+_BATCH = 4096  # prompts
+_NO_RUNS: _Runs = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int32)
 _MULTIPLIERS = np.random.default_rng(0).integers(1, 2**63, RUN, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads a word's 32 bits over 64
 _OPERATOR = re.compile(r"(?<=\d) *([-*/%]) *(?=\d)|[-*/%]")
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF))
-"""Thai and Lao, Burmese, Khmer, kana and Chinese characters: scripts without blanks, whose letters count as words."""
+"""Thai and Lao, Burmese, Khmer, kana and Chinese characters: scripts without spaces, whose letters count as words."""
 
 
 class _Cleaning(dict[int, str]):
-    """A table for ``str.translate``: blanks for punctuation and controls, but not for operators and other symbols."""
+    """A table for ``str.translate``: spaces for punctuation and controls, but not for operators and other symbols."""
 
     def __missing__(self, code: int) -> str:
         letter = chr(code)
@@ -54,10 +53,10 @@ _CLEANING = _Cleaning()
 
 
 def normalized(text: str) -> str:
-    r"""Text without what does not matter: NFKC, casefolded, punctuation and white space as single blanks.
+    r"""Text without irrelevant differences: NFKC, casefolded, punctuation and white space as single spaces.
 
-    Between two numbers ``- * / %`` stay, for a sum is another with another sign. Letters of scripts without blanks
-    stand apart.
+    Between two numbers ``- * / %`` stay, since a sum with another sign is another sum. Letters of scripts without
+    spaces are separated.
 
     >>> normalized("What  is “5 - 3”?\nWell-known: 苹果")
     'what is 5-3 well known 苹 果'
@@ -72,19 +71,15 @@ class PromptHashes:
 
     Attributes:
         texts: Of the normalized text of each prompt, uint64 ``[prompts]``.
-        runs: Of every 13 words in a row that are not common in the set, uint64 ``[runs]``.
-        owners: Which prompt each run stands in, int32 ``[runs]``.
-        one_in: Of how many runs one was kept; a power of two.
+        runs: Of every run of 13 words that is not common in the set, uint64 ``[runs]``.
+        owners: The prompt that each run occurs in, int32 ``[runs]``.
+        one_in: One of so many runs was kept; a power of two.
     """
 
     texts: Hashes
     runs: Hashes
     owners: Owners
     one_in: int = 1
-
-    def thinned(self, one_in: int) -> PromptHashes:
-        """Only the runs that a set with fewer of them has kept, too."""
-        return PromptHashes(self.texts, *_thinned((self.runs, self.owners), one_in), max(one_in, self.one_in))
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,10 @@ class Overlap:
     Attributes:
         first: Name of a set.
         second: Name of the other.
-        first_shared: Prompts of the first that stand in the second, by text or by 13 words in a row.
-        second_shared: Prompts of the second that stand in the first.
+        first_shared: Prompts of the first that occur in the second, by text or by 13 consecutive words.
+        second_shared: Prompts of the second that occur in the first.
         share: The larger of their shares of all prompts of their sets.
-        same_text: Prompts of the first whose whole text stands in the second.
+        same_text: Prompts of the first whose whole text occurs in the second.
     """
 
     first: str
@@ -108,107 +103,97 @@ class Overlap:
     same_text: int
 
 
-def hash_prompts(prompts: Iterable[str], most_runs: int = _MOST_RUNS) -> PromptHashes:
-    """Read prompts a few at a time, and keep their hashes.
+def hash_prompts(prompts: Iterable[str], most_runs: int = _MAX_RUNS) -> PromptHashes:
+    """Read prompts in batches, and keep their hashes.
 
-    Args:
-        prompts: The texts.
-        most_runs: Where there are more runs of words, only one in 2, 4, … is kept: those whose hash that divides.
+    Where there are more runs than ``most_runs``, only one in 2, 4, … is kept: those whose hash that divides.
     """
     texts, parts, one_in = array("Q"), list[_Runs](), 1
     cleaned = map(normalized, prompts)
-    while batch := list(islice(cleaned, _AT_ONCE)):
-        parts.append(_thinned(_runs_of(batch, len(texts)), one_in))
-        texts.extend(_hash(text) for text in batch)
+    while batch := list(islice(cleaned, _BATCH)):
+        parts.append(_subsample(_hash_runs(batch, len(texts)), one_in))
+        for text in batch:
+            texts.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
         while sum(len(runs) for runs, _ in parts) > most_runs:
             one_in *= 2
-            parts = [_thinned(part, one_in) for part in parts]
-    runs, owners = _joined(parts)
-    distinct, times = np.unique(runs, return_counts=True)
-    rare = ~np.isin(runs, distinct[times > _COMMON])
+            parts = [_subsample(part, one_in) for part in parts]
+    runs, owners = map(np.concatenate, zip(_NO_RUNS, *parts, strict=True))
+    distinct, counts = np.unique(runs, return_counts=True)
+    rare = ~np.isin(runs, distinct[counts > _MAX_PROMPTS_PER_RUN])
     return PromptHashes(np.array(texts, dtype=np.uint64), runs[rare], owners[rare], one_in)
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+def _hash_runs(batch: list[str], first: int) -> _Runs:
+    """Hashes of all runs of 13 words in some prompts, without repeats; the first prompt has number ``first``.
 
-
-def _runs_of(batch: list[str], first: int) -> _Runs:
-    """Hashes of every 13 words in a row of some prompts, without repeats; the first prompt has number ``first``.
-
-    They are multilinear modulo 2^64: a sum of the words' hashes, each times a number of its place.
+    They are multilinear modulo 2^64: a sum of the words' hashes, each times a number for its position.
     """
     words = [text.split() for text in batch]
     codes = np.array([crc32(word.encode()) for text in words for word in text], dtype=np.uint64) * _MIX
     owners = np.repeat(np.arange(first, first + len(batch), dtype=np.int32), [len(text) for text in words])
     count = len(codes) - RUN + 1
     if count < 1:
-        return _NONE
+        return _NO_RUNS
     sums = np.zeros(count, dtype=np.uint64)
-    for place, multiplier in enumerate(_MULTIPLIERS):
-        sums += codes[place : place + count] * multiplier
-    whole = owners[:count] == owners[RUN - 1 :]  # no run goes on into the next prompt
-    mixed = sums ^ (sums >> np.uint64(32))  # the low bits alone would tell little
-    return _without_repeats(mixed[whole], owners[:count][whole])
-
-
-def _without_repeats(runs: Hashes, owners: Owners) -> _Runs:
+    for position, multiplier in enumerate(_MULTIPLIERS):
+        sums += codes[position : position + count] * multiplier
+    whole = owners[:count] == owners[RUN - 1 :]  # no run continues into the next prompt
+    runs, owners = (
+        (sums ^ (sums >> np.uint64(32)))[whole],
+        owners[:count][whole],
+    )  # the low bits alone would tell little
     order = np.lexsort((runs, owners))
     runs, owners = runs[order], owners[order]
-    new = np.ones(len(runs), dtype=np.bool_)
-    new[1:] = (runs[1:] != runs[:-1]) | (owners[1:] != owners[:-1])
-    return runs[new], owners[new]
+    is_new = np.ones(len(runs), dtype=np.bool_)
+    is_new[1:] = (runs[1:] != runs[:-1]) | (owners[1:] != owners[:-1])
+    return runs[is_new], owners[is_new]
 
 
-def _thinned(part: _Runs, one_in: int) -> _Runs:
-    kept = part[0] % np.uint64(one_in) == 0
-    return part[0][kept], part[1][kept]
-
-
-def _joined(parts: list[_Runs]) -> _Runs:
-    runs, owners = zip(_NONE, *parts, strict=True)
-    return np.concatenate(runs), np.concatenate(owners)
+def _subsample(part: _Runs, one_in: int) -> _Runs:
+    selected = part[0] % np.uint64(one_in) == 0
+    return part[0][selected], part[1][selected]
 
 
 def overlaps(
     abilities: Mapping[str, PromptHashes], evaluations: Mapping[str, PromptHashes], more_than: float
 ) -> list[Overlap]:
-    """Pairs of sets that share prompts: abilities among each other, and each with every evaluation set.
-
-    Args:
-        abilities: Hashes by name.
-        evaluations: Hashes by name.
-        more_than: Pairs that share no larger part than this are left out.
+    """Pairs of abilities, or of one and an evaluation set, that share more than ``more_than`` of the prompts of one.
 
     Returns:
         The pairs, the largest share first.
     """
-    named = {("ability", name): one for name, one in abilities.items()}
-    named |= {("evaluation", name): one for name, one in evaluations.items()}
-    one_in = max((one.one_in for one in named.values()), default=1)
-    same, either = _found([one.thinned(one_in) for one in named.values()])
-    sizes = [max(len(one.texts), 1) for one in named.values()]
+    names = [("ability", name) for name in abilities] + [("evaluation", name) for name in evaluations]
+    sets = [*abilities.values(), *evaluations.values()]
+    same_text, shared = _count_shared(sets)
+    sizes = [max(len(hashes.texts), 1) for hashes in sets]
     pairs = []
-    for (i, (kind, first)), (j, (_, second)) in combinations(enumerate(named), 2):
-        share = max(either[i, j] / sizes[i], either[j, i] / sizes[j])
+    for (i, (kind, first)), (j, (_, second)) in combinations(enumerate(names), 2):
+        share = max(shared[i, j] / sizes[i], shared[j, i] / sizes[j])
         if kind == "ability" and share > more_than:
-            counts = int(either[i, j]), int(either[j, i])
-            pairs.append(Overlap(first, second, *counts, float(share), int(same[i, j])))
+            counts = int(shared[i, j]), int(shared[j, i])
+            pairs.append(Overlap(first, second, *counts, float(share), int(same_text[i, j])))
     return sorted(pairs, key=lambda pair: -pair.share)
 
 
-def _found(sets: list[PromptHashes]) -> tuple[Counts, Counts]:
-    """How many prompts of each set (rows) stand in each other one (columns): by text, and by text or run."""
-    starts = np.cumsum([0, *(len(one.texts) for one in sets)])
-    own = [np.arange(start, end) for start, end in pairwise(starts)]
-    texts = _where(np.concatenate([_NONE[0], *(one.texts for one in sets)]), np.concatenate([_NONE[1], *own]), starts)
-    owners = [one.owners + start for one, start in zip(sets, starts[:-1], strict=True)]
-    runs = _where(np.concatenate([_NONE[0], *(one.runs for one in sets)]), np.concatenate([_NONE[1], *owners]), starts)
-    return _counts(texts, starts), _counts(texts | runs, starts)
+def _count_shared(sets: list[PromptHashes]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many prompts of each set (rows) occur in each other one (columns): by text, and by text or run."""
+    one_in = max((hashes.one_in for hashes in sets), default=1)  # runs that every set would have kept
+    starts = np.cumsum([0, *(len(hashes.texts) for hashes in sets)])  # prompts are numbered through all sets
+    texts, prompts = [_NO_RUNS[0]], [_NO_RUNS[1]]
+    runs, owners = [_NO_RUNS[0]], [_NO_RUNS[1]]
+    for hashes, (start, end) in zip(sets, pairwise(starts), strict=True):
+        texts.append(hashes.texts)
+        prompts.append(np.arange(start, end))
+        part = _subsample((hashes.runs, hashes.owners), one_in)
+        runs.append(part[0])
+        owners.append(part[1] + start)
+    by_text = _membership(np.concatenate(texts), np.concatenate(prompts), starts)
+    by_run = _membership(np.concatenate(runs), np.concatenate(owners), starts)
+    return _count_bits(by_text, starts), _count_bits(by_text | by_run, starts)
 
 
-def _where(hashes: Hashes, prompts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Hashes:
-    """In which sets each prompt stands, as bits: uint64 ``[prompts, sets / 64]``.
+def _membership(hashes: Hashes, prompts: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> Hashes:
+    """The sets that each prompt occurs in, as bits: uint64 ``[prompts, sets / 64]``.
 
     Args:
         hashes: Hashes of all sets.
@@ -216,27 +201,26 @@ def _where(hashes: Hashes, prompts: npt.NDArray[np.int64], starts: npt.NDArray[n
         starts: The number of each set's first prompt, and of all.
     """
     words = len(starts) // 64 + 1
-    found = np.zeros((starts[-1], words), dtype=np.uint64)
+    members = np.zeros((starts[-1], words), dtype=np.uint64)
     if not len(hashes):
-        return found
+        return members
     order = np.argsort(hashes, kind="stable")
     equal = hashes[order][1:] == hashes[order][:-1]
-    order = order[np.append(False, equal) | np.append(equal, False)]  # few: what stands nowhere else is left out
+    order = order[np.append(False, equal) | np.append(equal, False)]  # few: hashes that occur once are left out
     _, groups = np.unique(hashes[order], return_inverse=True)
     prompts = prompts[order]
-    places = np.searchsorted(starts, prompts, side="right") - 1
-    present = np.zeros((len(order), words), dtype=np.uint64)
-    np.bitwise_or.at(present, (groups, places // 64), np.uint64(1) << (places % 64).astype(np.uint64))
-    np.bitwise_or.at(found, prompts, present[groups])
-    return found
+    numbers = np.searchsorted(starts, prompts, side="right") - 1
+    group_members = np.zeros((len(order), words), dtype=np.uint64)
+    np.bitwise_or.at(group_members, (groups, numbers // 64), np.uint64(1) << (numbers % 64).astype(np.uint64))
+    np.bitwise_or.at(members, prompts, group_members[groups])
+    return members
 
 
-def _counts(found: Hashes, starts: npt.NDArray[np.int64]) -> Counts:
-    bits = [np.uint64(1) << np.uint64(place % 64) for place in range(len(starts) - 1)]
-    return np.array(
-        [
-            [int((found[start:end, place // 64] & bit > 0).sum()) for place, bit in enumerate(bits)]
-            for start, end in pairwise(starts)
-        ],
-        dtype=np.int64,
-    ).reshape(len(bits), len(bits))
+def _count_bits(members: Hashes, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    count = len(starts) - 1
+    counts = np.zeros((count, count), dtype=np.int64)
+    for i, (start, end) in enumerate(pairwise(starts)):
+        for j in range(count):
+            bit = np.uint64(1) << np.uint64(j % 64)
+            counts[i, j] = (members[start:end, j // 64] & bit > 0).sum()
+    return counts

@@ -1,4 +1,4 @@
-"""Micro-batches: composed once, whatever the number of processes, then dealt whole to them."""
+"""Micro-batches: composed once for all processes, dealt whole to them, and resumed where a fit was interrupted."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from typing import Any, Generic, TypeVar
 import lightning as L
 from torch.utils.data import DistributedSampler
 
-from act_lightning.data.batches import Batch, collate, shard
+from act_lightning.data.batches import Batch, collate, pack, shard
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import pack
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
 
 Collated = TypeVar("Collated")
-_SORTED_TOGETHER = 400  # micro-batches: enough that lengths differ little in one, few enough to mix large sets anew
+_SORTED_MICRO_BATCHES = 400  # enough that lengths differ little in one, few enough to mix large sets anew
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which samples are processed together.
+    """Samples that are processed at once.
 
     Attributes:
         rows: Their indices.
@@ -38,37 +37,26 @@ class MicroBatch:
 
 
 def shard_evenly(batches: Sequence[Sequence[int]], rank: int, world_size: int) -> list[MicroBatch]:
-    """The batches of one process, filled up so that all have the same number.
-
-    Args:
-        batches: Indices of the samples in each batch.
-        rank: Number of the process.
-        world_size: Number of processes.
+    """The batches of one process, filled up so that all processes have the same number.
 
     >>> shard_evenly([[4, 2], [0, 1], [3]], rank=1, world_size=2)
     [MicroBatch(rows=(0, 1), counts=True), MicroBatch(rows=(3,), counts=False)]
     """
-    dealt = [MicroBatch(tuple(rows)) for rows in shard(batches, rank, world_size)]
-    missing = -(-len(batches) // world_size) - len(dealt)
-    return dealt + [MicroBatch(tuple(batches[-1][:1]), counts=False) for _ in range(missing)]
+    part = [MicroBatch(tuple(rows)) for rows in shard(batches, rank, world_size)]
+    missing = -(-len(batches) // world_size) - len(part)
+    return part + [MicroBatch(tuple(batches[-1][:1]), counts=False) for _ in range(missing)]
 
 
-def collate_micro_batch(samples: Sequence[Sample], pad_id: int, packed: bool, chosen: MicroBatch) -> Batch:
-    """One micro-batch, packed or padded on the right; without any answer token if it does not count.
+def collate_micro_batch(samples: Sequence[Sample], pad_id: int, packed: bool, micro_batch: MicroBatch) -> Batch:
+    """One micro-batch, packed or padded on the right; without answer tokens if it does not count.
 
-    The first token of a packed sample is no answer token: nothing but another sample stands before it.
-
-    Args:
-        samples: What the indices in ``chosen`` point at.
-        pad_id: Token id that fills up ``input_ids``.
-        packed: Whether samples are packed into one row.
-        chosen: The micro-batch.
+    The first token of a packed sample is no answer token: only another sample precedes it.
     """
-    rows = [samples[row] for row in chosen.rows]
+    rows = [samples[row] for row in micro_batch.rows]
     batch = pack(rows) if packed else collate(rows, pad_id)
     if packed:
         batch["labels"][batch["position_ids"] == 0] = IGNORED
-    if not chosen.counts:
+    if not micro_batch.counts:
         batch["labels"].fill_(IGNORED)
     return batch
 
@@ -76,21 +64,13 @@ def collate_micro_batch(samples: Sequence[Sample], pad_id: int, packed: bool, ch
 class MicroBatchSampler(DistributedSampler[MicroBatch]):
     """The micro-batches of one process in one epoch.
 
-    All samples are shuffled by (seed, epoch) and cut into micro-batches in this order; the last may be smaller. A
-    :class:`~torch.utils.data.DistributedSampler` by type, so that Lightning leaves it in place and tells it the epoch.
-
-    Args:
-        samples: Number of samples.
-        batch_size: Samples in a micro-batch.
-        shuffle: Whether to shuffle.
-        seed: With the epoch, decides the order.
-        rank: Number of the process.
-        world_size: Number of processes.
-        lengths: Tokens of each sample, to compose micro-batches of samples of like length, which waste little when
-            they are padded; the micro-batches themselves are shuffled.
+    All samples are shuffled by (seed, epoch) and cut into micro-batches in this order; the last may be smaller. It
+    subclasses :class:`~torch.utils.data.DistributedSampler` so that Lightning does not replace it and sets its epoch.
+    With ``lengths``, micro-batches hold samples of similar length, which waste little when they are padded, and are
+    shuffled themselves.
 
     Attributes:
-        begun: Epoch and number of samples that were taken in it, by all processes, before this sampler was made.
+        resumed: Epoch in which the fit was interrupted, and number of its samples that all processes had consumed.
     """
 
     def __init__(
@@ -107,66 +87,61 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
         self.samples = samples
         self.batch_size = batch_size
         self.lengths = lengths
-        self.begun = (0, 0)
+        self.resumed = (0, 0)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches of the epoch set last, composed when the first is asked for.
+        """This process's remaining micro-batches of the current epoch, composed when the first is requested.
 
-        No sooner: where a fit resumes, Lightning makes the iterator before it tells the epoch.
+        No sooner: when a fit resumes, Lightning creates the iterator before it sets the epoch.
         """
-        yield from shard_evenly(self.composition(self.taken), self.rank, self.num_replicas)
+        yield from self.remaining()
 
     def __len__(self) -> int:
         """Number of micro-batches of a whole epoch, the same on every process."""
         return -(-self.samples // (self.batch_size * self.num_replicas))
 
     @property
-    def taken(self) -> int:
-        """Number of samples that were taken in the epoch set last before this sampler was made."""
-        epoch, taken = self.begun
-        return taken if epoch == self.epoch else 0
+    def consumed(self) -> int:
+        """Number of samples of the current epoch that were consumed before the fit was interrupted."""
+        epoch, consumed = self.resumed
+        return consumed if epoch == self.epoch else 0
 
-    def composition(self, taken: int = 0) -> list[list[int]]:
-        """The micro-batches of all processes in the epoch set last, as indices of samples.
+    def remaining(self) -> list[MicroBatch]:
+        """This process's micro-batches of the current epoch that were not consumed before the fit was interrupted."""
+        return shard_evenly(self.composition(self.consumed), self.rank, self.num_replicas)
 
-        Args:
-            taken: Leave out so many samples, the first of the epoch.
-        """
-        order = self.order(self.epoch)[taken:]
+    def composition(self, consumed: int = 0) -> list[list[int]]:
+        """The micro-batches of all processes in the current epoch, after the ``consumed`` samples, as their indices."""
+        order = self.order(self.epoch)[consumed:]
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def order(self, epoch: int) -> list[int]:
         """All samples in the order of an epoch."""
         order = list(range(self.samples))
-        draw = random.Random(f"{self.seed} {epoch}")
+        rng = random.Random(f"{self.seed} {epoch}")
         if self.shuffle:
-            draw.shuffle(order)
-        return order if self.lengths is None else self._by_length(order, self.lengths, draw)
-
-    def _by_length(self, order: list[int], lengths: Sequence[int], draw: random.Random) -> list[int]:
-        """Sorted by length in parts, cut, and the full micro-batches shuffled."""
-        size, part = self.batch_size, self.batch_size * _SORTED_TOGETHER
+            rng.shuffle(order)
+        if (lengths := self.lengths) is None:
+            return order
+        # Sort by length within parts of the epoch, cut into micro-batches, and shuffle the full ones.
+        size, part = self.batch_size, self.batch_size * _SORTED_MICRO_BATCHES
         parts = [order[start : start + part] for start in range(0, len(order), part)]
-        order = [index for part in parts for index in sorted(part, key=lambda index: lengths[index])]
+        order = [index for part_order in parts for index in sorted(part_order, key=lambda index: lengths[index])]
         full = [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
         if self.shuffle:
-            draw.shuffle(full)
+            rng.shuffle(full)
         return [*chain(*full), *order[len(full) * size :]]
 
     def order_digest(self, epoch: int) -> str:
-        """Tells whether another sampler gives the samples of an epoch in the same order."""
+        """Equal for two samplers if they give the samples of an epoch in the same order."""
         return hashlib.sha256(array("q", self.order(epoch)).tobytes()).hexdigest()[:16]
 
 
 class MicroBatchLoader(Generic[Collated]):
     """Collated micro-batches, in order.
 
-    Not a :class:`~torch.utils.data.DataLoader`: to put a few rows together is no work for processes of its own, about
-    whose number Lightning would warn, and whose samplers some strategies (DeepSpeed) take apart.
-
-    Args:
-        micro_batches: What to collate; a sampler gives another order in every epoch.
-        collate: Makes a batch of it.
+    Not a :class:`~torch.utils.data.DataLoader`: collating a few rows needs no worker processes, about whose number
+    Lightning would warn, and some strategies (DeepSpeed) replace a DataLoader's sampler.
     """
 
     def __init__(
@@ -184,55 +159,12 @@ class MicroBatchLoader(Generic[Collated]):
         return len(self.micro_batches)
 
 
-class FitProgress:
-    """The progress of a Trainer's epoch, in micro-batches of each process.
-
-    A checkpoint holds the weights of the last update, but no gradients: what was added up since then must be given
-    again, and a micro-batch whose step an exception broke off as well.
-
-    Args:
-        trainer: A Trainer that fits.
-    """
-
-    def __init__(self, trainer: L.Trainer) -> None:
-        self.trainer = trainer
-
-    def settled(self, given: int) -> int:
-        """How many of the micro-batches given so far have gone into an update.
-
-        Args:
-            given: Number of micro-batches given since the epoch began or was resumed.
-        """
-        counts: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # whose type leaves out what it counts
-        broken_off = int(counts.current.ready - counts.current.processed)
-        ended = counts.is_last_batch and not broken_off  # the epoch, with an update
-        pending = 0 if ended else int(counts.current.processed) % self.trainer.accumulate_grad_batches
-        return max(0, given - broken_off - pending)
-
-    def resume(self, behind: int) -> None:
-        """Make Lightning's count agree: with an update that begins anew, and with another number of processes.
-
-        Args:
-            behind: How many of the epoch's micro-batches need not be given again.
-        """
-        counts: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        uncounted = counts.total.processed - counts.total.completed  # which Lightning adds when it resumes
-        for name in ("ready", "started", "processed"):
-            setattr(counts.current, name, behind)
-        counts.current.completed = behind - uncounted
-
-
 class TrainingLoader(MicroBatchLoader[Batch]):
-    """Collated micro-batches of samples, in the order of a sampler, which Lightning finds and tells the epoch.
+    """Collated micro-batches of samples, in the order of a sampler, which Lightning finds and whose epoch it sets.
 
-    Its state counts samples, on all processes together, so that a fit may go on with another number of them.
-
-    Args:
-        samples: What the sampler's indices point at.
-        sampler: Composes the micro-batches.
-        pad_id: Token id that fills up ``input_ids``.
-        packed: Whether the samples of a micro-batch are packed into one row, not padded.
-        progress: Of the fit that uses this loader; without one, what was given is done.
+    Its state counts the samples of all processes, so that a fit can resume with another number of processes. A
+    checkpoint holds the weights of the last update, but no gradients: the micro-batches accumulated since then are
+    given again, and so is one whose step an exception interrupted. Without a trainer, all that were given are done.
     """
 
     def __init__(
@@ -241,56 +173,59 @@ class TrainingLoader(MicroBatchLoader[Batch]):
         sampler: MicroBatchSampler,
         pad_id: int,
         packed: bool = False,
-        progress: FitProgress | None = None,
+        trainer: L.Trainer | None = None,
     ) -> None:
         super().__init__(sampler, partial(collate_micro_batch, samples, pad_id, packed))
         self.sampler = sampler
-        self.progress = progress
+        self.trainer = trainer
         self._epoch, self._start, self._given = 0, 0, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of one epoch, or of what is left of it."""
+        """The batches of one epoch, or of the rest of it."""
         for given, micro_batch in enumerate(self.sampler, start=1):
-            self._epoch, self._start, self._given = self.sampler.epoch, self.sampler.taken, given
+            self._epoch, self._start, self._given = self.sampler.epoch, self.sampler.consumed, given
             yield self.collate(micro_batch)
 
     def samples_in(self, number: int) -> tuple[int, ...]:
-        """Indices of the samples in one of this process's micro-batches of the epoch set last.
-
-        Args:
-            number: Counted from the epoch's first, whether or not it was before this fit was resumed.
-        """
-        sampler = self.sampler
-        left = shard_evenly(sampler.composition(sampler.taken), sampler.rank, sampler.num_replicas)
-        return left[number - (len(sampler) - len(left))].rows
+        """Indices of the samples in a micro-batch of this process, counted from the epoch's start, resumed or not."""
+        remaining = self.sampler.remaining()
+        return remaining[number - (len(self.sampler) - len(remaining))].rows
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, the samples that all processes have taken in it, and which order they were taken from."""
-        sampler = self.sampler
-        settled = self.progress.settled(self._given) if self.progress else self._given
-        taken = self._start + settled * sampler.batch_size * sampler.num_replicas
+        """Epoch, the number of its samples that all processes have consumed, and a digest of their order."""
+        sampler, done = self.sampler, self._given
+        if self.trainer:
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # whose type lacks the counters
+            interrupted = int(progress.current.ready - progress.current.processed)
+            has_ended = progress.is_last_batch and not interrupted  # the epoch, with an update
+            pending = 0 if has_ended else int(progress.current.processed) % self.trainer.accumulate_grad_batches
+            done = max(0, done - interrupted - pending)
+        consumed = self._start + done * sampler.batch_size * sampler.num_replicas
         return {
             "epoch": self._epoch,
-            "taken": min(taken, sampler.samples),
+            "taken": min(consumed, sampler.samples),
             "order": sampler.order_digest(self._epoch),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the sample after those that were taken.
-
-        Args:
-            state: From :meth:`state_dict`, of any number of processes.
+        """Resume with the sample after those that were consumed.
 
         Raises:
-            ActError: If the rest of an epoch would not be what it was, as with other data or another seed.
+            ActError: If the rest of the epoch would be another, as with other data or another seed.
         """
-        sampler, epoch, taken = self.sampler, int(state["epoch"]), int(state["taken"])
-        left = max(0, sampler.samples - taken)
-        if taken and left and state["order"] != sampler.order_digest(epoch):
-            problem = "must give the samples in the order of the epoch that was broken off"
+        sampler, epoch, consumed = self.sampler, int(state["epoch"]), int(state["taken"])
+        left = max(0, sampler.samples - consumed)
+        if consumed and left and state["order"] != sampler.order_digest(epoch):
+            problem = "must give the samples in the order of the epoch that was interrupted"
             hint = "Resume with the same data, seed_everything, data.shuffle and data.packing; or start anew."
-            raise ActError(ConfigIssue("ckpt_path", f"epoch {epoch}, after {taken} samples", problem, hint))
-        sampler.begun = self._epoch, self._start = epoch, taken
+            raise ActError(ConfigIssue("ckpt_path", f"epoch {epoch}, after {consumed} samples", problem, hint))
+        sampler.resumed = self._epoch, self._start = epoch, consumed
         self._given = 0
-        if self.progress:
-            self.progress.resume(len(sampler) - -(-left // (sampler.batch_size * sampler.num_replicas)))
+        if self.trainer:
+            # Lightning's counts must agree with an update that begins anew, and with another number of processes.
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+            done = len(sampler) - -(-left // (sampler.batch_size * sampler.num_replicas))
+            uncounted = progress.total.processed - progress.total.completed  # which Lightning adds when it resumes
+            for name in ("ready", "started", "processed"):
+                setattr(progress.current, name, done)
+            progress.current.completed = done - uncounted

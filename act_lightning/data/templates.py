@@ -1,4 +1,6 @@
-"""Chat templates that are shipped, to be chosen by name: what models were trained with whose tokenizer has none.
+"""How a conversation becomes text: the tokenizer's chat template, a shipped one, a file, or a text with ``{prompt}``.
+
+Shipped templates are those that models were trained with whose tokenizer has none:
 
 | name | models |
 |---|---|
@@ -22,48 +24,21 @@ from pathlib import Path
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import Conversation
-from act_lightning.errors import ActError, ConfigIssue, located, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _FOLDER = files("act_lightning.data") / "named_templates"
-_ENDING = ".jinja"
-NAMES = tuple(sorted(file.name.removesuffix(_ENDING) for file in _FOLDER.iterdir() if file.name.endswith(_ENDING)))
-"""Names of all shipped templates."""
-_NEEDED = {
+TEMPLATE_NAMES = tuple(sorted(file.name[:-6] for file in _FOLDER.iterdir() if file.name.endswith(".jinja")))
+"""Names of the shipped templates."""
+_SPECIAL_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
 }
-"""Special tokens that a template writes out; the others write but BOS and EOS, and text."""
-
-
-def named_template(name: str) -> str:
-    """The Jinja source of a shipped template.
-
-    Args:
-        name: One of ``NAMES``.
-    """
-    return (_FOLDER / f"{name}{_ENDING}").read_text(encoding="utf-8")
-
-
-def named_issues(name: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> list[ConfigIssue]:
-    """Special tokens that a shipped template writes, and the tokenizer would read as ordinary text.
-
-    Args:
-        name: One of ``NAMES``.
-        tokenizer: The target's tokenizer.
-        setting: Where the template was named, for messages.
-    """
-    special = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
-    missing = [token for token in _NEEDED.get(name, ()) if token not in special]
-    if not missing:
-        return []
-    problem = f"writes {', '.join(missing)}, which the target's tokenizer does not have as special tokens"
-    return [ConfigIssue(setting, name, problem, "Name the template that the target was trained with.")]
-
-
-CHAT = "chat"
-PROMPT = "{prompt}"
-_PROBE = "ANSWERSTANDSHERE"
+"""Special tokens that a shipped template spells out; the others spell BOS and EOS at most."""
+_CHAT = "chat"
+_PROMPT = "{prompt}"
+_PLACEHOLDER = "ANSWERSTANDSHERE"
 
 
 @dataclass(frozen=True)
@@ -72,7 +47,7 @@ class Rendered:
 
     Attributes:
         text: The whole text.
-        answers: First character of each answer, and the one after its last.
+        answers: Start and end of each answer in the text.
         add_special_tokens: Whether the tokenizer adds its own special tokens to the text.
         close_with_eos: Whether the end-of-sequence token closes the text.
     """
@@ -84,209 +59,189 @@ class Rendered:
 
 
 class Template(ABC):
-    """A way to write a conversation as text.
+    """Renders conversations as text.
 
     Attributes:
-        setting: Where it was given, for messages.
-        written: Its text or Jinja source, or ``chat``.
-        close_with_eos: Whether the end-of-sequence token closes the text, which then need not write it.
+        source: The text or the Jinja source.
+        setting: The setting that gives it, for messages.
+        close_with_eos: Whether the end-of-sequence token closes the text, which then need not contain it.
     """
 
-    setting: str
-    written: str
     close_with_eos: bool
 
-    def render(self, messages: Conversation, place: str | None = None) -> Rendered:
-        """The conversation up to its last answer, for training and profiling.
-
-        Args:
-            messages: Turns with ``role`` and ``content``, an assistant's among them.
-            place: Where they come from, for messages.
-
-        Raises:
-            ActError: If the template cannot tell this conversation.
-        """
-        with located(place):
-            return self._whole(messages)
-
-    def render_prompt(self, messages: Conversation, place: str | None = None) -> Rendered:
-        """What a model reads before it writes the last answer; ``answers`` is empty.
-
-        Args:
-            messages: Turns with ``role`` and ``content``, an assistant's among them.
-            place: Where they come from, for messages.
-
-        Raises:
-            ActError: If the template cannot tell this conversation.
-        """
-        with located(place):
-            return self._prompt(messages)
+    def __init__(self, source: str, setting: str) -> None:
+        self.source = source
+        self.setting = setting
 
     @abstractmethod
-    def _whole(self, messages: Conversation) -> Rendered: ...
+    def render(self, messages: Conversation) -> Rendered:
+        """The conversation up to its last answer, for training and profiling; it has an assistant's turn.
+
+        Raises:
+            ActError: If the template cannot render this conversation.
+        """
 
     @abstractmethod
-    def _prompt(self, messages: Conversation) -> Rendered: ...
+    def render_prompt(self, messages: Conversation) -> Rendered:
+        """What a model reads before it generates the last answer; ``answers`` is empty.
+
+        Raises:
+            ActError: If the template cannot render this conversation.
+        """
 
 
 def template_issues(template: str, setting: str) -> list[ConfigIssue]:
-    """What is wrong with a template's name, as far as no tokenizer is needed.
-
-    Args:
-        template: ``chat``, a shipped name, a path that ends in ``.jinja``, or text that contains ``{prompt}``.
-        setting: Where it was given, such as ``data.template``.
-    """
-    if template == CHAT or template in NAMES or PROMPT in template:
+    """Issues of a template setting, without a tokenizer."""
+    if template == _CHAT or template in TEMPLATE_NAMES or _PROMPT in template:
         return []
     if template.endswith(".jinja"):
         hint = "Check the path of the chat template."
         return [] if Path(template).is_file() else [ConfigIssue(setting, template, "must be an existing file", hint)]
-    problem = f"must be {CHAT}, {', '.join(NAMES)}, a file that ends in .jinja, or text that contains {PROMPT}"
-    return [ConfigIssue(setting, template, problem, f'Write chat, or a text such as "Question: {PROMPT}\\nAnswer: ".')]
+    names = ", ".join(TEMPLATE_NAMES)
+    problem = f"must be {_CHAT}, {names}, a file that ends in .jinja, or text that contains {_PROMPT}"
+    return [ConfigIssue(setting, template, problem, f'Write chat, or a text such as "Question: {_PROMPT}\\nAnswer: ".')]
 
 
 def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> Template:
     """The template that a setting names.
 
-    Args:
-        template: ``chat`` (the tokenizer's own), a shipped name, a path that ends in ``.jinja``, or text that contains
-            ``{prompt}``.
-        tokenizer: The target's tokenizer.
-        setting: Where it was given, for messages.
-
     Raises:
-        ActError: If there is no such template, or the tokenizer lacks what it takes.
+        ActError: If there is no such template, or the tokenizer lacks what it needs.
     """
     raise_if_any(template_issues(template, setting))
-    if PROMPT in template:
+    if _PROMPT in template:
         return TextTemplate(template, setting)
-    source = _source(template, tokenizer, setting)
+    source = _jinja_source(template, tokenizer, setting)
     if "eos_token" in source and tokenizer.eos_token is None:
         problem = "writes the end-of-sequence token, and the target's tokenizer has none"
         raise ActError(ConfigIssue(setting, template, problem, "Name another template, or a target that has one."))
     return ChatTemplate(tokenizer, setting, source)
 
 
-def _source(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> str:
-    """A chat template's Jinja source."""
-    if template in NAMES:
-        raise_if_any(named_issues(template, tokenizer, setting))
-        return named_template(template)
-    if template == CHAT and not tokenizer.chat_template:
+def resolve_template(settings: AbilityData, where: str, tokenizer: PreTrainedTokenizerBase, default: str) -> Template:
+    """The template of one data set: its own, or ``data.template``.
+
+    Raises:
+        ActError: If there is no such template, or the tokenizer lacks what it needs.
+    """
+    setting = "data.template" if settings.template is None else f"{where}.template"
+    return make_template(settings.template or default, tokenizer, setting)
+
+
+def _jinja_source(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> str:
+    if template in TEMPLATE_NAMES:
+        special = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
+        missing = [token for token in _SPECIAL_TOKENS.get(template, ()) if token not in special]
+        if missing:
+            problem = f"writes {', '.join(missing)}, which the target's tokenizer does not have as special tokens"
+            hint = "Name the template that the target was trained with."
+            raise ActError(ConfigIssue(setting, template, problem, hint))
+        return (_FOLDER / f"{template}.jinja").read_text(encoding="utf-8")
+    if template == _CHAT and not tokenizer.chat_template:
         problem = "needs a tokenizer with a chat template, and the target's has none"
-        hint = f"Name one of {', '.join(NAMES)} or a .jinja file, or write a text that contains {PROMPT}."
+        hint = f"Name one of {', '.join(TEMPLATE_NAMES)} or a .jinja file, or write a text that contains {_PROMPT}."
         raise ActError(ConfigIssue(setting, template, problem, hint))
     try:
-        return str(tokenizer.get_chat_template()) if template == CHAT else Path(template).read_text(encoding="utf-8")
+        return str(tokenizer.get_chat_template()) if template == _CHAT else Path(template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         hint = "Name a .jinja file in UTF-8."
         raise ActError(ConfigIssue(setting, template, f"cannot be read: {error}", hint)) from error
 
 
 class TextTemplate(Template):
-    r"""Text with the prompt in its place, then the answer: one question, one answer.
+    r"""A text with ``{prompt}``, then the answer: one question, one answer. Other braces stay as they are.
 
     >>> TextTemplate("Q: {prompt}\nA: ").render([{"role": "user", "content": "1 + 1?"},
     ...                                          {"role": "assistant", "content": "2"}])
     Rendered(text='Q: 1 + 1?\nA: 2', answers=[(13, 14)], add_special_tokens=True, close_with_eos=True)
-
-    Args:
-        text: Text that contains ``{prompt}``; other braces stay as they are.
-        setting: Where it was given, for messages.
     """
 
-    def __init__(self, text: str, setting: str = "data.template") -> None:
-        self.written = text
-        self.setting = setting
-        self.close_with_eos = True
+    close_with_eos = True
 
-    def _whole(self, messages: Conversation) -> Rendered:
-        prompt = self._prompt(messages).text
+    def __init__(self, source: str, setting: str = "data.template") -> None:
+        super().__init__(source, setting)
+
+    def render(self, messages: Conversation) -> Rendered:
+        """The text with prompt and answer."""
+        prompt = self.render_prompt(messages).text
         answer = messages[1]["content"]
         return Rendered(prompt + answer, [(len(prompt), len(prompt) + len(answer))], True, True)
 
-    def _prompt(self, messages: Conversation) -> Rendered:
+    def render_prompt(self, messages: Conversation) -> Rendered:
+        """The text with the prompt, up to where the answer begins."""
         roles = [message["role"] for message in messages]
         if roles != ["user", "assistant"]:
-            problem = f"can tell one user turn and one assistant turn, but a conversation has {', '.join(roles)}"
-            raise ActError(ConfigIssue(self.setting, self.written, problem, "Use a chat template for conversations."))
-        return Rendered(self.written.replace(PROMPT, messages[0]["content"]), [], True, False)
+            problem = f"can render one user turn and one assistant turn, but a conversation has {', '.join(roles)}"
+            raise ActError(ConfigIssue(self.setting, self.source, problem, "Use a chat template for conversations."))
+        return Rendered(self.source.replace(_PROMPT, messages[0]["content"]), [], True, False)
 
 
 class ChatTemplate(Template):
     """A Jinja chat template: every assistant turn is an answer.
 
     An answer starts where its content starts, at or after the end of the generation prompt: what a template writes
-    between the two, such as a space or an empty block of thoughts, is no part of it.
-
-    Args:
-        tokenizer: The tokenizer that renders, and whose own template is used unless ``source`` is given.
-        setting: Where the template was given, for messages.
-        source: A Jinja template.
+    between the two, such as a space or an empty block of thoughts, is not part of it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, setting: str, source: str | None = None) -> None:
-        self.tokenizer = tokenizer
-        self.setting = setting
-        self.source = source
-        self.written = CHAT if source is None else source
-        self.close_with_eos = False
+    close_with_eos = False
 
-    def _whole(self, messages: Conversation) -> Rendered:
-        """The text up to what follows the last assistant turn, with the span of each one's content."""
-        asked = self._answer_turns(messages)
-        turns = messages[: asked[-1] + 1]
-        text = self._text(turns)
-        prompts = [self._text(turns[:turn], generation=True) for turn in asked]
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, setting: str, source: str) -> None:
+        super().__init__(source, setting)
+        self.tokenizer = tokenizer
+
+    def render(self, messages: Conversation) -> Rendered:
+        """The text up to what follows the last assistant turn, with the span of each answer."""
+        answer_turns = self._answer_turns(messages)
+        turns = messages[: answer_turns[-1] + 1]
+        text = self._apply(turns)
+        prompts = [self._apply(turns[:turn], generation=True) for turn in answer_turns]
         if not all(text.startswith(prompt) for prompt in prompts):
             problem = "must be one whose earlier turns the chat template leaves unchanged when an answer follows"
-            raise ActError(ConfigIssue(self.setting, messages, problem, "Use rows of one turn, or another template."))
-        ends = [len(prompt) for prompt in prompts]
-        limits = [*ends[1:], len(text)]
-        spans = [self._span(turns, *where, text) for where in zip(asked, ends, limits, strict=True)]
+            hint = "Use rows of one turn, or another template."
+            raise ActError(ConfigIssue(self.setting, messages, problem, hint))
+        starts = [len(prompt) for prompt in prompts]
+        limits = [*starts[1:], len(text)]
+        spans = [self._locate(turns, *bounds, text) for bounds in zip(answer_turns, starts, limits, strict=True)]
         return Rendered(text, spans, add_special_tokens=False, close_with_eos=False)
 
-    def _prompt(self, messages: Conversation) -> Rendered:
+    def render_prompt(self, messages: Conversation) -> Rendered:
         """The generation prompt before the last assistant turn."""
         turns = messages[: self._answer_turns(messages)[-1]]
-        return Rendered(self._text(turns, generation=True), [], add_special_tokens=False, close_with_eos=False)
+        return Rendered(self._apply(turns, generation=True), [], add_special_tokens=False, close_with_eos=False)
 
     def _answer_turns(self, messages: Conversation) -> list[int]:
         if messages[0]["role"] == "assistant":
-            problem = "must begin with a user's or a system's turn"
-            raise ActError(ConfigIssue(self.setting, messages, problem, "Mend the row, or leave it out with filter."))
+            problem, hint = "must begin with a user's or a system's turn", "Correct the row, or exclude it with filter."
+            raise ActError(ConfigIssue(self.setting, messages, problem, hint))
         return [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
 
-    def _span(self, turns: Conversation, turn: int, earliest: int, limit: int, text: str) -> tuple[int, int]:
+    def _locate(self, turns: Conversation, turn: int, start: int, limit: int, text: str) -> tuple[int, int]:
+        """Where the content of a turn starts and ends in the text, between ``start`` and ``limit``."""
         content = turns[turn]["content"]
-        if content == content.strip() and (only := _only(text, content, earliest, limit)) is not None:
-            return only, only + len(content)
-        probe = [*turns[:turn], {**turns[turn], "content": _PROBE}, *turns[turn + 1 :]]
-        expected = self._text(probe).find(_PROBE, earliest)
+        first = text.find(content, start, limit)
+        if content == content.strip() and first >= 0 and text.find(content, first + 1, limit) < 0:
+            return first, first + len(content)
+        # The content occurs twice, or was stripped: see where the template puts a placeholder instead.
+        replaced = [*turns[:turn], {**turns[turn], "content": _PLACEHOLDER}, *turns[turn + 1 :]]
+        expected = self._apply(replaced).find(_PLACEHOLDER, start)
         variants = (content, content.strip(), content.rstrip())
         for variant in variants:
             if expected >= 0 and text.startswith(variant, expected):
                 return expected, expected + len(variant)
         for variant in variants:
-            if (start := text.find(variant, earliest, limit)) >= 0:
-                return start, start + len(variant)
+            if (first := text.find(variant, start, limit)) >= 0:
+                return first, first + len(variant)
         problem = "must write an assistant's content as it is, which this chat template does not"
-        raise ActError(ConfigIssue(self.setting, content, problem, "Mend the row, or use another template."))
+        hint = "Correct the row, or use another template."
+        raise ActError(ConfigIssue(self.setting, content, problem, hint))
 
-    def _text(self, messages: Conversation, generation: bool = False) -> str:
+    def _apply(self, messages: Conversation, generation: bool = False) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=generation
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             problem = f"must be a conversation that the chat template can render ({error})"
-            raise ActError(
-                ConfigIssue(self.setting, messages, problem, "Mend the row, or use another template.")
-            ) from error
+            hint = "Correct the row, or use another template."
+            raise ActError(ConfigIssue(self.setting, messages, problem, hint)) from error
         return str(text)
-
-
-def _only(text: str, content: str, start: int, end: int) -> int | None:
-    """Where the content stands, if it stands in one place only: then no probe is needed to tell which it is."""
-    first = text.find(content, start, end)
-    return first if first >= 0 and text.find(content, first + 1, end) < 0 else None

@@ -1,13 +1,13 @@
-r"""BenchMAX's own words: how each of the paper's eleven languages asks, and how an answer is told from the output.
+"""What an evaluation set asks the model, and the pattern that finds an answer in its output; BenchMAX's own words.
 
-Facts taken to the letter from https://github.com/CONE-MT/BenchMAX at commit d509bfdefa43fc8cb32045c98642d709fad56e3a
-(MIT), ``tasks/mgsm`` and ``tasks/gpqa``; there at most 1,024 new tokens are generated for mathematics and 2,048 for
-science. Code follows its evalplus fork (https://github.com/xuuHuang/evalplus, commit
-beb1ee792b6018231512ea7cdc850180fde8545c): a model without chat template completes the function, with at most 768.
-Paper of the benchmark: https://arxiv.org/abs/2502.07346.
+BenchMAX's words are copied literally from https://github.com/CONE-MT/BenchMAX at commit
+d509bfdefa43fc8cb32045c98642d709fad56e3a (MIT), ``tasks/mgsm`` and ``tasks/gpqa``; there at most 1,024 new tokens are
+generated for mathematics and 2,048 for science. Code follows its evalplus fork (https://github.com/xuuHuang/evalplus,
+commit beb1ee792b6018231512ea7cdc850180fde8545c): a model without chat template completes the function, with at most
+768. Paper of the benchmark: https://arxiv.org/abs/2502.07346.
 
-Two quirks of it are kept, for comparable numbers: Bengali answers to mathematics are looked for in English, and no
-prompt of science names the form ``The answer is (B)`` that the strict pattern asks for.
+Two of its quirks are kept, for comparable numbers: Bengali answers to mathematics are looked for in English, and no
+prompt of science mentions the form ``The answer is (B)`` that the strict pattern requires.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from act_lightning.data import wording
 from act_lightning.data.ability_data import EvaluationData
 from act_lightning.errors import ConfigIssue
 
+BENCHMAX = "benchmax"
 LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
 
 # What stands before the question, what stands after it, and the strict pattern.
@@ -51,41 +51,6 @@ _SCIENCE = {
 }
 
 
-def math_question(language: str) -> str:
-    r"""The user's turn of a problem of mathematics (MGSM), with ``{prompt}`` where the problem goes.
-
-    >>> math_question("en")
-    'Question: {prompt}\nStep-by-Step Answer:'
-    """
-    before, after, _ = _MATH[language]
-    return f"{before} {{prompt}}\n{after}"
-
-
-def math_pattern(language: str) -> str:
-    """The pattern whose group is the answer to a problem of mathematics."""
-    return _MATH[language][2]
-
-
-def science_question(language: str) -> str:
-    r"""The user's turn of a question of science (GPQA), with ``{prompt}`` and ``{options}``.
-
-    >>> science_question("sw")
-    'Je, ni jibu gani sahihi kwa swali hili: {prompt}\nChaguo: \n{options}\nWacha tufikirie hatua kwa hatua: '
-    """
-    before, options, after = _SCIENCE[language]
-    return f"{before}{{prompt}}\n{options}\n{{options}}\n{after}"
-
-
-def clean_option(option: str) -> str:
-    """An option as BenchMAX shows it: without what stands in square brackets, double spaces made single.
-
-    >>> clean_option(" bicyclo[2.2.1]heptane ")
-    'bicycloheptane'
-    """
-    return re.sub(r"\[.*?\]", "", option.strip().replace(" [title]", ". ")).replace("  ", " ")
-
-
-BENCHMAX = "benchmax"
 _FIELD = re.compile(r"\{(prompt|options)\}")
 _PLAIN = {"exact": "{prompt}", "number": "{prompt}", "code": "{prompt}", "choice": "{prompt}\n{options}"}
 _PATTERNS = {
@@ -95,22 +60,49 @@ _PATTERNS = {
 """BenchMAX's strict patterns for English."""
 
 
-def question_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
-    """What is wrong with the settings of one evaluation set that decide how it asks and what it takes for an answer.
+def math_question(language: str) -> str:
+    r"""The user's turn of a mathematics problem (MGSM), with ``{prompt}`` in place of the problem.
 
-    Args:
-        settings: The settings of one evaluation set.
-        where: Its place in the config, such as ``data.evaluations.math-sw``.
+    >>> math_question("en")
+    'Question: {prompt}\nStep-by-Step Answer:'
     """
+    before, after, _ = _MATH[language]
+    return f"{before} {{prompt}}\n{after}"
+
+
+def math_pattern(language: str) -> str:
+    """The pattern whose group is the answer to a mathematics problem."""
+    return _MATH[language][2]
+
+
+def science_question(language: str) -> str:
+    r"""The user's turn of a science question (GPQA), with ``{prompt}`` and ``{options}``.
+
+    >>> science_question("sw")
+    'Je, ni jibu gani sahihi kwa swali hili: {prompt}\nChaguo: \n{options}\nWacha tufikirie hatua kwa hatua: '
+    """
+    before, options, after = _SCIENCE[language]
+    return f"{before}{{prompt}}\n{options}\n{{options}}\n{after}"
+
+
+def clean_option(option: str) -> str:
+    """An option as BenchMAX shows it: without text in square brackets, double spaces made single.
+
+    >>> clean_option(" bicyclo[2.2.1]heptane ")
+    'bicycloheptane'
+    """
+    return re.sub(r"\[.*?\]", "", option.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def question_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
+    """Issues of the settings of one evaluation set that determine its questions and the answers it accepts."""
     issues = _wording_issues(settings, where) + _pattern_issues(settings, where)
     if (settings.kind == "choice") is not bool(settings.incorrect):
         problem = "must name the columns of wrong options where kind is choice, and nothing elsewhere"
         hint = "Write, for example, incorrect: [Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3]."
         issues.append(ConfigIssue(f"{where}.incorrect", settings.incorrect, problem, hint))
     if settings.kind == "code" and not settings.allow_code_execution:
-        problem = (
-            "must be true where kind is code: what the model wrote is run, in a process without network and rights"
-        )
+        problem = "must be true where kind is code: the model's code is run, in a process without network and rights"
         hint = "Set it on a machine where that may be done."
         issues.append(ConfigIssue(f"{where}.allow_code_execution", False, problem, hint))
     return issues
@@ -121,31 +113,30 @@ def _wording_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
         if settings.kind == "exact":
             hint = "Choose number, choice or code, or write the question as text."
             return [ConfigIssue(f"{where}.kind", settings.kind, "must be a kind that BenchMAX has", hint)]
-        if settings.kind != "code" and settings.language not in wording.LANGUAGES:
-            problem = f"must be one of {', '.join(wording.LANGUAGES)} where question is {BENCHMAX}"
+        if settings.kind != "code" and settings.language not in LANGUAGES:
+            problem = f"must be one of {', '.join(LANGUAGES)} where question is {BENCHMAX}"
             return [ConfigIssue(f"{where}.language", settings.language, problem, "Name the language of the set.")]
         return []
-    needed = set(_FIELD.findall(_PLAIN[settings.kind]))
-    if settings.question is None or set(_FIELD.findall(settings.question)) == needed:
+    fields = set(_FIELD.findall(_PLAIN[settings.kind]))
+    if settings.question is None or set(_FIELD.findall(settings.question)) == fields:
         return []
-    problem = f"must be {BENCHMAX}, or text that contains {' and '.join(f'{{{name}}}' for name in sorted(needed))}"
+    problem = f"must be {BENCHMAX}, or text that contains {' and '.join(f'{{{name}}}' for name in sorted(fields))}"
     return [ConfigIssue(f"{where}.question", settings.question, problem, "Write each of them where it belongs.")]
 
 
 def _pattern_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
     if settings.pattern is None:
         return []
-    setting, hint = f"{where}.pattern", r"Write, for example, Answer: (\-?[0-9.,]+)."
+    problem, hint = "must have one group, which is the answer", r"Write, for example, Answer: (\-?[0-9.,]+)."
     if settings.kind not in _PATTERNS:
-        problem = f"has no meaning where kind is {settings.kind}"
-        return [ConfigIssue(setting, settings.pattern, problem, "Leave it out.")]
-    try:
-        groups = re.compile(settings.pattern).groups
-    except re.error as error:
-        return [ConfigIssue(setting, settings.pattern, f"must be a regular expression ({error})", hint)]
-    if groups == 1:
-        return []
-    return [ConfigIssue(setting, settings.pattern, "must have one group, which is the answer", hint)]
+        problem, hint = f"has no meaning where kind is {settings.kind}", "Leave it out."
+    else:
+        try:
+            if re.compile(settings.pattern).groups == 1:
+                return []
+        except re.error as error:
+            problem = f"must be a regular expression ({error})"
+    return [ConfigIssue(f"{where}.pattern", settings.pattern, problem, hint)]
 
 
 def question_template(settings: EvaluationData) -> str:
@@ -154,19 +145,18 @@ def question_template(settings: EvaluationData) -> str:
         return settings.question or _PLAIN[settings.kind]
     if settings.kind == "code":
         return _PLAIN["code"]
-    ask = wording.math_question if settings.kind == "number" else wording.science_question
-    return ask(settings.language or "")
+    return (math_question if settings.kind == "number" else science_question)(settings.language or "")
 
 
 def strict_pattern(settings: EvaluationData) -> str | None:
     """The pattern whose one group is the answer; ``None`` where the whole output is."""
     if settings.pattern is None and settings.question == BENCHMAX and settings.kind == "number":
-        return wording.math_pattern(settings.language or "")
+        return math_pattern(settings.language or "")
     return settings.pattern or _PATTERNS.get(settings.kind)
 
 
 def fill_fields(text: str, fields: Mapping[str, str]) -> str:
-    """``text`` with fields in their places; braces within a field's own text stay.
+    """``text`` with its fields replaced; braces within a field's value stay.
 
     >>> fill_fields("{prompt} {other}", {"prompt": "Is {options} a set?"})
     'Is {options} a set? {other}'
@@ -175,20 +165,16 @@ def fill_fields(text: str, fields: Mapping[str, str]) -> str:
 
 
 def can_match(pattern: str, key: str) -> bool:
-    r"""Whether the group of ``pattern`` can be ``key``.
+    r"""Whether the one capturing group of ``pattern`` can match ``key``.
 
     >>> can_match(r"答案是 (\-?[0-9\.\,]+)。", "1,080"), can_match(r"The answer is (\-?[0-9\.\,]+)", "a dozen")
     (True, False)
     """
-    return re.fullmatch(_group(pattern), key) is not None
-
-
-def _group(pattern: str) -> str:
-    """The text of a pattern's one capturing group."""
-    opened: list[int] = []
+    group, starts = pattern, list[int]()
     for part in re.finditer(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?:\?P<\w+>)?(\?)?|\)", pattern, re.DOTALL):
         if part[0].startswith("("):
-            opened.append(-1 if part[1] else part.end())
-        elif part[0] == ")" and (start := opened.pop()) >= 0:
-            return pattern[start : part.start()]
-    return pattern
+            starts.append(-1 if part[1] else part.end())  # -1: a group that does not capture
+        elif part[0] == ")" and (start := starts.pop()) >= 0:
+            group = pattern[start : part.start()]
+            break
+    return re.fullmatch(group, key) is not None

@@ -68,7 +68,7 @@ class Evaluator:
                 id=prompt.item.identity,
                 prompt=prompt.text,
                 prediction=output.text,
-                reference=prompt.reference,
+                reference=prompt.item.reference,
                 tokens=output.tokens,
                 truncated=output.truncated,
                 options=len(prompt.item.options),
@@ -190,7 +190,7 @@ def generate_and_grade(
 
 
 def _locations(data: AbilityDataModule, name: str, rows: Sequence[int]) -> list[str]:
-    return [f"{data.prompts[name][row].item.place} (set {name})" for row in rows]
+    return [f"{data.prompts[name][row].item.location} (set {name})" for row in rows]
 
 
 def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], locations: Sequence[str] = ()) -> Tensor:

@@ -11,11 +11,19 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.data.batches import MAX_PADDING, collate, shard, token_budget_batches, unbatch
+from act_lightning.data.batches import (
+    MAX_PADDING,
+    Packing,
+    collate,
+    pack,
+    shard,
+    should_pack,
+    token_budget_batches,
+    unbatch,
+)
 from act_lightning.data.cache import answer_tokens, lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import Packing, pack, should_pack
 from act_lightning.data.tokenized import fingerprint
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
@@ -36,7 +44,7 @@ class AbilitySamples:
         samples: Those with answer tokens.
         dropped: Number of rows without answer tokens, or without an answer.
         fingerprint: SHA-256 over all token ids and labels.
-        packing: Whether they may be packed; see :func:`~act_lightning.data.packing.should_pack`.
+        packing: Whether they may be packed; see :func:`~act_lightning.data.batches.should_pack`.
     """
 
     samples: Sequence[Sample]

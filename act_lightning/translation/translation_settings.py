@@ -9,8 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from act_lightning.checkpoints.files import check_writable, name_issues
-from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.checks import list_issues, positive_issues
+from act_lightning.data.ability_data import AbilityData, list_issues, positive_issues
 from act_lightning.errors import ConfigIssue
 from act_lightning.translation.verification import FinalAnswer
 

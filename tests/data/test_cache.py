@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -14,13 +15,13 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import cache as module
+from act_lightning.data import cache, tokenized
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.cache import cache_key, cache_root, prepare_shards
+from act_lightning.data.cache import cache_key, cache_root
 from act_lightning.data.conversations import LocatedConversation
 from act_lightning.data.labels import Encoder
 from act_lightning.data.templates import ChatTemplate, TextTemplate
-from act_lightning.data.tokenized import TokenizedAbility, tokenize_ability
+from act_lightning.data.tokenized import TokenizedAbility, prepare_shards, tokenize_ability
 from act_lightning.errors import ActError
 from tests.loops import messages
 from tests.tiny import CHATML, tiny_tokenizer, write_jsonl
@@ -36,7 +37,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(tokenized, "_SHARD_ROWS", 8)
 
 
 def prepare(rows: Path, tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any) -> TokenizedAbility:
@@ -120,9 +121,34 @@ def test_versions_and_kinds_are_in_the_key(tokenizer: PreTrainedTokenizerFast, m
     keys += [cache_key("others", text, tokenizer, 9), cache_key("rows", text, tokenizer, 10)]
     monkeypatch.setattr(tokenizers, "__version__", "0")
     keys.append(cache_key("rows", text, tokenizer, 9))
+    monkeypatch.setattr(cache, "CACHE_VERSION", cache.CACHE_VERSION + 1)
+    keys.append(cache_key("rows", text, tokenizer, 9))
     tokenizer.chat_template = "another"
     keys.append(cache_key("rows", text, tokenizer, 9))
     assert len(set(keys)) == len(keys)
+
+
+def test_a_version_stands_for_the_samples_that_rows_give(tmp_path: Path) -> None:
+    """Fingerprints and bytes of shards: raise CACHE_VERSION whenever these change."""
+    rows = [
+        {"prompt": f"What is {i}?", "answer": f"It is {i}, or é."} if i % 2 else {"messages": turns(i)}
+        for i in range(9)
+    ]
+    file, digest = write_jsonl(tmp_path / "rows.jsonl", rows), hashlib.sha256()
+    for template in ("chat", "chatml"):
+        settings = AbilityData(str(file), template=template, shuffle_seed=3, skip=1)
+        root = tmp_path / template
+        ability = tokenize_ability("x", settings, tiny_tokenizer(), "chat", 40, num_proc=1, cache_dir=str(root))
+        digest.update(ability.fingerprint.encode())
+        for shard in sorted(root.rglob("*.safetensors")):
+            digest.update(shard.read_bytes())
+    assert (cache.CACHE_VERSION, digest.hexdigest()[:16]) == (1, "73911a52e8c18d3c")
+
+
+def turns(number: int) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": f"{role} {number}"} for role in ("system", "user", "assistant", "user", "assistant")
+    ]
 
 
 def halve(path: Path) -> None:
@@ -166,9 +192,9 @@ def test_one_killed_half_way_leaves_nothing_that_is_trusted(rows: Path, monkeypa
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(self, conversations, places)
 
-    encode = Encoder.together
+    encode = Encoder.encode_batch
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "together", dies)
+        patch.setattr(Encoder, "encode_batch", dies)
         killed = Process(target=prepare, args=(rows,))
         killed.start()
         killed.join()
@@ -234,7 +260,7 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.data.conversations.rows_fingerprint", lambda *_: None)
+    monkeypatch.setattr("act_lightning.data.tokenized.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
     assert told(first) == told(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

@@ -9,7 +9,7 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 
 from act_lightning.data.conversations import Conversation
 from act_lightning.data.labels import Encoder, OffsetTokenizer
-from act_lightning.data.templates import NAMES, make_template
+from act_lightning.data.templates import TEMPLATE_NAMES, make_template
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.families import FAMILIES, chatml, llama2, mistral, qwen
@@ -118,14 +118,16 @@ def test_system_turns(name: str, begins: str) -> None:
 
 @pytest.mark.parametrize("name", ["wizardmath", "alpaca"])
 def test_more_than_one_question_is_refused_with_its_place(name: str) -> None:
+    tokenizer = llama2()
+    encode = Encoder(make_template(name, tokenizer, "data.template"), tokenizer, 999)
     for messages in (TALK, [SYSTEM, *TALK[:2]]):
         with pytest.raises(ActError, match=rf"x.jsonl:7, data.template = .*{name} has room for one question"):
-            make_template(name, llama2(), "data.template").render(messages, "x.jsonl:7")
+            encode(messages, "x.jsonl:7")
     with pytest.raises(ActError, match="llama2 has room for users and assistants in turn"):
         make_template("llama2", llama2(), "data.template").render([TALK[0], *TALK])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEMPLATE_NAMES)
 def test_shipped_template_needs_the_tokens_that_it_writes(name: str) -> None:
     tokenizer = llama2()
     tokenizer.eos_token = None
@@ -152,7 +154,7 @@ def test_offsets_and_spelling_give_the_same_labels(family: str, turns: list[tupl
     messages = [message for pair in pairs for message in pair]
     encode = Encoder(make_template(template, tokenizer, "data.template"), tokenizer, 999)
     by_offsets = encode(messages)
-    encode.tokenize = OffsetTokenizer(tokenizer, by_prefixes=True)
+    encode.tokenize = OffsetTokenizer(tokenizer, by_decoding=True)
     by_spelling = encode(messages)
     assert by_offsets is not None
     assert by_spelling is not None
@@ -167,7 +169,7 @@ _CACHE: dict[str, PreTrainedTokenizerBase] = {}
 @pytest.mark.parametrize("text", ["one two", " one  two", "é two</s>one", "१\n"])
 def test_added_tokens_are_placed_alike(build: type, text: str) -> None:
     tokenizer = build()
-    offsets, spelled = OffsetTokenizer(tokenizer)(text, True), OffsetTokenizer(tokenizer, by_prefixes=True)(text, True)
+    offsets, spelled = OffsetTokenizer(tokenizer)(text, True), OffsetTokenizer(tokenizer, by_decoding=True)(text, True)
     assert offsets == spelled
 
 
@@ -184,6 +186,6 @@ def test_tokenizer_that_has_no_offsets() -> None:
 def test_tokenizer_without_offsets_that_changes_the_text() -> None:
     tokenizer = qwen()  # it composes letters and their accents
     encode = Encoder(make_template("{prompt} ", tokenizer, "t"), tokenizer, 99)
-    encode.tokenize = OffsetTokenizer(tokenizer, by_prefixes=True)
-    with pytest.raises(ActError, match=r"x.jsonl:2, model.target, .*must spell a text as it was given"):
+    encode.tokenize = OffsetTokenizer(tokenizer, by_decoding=True)
+    with pytest.raises(ActError, match=r"x.jsonl:2, model.target, .*must decode to the text"):
         encode([TALK[0], {"role": "assistant", "content": "e\u0301"}], "x.jsonl:2")

@@ -86,7 +86,7 @@ def test_report_on_the_terminal(data: AbilityDataModule) -> None:
     assert "ability say, sample 3 of 3" in text
     assert text.count("evaluation e, sample") == 2
     assert "≤ 128" in text
-    assert "warning: say and e share prompts, 50.0 % of one of them: 1 of say stand in e (1 as the same text)" in text
+    assert "warning: say and e share prompts, 50.0 % of one of them: 1 of say are in e (1 as the same text)" in text
     data.evaluations.clear()
     assert "no two sets share more than 1 % of their prompts" in printed(inspect(data))
 

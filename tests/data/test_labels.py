@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data.labels import Encoder, Sample, encode
-from act_lightning.data.templates import TextTemplate, make_template
+from act_lightning.data.labels import Encoder, Sample
+from act_lightning.data.templates import Template, TextTemplate, make_template
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from tests.reference.labels import label
@@ -20,6 +20,10 @@ from tests.tiny import CHATML, END, END_ID, PAD, PAD_ID, START, START_ID, tiny_t
 
 def exchange(prompt: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def encode(messages: list[dict[str, str]], template: Template, tokenizer: Any, max_length: int) -> Sample | None:
+    return Encoder(template, tokenizer, max_length)(messages)
 
 
 def chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast, max_length: int = 512) -> Sample:
@@ -109,7 +113,7 @@ def test_special_tokens_that_rows_spell_move_no_label(tokenizer: PreTrainedToken
 def test_conversations_together_give_what_each_gives_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(make_template("chat", tokenizer, "t"), tokenizer, 16)
     talks = [exchange("1?", "one two three"), exchange("a", " "), exchange("x" * 99, "y"), exchange("2?", "two")]
-    together = encoder.together(talks, [None] * len(talks))
+    together = encoder.encode_batch(talks, [None] * len(talks))
     assert [sample is None for sample in together] == [False, True, True, False]
     for sample, talk in zip(together, talks, strict=True):
         alone = encoder(talk)

@@ -16,15 +16,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_lightning.data import loading as arrays
+from act_lightning.data import files
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.conversations import iter_conversations, read_rows, rows_fingerprint
+from act_lightning.data.conversations import Conversation, iter_conversations, rows_fingerprint
 from act_lightning.data.loading import open_rows
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
 ROWS = [{"prompt": f'{i}, "é"\n?', "answer": "" if i == 2 else f"a\u2028{i}"} for i in range(5)]
 WHERE = "data.abilities.x"
+
+
+def read_rows(settings: AbilityData, where: str) -> list[Conversation]:
+    return [messages for _, messages in iter_conversations(settings, where)]
 
 
 def as_json(path: Path, rows: list[dict[str, Any]], indent: int | None = None) -> None:
@@ -58,7 +62,7 @@ def test_same_rows_in_any_order_from_every_kind(tmp_path: Path, name: str) -> No
     source = open_rows(AbilityData(str(tmp_path / name)), WHERE)
     assert [row for _, row in source] == ROWS == [row for _, row in source]
     places = [place for place, _ in source]
-    assert list(source.at([3, 0, 4])) == [(places[i], ROWS[i]) for i in (3, 0, 4)]
+    assert list(source.select([3, 0, 4])) == [(places[i], ROWS[i]) for i in (3, 0, 4)]
     assert len(set(places)) == 5
     assert all(place.startswith(str(tmp_path / name)) for place in places)
 
@@ -83,11 +87,11 @@ def test_patterns_read_files_by_name(tmp_path: Path) -> None:
     ("name", "content", "place", "message"),
     [
         ("x.json", '[{"prompt": "x"}, {"prompt" "y"}]', "x.json row 2", "is not JSON: Expecting ':' delimiter"),
-        ("x.json", '[{"prompt": "x"} {"prompt": "y"}]', "x.json row 1", "is not JSON: ']' must follow"),
+        ("x.json", '[{"prompt": "x"} {"prompt": "y"}]', "x.json row 1", "is not JSON: expected ',' or ']', found '{'"),
         ("x.json", '[{"prompt": "x"}, 3]', "x.json row 2", "must be an object"),
-        ("x.json", '[{"prompt": "x"}', "x.json row 1", "is not JSON: ']' must follow"),
+        ("x.json", '[{"prompt": "x"}', "x.json row 1", "is not JSON: expected ',' or ']', found the end of the file"),
         ("x.json", '[{"prompt": "x', "x.json row 1", "is not JSON: Unterminated string"),
-        ("x.json", "[{}] []", "x.json row 1", "is not JSON: '[' follows the array's end"),
+        ("x.json", "[{}] []", "x.json row 1", "is not JSON: unexpected '[' after the array"),
         ("x.json", "[{},]", "x.json row 2", "is not JSON: Expecting value"),
         ("x.json", '{"prompt":\n "x"}', "x.json:1", "is not JSON in UTF-8"),
         ("x.json", b'[{"prompt": "\xff"}]', "x.json", "must be text in UTF-8"),
@@ -126,7 +130,7 @@ values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_si
 def test_array_read_in_any_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]], indent: int | None
 ) -> None:
-    monkeypatch.setattr(arrays, "_CHUNK", 5)
+    monkeypatch.setattr(files, "_CHUNK", 5)
     as_json(tmp_path / "x.json", rows, indent)
     assert [row for _, row in open_rows(AbilityData(str(tmp_path / "x.json")), WHERE)] == rows
 
@@ -194,7 +198,7 @@ def test_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = datasets.IterableDataset.from_generator(broken)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: stream)
     rows = iter_conversations(AbilityData("owner/set", streaming=True), WHERE)
-    assert next(rows).place == "owner/set row 1"
+    assert next(rows).location == "owner/set row 1"
     with pytest.raises(ActError, match=r"cannot be loaded: gone"):
         next(rows)
 

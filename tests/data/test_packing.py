@@ -9,9 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from act_lightning.channels import inventory
-from act_lightning.data.batches import collate, unbatch
+from act_lightning.data.batches import collate, pack, packing_obstacle, should_pack, unbatch
 from act_lightning.data.labels import Sample
-from act_lightning.data.packing import pack, packing_obstacle, should_pack
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from act_lightning.profiling.channel_means import ChannelMeans

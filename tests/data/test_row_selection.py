@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from act_lightning.data import loading as sources
+from act_lightning.data import files
 from act_lightning.data.ability_data import AbilityData, PerGroup
 from act_lightning.data.conversations import iter_conversations
 from act_lightning.errors import ActError
@@ -85,7 +85,7 @@ quotas = st.builds(
 def test_order_of_choices(
     file: Path, monkeypatch: pytest.MonkeyPatch, condition: Any, seed: Any, quota: Any, skip: int, limit: Any
 ) -> None:
-    monkeypatch.setattr(sources, "_MAX_ROWS_HELD", 3)
+    monkeypatch.setattr(files, "_MAX_ROWS_HELD", 3)
     chosen = AbilityData(str(file), filter=condition, shuffle_seed=seed, per_group=quota, skip=skip, limit=limit)
     expected = plainly(chosen)
     found = iter_conversations(chosen, "data.abilities.x")

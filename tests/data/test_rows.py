@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.conversations import Conversation, read_rows
+from act_lightning.data.conversations import Conversation, iter_conversations
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
@@ -20,7 +20,8 @@ NUMBERS = [{"prompt": str(i), "answer": f"a{i}", "kind": "odd" if i % 2 else "ev
 
 
 def read(path: Path | str, **settings: Any) -> list[Conversation]:
-    return read_rows(AbilityData(str(path), **settings), "data.abilities.x")
+    conversations = iter_conversations(AbilityData(str(path), **settings), "data.abilities.x")
+    return [messages for _, messages in conversations]
 
 
 def prompts(conversations: list[Conversation]) -> list[str]:

@@ -109,7 +109,7 @@ def test_a_set_in_words_of_its_own(tmp_path: Path, tokenizer: PreTrainedTokenize
 @pytest.mark.parametrize(
     ("kind", "row", "problem"),
     [
-        ("number", MATH | {"answer_number": "a dozen"}, "answer = 'a dozen': must be what the group of"),
+        ("number", MATH | {"answer_number": "a dozen"}, "answer = 'a dozen': must be something that the group of"),
         ("number", MATH | {"answer_number": ""}, "must end with a reference answer"),
         ("choice", SCIENCE | {"Incorrect Answer 2": "a"}, "none of them twice"),
         ("choice", SCIENCE | {"Incorrect Answer 2": "gold [title] ring"}, "none of them twice"),

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from act_lightning.data.ability_data import EvaluationData
 from act_lightning.data.conversations import Conversation
+from act_lightning.data.labels import Encoder
+from act_lightning.data.tasks import read_prompts
 from act_lightning.data.templates import TextTemplate, make_template
 from act_lightning.errors import ActError
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, tiny_tokenizer, write_jsonl
 
 USER = {"role": "user", "content": "1 + 1?"}
 TALK = [USER, {"role": "assistant", "content": " two "}, USER, {"role": "assistant", "content": "2"}]
@@ -91,13 +94,15 @@ def test_conversations_that_a_text_template_cannot_tell() -> None:
         TextTemplate("{prompt}").render(TALK)
 
 
-def test_place_of_a_conversation_that_cannot_be_told() -> None:
+def test_location_of_a_conversation_that_cannot_be_rendered(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(FORGETFUL)
     with pytest.raises(
         ActError, match=r"x.jsonl:3, data.template = .*earlier turns the chat template leaves unchanged"
     ):
-        make_template("chat", tiny_tokenizer(FORGETFUL), "data.template").render(TALK, "x.jsonl:3")
-    with pytest.raises(ActError, match=r"x.jsonl:3, t = "):
-        TextTemplate("{prompt}", "t").render_prompt(TALK, "x.jsonl:3")
+        Encoder(make_template("chat", tokenizer, "data.template"), tokenizer, 99)(TALK, "x.jsonl:3")
+    settings = EvaluationData(str(write_jsonl(tmp_path / "x.jsonl", [{"messages": TALK}])), role="keep")
+    with pytest.raises(ActError, match=r"x.jsonl:1, data.template = "):
+        read_prompts("x", settings, tokenizer, "{prompt}")
 
 
 @pytest.mark.parametrize(

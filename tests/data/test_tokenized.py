@@ -52,7 +52,7 @@ def test_no_row_left_says_why(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 def test_row_that_the_template_cannot_tell_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write_jsonl(tmp_path / "x.jsonl", [ROWS[0], {"messages": talk * 2}])
-    with pytest.raises(ActError, match=r"x.jsonl:2, data.abilities.x.template = '{prompt}: ': can tell one user turn"):
+    with pytest.raises(ActError, match=r"x.jsonl:2, data.abilities.x.template = '{prompt}: ': can render one"):
         tokenize(path, tokenizer, 15)
 
 

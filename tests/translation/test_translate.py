@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.conversations import read_rows
+from act_lightning.data.conversations import Conversation, iter_conversations
 from act_lightning.errors import ActError
 from act_lightning.translation.endpoint import _retry_after
 from act_lightning.translation.translate import print_report, translate
@@ -27,6 +27,10 @@ from tests.translation.server import Answer, Server, Texts, serving, translated
 
 SECRET = "sk-never-to-be-seen"
 FAST: dict[str, Any] = {"requests_per_minute": 10**7, "tokens_per_minute": 10**9}
+
+
+def read_rows(settings: AbilityData) -> list[Conversation]:
+    return [messages for _, messages in iter_conversations(settings, "")]
 
 
 @pytest.fixture
@@ -69,13 +73,13 @@ def test_rows_come_back_in_order_with_what_must_be_kept(
 ) -> None:
     report = translate(math, settings(server, tmp_path, prices={"small": Price(1.0, 10.0)}))
     found = rows_of(tmp_path / "out" / "math-sw.parquet")
-    originals = read_rows(math["math"], "")
+    originals = read_rows(math["math"])
     assert [row["original_prompt"] for row in found] == [turns[0]["content"] for turns in originals]
     assert found[1]["prompt"] == "neno neno 1 neno neno $5 neno. neno neno $x^1$?"
     assert found[1]["answer"] == "neno neno 1.\nThe answer is: 1"
     assert found[1]["place"].endswith("m.jsonl:2")
     as_ability = AbilityData(str(tmp_path / "out" / "math-sw.parquet"))
-    assert [turns[1]["content"] for turns in read_rows(as_ability, "")] == [row["answer"] for row in found]
+    assert [turns[1]["content"] for turns in read_rows(as_ability)] == [row["answer"] for row in found]
     one = report.sets["math-sw"]
     assert (one.rows, one.translated, one.attempts, one.input_tokens, one.output_tokens) == (3, 3, 3, 300, 30)
     assert one.cost == report.cost == pytest.approx((300 * 1.0 + 30 * 10.0) / 1e6)
@@ -197,7 +201,7 @@ def test_every_language_gets_rows_of_its_own(server: Server, math: dict[str, Abi
         code: [row["original_prompt"] for row in rows_of(tmp_path / "out" / f"math-{code}.parquet")]
         for code in ("sw", "hu")
     }
-    own = [turns[0]["content"] for turns in read_rows(math["math"], "")]
+    own = [turns[0]["content"] for turns in read_rows(math["math"])]
     together = own + prompts["sw"] + prompts["hu"]
     assert len(set(together)) == len(together) == 9
     assert {body["model"] for body in server.asked if "Hungarian" in body["messages"][0]["content"]} == {"large"}

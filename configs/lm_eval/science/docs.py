@@ -4,7 +4,7 @@ from typing import Any
 
 import datasets
 
-from act_lightning.data.tasks import make_choices
+from act_lightning.data.tasks import shuffle_options
 from act_lightning.data.wording import clean_option
 
 _INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
@@ -17,6 +17,7 @@ def with_choices(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def _with_choices(row: dict[str, Any], number: int) -> dict[str, Any]:
     incorrect = [row[column] for column in _INCORRECT]
-    choices = make_choices(row["Question"], row["Correct Answer"], incorrect, f"row {number + 1}", clean_option)
-    named = {f"choice{place}": option for place, option in enumerate(choices.options, start=1)}
-    return named | {"choices": list(choices.options), "answer": choices.answer}
+    location = f"row {number + 1}"
+    options, answer = shuffle_options(row["Question"], row["Correct Answer"], incorrect, location, clean_option)
+    named = {f"choice{index}": option for index, option in enumerate(options, start=1)}
+    return named | {"choices": list(options), "answer": answer}

@@ -1,0 +1,242 @@
+"""Rows of local files with their locations: JSONL, JSON, CSV and Parquet, read row by row.
+
+``datasets`` would give every row the columns and types of all rows, could not say which line is broken, and would copy
+each file into its cache first.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TextIO
+
+from act_lightning.errors import ActError, ConfigIssue
+
+Row = dict[str, Any]
+LocatedRow = tuple[str, Row]
+"""A row and its location, such as ``data/science-ar.jsonl:3``."""
+
+_MAX_ROWS_HELD = 100_000
+
+
+class RowSource(ABC):
+    """Rows in a fixed order, each with its location."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[LocatedRow]:
+        """All rows, read as they are consumed.
+
+        Raises:
+            ActError: At the first row that cannot be read.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str | None:
+        """A text that changes whenever the rows do, or ``None`` if that cannot be known."""
+
+    def select(self, indices: Sequence[int]) -> Iterator[LocatedRow]:
+        """Some rows in the order of ``indices``.
+
+        The source is read once for every 100,000 rows, so that a sequential source can be shuffled in bounded memory.
+
+        Args:
+            indices: Row numbers counted from 0, without repeats.
+        """
+        for start in range(0, len(indices), _MAX_ROWS_HELD):
+            window = indices[start : start + _MAX_ROWS_HELD]
+            members = set(window)
+            rows = {index: row for index, row in enumerate(islice(self, max(window) + 1)) if index in members}
+            yield from map(rows.__getitem__, window)
+
+
+_OBJECT_HINT = 'Write one JSON object per line, such as {"prompt": "…", "answer": "…"}.'
+_MAX_CSV_FIELD = 2**31 - 1
+_PARQUET_ROWS = 1024  # read at once
+
+
+@dataclass
+class FileRows(RowSource):
+    """The rows of one or more files, one file after the other, each read as its extension says."""
+
+    paths: Sequence[str]
+    where: str
+
+    def __iter__(self) -> Iterator[LocatedRow]:
+        """All rows, located as ``path:line``, or as ``path row number`` in files without lines."""
+        for path in self.paths:
+            try:
+                yield from READERS[extension(path)](path)
+            except UnicodeDecodeError as error:
+                raise ActError(ConfigIssue(path, error.reason, "must be text in UTF-8", "Save it as UTF-8.")) from error
+            except OSError as error:
+                raise self._unreadable(path, error) from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the extensions and the bytes of all files."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    digest.update(extension(path).encode() + hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise self._unreadable(path, error) from error
+        return digest.hexdigest()
+
+    def _unreadable(self, path: str, error: OSError) -> ActError:
+        return ActError(ConfigIssue(f"{self.where}.path", path, f"cannot be read: {error}", "Check the file."))
+
+
+def extension(path: str) -> str:
+    """The file extension without its dot: ``jsonl`` for ``data/science-ar.jsonl``."""
+    return path.rpartition(".")[2]
+
+
+def _read_jsonl(path: str) -> Iterator[LocatedRow]:
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.removeprefix(BOM_UTF8).strip():
+                continue
+            location = f"{path}:{number}"
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                text = line.decode("utf-8", errors="replace").strip()
+                reason = (
+                    f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+                )
+                raise ActError(ConfigIssue(location, text, f"is not JSON in UTF-8: {reason}", _OBJECT_HINT)) from error
+            yield location, _require_object(row, location)
+
+
+def _require_object(row: object, location: str) -> Row:
+    if not isinstance(row, dict):
+        raise ActError(ConfigIssue(location, row, "must be an object", _OBJECT_HINT))
+    return row
+
+
+_BLANK = re.compile(r"[ \t\n\r]*")
+_CHUNK = 1 << 18  # characters
+_LONGEST_TOKEN = 16  # characters; no JSON token but strings and numbers is longer
+
+
+class _JsonScanner:
+    """Decodes one JSON value after the other from a text file, of which it holds a chunk at a time."""
+
+    def __init__(self, file: TextIO, path: str) -> None:
+        self.file, self.path = file, path
+        self.text, self.pos = "", 0
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            if match := _BLANK.match(self.text, self.pos):
+                self.pos = match.end()
+            if self.pos < len(self.text) or not self._read_more():
+                return self.text[self.pos : self.pos + 1]
+
+    def decode(self, row: int) -> object:
+        """The next value, for which more of the file is read while the text may have been cut within the value."""
+        self.peek()
+        while True:
+            try:
+                value, self.pos = json.JSONDecoder().raw_decode(self.text, self.pos)
+            except json.JSONDecodeError as error:
+                at_end = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - _LONGEST_TOKEN
+                if not at_end or not self._read_more():
+                    raise self.error(row, error.msg) from error
+            except RecursionError as error:
+                raise self.error(row, "it is nested too deeply") from error
+            else:
+                return value
+
+    def error(self, row: int, reason: str) -> ActError:
+        """The error of a row, with the text from the current position."""
+        hint = 'Write an array of objects, such as [{"prompt": "…", "answer": "…"}].'
+        return ActError(ConfigIssue(f"{self.path} row {row}", self.text[self.pos :], f"is not JSON: {reason}", hint))
+
+    def _read_more(self) -> bool:
+        chunk = self.file.read(_CHUNK)
+        self.text, self.pos = self.text[self.pos :] + chunk, 0
+        return bool(chunk)
+
+
+def _read_json(path: str) -> Iterator[LocatedRow]:
+    """The objects of an array, or of lines as in JSONL."""
+    with open(path, encoding="utf-8-sig") as file:
+        scanner = _JsonScanner(file, path)
+        if scanner.peek() != "[":
+            yield from _read_jsonl(path)
+            return
+        scanner.pos += 1
+        row, mark = 1, scanner.peek()
+        while mark != "]":
+            location = f"{path} row {row}"
+            yield location, _require_object(scanner.decode(row), location)
+            mark = scanner.peek()
+            if mark not in (",", "]"):
+                raise scanner.error(row, f"expected ',' or ']', found {repr(mark) if mark else 'the end of the file'}")
+            if mark == ",":
+                scanner.pos += 1
+                row += 1
+        scanner.pos += 1
+        if rest := scanner.peek():
+            raise scanner.error(row, f"unexpected {rest!r} after the array")
+
+
+def _read_csv(path: str) -> Iterator[LocatedRow]:
+    csv.field_size_limit(_MAX_CSV_FIELD)  # the default of 128 KiB is too small for some answers
+    header: list[str] | None = None
+    with open(path, newline="", encoding="utf-8-sig") as text:
+        reader = csv.reader(text, strict=True)
+        while True:
+            location = f"{path}:{reader.line_num + 1}"
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                hint = "Quote fields that contain commas, quotes or line breaks, and double the quotes within."
+                issue = ConfigIssue(location, "the row that starts here", f"is not CSV: {error}", hint)
+                raise ActError(issue) from error
+            if fields is None:
+                return
+            if header is None:
+                header = fields
+                if len(set(header)) < len(header):
+                    hint = "Rename or drop columns."
+                    raise ActError(ConfigIssue(location, header, "must name each column once", hint))
+            elif fields:  # a blank line has none
+                if len(fields) != len(header):
+                    problem = f"must have {len(header)} fields as the header has, but has {len(fields)}"
+                    hint = "Quote fields that contain commas or line breaks."
+                    raise ActError(ConfigIssue(location, fields, problem, hint))
+                yield location, dict(zip(header, fields, strict=True))
+
+
+def _read_parquet(path: str) -> Iterator[LocatedRow]:
+    import pyarrow  # here, because most runs read no Parquet
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except pyarrow.ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+READERS: dict[str, Callable[[str], Iterator[LocatedRow]]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}
+"""The reader of a file by its extension."""
