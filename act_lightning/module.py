@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from act_lightning.checkpoints.models import load_model, locate, meta_model
-from act_lightning.checkpoints.weight_files import require_weights
+from act_lightning.checkpoints.weight_files import read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
@@ -148,7 +148,7 @@ class AbilityTransferModule(L.LightningModule):
             return
         raise_if_any(averaging_issues(self.trainer))
         folder = locate(self.target, self.revision)
-        require_weights(folder, "model.target")
+        read_headers(folder, "model.target")
         if self.generator == VLLM and self.trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING):
             if self.trainer.world_size != 1:
                 problem = "must be 1 if model.generator is vllm, which spreads the model over devices itself"

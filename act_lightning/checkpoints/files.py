@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and the names and places they may have."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -19,44 +19,46 @@ from torch import Tensor
 from act_lightning.errors import ActError, ConfigIssue
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_FICLONE = 0x40049409  # linux/fs.h; supported by btrfs, XFS, bcachefs, OCFS2, NFS 4.2
 
 
 def name_issues(name: str, setting: str) -> list[ConfigIssue]:
-    """The issue of a name that cannot become part of a path.
-
-    Args:
-        name: What was given.
-        setting: Where it was given.
-    """
+    """The issue of a name that cannot be part of a path, given under ``setting``."""
     if _NAME.fullmatch(name) and name not in (".", ".."):
         return []
     problem = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
     return [ConfigIssue(setting, name, problem, "Rename it: files are named after it.")]
 
 
-_FICLONE = 0x40049409  # linux/fs.h: btrfs, XFS, bcachefs, OCFS2, NFS 4.2, and others through them
-
-
-def reflink(origin: Path, copy: Path) -> bool:
-    """Make ``copy`` a reflink of ``origin``; where the file system cannot, leave no ``copy`` and return False."""
-    if sys.platform != "linux":
-        return False
-    from fcntl import ioctl
-
+def check_writable(folder: Path, setting: str) -> list[ConfigIssue]:
+    """The issue of a ``folder`` in which no file can be created; it need not exist yet, and nothing is left in it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
-        with origin.open("rb") as source, copy.open("wb") as target:
-            ioctl(target.fileno(), _FICLONE, source.fileno())
-    except OSError:
-        copy.unlink(missing_ok=True)
-        return False
-    return True
+        with tempfile.TemporaryFile(dir=existing):
+            return []
+    except OSError as error:
+        return [_not_writable(setting, folder, error)]
+
+
+def _not_writable(setting: str, path: Path, error: OSError) -> ConfigIssue:
+    problem = f"must be writable ({error.strerror or error})"
+    return ConfigIssue(setting, str(path), problem, "Free some space, permit writing there, or choose another folder.")
+
+
+@contextmanager
+def wrap_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError within the block into an :class:`ActError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise ActError(_not_writable("output", path, error)) from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) to ``path``; a reader sees the old file or the whole new one.
 
     Raises:
-        ActError: The file system refuses: read-only, full, a file where a folder should be.
+        ActError: The file cannot be written.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with wrap_os_errors(path), atomic_file(path) as temporary:
@@ -67,16 +69,31 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """Write ``tensors`` as one safetensors file, complete or not at all.
 
     Raises:
-        ActError: The file system refuses.
+        ActError: The file cannot be written.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with wrap_os_errors(path), atomic_file(path) as temporary:
         save_file(contiguous, temporary, dict(metadata or {}))
 
 
+def reflink(source: Path, target: Path) -> bool:
+    """Make ``target`` a reflink of ``source``; if the file system cannot, leave no ``target`` and return False."""
+    if sys.platform != "linux":
+        return False
+    from fcntl import ioctl
+
+    try:
+        with source.open("rb") as source_file, target.open("wb") as target_file:
+            ioctl(target_file.fileno(), _FICLONE, source_file.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path beside ``path``; move what was written there to ``path`` when the block ends well, else remove it."""
+    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds, else remove it."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
@@ -92,20 +109,20 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Give an empty folder beside ``path``; move it to ``path`` when the block ends well, else remove it.
+    """Yield a new, empty folder next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
-    An existing folder stands until the new one is complete, and is then moved away and deleted. Temporary folders
-    of earlier, killed runs are removed first.
+    An existing folder stays until the new one is complete. Between the two renames there is nothing at ``path``, never
+    half of something.
 
     Args:
-        path: The folder to be.
-        durable: Whether to wait until the disk holds everything, so that not even a power failure leaves half of it.
+        path: The folder to write.
+        durable: Whether to flush everything to disk before renaming, so that a power failure leaves no partial folder.
 
     Raises:
-        ActError: The file system refuses.
+        ActError: The folder cannot be written.
     """
     path = path.resolve()
-    temporary = temporary_path(path)
+    temporary, old = temporary_path(path), temporary_path(path)
     with wrap_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
@@ -115,76 +132,39 @@ def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         with wrap_os_errors(path):
             for file in (*temporary.rglob("*"), temporary) if durable else ():
                 sync(file)
-            _swap(temporary, path)
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError:
+                with suppress(FileNotFoundError):
+                    old.rename(path)
+                raise
+            sync(path.parent)
+            remove(old)
     finally:
         remove(temporary)
 
 
+def temporary_path(path: Path) -> Path:
+    """A new name in the folder of ``path``, which :func:`remove_leftovers` recognizes."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def is_temporary_path(path: Path) -> bool:
+    """Whether ``path`` was named by :func:`temporary_path`."""
+    return path.name.startswith(".") and ".tmp-" in path.name
+
+
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed runs left beside the file or folder ``name``, or beside any in ``folder``."""
+    """Remove temporary files that killed runs left in ``folder``: those of ``name``, or all."""
     pattern = "*" if name is None else glob.escape(name)
     for leftover in list(folder.glob(f".{pattern}.tmp-*")):
         remove(leftover)
 
 
-def check_writable(folder: Path, setting: str) -> list[ConfigIssue]:
-    """The issue, if any, that keeps files from being written under ``folder``, which may not exist yet.
-
-    Nothing is left behind: the trial file has no name.
-    """
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            return []
-    except OSError as error:
-        return [_refused(setting, folder, error)]
-
-
-@contextmanager
-def wrap_os_errors(path: Path) -> Iterator[None]:
-    """Say which path could not be written, and why, when the file system refuses within the block.
-
-    Raises:
-        ActError: In place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ActError(_refused("output", path, error)) from error
-
-
-def _refused(setting: str, path: Path, error: OSError) -> ConfigIssue:
-    problem = f"must be writable ({error.strerror or error})"
-    return ConfigIssue(setting, str(path), problem, "Free some space, permit writing there, or choose another folder.")
-
-
-def temporary_path(path: Path) -> Path:
-    """A name beside ``path`` that is nobody else's, and that :func:`remove_leftovers` knows."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Rename ``new`` to ``place``; between the two renames there is nothing at ``place``, never half of something."""
-    old = temporary_path(place)
-    with suppress(FileNotFoundError):
-        place.rename(old)
-    try:
-        new.rename(place)
-    except OSError:
-        with suppress(FileNotFoundError):
-            old.rename(place)
-        raise
-    sync(place.parent)
-    remove(old)
-
-
-def is_temporary_path(path: Path) -> bool:
-    """Whether this is such a name, which is renamed by whoever chose it."""
-    return path.name.startswith(".") and ".tmp-" in path.name
-
-
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with everything in it, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -192,7 +172,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written, so that a rename never outruns its content in a power failure."""
+    """Flush a file or folder to disk, so that a power failure never leaves a renamed file without its content."""
     if path.is_dir() and os.name != "posix":  # only POSIX opens folders
         return
     descriptor = os.open(path, os.O_RDONLY)

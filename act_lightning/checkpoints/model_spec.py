@@ -1,6 +1,6 @@
-"""A checkpoint's parameters, ties and channels, from config and headers alone: worked out once and remembered.
+"""A checkpoint's parameters, tied weights, keys and channels, from config and headers alone; cached.
 
-Working them out takes the model's own code, and seconds to import it; a merge needs nothing else of that code.
+Deriving them imports the model's code, which takes seconds; a merge needs nothing else of that code.
 """
 
 from __future__ import annotations
@@ -27,24 +27,44 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.core_model_loading import WeightRenaming
+
+# Part of the cache's key. Raise it when map_keys, tied_groups, vocabulary_parameters or inventory give another result
+# for the same model, or when a field of ModelSpec or of what it holds changes; not for anything else.
+CACHE_VERSION = 1
+# Buffers of old checkpoints that transformers ignores for every model: see _adjust_missing_and_unexpected_keys there.
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+_MAX_LISTED = 20
 
 
-# Part of the cache's key. Raise it when map_keys, inventory or a field of ModelSpec changes what is stored.
-_CACHE_VERSION = 1
+@dataclass(frozen=True)
+class KeyMap:
+    """How the parameters of a model are named in its checkpoint.
+
+    Attributes:
+        keys: The key of every parameter by its module name, as in ``named_parameters(remove_duplicate=False)``; tied
+            parameters that are stored once share a key.
+        names: The parameter of every key that holds one.
+        others: Keys of stored tensors that are no parameters, such as attention masks and rotary frequencies.
+        ties: Groups of names of one parameter.
+    """
+
+    keys: dict[str, str]
+    names: dict[str, str]
+    others: tuple[str, ...]
+    ties: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What config and headers tell of a checkpoint.
+    """What config and headers say about a checkpoint.
 
     Attributes:
         model_type: The architecture, as the config names it.
-        shapes: The sizes of every parameter, tied ones under each of their names, in the model's order.
+        shapes: The shape of every parameter, tied ones under each of their names, in the model's order.
         ties: Groups of names of one parameter.
         vocabulary: Names of the parameters that have a row for each token.
         keymap: Which key holds which parameter; ``None`` without weights.
-        channels: The channels; ``None`` for an architecture whose weights no channel owns.
+        channels: The channels; ``None`` for an architecture without any.
     """
 
     model_type: str
@@ -56,195 +76,148 @@ class ModelSpec:
 
 
 def read_model_spec(folder: Path, stored: Mapping[str, Entry] | None) -> ModelSpec:
-    """Describe the checkpoint in ``folder``.
+    """The spec of the checkpoint in ``folder``, from the cache if it is there.
 
-    The answer is kept below ``$ACT_LIGHTNING_CACHE`` (``~/.cache/act_lightning``) under a hash of all that it depends
-    on: the config, the tensors' names, shapes and dtypes, and the code.
+    The cache lies below ``$ACT_LIGHTNING_CACHE`` (``~/.cache/act_lightning``). Its key is a hash of the config, the
+    tensors' names, shapes and dtypes, the version of transformers, and :data:`CACHE_VERSION`.
 
     Args:
         folder: A folder with a config.
         stored: Its tensors by key; ``None`` without weights.
 
     Raises:
-        ActError: As :func:`~act_lightning.checkpoints.models.meta_model` and
-            :func:`~act_lightning.checkpoints.model_spec.map_keys`.
+        ActError: As :func:`~act_lightning.checkpoints.models.meta_model` and :func:`map_keys`.
     """
-    path = cache_folder("described") / f"{_fingerprint(folder, stored)}.json"
+    digest = hashlib.sha256(f"{CACHE_VERSION} {version('transformers')}\n".encode())
+    with suppress(OSError):  # a missing config raises when the model is built
+        digest.update((folder / CONFIG).read_bytes())
+    table = None if stored is None else [(key, entry.code, entry.shape) for key, entry in stored.items()]
+    digest.update(json.dumps(table).encode())
+    path = cache_folder("model_specs") / f"{digest.hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return _from_json(json.loads(path.read_bytes()))
-    found = model_spec(meta_model(folder), stored, str(folder))
-    with suppress(ActError):  # a cache that cannot be written is none
-        write_file(path, json.dumps(asdict(found)))
-    return found
+    spec = model_spec(meta_model(folder), stored, str(folder))
+    with suppress(ActError):  # a cache that cannot be written is not an error
+        write_file(path, json.dumps(asdict(spec)))
+    return spec
 
 
-def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, place: str) -> ModelSpec:
-    """Describe a model on any device, and where ``stored`` its checkpoint, which ``place`` names in messages."""
+def _from_json(values: Mapping[str, Any]) -> ModelSpec:
+    ties = tuple(tuple(group) for group in values["ties"])
+    shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
+    keymap, channels = values["keymap"], values["channels"]
+    if keymap is not None:
+        keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), ties)
+    if channels is not None:
+        modules = tuple(
+            ModuleChannels(module["name"], module["count"], tuple(OwnedParameter(**owned) for owned in module["owned"]))
+            for module in channels["modules"]
+        )
+        owned_shapes = {name: torch.Size(shape) for name, shape in channels["shapes"].items()}
+        channels = ChannelInventory(modules, owned_shapes, channels["aliases"])
+    return ModelSpec(values["model_type"], shapes, ties, tuple(values["vocabulary"]), keymap, channels)
+
+
+def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, location: str) -> ModelSpec:
+    """The spec of a model on any device; with ``stored``, of its checkpoint at ``location`` too."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    keymap = None if stored is None else map_keys(model, stored, place)
+    keymap = None if stored is None else map_keys(model, stored, location)
     channels = None
-    with suppress(ActError):  # raised again by whoever needs the channels
+    with suppress(ActError):  # raised again when the channels are needed
         channels = inventory(model)
     ties, vocabulary = tied_groups(model), vocabulary_parameters(model)
     return ModelSpec(model.config.model_type, shapes, ties, vocabulary, keymap, channels)
 
 
-def _fingerprint(folder: Path, stored: Mapping[str, Entry] | None) -> str:
-    digest = hashlib.sha256(f"{_CACHE_VERSION} {version('transformers')}\n".encode())
-    with suppress(OSError):  # a missing config is refused when it is read
-        digest.update((folder / CONFIG).read_bytes())
-    table = None if stored is None else [(key, entry.code, entry.shape) for key, entry in stored.items()]
-    digest.update(json.dumps(table).encode())
-    return digest.hexdigest()
-
-
-def _from_json(values: Mapping[str, Any]) -> ModelSpec:
-    ties = tuple(tuple(group) for group in values["ties"])
-    keymap = values["keymap"]
-    if keymap is not None:
-        keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), ties)
-    shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
-    channels = values["channels"] and _channels(values["channels"])
-    return ModelSpec(values["model_type"], shapes, ties, tuple(values["vocabulary"]), keymap, channels)
-
-
-def _channels(values: Mapping[str, Any]) -> ChannelInventory:
-    modules = tuple(
-        ModuleChannels(one["name"], one["count"], tuple(OwnedParameter(**owned) for owned in one["owned"]))
-        for one in values["modules"]
-    )
-    shapes = {name: torch.Size(shape) for name, shape in values["shapes"].items()}
-    return ChannelInventory(modules, shapes, values["aliases"])
-
-
-# Buffers of old checkpoints that transformers skips for every model: see _adjust_missing_and_unexpected_keys there.
-_OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
-
-
-_LISTED = 20
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """How the parameters of a model are named in its checkpoint.
-
-    Attributes:
-        keys: The key of every parameter by its module name, as in ``named_parameters(remove_duplicate=False)``; tied
-            parameters that are stored once share a key.
-        names: The parameter of every key that holds one.
-        others: Keys of what is no parameter: attention masks, rotary frequencies.
-        ties: Groups of names of one parameter.
-    """
-
-    keys: dict[str, str]
-    names: dict[str, str]
-    others: tuple[str, ...]
-    ties: tuple[tuple[str, ...], ...]
-
-
-def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], place: str) -> KeyMap:
+def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str) -> KeyMap:
     """Find the key of every parameter of ``model`` among the ``stored`` tensors.
 
     Args:
-        model: The causal language model, on any device; only names and shapes count.
+        model: The causal language model, on any device; only names and shapes are used.
         stored: The checkpoint's tensors by key.
-        place: The checkpoint's folder, for messages.
+        location: The checkpoint's folder, for messages.
 
     Raises:
-        ActError: Parameters that are not stored, or fused on loading, tensors that belong to none, other shapes,
-            quantized dtypes.
+        ActError: Parameters are missing or fused when loading, tensors belong to no parameter, shapes differ, or
+            weights are quantized.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     ties = tied_groups(model)
-    own, extra = _own_names(model, stored, shapes)
-    names = {key: name for name, key in own.items()}
-    others = tuple(key for key in extra if _is_ignored(model, key, extra[key]))
-    aliases = {
-        name: own[stored_name] for group in ties for stored_name in group if stored_name in own for name in group
-    }
-    keys = {name: key for name in shapes if (key := own.get(name) or aliases.get(name))}
+    stored_keys, extra, fuses = _match_keys(model, stored, shapes)
+    buffers = {name for name, _ in model.named_buffers()}
+    ignored = (*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))  # transformers skips these silently
+    others = tuple(
+        key
+        for key, name in extra.items()
+        if name in buffers or any(re.search(pattern, text) for pattern in ignored for text in (key, name))
+    )
+    aliases = {name: stored_keys[alias] for group in ties for alias in group if alias in stored_keys for name in group}
+    keys = {name: key for name in shapes if (key := stored_keys.get(name) or aliases.get(name))}
     missing = [name for name in shapes if name not in keys]
-    if missing and _fuses(model):
-        raise ActError(_fused_issue(place, missing))
-    raise_if_any(
-        (
-            *_listed(place, missing, "must hold every parameter of the model, and lacks"),
-            *_listed(
-                place,
-                [key for key in extra if key not in others],
-                "must hold parameters of the model only, and also has",
-            ),
-            *_wrong_tensors(place, names, stored, shapes),
+    if missing and fuses:
+        problem = (
+            f"must store parameters as the model holds them; transformers fuses {len(missing)} from several tensors"
         )
+        hint = "Mixtures of experts cannot be transferred: choose a dense decoder."
+        raise ActError(ConfigIssue(location, missing[:5], problem, hint))
+    names = {key: name for name, key in stored_keys.items()}
+    unexpected = [key for key in extra if key not in others]
+    reshaped = [f"{key} {stored[key].shape}" for key, name in names.items() if stored[key].shape != shapes[name]]
+    quantized = [f"{key} {stored[key].code}" for key in names if stored[key].dtype not in FLOATS]
+    raise_if_any(
+        ConfigIssue(
+            location,
+            tensors[0] if len(tensors) == 1 else f"{len(tensors)} tensors",
+            f"{problem} {summarize_names(tensors, _MAX_LISTED)}",
+            "Give the folder of a plain causal language model whose config belongs to its weights.",
+        )
+        for tensors, problem in (
+            (missing, "must hold every parameter of the model, and lacks"),
+            (unexpected, "must hold parameters of the model only, and also has"),
+            (reshaped, "must hold the shapes that its config gives, unlike"),
+            (quantized, "must hold plain floating-point weights, unlike"),
+        )
+        if tensors
     )
     return KeyMap(keys, names, others, ties)
 
 
-def _own_names(
-    model: PreTrainedModel, stored: Iterable[str], parameters: Collection[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The key of each parameter that is stored under its own name, and of all other keys the name the model gives."""
+def _match_keys(
+    model: PreTrainedModel, stored: Iterable[str], shapes: Collection[str]
+) -> tuple[dict[str, str], dict[str, str], bool]:
+    """Match stored keys with parameters as transformers does when it loads a model.
+
+    Returns:
+        The key of every parameter that is stored under its own name; all other keys with the name that the model gives
+        them; and whether transformers makes some parameters of several stored tensors.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    renamings = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightRenaming)]
-    known = {*parameters, *(name for name, _ in model.named_buffers())}
+    conversions = get_model_conversion_mapping(model)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    known = {*shapes, *(name for name, _ in model.named_buffers())}
+    prefix = f"{model.base_model_prefix}."
     keys: dict[str, str] = {}
     extra: dict[str, str] = {}
     for key in stored:
-        name = _rename(key, renamings, known, model.base_model_prefix)
-        if name in parameters and name not in keys:
+        name = key
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
+        name = next((candidate for candidate in candidates if candidate in known), name)
+        if name in shapes and name not in keys:
             keys[name] = key
         else:
             extra[key] = name
-    return keys, extra
+    return keys, extra, len(renamings) < len(conversions)
 
 
-def _rename(key: str, renamings: Iterable[WeightRenaming], known: Collection[str], prefix: str) -> str:
-    for renaming in renamings:
-        key, _ = renaming.rename_source_key(key)
-    bare = key.removeprefix(f"{prefix}.")
-    return next((name for name in (key, bare, f"{prefix}.{key}") if name in known), key)
+def summarize_names(names: list[str], limit: int = 5) -> str:
+    """The first ``limit`` of ``names``, and how many more there are.
 
-
-def _fuses(model: PreTrainedModel) -> bool:
-    """Whether transformers makes some parameters of several stored tensors."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    return not all(isinstance(item, WeightRenaming) for item in get_model_conversion_mapping(model))
-
-
-def _fused_issue(place: str, names: list[str]) -> ConfigIssue:
-    problem = (
-        f"must store parameters as the model holds them, and transformers fuses {len(names)} from several on loading"
-    )
-    return ConfigIssue(place, names[:5], problem, "Mixtures of experts cannot be transferred: choose a dense decoder.")
-
-
-def _is_ignored(model: PreTrainedModel, key: str, name: str) -> bool:
-    """Whether transformers skips the tensor without a word: a buffer, or a leftover that its model class lists."""
-    if any(name == buffer for buffer, _ in model.named_buffers()):
-        return True
-    patterns = (*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))
-    return any(re.search(pattern, text) for pattern in patterns for text in (key, name))
-
-
-def _wrong_tensors(
-    place: str, names: Mapping[str, str], stored: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]
-) -> list[ConfigIssue]:
-    reshaped = [f"{key} {stored[key].shape}" for key, name in names.items() if stored[key].shape != shapes[name]]
-    quantized = [f"{key} {stored[key].code}" for key in names if stored[key].dtype not in FLOATS]
-    return [
-        *_listed(place, reshaped, "must hold the shapes that its config gives, unlike"),
-        *_listed(place, quantized, "must hold plain floating-point weights, unlike"),
-    ]
-
-
-def _listed(place: str, found: list[str], problem: str) -> list[ConfigIssue]:
-    if not found:
-        return []
-    value = f"{len(found)} tensors" if len(found) > 1 else found[0]
-    problem += f" {', '.join(found[:_LISTED])}" + (f" and {len(found) - _LISTED} more" if len(found) > _LISTED else "")
-    hint = "Give the folder of a plain causal language model whose config belongs to its weights."
-    return [ConfigIssue(place, value, problem, hint)]
+    >>> summarize_names(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,86 +1,34 @@
-"""A merge from disk to disk: some rows at a time are read, changed where concerned, and written at their place."""
+"""A merge from disk to disk: a few rows at a time are read, changed if selected, and written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.export import output_issues, plan_files, progress, require_space, write_texts
+from act_lightning.checkpoints.export import (
+    output_headers,
+    output_issues,
+    progress_bar,
+    require_space,
+    write_other_files,
+)
 from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.weight_files import Entry, Header, check_finite, read_opening
+from act_lightning.checkpoints.weight_files import Entry, Header, check_finite
 from act_lightning.errors import raise_if_any
 
-
-class ShardFile:
-    """A file open for writing at any offset, by several threads; use it as a context manager.
-
-    Args:
-        path: The file, made if it is not there.
-        header: What it is to hold.
-        data_start: Its byte where the first tensor begins.
-        cloned: Whether it holds the target's bytes already.
-    """
-
-    def __init__(self, path: Path, header: Header, data_start: int, cloned: bool = False) -> None:
-        self.cloned = cloned
-        self._path = path
-        self._header = header
-        self._start = data_start
-        self._descriptor = -1
-
-    def __enter__(self) -> ShardFile:
-        """Open the file."""
-        with wrap_os_errors(self._path):
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the file."""
-        with wrap_os_errors(self._path):
-            os.close(self._descriptor)
-
-    def write(self, key: str, start: int, data: Tensor) -> None:
-        """Write bytes (uint8) of a tensor from its byte ``start`` on."""
-        self.write_bytes(data.numpy().data, self._start + self._header.entries[key].start + start)
-
-    def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
-        """Write some rows of a tensor.
-
-        Args:
-            key: The tensor.
-            rows: Their numbers, ascending int64.
-            values: ``[rows, …]`` in the dtype of the header, on the CPU.
-        """
-        width = prod(values.shape[1:]) * values.dtype.itemsize
-        data = values.contiguous().view(-1).view(torch.uint8)
-        ends = ((rows.diff() != 1).nonzero().squeeze(1) + 1).tolist()
-        for first, end in zip([0, *ends], [*ends, len(rows)], strict=True):
-            self.write(key, int(rows[first]) * width, data[first * width : end * width])
-
-    def write_bytes(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of ``data`` from the file's byte ``offset`` on; one call takes 2 GiB at most."""
-        with wrap_os_errors(self._path):
-            while data:
-                size = os.pwrite(self._descriptor, data, offset)
-                data, offset = data[size:], offset + size
-
-
 _BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
-_MOSTLY = 0.5
-_MOST_THREADS = 4  # each takes memory, and the disk is what they wait for
+_MAX_REFLINK_SHARE = 0.5  # of a file's bytes that change
+_MAX_THREADS = 4  # each takes memory, and all of them wait for the disk
 
 
 class RowUpdates(Protocol):
@@ -88,173 +36,215 @@ class RowUpdates(Protocol):
 
     @property
     def names(self) -> Collection[str]:
-        """The parameters concerned, tied ones under any of their names."""
+        """The parameters that change, tied ones under any of their names."""
 
     def rows(self, name: str) -> Tensor:
-        """Numbers of the rows concerned, ascending int64."""
+        """Indices of the rows that change, ascending int64."""
 
     def changes(
         self, name: str, read: Callable[[Tensor], Tensor], rows: Tensor, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some of ``rows`` at a time with their new values, where ``read`` gives the original ones."""
+        """Yield some of ``rows`` at a time with their new values; ``read`` returns the original ones."""
 
 
 def merge_checkpoint(
     out: Path,
     target: Path,
-    change: RowUpdates,
+    updates: RowUpdates,
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
     device: torch.device | None = None,
 ) -> None:
-    """Write ``target`` with some rows of some parameters changed; a tied matrix in every place where it is stored.
+    """Write ``target`` with some rows of some parameters changed; a tied matrix wherever it is stored.
 
-    Shards, key names, dtypes and metadata are the target's. Each file is cloned where that costs nothing and little
-    changes; else its bytes are copied as they are checked. Then the changed rows are written at their offsets. A few
-    rows are in memory at a time, whatever the model's size.
+    Shards, key names, dtypes and metadata are the target's. Each file is a reflink of the target's if the file system
+    can make one and little changes; otherwise its bytes are copied as they are checked. Then the changed rows are
+    written at their offsets. A few rows are in memory at a time, whatever the model's size.
 
-    Unlike an export, which cannot be made again without training, the files are left to the kernel to flush, as ``cp``
-    leaves them.
+    Unlike an export, whose training would be lost, the files are not flushed: the kernel does that in its own time, as
+    after ``cp``.
 
     Args:
-        out: The folder to be, as in :func:`~act_lightning.checkpoints.export.export_model`.
-        target: The folder of the model to be changed.
-        change: What changes.
+        out: The folder to write, as in :func:`~act_lightning.checkpoints.export.export_model`.
+        target: The folder of the model to change.
+        updates: The new values.
         dtype: The dtype on disk, to which new values are rounded once; by default each parameter has the target's.
-        extra_files: Further files by name.
-        device: Where rows are merged; by default the CPU.
+        extra_files: More files by name.
+        device: The device on which rows are merged; by default the CPU.
 
     Raises:
-        ActError: As ``export_model``; NaN or infinity in the target.
+        ActError: As ``export_model``; or the target holds NaN or infinity.
     """
     raise_if_any(output_issues(out, target, "output"))
     with CheckpointReader(target) as reader:
-        planned = plan_files(reader, dtype)
-        require_space(out, planned)
-        with atomic_folder(out, durable=False) as folder, progress(out, planned) as bar:
-            for file, header in planned.items():
-                tensors = _tensors(reader, file, header, change)
-                with _open_shard(folder / file, reader, header, tensors) as shard, _threads() as pool:
-                    merge = _TensorMerge(reader, shard, change, device or torch.device("cpu"))
-                    for size in pool.map(merge.write, tensors):
+        headers = output_headers(reader, dtype)
+        require_space(out, headers)
+        updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
+        with atomic_folder(out, durable=False) as folder, progress_bar(out, headers) as bar:
+            for file, header in headers.items():
+                tensors = []
+                for key, after in header.entries.items():
+                    updated = updated_names.get(key)
+                    rows = None if updated is None else updates.rows(updated)
+                    before = reader.headers[file].entries[key]
+                    tensors.append(_Tensor(key, reader.keymap.names.get(key), before, after, updated or "", rows))
+                with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
+                    writer = _TensorWriter(reader, shard, updates, device or torch.device("cpu"))
+                    for size in pool.map(writer.write, tensors):
                         bar.update(size)
-            write_texts(folder, reader, planned, dtype, extra_files)
+            write_other_files(folder, reader, headers, dtype, extra_files)
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """One stored tensor.
+class _Tensor:
+    """A stored tensor.
 
     Attributes:
         key: The checkpoint's key.
-        name: The parameter's name; ``None`` for what is no parameter.
-        before: Its place in the target.
-        after: Its place in the new file.
-        changed: The name under which it changes.
-        rows: Numbers of the rows that change; ``None`` if it does not.
+        name: The parameter's name; ``None`` if it is no parameter.
+        before: Its entry in the target's file.
+        after: Its entry in the new file.
+        updated: The name under which it is updated, which for a tied parameter may be another.
+        rows: Indices of the rows that change; ``None`` if none does.
     """
 
     key: str
     name: str | None
     before: Entry
     after: Entry
-    changed: str = ""
-    rows: Tensor | None = None
+    updated: str
+    rows: Tensor | None
 
     @property
-    def share(self) -> float:
+    def changed_share(self) -> float:
         """The share of its rows that change."""
         return 0.0 if self.rows is None else len(self.rows) / self.before.shape[0]
 
 
-def _tensors(reader: CheckpointReader, file: str, header: Header, change: RowUpdates) -> list[_Stored]:
-    concerned = {key: name for name in change.names for key in reader.copies(name)}
-    found = []
-    for key, after in header.entries.items():
-        name, before = reader.keymap.names.get(key), reader.headers[file].entries[key]
-        changed = concerned.get(key, "")
-        found.append(_Stored(key, name, before, after, changed, change.rows(changed) if changed else None))
-    return found
+class ShardFile(AbstractContextManager["ShardFile"]):
+    """A file open for writing at any offset, by several threads.
+
+    Args:
+        path: The file; created if it does not exist.
+        header: The header it will have.
+        data_start: Offset of its first tensor.
+        reflinked: Whether it holds the target's bytes already.
+    """
+
+    def __init__(self, path: Path, header: Header, data_start: int, reflinked: bool = False) -> None:
+        self.reflinked = reflinked
+        self._path = path
+        self._header = header
+        self._data_start = data_start
+        with wrap_os_errors(path):
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        with wrap_os_errors(self._path):
+            os.close(self._descriptor)
+
+    def write(self, key: str, start: int, data: Tensor) -> None:
+        """Write ``data`` (uint8) from the byte ``start`` of a tensor on."""
+        self.write_bytes(data.numpy().data, self._data_start + self._header.entries[key].start + start)
+
+    def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
+        """Write some rows of a tensor.
+
+        Args:
+            key: The tensor's key.
+            rows: Indices of the rows, ascending int64.
+            values: ``[rows, …]`` in the dtype of the header, on the CPU.
+        """
+        width = prod(values.shape[1:]) * values.dtype.itemsize
+        data = values.contiguous().view(-1).view(torch.uint8)
+        ends = ((rows.diff() != 1).nonzero().squeeze(1) + 1).tolist()  # of runs of consecutive rows
+        for first, end in zip([0, *ends], [*ends, len(rows)], strict=True):
+            self.write(key, int(rows[first]) * width, data[first * width : end * width])
+
+    def write_bytes(self, data: bytes | memoryview, offset: int) -> None:
+        """Write all of ``data`` from the file's byte ``offset`` on; one call to the system writes 2 GiB at most."""
+        with wrap_os_errors(self._path):
+            while data:
+                size = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[size:], offset + size
 
 
 @contextmanager
 def _open_shard(
-    path: Path, reader: CheckpointReader, header: Header, tensors: Iterable[_Stored]
+    path: Path, reader: CheckpointReader, header: Header, tensors: Collection[_Tensor]
 ) -> Iterator[ShardFile]:
-    """The file to be written: with the target's own bytes where these can be had for nothing and mostly stay."""
-    origin, before = reader.folder / path.name, reader.headers[path.name]
-    changing = sum(one.share * one.after.size for one in tensors)
-    cloned = header == before and changing < _MOSTLY * header.data_size and reflink(origin, path)
-    opening = header.encode() if header != before else read_opening(origin, before)
-    with ShardFile(path, header, len(opening), cloned) as shard:
+    """The file to write, with its header: a reflink of the target's where most of it stays."""
+    source, source_header = reader.folder / path.name, reader.headers[path.name]
+    opening, reflinked = header.encode(), False
+    if header == source_header:
+        with source.open("rb") as file:
+            opening = file.read(header.data_start)
+        changing = sum(tensor.changed_share * tensor.after.size for tensor in tensors)
+        reflinked = changing < _MAX_REFLINK_SHARE * header.data_size and reflink(source, path)
+    with ShardFile(path, header, len(opening), reflinked) as shard:
         shard.write_bytes(opening, 0)
         yield shard
 
 
 @contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch would use for one tensor, up to a few, each at work on a tensor of its own."""
+def _thread_pool() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch would use for one tensor, up to a few, each working on its own tensor."""
     count = torch.get_num_threads()
-    _reuse_freed_memory()
+    # Makes glibc reuse freed buffers of up to 32 MiB, rather than return each to the kernel and fault its pages in anew
+    # (M_MMAP_THRESHOLD in mallopt(3)). The block is never touched and takes no memory; TIES takes a third less time.
+    torch.empty(30 << 20, dtype=torch.uint8)
     try:
-        with ThreadPoolExecutor(min(count, _MOST_THREADS), initializer=lambda: torch.set_num_threads(1)) as pool:
+        with ThreadPoolExecutor(min(count, _MAX_THREADS), initializer=lambda: torch.set_num_threads(1)) as pool:
             yield pool
     finally:
         torch.set_num_threads(count)
 
 
-def _reuse_freed_memory() -> None:
-    """Have glibc use freed buffers again, rather than give each back to the kernel and fault its pages in anew.
-
-    The size from which it does so grows to that of the largest block freed so far, up to 32 MiB (M_MMAP_THRESHOLD in
-    mallopt(3)). The block is never touched, so that it takes no memory; a third of the time of TIES goes without it.
-    """
-    torch.empty(30 << 20, dtype=torch.uint8)
-
-
 @dataclass(frozen=True)
-class _TensorMerge:
-    """What a thread does with one tensor after another."""
+class _TensorWriter:
+    """Writes the tensors of one file, each in a thread of the pool."""
 
     reader: CheckpointReader
     shard: ShardFile
-    change: RowUpdates
+    updates: RowUpdates
     device: torch.device
 
-    def write(self, one: _Stored) -> int:
+    def write(self, tensor: _Tensor) -> int:
         """Write one tensor; returns its size in bytes."""
-        if one.name is None:
-            self._copy(one)
-        elif one.share < 1:
-            self._carry(one, one.name)
-        if one.rows is not None:
-            for rows, values in self.change.changes(one.changed, self._reading(one), one.rows, self.device):
-                self._store(one, rows, values)
-            self.reader.release(one.changed)
-        return one.after.size
+        if tensor.name is None:
+            self._copy_bytes(tensor)
+        elif tensor.changed_share < 1:
+            self._copy_rows(tensor, tensor.name)
+        if tensor.rows is not None:
+            # Values are rounded once, to the dtype on disk. float64 is kept, so that unchanged elements keep every bit.
+            same = tensor.before.dtype == tensor.after.dtype
+            dtype = tensor.before.dtype if same else torch.promote_types(tensor.before.dtype, torch.float32)
 
-    def _reading(self, one: _Stored) -> Callable[[Tensor], Tensor]:
-        # Rounded once, to the dtype that is written; float64 is kept, for elements that stay keep every bit.
-        same = one.before.dtype == one.after.dtype
-        dtype = one.before.dtype if same else torch.promote_types(one.before.dtype, torch.float32)
-        return lambda rows: self.reader.rows(one.changed, rows).to(self.device, dtype)
+            def read(rows: Tensor) -> Tensor:
+                return self.reader.rows(tensor.updated, rows).to(self.device, dtype)
 
-    def _copy(self, one: _Stored) -> None:
-        """Copy what is no parameter."""
-        for start in range(0, 0 if self.shard.cloned else one.before.size, _BYTES_AT_ONCE):
-            size = min(_BYTES_AT_ONCE, one.before.size - start)
-            self.shard.write(one.key, start, self.reader.raw(one.key, start, size))
+            for rows, values in self.updates.changes(tensor.updated, read, tensor.rows, self.device):
+                self._write_rows(tensor, rows, values)
+            self.reader.release(tensor.updated)
+        return tensor.after.size
 
-    def _carry(self, one: _Stored, name: str) -> None:
-        """Copy a parameter while looking for NaN and infinity; of a clone, only look."""
-        width = prod(one.before.shape[1:]) * one.before.dtype.itemsize
-        for rows in torch.arange(one.before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
+    def _copy_bytes(self, tensor: _Tensor) -> None:
+        """Copy a tensor that is no parameter."""
+        for start in range(0, 0 if self.shard.reflinked else tensor.before.size, _BYTES_AT_ONCE):
+            size = min(_BYTES_AT_ONCE, tensor.before.size - start)
+            self.shard.write(tensor.key, start, self.reader.raw(tensor.key, start, size))
+
+    def _copy_rows(self, tensor: _Tensor, name: str) -> None:
+        """Read a whole parameter, which checks it for NaN and infinity, and copy it unless the file is a reflink."""
+        width = prod(tensor.before.shape[1:]) * tensor.before.dtype.itemsize
+        for rows in torch.arange(tensor.before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
             values = self.reader.rows(name, rows)
-            if not self.shard.cloned:
-                self._store(one, rows, values)
+            if not self.shard.reflinked:
+                self._write_rows(tensor, rows, values)
 
-    def _store(self, one: _Stored, rows: Tensor, values: Tensor) -> None:
-        stored = values.to("cpu", one.after.dtype)
+    def _write_rows(self, tensor: _Tensor, rows: Tensor, values: Tensor) -> None:
+        stored = values.to("cpu", tensor.after.dtype)
         if stored.dtype != values.dtype:
-            check_finite(stored, "output", one.key, rows)
-        self.shard.write_rows(one.key, rows, stored)
+            check_finite(stored, "output", tensor.key, rows)
+        self.shard.write_rows(tensor.key, rows, stored)

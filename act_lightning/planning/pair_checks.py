@@ -118,13 +118,13 @@ def _sample_rows(target: CheckpointReader, source: CheckpointReader) -> Iterator
         for name in target.names
         if name not in tied
         and any(part.isdigit() for part in name.split("."))
-        and len(target.shape(name)) == 2
+        and len(target.spec.shapes[name]) == 2
         and name in source.names
-        and target.shape(name) == source.shape(name)
+        and target.spec.shapes[name] == source.spec.shapes[name]
     ]
     step = max(len(names) // _MATRICES, 1)
     for name in names[::step][:_MATRICES]:
-        height = target.shape(name)[0]
+        height = target.spec.shapes[name][0]
         index = torch.linspace(0, height - 1, min(_ROWS, height)).long()
         yield target.rows(name, index).double(), source.rows(name, index).double()
 

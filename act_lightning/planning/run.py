@@ -14,7 +14,7 @@ from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.models import load_config, locate, meta_model
-from act_lightning.checkpoints.weight_files import is_weightless, require_weights
+from act_lightning.checkpoints.weight_files import is_weightless, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule
@@ -124,7 +124,7 @@ class Models:
             return None
         self.attempt(lambda: load_config(folder))
         if not is_weightless(folder) or (weights and Path(name).expanduser().is_dir()):
-            self.attempt(lambda: require_weights(folder, setting))
+            self.attempt(lambda: read_headers(folder, setting))
         return folder if len(self.issues) == issue_count else None
 
 

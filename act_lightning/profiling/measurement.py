@@ -19,7 +19,7 @@ from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
 from act_lightning.checkpoints.models import load_tokenizer, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
-from act_lightning.checkpoints.weight_files import identify, require_weights, stored_entries
+from act_lightning.checkpoints.weight_files import identify, read_headers, stored_entries
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
 from act_lightning.profiling.target import Target
@@ -172,7 +172,7 @@ def check_compatibility(target: Target, compared: Sequence[Measurement]) -> None
         folders.setdefault(measurement.folder, measurement.source.model)
     issues: list[ConfigIssue] = []
     for folder, name in folders.items():
-        require_weights(folder, name)
+        read_headers(folder, name)
         issues += _weight_issues(target, folder, name)
     raise_if_any(issues)
     raise_if_any(issue for measurement in compared for issue in _token_issues(target, measurement))

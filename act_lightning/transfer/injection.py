@@ -62,7 +62,7 @@ class SourceVectors:
         self._source = source
         self._fisher = fisher
         self._elements = inventory.elements(source.mask)
-        stored, vocabulary = reader.described.shapes, source.vocabulary
+        stored, vocabulary = reader.spec.shapes, source.vocabulary
         mismatched = []
         for name in self._elements:
             shape = inventory.shapes[name]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act_lightning.checkpoints.weight_files import INDEX, is_weightless, read_header, read_headers, require_weights
+from act_lightning.checkpoints.weight_files import INDEX, is_weightless, read_header, read_headers
 from act_lightning.errors import ActError
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
@@ -74,7 +74,7 @@ def test_every_broken_file_is_named(sharded: Path) -> None:
     second.write_bytes(second.read_bytes()[:-1])
     third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ActError) as caught:
-        require_weights(sharded, "model.target")
+        read_headers(sharded, "model.target")
     assert [issue.value for issue in caught.value.issues] == [first.name, second.name, third.name]
     assert "truncated" in str(caught.value)
 
@@ -83,36 +83,36 @@ def test_every_broken_file_is_named(sharded: Path) -> None:
 def test_files_that_are_no_safetensors(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ActError, match="must be a readable safetensors file"):
-        require_weights(tmp_path, "model.target")
+        read_headers(tmp_path, "model.target")
 
 
 def test_shapes_that_do_not_fill_their_bytes(tmp_path: Path) -> None:
     text = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
     (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     with pytest.raises(ActError, match="a has 8 bytes for shape"):
-        require_weights(tmp_path, "model.target")
+        read_headers(tmp_path, "model.target")
 
 
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}'])
 def test_broken_index(index: str, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(ActError, match="must be a JSON index"):
-        require_weights(tmp_path, "model.target")
+        read_headers(tmp_path, "model.target")
 
 
 def test_index_of_other_shards(sharded: Path) -> None:
     first, second, *_ = sorted(sharded.glob("*.safetensors"))
     shutil.copyfile(second, first)
     with pytest.raises(ActError, match="must find every tensor in the file it names"):
-        require_weights(sharded, "model.target")
+        read_headers(sharded, "model.target")
 
 
 def test_other_formats_are_to_be_converted(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert is_weightless(tmp_path)
     with pytest.raises(ActError, match=r"profile\.sources = .*must hold weights"):
-        require_weights(tmp_path, "profile.sources")
+        read_headers(tmp_path, "profile.sources")
     (tmp_path / "pytorch_model.bin").touch()
     assert not is_weightless(tmp_path)
     with pytest.raises(ActError, match=r"only pytorch_model\.bin\. Convert them to safetensors"):
-        require_weights(tmp_path, "model.target")
+        read_headers(tmp_path, "model.target")

@@ -1,4 +1,4 @@
-"""Names, rows and columns against the model in memory and safetensors' own reading."""
+"""Names and rows against the model in memory and safetensors' own reading."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_every_parameter_is_found(architecture: str, shards: str, tmp_path: Path
         assert reader.names == tuple(expected)
         for name, parameter in expected.items():
             assert torch.equal(reader.read(name), parameter)
-            assert reader.shape(name) == tuple(parameter.shape)
-            assert torch.equal(load_file(reader.file(name))[reader.key(name)], parameter)
+            assert reader.spec.shapes[name] == tuple(parameter.shape)
+            assert torch.equal(load_file(reader.file(name))[reader.keymap.keys[name]], parameter)
 
 
 def test_gpt2_of_the_hub_without_prefix_and_with_masks(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_gpt2_of_the_hub_without_prefix_and_with_masks(tmp_path: Path) -> None:
     masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool) for i in range(2)}
     rewrite(folder, bare | masks)
     with CheckpointReader(folder) as reader:
-        assert reader.key("lm_head.weight") == reader.key("transformer.wte.weight") == "wte.weight"
+        assert reader.keymap.keys["lm_head.weight"] == reader.keymap.keys["transformer.wte.weight"] == "wte.weight"
         assert set(reader.keymap.others) == set(masks)
         for name, parameter in tiny_model("gpt2").named_parameters():
             assert torch.equal(reader.read(name), parameter)
@@ -51,7 +51,7 @@ def test_gpt2_of_the_hub_without_prefix_and_with_masks(tmp_path: Path) -> None:
 def test_renamings_of_transformers_are_followed(tmp_path: Path) -> None:
     expected = dict(tiny_model("granitemoe", num_local_experts=2, num_experts_per_tok=1).named_parameters())
     with CheckpointReader(saved(tmp_path, "granitemoe", num_local_experts=2, num_experts_per_tok=1)) as reader:
-        assert reader.key("model.layers.0.block_sparse_moe.router.weight").endswith(".router.layer.weight")
+        assert reader.keymap.keys["model.layers.0.block_sparse_moe.router.weight"].endswith(".router.layer.weight")
         assert all(torch.equal(reader.read(name), parameter) for name, parameter in expected.items())
 
 
@@ -69,7 +69,7 @@ def test_prefixless_keys_and_old_frequencies(tmp_path: Path) -> None:
     prefixless = {key.removeprefix("model."): tensor for key, tensor in stored.items()}
     frequencies = {"layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
     with CheckpointReader(rewrite(folder, prefixless | frequencies)) as reader:
-        assert reader.key("model.norm.weight") == "norm.weight"
+        assert reader.keymap.keys["model.norm.weight"] == "norm.weight"
         assert reader.keymap.others == tuple(frequencies)
 
 
@@ -78,26 +78,26 @@ def test_tied_stored_under_the_head_alone_or_twice(tmp_path: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     matrix = stored.pop(EMBEDDING)
     with CheckpointReader(rewrite(folder, stored | {HEAD: matrix})) as reader:
-        assert reader.key(EMBEDDING) == HEAD
+        assert reader.keymap.keys[EMBEDDING] == HEAD
         assert reader.keymap.ties == ((EMBEDDING, HEAD),)
     rewrite(folder, stored | {HEAD: matrix, EMBEDDING: matrix.clone()})
-    assert CheckpointReader(folder).key(EMBEDDING) == EMBEDDING
+    assert CheckpointReader(folder).keymap.keys[EMBEDDING] == EMBEDDING
     rewrite(folder, stored | {HEAD: matrix, EMBEDDING: matrix + 1})
     with pytest.raises(ActError, match="must hold equal values, for the config ties them"):
         CheckpointReader(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_and_columns(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_rows(dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_model("qwen2", dtype=dtype)
-    rows, columns = torch.tensor([7, 8, 9, 2, 299]), torch.tensor([31, 0, 5])
+    rows, elements = torch.tensor([7, 8, 9, 2, 299]), torch.tensor([31, 0, 5])
     with CheckpointReader(save_model(model, tiny_tokenizer(), tmp_path, "20KB")) as reader:
-        assert reader.dtype(HEAD) == dtype
-        assert torch.equal(reader.rows(HEAD, rows), model.lm_head.weight[rows])
+        values = reader.rows(HEAD, rows)
+        assert values.dtype == dtype
+        assert torch.equal(values, model.lm_head.weight[rows])
         assert reader.bytes_read == 5 * 32 * dtype.itemsize
         bias = "model.layers.1.self_attn.q_proj.bias"
-        assert torch.equal(reader.rows(bias, columns), model.get_parameter(bias)[columns])
-        assert torch.equal(reader.columns(EMBEDDING, columns), model.model.embed_tokens.weight[:, columns])
+        assert torch.equal(reader.rows(bias, elements), model.get_parameter(bias)[elements])
         assert reader.rows(HEAD, torch.tensor([], dtype=torch.int64)).shape == (0, 32)
 
 
@@ -115,12 +115,9 @@ def test_values_that_are_not_finite_are_named(bad: float, tmp_path: Path) -> Non
     stored[HEAD][17, 3] = bad
     with CheckpointReader(rewrite(folder, stored)) as reader:
         reader.rows(HEAD, torch.tensor([16, 18]))
-        reader.columns(HEAD, torch.tensor([2, 4]))
         message = r"model\.safetensors = 'lm_head\.weight'.* row 17 "
         with pytest.raises(ActError, match=message):
             reader.rows(HEAD, torch.tensor([4, 17]))
-        with pytest.raises(ActError, match=message):
-            reader.columns(HEAD, torch.tensor([3]))
         with pytest.raises(ActError, match=message):
             reader.read(HEAD)
 

@@ -76,7 +76,7 @@ def test_rows_change_and_all_else_stays_to_the_byte(
 
     if cloned:  # as on a file system with reflinks, where only what changes is written
         monkeypatch.setattr(streaming, "reflink", clone)
-        monkeypatch.setattr(streaming, "_MOSTLY", 2)
+        monkeypatch.setattr(streaming, "_MAX_REFLINK_SHARE", 2)
     target = save_model(tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer(), tmp_path / "target", shards)
     check(merged(tmp_path / "out", target, Doubling(SOME)), target)
     before, after = contents(target), contents(tmp_path / "out")
