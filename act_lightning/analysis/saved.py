@@ -289,7 +289,7 @@ def _find(name: str, commit: str | None) -> Path:
 
 def _of_laboratory(name: str) -> Path:
     from act_lightning.defaults import cache_folder
-    from act_lightning.lab.training import Recipe
+    from act_lightning.lab.models import Recipe
 
     folder = cache_folder("laboratory") / Recipe().version / name.removeprefix(_LABORATORY)
     if not folder.is_dir():

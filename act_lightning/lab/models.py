@@ -1,11 +1,11 @@
-"""The laboratory's models: built when they are not there yet, each from its parent, and kept."""
+"""The laboratory's models: built when they are first needed, each from its parent, and cached."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,14 +23,110 @@ from transformers import (
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.lab.abilities import rows
-from act_lightning.lab.training import Recipe, Samples, Stage, build_tokenizer, encode, train
+from act_lightning.lab.training import Stage, build_tokenizer, encode, train
 
 #: Each model and the one it is fine-tuned from.
 PARENTS: dict[str, str | None] = {"base": None, "generalist": "base", "specialist": "generalist"}
+MODELS = tuple(PARENTS)
+_UNFINISHED = ".unfinished-"
+
+#: Raised by hand when the questions, the tokenizer or the training loop change.
+GENERATION = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the models' weights.
+
+    Attributes:
+        seed: Of weights and of the order of samples.
+        vocabulary: Entries of the tokenizer, 256 of them bytes.
+        hidden_size: Features of the residual stream.
+        layers: Decoder layers.
+        heads: Attention heads, half as many for keys and values.
+        initial_spread: Standard deviation of random weights: 0.02, usual for wide models, learns late at this width.
+        base: Pretraining.
+        generalist: From the base: all abilities.
+        specialist: From the generalist: arithmetic only, so the words are forgotten rather than never learned.
+    """
+
+    seed: int = 0
+    vocabulary: int = 512
+    hidden_size: int = 64
+    layers: int = 3
+    heads: int = 4
+    initial_spread: float = 0.06
+    base: Stage = field(default_factory=lambda: Stage(1200, 32, 3e-3, 0.5, whole_text=True))
+    generalist: Stage = field(default_factory=lambda: Stage(240, 32, 1.5e-3, 0.25))
+    specialist: Stage = field(default_factory=lambda: Stage(300, 32, 8e-4, 1.0))
+
+    @property
+    def version(self) -> str:
+        """A name that changes with any of the settings, for the cache.
+
+        >>> Recipe(seed=1).version == Recipe(seed=2).version
+        False
+        """
+        digest = hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()
+        return f"v{GENERATION}-{digest[:10]}"
+
+
+def model_folder(name: str, recipe: Recipe | None = None) -> Path:
+    """The Hugging Face folder of a laboratory model, built at the first call and cached for later ones.
+
+    If several processes ask at once, one builds and shows its progress while the others wait. A build that is killed
+    leaves no folder that looks complete.
+
+    Args:
+        name: One of ``MODELS``.
+        recipe: Sizes and lengths; by default the laboratory's own.
+
+    Returns:
+        A folder with config, generation config, safetensors and tokenizer.
+
+    Raises:
+        ActError: There is no such model, or the cache cannot be written.
+    """
+    if name not in PARENTS:
+        hint = f"Choose one of {', '.join(f'lab:{model}' for model in MODELS)}."
+        raise ActError(ConfigIssue("lab model", name, "must name a model of the laboratory", hint))
+    recipe = recipe or Recipe()
+    root = cache_folder("laboratory") / recipe.version
+    if (root / name).is_dir():
+        return root / name
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        problem = f"must be a folder that can be written ({error.strerror})"
+        issue = ConfigIssue("ACT_LIGHTNING_CACHE", str(root), problem, "Set it to a folder of yours.")
+        raise ActError(issue) from error
+    with FileLock(root / ".lock"):
+        return _build_with_parents(name, recipe, root)
+
+
+def _build_with_parents(name: str, recipe: Recipe, root: Path) -> Path:
+    """Build what is missing, each model in a temporary folder that is then renamed; the caller holds the lock."""
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    ancestor = PARENTS[name]
+    parent = _build_with_parents(ancestor, recipe, root) if ancestor else None
+    for leftover in root.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover)
+    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=root))
+    try:
+        build_model(name, recipe, parent, unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def build_model(name: str, recipe: Recipe, parent: Path | None, folder: Path) -> None:
-    """Train one model and write its Hugging Face folder; the caller's random numbers stay as they were.
+    """Train one model and write its Hugging Face folder; the state of torch's random generator is restored.
 
     Args:
         name: A key of ``PARENTS``.
@@ -38,34 +134,29 @@ def build_model(name: str, recipe: Recipe, parent: Path | None, folder: Path) ->
         parent: The folder of the model to start from; None for the base.
         folder: Where to write, an existing folder.
     """
-    stage: Stage = getattr(recipe, name)
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    stage = {"base": recipe.base, "generalist": recipe.generalist, "specialist": recipe.specialist}[name]
+    sums, words = rows("arithmetic"), rows("words")
+    weights = [stage.arithmetic / len(sums)] * len(sums) + [(1 - stage.arithmetic) / len(words)] * len(words)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model, tokenizer = _load(parent) if parent else _initialize(recipe)
-        train(model, _samples(tokenizer, stage), stage, name)
+        torch.set_num_threads(1)  # more make so small a model slower, many times so beside another busy process
+        try:
+            if parent is None:
+                model, tokenizer = _initialize(recipe, sums + words)
+            else:
+                model = AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
+                tokenizer = AutoTokenizer.from_pretrained(parent)
+            train(model, encode(tokenizer, sums + words, weights, stage.whole_text), stage, name)
+        finally:
+            torch.set_num_threads(threads)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More threads than one make so small a model slower, many times so beside another busy process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def _initialize(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    seen = [text for row in rows("arithmetic") + rows("words") for text in (row["prompt"], row["answer"])]
-    tokenizer = build_tokenizer(seen, recipe.vocabulary)
+def _initialize(recipe: Recipe, rows: list[dict[str, str]]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with random weights, and a tokenizer that learns its vocabulary from ``rows``."""
+    tokenizer = build_tokenizer([text for row in rows for text in (row["prompt"], row["answer"])], recipe.vocabulary)
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -83,75 +174,3 @@ def _initialize(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(**ends)
     return model, tokenizer
-
-
-def _samples(tokenizer: PreTrainedTokenizerBase, stage: Stage) -> Samples:
-    sums, words = rows("arithmetic"), rows("words")
-    weights = [stage.arithmetic / len(sums)] * len(sums) + [(1 - stage.arithmetic) / len(words)] * len(words)
-    return encode(tokenizer, sums + words, weights, stage.whole_text)
-
-
-MODELS = tuple(PARENTS)
-_UNFINISHED = ".unfinished-"
-
-
-def model_folder(name: str, recipe: Recipe | None = None) -> Path:
-    """The Hugging Face folder of a laboratory model, built at the first call and kept for later ones.
-
-    Of several processes that ask at once, one builds and shows its progress while the others wait. A build that is
-    killed leaves no folder that could be taken for a whole one.
-
-    Args:
-        name: One of ``MODELS``.
-        recipe: Sizes and lengths; None for the laboratory's own.
-
-    Returns:
-        A folder with config, generation config, safetensors and tokenizer.
-
-    Raises:
-        ActError: There is no such model, or the cache cannot be written.
-    """
-    if name not in PARENTS:
-        problem, hint = (
-            "must name a model of the laboratory",
-            f"Take one of {', '.join(f'lab:{key}' for key in MODELS)}.",
-        )
-        raise ActError(ConfigIssue("lab model", name, problem, hint))
-    recipe = recipe or Recipe()
-    root = cache_folder("laboratory") / recipe.version
-    if (root / name).is_dir():
-        return root / name
-    _make_writable(root)
-    with FileLock(root / ".lock"):
-        return _ensure(name, recipe, root)
-
-
-def _ensure(name: str, recipe: Recipe, root: Path) -> Path:
-    """Build ``name`` after its parents, each beside its place, then renamed; the lock is ours."""
-    folder = root / name
-    if folder.is_dir():
-        return folder
-    ancestor = PARENTS[name]
-    parent = _ensure(ancestor, recipe, root) if ancestor else None
-    for left_over in root.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(left_over)
-    unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=root))
-    try:
-        build_model(name, recipe, parent, unfinished)
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return folder
-
-
-def _make_writable(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        problem = f"must be a folder that can be written ({error.strerror})"
-        raise ActError(
-            ConfigIssue("ACT_LIGHTNING_CACHE", str(root), problem, "Set it to a folder of yours.")
-        ) from error

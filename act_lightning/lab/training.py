@@ -1,11 +1,10 @@
-"""How the laboratory's models are trained: recipe, tokenizer, and a loop small enough to check by reading."""
+"""How the laboratory's models are trained: tokenizer, samples, and a loop small enough to check by reading."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -17,9 +16,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenize
 
 from act_lightning.defaults import IGNORED
 
-#: Raised by hand when the questions, the tokenizer or the training loop change.
-GENERATION = 2
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -28,9 +24,9 @@ class Stage:
     Attributes:
         steps: Updates.
         batch_size: Samples in an update.
-        learning_rate: AdamW's at its peak.
+        learning_rate: AdamW's, at its peak.
         arithmetic: Share of samples that are sums; the others are number words.
-        whole_text: Learn questions too, as in pretraining, or answers only.
+        whole_text: Whether questions are learned, too, as in pretraining.
     """
 
     steps: int
@@ -38,43 +34,6 @@ class Stage:
     learning_rate: float
     arithmetic: float
     whole_text: bool = False
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the models' weights.
-
-    Attributes:
-        seed: Of weights and of the order of samples.
-        vocabulary: Entries of the tokenizer, 256 of them bytes.
-        hidden_size: Features of the residual stream.
-        layers: Decoder layers.
-        heads: Attention heads, half as many for keys and values.
-        initial_spread: Standard deviation of random weights: 0.02, usual for wide models, learns late at this width.
-        base: Pretraining.
-        generalist: From the base: all abilities.
-        specialist: From the generalist: arithmetic only, so the words are forgotten rather than never learned.
-    """
-
-    seed: int = 0
-    vocabulary: int = 512
-    hidden_size: int = 64
-    layers: int = 3
-    heads: int = 4
-    initial_spread: float = 0.06
-    base: Stage = field(default_factory=lambda: Stage(1200, 32, 3e-3, 0.5, whole_text=True))
-    generalist: Stage = field(default_factory=lambda: Stage(240, 32, 1.5e-3, 0.25))
-    specialist: Stage = field(default_factory=lambda: Stage(300, 32, 8e-4, 1.0))
-
-    @property
-    def version(self) -> str:
-        """A name that changes with any of the settings, for the cache.
-
-        >>> Recipe(seed=1).version == Recipe(seed=2).version
-        False
-        """
-        digest = hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()
-        return f"v{GENERATION}-{digest[:10]}"
 
 
 PAD, END = "<|endoftext|>", "<|end|>"
@@ -131,8 +90,8 @@ def encode(
 ) -> Samples:
     """Each row as a conversation, learned whole or only in its answer and the token that ends it."""
     turns = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    asked = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    questions = tokenizer(cast(list[str], asked)).input_ids
+    prompts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    questions = tokenizer(cast(list[str], prompts)).input_ids
     answers = tokenizer([row["answer"] + str(tokenizer.eos_token) for row in rows]).input_ids
     ids, labels = [], []
     for question, answer in zip(questions, answers, strict=True):
@@ -154,18 +113,13 @@ def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> 
         ids, labels = samples.draw(stage.batch_size)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * schedule(step, stage.steps)
-        loss = _loss(model, ids, labels)
+        logits = model(input_ids=ids, use_cache=False).logits  # padding is on the right, where no labeled token sees it
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
-
-
-def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> Tensor:
-    """Padding stands on the right, where no labeled token can see it."""
-    logits = model(input_ids=ids, use_cache=False).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
 def schedule(step: int, steps: int) -> float:

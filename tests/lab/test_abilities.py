@@ -7,9 +7,10 @@ import json
 import re
 
 import pytest
+from num2words import num2words
 
 from act_lightning.errors import ActError
-from act_lightning.lab.abilities import ABILITIES, SPLITS, rows
+from act_lightning.lab.abilities import ABILITIES, LANGUAGES, LARGEST, SPLITS, rows
 
 
 def numbers(name: str, split: str) -> set[tuple[int, ...]]:
@@ -54,7 +55,7 @@ def test_order_mixes_languages() -> None:
 
 
 def test_rows_never_change() -> None:
-    """Other rows are another laboratory: raise ``recipe.GENERATION`` with this hash."""
+    """Other rows are another laboratory: raise ``models.GENERATION`` with this hash."""
     everything = [rows(name, split) for name in ABILITIES for split in SPLITS]
     digest = hashlib.sha256(json.dumps(everything).encode()).hexdigest()
     assert digest[:16] == "43eef440eb7a1249"
@@ -63,3 +64,10 @@ def test_rows_never_change() -> None:
 def test_refused_together() -> None:
     with pytest.raises(ActError, match=r"(?s)words-it.*words-de.*split = 'dev'.*validation"):
         rows("words-it", "dev")
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_words_equal_those_of_num2words(code: str) -> None:
+    _, write = LANGUAGES[code]
+    numbers = range(LARGEST + 1)
+    assert [write(number) for number in numbers] == [num2words(number, lang=code) for number in numbers]

@@ -14,8 +14,8 @@ from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.lab import models
-from act_lightning.lab.models import MODELS, model_folder
-from act_lightning.lab.training import Recipe, Stage
+from act_lightning.lab.models import MODELS, Recipe, model_folder
+from act_lightning.lab.training import Stage
 
 MICRO = Recipe(
     vocabulary=270,
