@@ -216,11 +216,11 @@ def measure(side: str, python: str, folder: Path, arguments: argparse.Namespace)
 
 def parameters(folder: Path) -> int:
     """How many a token meets: without the embedding, unless it is the head."""
-    from act_lightning.callbacks.throughput import work_of
+    from act_lightning.callbacks.throughput import FlopCount
     from act_lightning.checkpoints.models import load_config
 
-    work = work_of(load_config(folder))
-    return work.body + work.head
+    count = FlopCount.of(load_config(folder))
+    return count.body + count.head
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers and clouds announce that a machine is taken away: keep what is done, and leave."""
+"""SIGTERM, with which schedulers and clouds announce that a machine is taken away: save what is done, and exit."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -19,122 +20,116 @@ from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.training.checkpoint_io import LAST, save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
 
-STATUS = 128 + signal.SIGTERM  # 143, as shells tell of a program that SIGTERM has ended
-_Handler = Callable[[int, FrameType | None], Any]
+STATUS = 128 + signal.SIGTERM  # 143, as shells report a program that SIGTERM ended
 
 
 class PreemptionCheckpoint(L.Callback):
-    """At SIGTERM finish the accumulation window, save a checkpoint, and leave with exit status 143.
+    """On SIGTERM, finish the update, save a checkpoint, and exit with status 143.
 
-    Before training starts, and after it has ended, the program leaves at once: scores of finished abilities are kept,
-    files are complete or not there. In training all processes decide together after each update, so that they stop at
-    the same one, whichever of them was told; a validation is finished first. The checkpoint is
-    :class:`LastCheckpoint`'s, or ``<default_root_dir>/checkpoints/last.ckpt`` where there is no such callback.
+    Before training starts, and after it has ended, the program exits at once: scores of finished abilities are kept,
+    and files are complete or not there. In training all processes decide together after each update, so that they stop
+    after the same one, whichever of them got the signal; a running validation is finished first. The checkpoint is
+    :class:`LastCheckpoint`'s, or ``<default_root_dir>/checkpoints/last.ckpt`` if there is no such callback.
 
-    Lightning's own handler is replaced while training: in it a process waits for others that may not have been told,
-    and training breaks off between two micro-batches of an update. What Lightning does at SLURM's requeue signal
-    (SIGUSR1) stays as it is.
+    Lightning's own handler is replaced while training: with it, a process waits for others that may not have got the
+    signal, and training stops between two micro-batches of an update. Lightning's handling of SLURM's requeue signal
+    (SIGUSR1) is unchanged.
     """
 
     def __init__(self) -> None:
-        self._asked = False
-        self._before: Any = None
+        self._stop_requested = False
+        self._original_handler: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave at once while profiling and injecting."""
-        if stage == "fit" and self._before is None:
-            self._asked, self._before = False, signal.getsignal(signal.SIGTERM)
-            _handle(leave_at_once(trainer))
+        """Exit at once while profiling and injecting."""
+        if stage == "fit" and self._original_handler is None:
+            self._stop_requested, self._original_handler = False, signal.getsignal(signal.SIGTERM)
+            _set_handler(exit_handler(trainer))
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave at once still, not as Lightning would, which has registered its handler by now."""
-        _handle(leave_at_once(trainer))
+        """Still exit at once: Lightning has just registered its own handler."""
+        _set_handler(exit_handler(trainer))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on remember that SIGTERM came."""
-        _handle(self._ask)
+        """From now on only note that SIGTERM came."""
+
+        def request_stop(signum: int, frame: FrameType | None) -> None:
+            self._stop_requested = True
+
+        _set_handler(request_stop)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop after an update, if any process was told to."""
+        """Stop after an update, if any process got the signal."""
         if accumulation_complete(trainer):
-            self._stop_if_asked(trainer)
+            self._stop_if_requested(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before export, if any process was told to; leave at once from now on."""
-        self._stop_if_asked(trainer)
-        _handle(leave_at_once(trainer))
+        """Stop before export, if any process got the signal; exit at once from now on."""
+        self._stop_if_requested(trainer)
+        _set_handler(exit_handler(trainer))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave at once while exporting: Lightning has restored an earlier handler."""
-        _handle(leave_at_once(trainer))
+        """Exit at once while exporting: Lightning has restored an earlier handler."""
+        _set_handler(exit_handler(trainer))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Restore the handler that was there before."""
-        self._restore(trainer)
+        """Restore the original handler; Lightning calls no ``teardown`` after an exception."""
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Restore the handler that was there before."""
-        self._restore(trainer)
+        """Restore the original handler."""
+        if self._original_handler is not None:
+            _set_handler(self._original_handler)
+            forget_sigterm_handler(trainer)  # or Lightning would restore ours
+            self._original_handler = None
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
-
-    def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            place = _save(trainer)
-            kept = "nothing is kept" if place is None else f"go on with ckpt_path: last ({place})"
-            rank_zero_info(f"stopped by SIGTERM after update {trainer.global_step}; {kept}")
-            raise SIGTERMException(_status(trainer))
-
-    def _restore(self, trainer: L.Trainer) -> None:
-        if self._before is not None:
-            _handle(self._before)
-            forget_sigterm_handler(trainer)
-            self._before = None
+    def _stop_if_requested(self, trainer: L.Trainer) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self._stop_requested, all=False):
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        last_checkpoint = next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+        if last_checkpoint is not None:
+            path = last_checkpoint.save(trainer)
+        else:
+            path = Path(trainer.default_root_dir) / "checkpoints" / LAST
+            save_whole(trainer, path)
+        outcome = "nothing is saved" if path is None else f"resume with ckpt_path: last ({path})"
+        rank_zero_info(f"stopped by SIGTERM after update {trainer.global_step}; {outcome}")
+        raise SIGTERMException(_exit_status(trainer))
 
 
 @contextmanager
 def leaving_at_sigterm(trainer: L.Trainer) -> Iterator[None]:
-    """Leave with exit status 143, and no file half written, when SIGTERM comes within the block."""
-    before = signal.getsignal(signal.SIGTERM)
-    _handle(leave_at_once(trainer))
+    """Exit with status 143, and without incomplete files, if SIGTERM comes within the block."""
+    original = signal.getsignal(signal.SIGTERM)
+    _set_handler(exit_handler(trainer))
     try:
         yield
     finally:
-        _handle(before)
+        _set_handler(original)
 
 
-def leave_at_once(trainer: L.Trainer) -> _Handler:
-    """A handler that tells the processes that this one started, and raises what ends the program."""
+def exit_handler(trainer: L.Trainer) -> Callable[[int, FrameType | None], Any]:
+    """A handler that passes the signal to the processes that this one started, and exits by raising."""
 
-    def leave(signum: int, frame: FrameType | None) -> None:
-        _handle(signal.SIG_IGN)  # once is enough: what is open is being closed
+    def exit_at_once(signum: int, frame: FrameType | None) -> None:
+        _set_handler(signal.SIG_IGN)  # a second signal must not interrupt cleaning up
         launcher: Any = trainer.strategy.launcher
         if launcher is not None:
             launcher.kill(signum)
         rank_zero_info("stopped by SIGTERM; what is finished is kept, and used again by the next run")
-        raise SIGTERMException(_status(trainer))
+        raise SIGTERMException(_exit_status(trainer))
 
-    return leave
-
-
-def _save(trainer: L.Trainer) -> Path | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    ours = next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
-    if ours is not None:
-        return ours.save(trainer)
-    place = Path(trainer.default_root_dir) / "checkpoints" / LAST
-    save_whole(trainer, place)
-    return place
+    return exit_at_once
 
 
-def _status(trainer: L.Trainer) -> int:
-    """The exit status of this process; a helper that Lightning started ends well, lest the first be killed for it."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    helps = isinstance(environment, LightningEnvironment) and trainer.global_rank > 0
-    return 0 if helps else STATUS
+def _exit_status(trainer: L.Trainer) -> int:
+    """143; but 0 in a process that Lightning launched, because the launching one is killed if another fails."""
+    strategy = trainer.strategy
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    return 0 if isinstance(environment, LightningEnvironment) and trainer.global_rank > 0 else STATUS
 
 
-def _handle(handler: Any) -> None:  # noqa: ANN401 - whatever signal.signal takes
+def _set_handler(handler: Any) -> None:  # noqa: ANN401 - whatever signal.signal takes
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

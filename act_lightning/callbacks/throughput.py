@@ -20,16 +20,16 @@ from act_lightning.architecture import DecoderSizes, find_language_model, input_
 from act_lightning.defaults import IGNORED
 from act_lightning.training.lightning_compat import accumulation_complete, logging_step
 
-_FORWARD, _TRAINING = 2, 6  # operations a parameter and token; a backward pass takes twice a forward one
+_FORWARD, _TRAINING = 2, 6  # operations per parameter and token; a backward pass takes twice a forward one
 
 
 @dataclass(frozen=True)
-class Work:
-    """What decides how long a language model computes on a batch.
+class FlopCount:
+    """What decides how many operations a language model takes for a batch.
 
     Attributes:
-        body: Parameters that every token meets: all but the embedding and the head.
-        head: Parameters that only answer tokens meet.
+        body: Parameters used for every token: all but the embedding and the head.
+        head: Parameters used for answer tokens only.
         attention: Layers × heads × size of a head.
     """
 
@@ -37,34 +37,33 @@ class Work:
     head: int
     attention: int
 
-    def operations(self, lengths: Tensor, answers: int, each: int = _TRAINING) -> int:
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> FlopCount:
+        """Count a model of dense layers without its weights."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        head = output_embedding(model).weight
+        outer = {input_embedding(model).weight, head}
+        body = sum(parameter.numel() for parameter in model.parameters() if parameter not in outer)
+        sizes = DecoderSizes.of(config)
+        return cls(body, head.numel(), sizes.layers * sizes.heads * sizes.head_size)
+
+    def operations(self, lengths: Tensor, answers: int, per_parameter: int = _TRAINING) -> int:
         """Floating-point operations, counted as in appendix B of https://arxiv.org/abs/2204.02311.
 
-        Activations that are computed again count once. Attention counts every pair of tokens of a sample, those that
-        a causal mask hides, too, as is usual; but none of different samples of a packed row, and logits only where
-        they are needed.
+        Recomputed activations count once. As is usual, attention counts every pair of tokens of a sample, although a
+        causal mask hides half of them; but no pairs across the samples of a packed row, and logits only at answers.
 
         Args:
             lengths: Tokens of each sample, int64 ``[samples]``.
             answers: Answer tokens.
-            each: Operations a parameter and token: 6 in training, 2 in validation.
+            per_parameter: Operations per parameter and token: 6 in training, 2 in validation.
 
-        >>> Work(body=100, head=10, attention=4).operations(torch.tensor([3, 2]), answers=2)
+        >>> FlopCount(body=100, head=10, attention=4).operations(torch.tensor([3, 2]), answers=2)
         3744
         """
         pairs = int((lengths * lengths).sum())
-        return each * (self.body * int(lengths.sum()) + self.head * answers + 2 * self.attention * pairs)
-
-
-def work_of(config: PretrainedConfig) -> Work:
-    """The work of a model of dense layers with this config, counted without its weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = output_embedding(model).weight
-    outer = {input_embedding(model).weight, head}
-    body = sum(parameter.numel() for parameter in model.parameters() if parameter not in outer)
-    sizes = DecoderSizes.of(config)
-    return Work(body, head.numel(), sizes.layers * sizes.heads * sizes.head_size)
+        return per_parameter * (self.body * int(lengths.sum()) + self.head * answers + 2 * self.attention * pairs)
 
 
 def sample_lengths(batch: Mapping[str, Tensor]) -> Tensor:
@@ -81,22 +80,26 @@ def sample_lengths(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class TokenThroughput(ThroughputMonitor):
-    """Log what Lightning's ``ThroughputMonitor`` does, an item being a token, and answer tokens and memory beside it.
+    """Log what Lightning's ``ThroughputMonitor`` does, with tokens as items, and also answer tokens and memory.
 
-    ``train/device/items_per_sec`` is tokens of samples, without padding, ``train/device/flops_per_sec`` and
-    ``train/device/mfu`` are the operations that the model needs (:meth:`Work.operations`), the latter as a share of
-    what the GPU can do, where Lightning knows that. ``train/answer_tokens_per_sec`` counts the tokens that are
-    learned, since the update before; ``train/peak_memory_gb`` is the most that this process has held: on a GPU what
-    torch has allocated there, else its resident memory. Loggers get all of it after each update.
+    ``train/device/items_per_sec`` is tokens of samples, without padding; ``train/device/flops_per_sec`` and
+    ``train/device/mfu`` are the operations that the model needs (:meth:`FlopCount.operations`), the latter as a share
+    of what the GPU can do, if Lightning knows that. ``train/answer_tokens_per_sec`` counts the tokens that are learned,
+    since the previous update; ``train/peak_memory_gb`` is the most memory that this process has held: on a GPU what
+    torch has allocated there, else its resident memory. All are logged after updates.
 
     Args:
         window_size: Micro-batches that rates are averaged over.
     """
 
     def __init__(self, window_size: int = 100) -> None:
-        super().__init__(lambda batch: len(sample_lengths(batch)), _tokens, window_size=window_size)
-        self._answers, self._since = 0, 0.0
-        self._work: Work | None = None
+        super().__init__(
+            batch_size_fn=lambda batch: len(sample_lengths(batch)),
+            length_fn=lambda batch: int(sample_lengths(batch).sum()),
+            window_size=window_size,
+        )
+        self._answers, self._updated_at = 0, 0.0
+        self._flop_count: FlopCount | None = None
 
     @rank_zero_only
     def on_train_batch_start(
@@ -107,8 +110,8 @@ class TokenThroughput(ThroughputMonitor):
         batch_idx: int,
     ) -> None:
         """Tell the monitor how many operations this batch takes."""
-        self._since = self._since or time.perf_counter()
-        pl_module.flops_per_batch = self._operations(pl_module, batch, _TRAINING)  # type: ignore[assignment]
+        self._updated_at = self._updated_at or time.perf_counter()
+        self._set_flops(pl_module, batch, _TRAINING)
 
     @rank_zero_only
     def on_validation_batch_start(
@@ -120,7 +123,7 @@ class TokenThroughput(ThroughputMonitor):
         dataloader_idx: int = 0,
     ) -> None:
         """The same in validation, which computes no gradients."""
-        pl_module.flops_per_batch = self._operations(pl_module, batch, _FORWARD)  # type: ignore[assignment]
+        self._set_flops(pl_module, batch, _FORWARD)
 
     @rank_zero_only
     def on_train_batch_end(
@@ -133,36 +136,33 @@ class TokenThroughput(ThroughputMonitor):
     ) -> None:
         """Count, and log after an update."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, *rest)
-        self._answers += _answers(batch)
+        self._answers += _answer_tokens(batch)
         if not accumulation_complete(trainer):
             return
         now = time.perf_counter()
-        rate = self._answers / max(now - self._since, 1e-9)
-        self._answers, self._since = 0, now
+        rate = self._answers / max(now - self._updated_at, 1e-9)
+        self._answers, self._updated_at = 0, now
         if (step := logging_step(trainer)) is not None:
             values = {"train/answer_tokens_per_sec": rate, "train/peak_memory_gb": peak_memory(pl_module.device) / 1e9}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-    def _operations(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], each: int) -> int:
-        model = find_language_model(pl_module)
-        if model is None:
-            return 0
-        self._work = self._work or work_of(model.config)
-        return self._work.operations(sample_lengths(batch), _answers(batch), each)
+    def _set_flops(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], per_parameter: int) -> None:
+        """Set ``flops_per_batch`` on the module, which is where Lightning's monitor reads it before every batch."""
+        model, flops = find_language_model(pl_module), 0
+        if model is not None:
+            self._flop_count = self._flop_count or FlopCount.of(model.config)
+            flops = self._flop_count.operations(sample_lengths(batch), _answer_tokens(batch), per_parameter)
+        pl_module.flops_per_batch = flops  # type: ignore[assignment]
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held: on a GPU those of torch, else all that were in memory."""
+    """The most bytes that this process has held: on a GPU what torch has allocated there, else resident memory."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _tokens(batch: Mapping[str, Tensor]) -> int:
-    return int(sample_lengths(batch).sum())
-
-
-def _answers(batch: Mapping[str, Tensor]) -> int:
+def _answer_tokens(batch: Mapping[str, Tensor]) -> int:
     return int((batch["labels"] != IGNORED).sum())

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import TokenThroughput
-from act_lightning.callbacks.throughput import sample_lengths, work_of
+from act_lightning.callbacks.throughput import FlopCount, sample_lengths
 from act_lightning.module import AbilityTransferModule
 from tests.loops import packed, padded, quiet_trainer, random_samples
 from tests.reference.act import IGNORED
@@ -36,9 +36,9 @@ def test_operations_are_those_that_torch_counts(architecture: str) -> None:
     model = tiny_model(architecture, tie_word_embeddings=False)
     model.set_attn_implementation("eager")  # whose products torch's counter sees
     counted = measure_flops(model, lambda: model(ids, use_cache=False).logits, torch.Tensor.sum)
-    work = work_of(config)
+    count = FlopCount.of(config)
     vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 1)
-    ours = work.operations(torch.tensor([40]), answers=40) - 6 * vectors * 40
+    ours = count.operations(torch.tensor([40]), answers=40) - 6 * vectors * 40
     assert ours == pytest.approx(counted, rel=0.02)
 
 
