@@ -1,4 +1,4 @@
-"""Whether a completed function passes its tests, judged as `act_lightning test` judges it."""
+"""Whether a completed function passes its tests, graded as in `act_lightning test`."""
 
 from typing import Any
 
@@ -7,6 +7,6 @@ from act_lightning.evaluation.grading import grade_code
 
 
 def passed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The metric of one row from its one output."""
+    """Compute the metric of one row from its output."""
     program = make_program(doc["prompt"].strip() + "\n", doc["canonical_solution"], doc, doc.get("task_id") or "a row")
     return {"exact_match": float(grade_code(results[0], program.prompt, program.test, program.entry_point).correct)}
