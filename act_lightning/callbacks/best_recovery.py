@@ -1,4 +1,4 @@
-"""Which model of a fit to keep: the best recover whose keep is within so many points of the untouched target's."""
+"""Which model of a fit to keep: the best recover among those whose keep stays close to the untouched target's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class BestRecovery(L.Callback):
         keep_within: Points (of 100) that keep may lose.
 
     Attributes:
-        baseline: The target's accuracy on ``keep``, once it is measured.
+        baseline: The target's accuracy on ``keep``, once measured.
         best: The highest value so far.
     """
 
@@ -47,57 +47,57 @@ class BestRecovery(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
         if stage == "fit":
-            raise_if_any(self._faults(trainer))
+            raise_if_any(self._issues(trainer))
 
-    def _faults(self, trainer: L.Trainer) -> list[ConfigIssue]:
-        found = []
+    def _issues(self, trainer: L.Trainer) -> list[ConfigIssue]:
+        issues = []
         if not 0 <= self.keep_within <= _POINTS:
-            problem = f"must lie in [0, {_POINTS}]"
-            found.append(
-                ConfigIssue("keep_within", self.keep_within, problem, "Write points of accuracy, such as 1.0.")
-            )
-        roles = set(validation_roles(_data(trainer)).values())
+            problem, hint = f"must lie in [0, {_POINTS}]", "Write points of accuracy, such as 1.0."
+            issues.append(ConfigIssue("keep_within", self.keep_within, problem, hint))
+        data = _data_module(trainer)
+        roles = set(validation_roles(data).values())
         if missing := [role for role in ("keep", "recover") if role not in roles]:
             problem = f"must hold a set with role {' and one with role '.join(missing)} for BestRecovery"
             hint = "Name such abilities in data.validation, and give them their role."
-            found.append(ConfigIssue("data.validation", _data(trainer).validation_names, problem, hint))
+            issues.append(ConfigIssue("data.validation", data.validation_names, problem, hint))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(one, MaskedTaskVectorInjection) for one in callbacks[: callbacks.index(self)]):
+        before = callbacks[: callbacks.index(self)]
+        if any(isinstance(callback, MaskedTaskVectorInjection) for callback in before):
             problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
-            found.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
-        return found
+            issues.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
+        return issues
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the target, unless the fit goes on from a checkpoint, which remembers what was measured."""
+        """Measure the target, unless the fit resumes from a checkpoint, which holds the measured value."""
         if self.baseline is not None or resumes_from_checkpoint(trainer):
             return
         if previous_transfer(require_language_model(pl_module)):
             problem = "must see the model before abilities are transferred to it"
             raise ActError(ConfigIssue("callbacks", "BestRecovery", problem, "Begin with the target itself."))
-        self.baseline = self._measured(trainer, pl_module)
+        self.baseline = self._measure_keep(trainer, pl_module)
         rank_zero_info(f"keep: token accuracy of the target is {self.baseline:.2%}, {self.keep_within:g} points may go")
 
-    def _measured(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
-        data, model = _data(trainer), require_language_model(pl_module)
+    def _measure_keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
+        data, model = _data_module(trainer), require_language_model(pl_module)
         roles = validation_roles(data)
-        kept = [name for name, role in roles.items() if role == "keep"]
+        keep_sets = [name for name, role in roles.items() if role == "keep"]
         loaders = dict(zip(roles, data.val_dataloader(), strict=True))
-        validation = Validation(dict.fromkeys(kept, "keep"), pl_module.device)
+        validation = Validation(dict.fromkeys(keep_sets, "keep"), pl_module.device)
         with isolate_rng(), evaluating(model), trainer.precision_plugin.val_step_context():
-            for number, name in enumerate(kept):
+            for index, name in enumerate(keep_sets):
                 for batch in loaders[name]:
-                    placed = trainer.strategy.batch_to_device(batch)
-                    validation.metrics[number].update(score_answers(model, placed))
+                    on_device = trainer.strategy.batch_to_device(batch)
+                    validation.metrics[index].update(score_answers(model, on_device))
         return float(validation.compute()[KEEP_ACCURACY])
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell the module what keep must reach, which a checkpoint may have brought back since fitting started."""
+        """Set the accuracy that keep must reach, in every epoch because a checkpoint may have been loaded since the last."""
         if self.baseline is not None:
-            module: Any = pl_module
+            module: Any = pl_module  # an AbilityTransferModule reads this attribute
             module.keep_floor = self.baseline - self.keep_within / _POINTS
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export a model that is better than all before."""
+        """Export a model that is better than all earlier ones."""
         if trainer.sanity_checking or WITHIN_KEEP not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[WITHIN_KEEP])
@@ -105,20 +105,22 @@ class BestRecovery(L.Callback):
             return
         self.best = value
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        export = next((one for one in callbacks if isinstance(one, HuggingFaceExport)), None) or HuggingFaceExport()
-        export.export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        exports = [callback for callback in callbacks if isinstance(callback, HuggingFaceExport)] or [
+            HuggingFaceExport()
+        ]
+        exports[0].export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
         rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured, for checkpoints."""
+        """The measured values, for checkpoints."""
         return {"baseline": self.baseline, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember what was measured before the checkpoint was written."""
+        """Restore the values measured before the checkpoint was written."""
         self.baseline, self.best = state_dict["baseline"], state_dict["best"]
 
 
-def _data(trainer: L.Trainer) -> AbilityDataModule:
+def _data_module(trainer: L.Trainer) -> AbilityDataModule:
     data = getattr(trainer, "datamodule", None)
     if isinstance(data, AbilityDataModule):
         return data

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -62,7 +61,7 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     Raises:
         ActError: If a fit fails, or something cannot be written.
     """
-    settings, transfers = sweep.settings, Transfers(sweep.context())
+    settings, transfers = sweep.settings, Transfers(sweep.plan(), sweep.score_folders())
     with sweep.open_store() as store:
         if settings.fit:
             _fine_tune_all(sweep, store, transfers, device)
@@ -101,15 +100,7 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
 
 
 def _best_config(sweep: Sweep, transfers: Transfers, best: Outcome, target: Outcome, path: Path) -> str:
-    """The config of the best point, with the commands that run it.
-
-    Args:
-        sweep: The sweep.
-        transfers: Prepares the transfers of its points.
-        best: The outcome of the best point.
-        target: The outcome of the target itself.
-        path: Where the config will be written.
-    """
+    """The config of the best point, with the commands that run it."""
     point = best.point
     lines = (
         f"The best point of a sweep: {point.method}, λ {point.scale:.6g}, p {point.ratio:.6g}; "
@@ -121,11 +112,8 @@ def _best_config(sweep: Sweep, transfers: Transfers, best: Outcome, target: Outc
         f"  python -m act_lightning fit   --config {path}",
     )
     config = transfers.override(replace(point, tuned=False)).apply_to(read_recipe(sweep.recipe))
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines) + _as_yaml(config)
-
-
-def _as_yaml(config: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    return comment + str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _fine_tune_all(sweep: Sweep, store: TrialStore, transfers: Transfers, device: torch.device) -> None:
@@ -152,14 +140,7 @@ def _fine_tune_all(sweep: Sweep, store: TrialStore, transfers: Transfers, device
 
 
 def _fine_tune(sweep: Sweep, transfers: Transfers, before: Outcome, device: torch.device) -> Outcome:
-    """Fine-tune after a transfer, and evaluate the model.
-
-    Args:
-        sweep: The sweep.
-        transfers: Prepares the transfers of its points.
-        before: The outcome without fine-tuning; that of the target itself stands for plain fine-tuning.
-        device: Where the model is evaluated.
-    """
+    """Fine-tune after a transfer, and evaluate the model; the target itself stands for plain fine-tuning."""
     point, stopwatch = replace(before.point, tuned=True), Stopwatch(device)
     folder = sweep.folder / "points" / point.name
     with stopwatch.timing("fitting"):
@@ -197,7 +178,8 @@ def _fit_config(sweep: Sweep, transfers: Transfers, point: Point, folder: Path) 
     trainer["callbacks"] = other_callbacks or None
     if not saves_checkpoints:
         trainer["enable_checkpointing"] = False  # a fit that was killed starts over
-    return _as_yaml({**config, "transfer": transfer, "trainer": trainer})
+    config = {**config, "transfer": transfer, "trainer": trainer}
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _run_fit(point: Point, folder: Path) -> None:

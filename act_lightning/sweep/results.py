@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from act_lightning.evaluation.intervals import Interval, McNemar
+from act_lightning.evaluation.intervals import Interval
 from act_lightning.evaluation.tables import ItemScores
 from act_lightning.sweep.sweep_settings import ACT, CONTROLS, Point, SweepSettings, has_density, has_ratio
 from act_lightning.transfer.settings import TransferSettings
@@ -43,10 +43,6 @@ class Outcome:
     def recover(self) -> float:
         """The mean accuracy that the target must regain."""
         return self.mean("recover")[0]
-
-    def against(self, target: Outcome, name: str) -> McNemar:
-        """McNemar's test against the target on the items of a set."""
-        return self.scores.against(target.scores, name)
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts, strings and numbers."""
@@ -124,11 +120,6 @@ def equal_points(
 
     At equal λ, p is also the same. At equal parameters, λ is also the same, and a density is the share that the
     reference moves; a method with neither density nor mask moves everything, and cannot be compared on this basis.
-
-    Args:
-        reference: The outcome that the others are compared with.
-        settings: Section ``sweep``.
-        transfer: The run's own settings.
     """
     point, by_method = reference.point, {}
     for method in settings.compared:
@@ -148,14 +139,7 @@ def equal_points(
 def compare_methods(
     outcomes: Sequence[Outcome], target: Outcome, settings: SweepSettings, transfer: TransferSettings
 ) -> list[MethodResult]:
-    """The reference, and every other method at equal λ, at an equal share of parameters, and at its best.
-
-    Args:
-        outcomes: The outcomes of all points.
-        target: The outcome of the target itself.
-        settings: Section ``sweep``.
-        transfer: The run's own settings.
-    """
+    """The reference, and every other method at equal λ, at an equal share of parameters, and at its best."""
     by_point = {outcome.point: outcome for outcome in outcomes}
     reference = reference_outcome(outcomes, target, settings)
     rows = [MethodResult(BEST, reference)]

@@ -32,8 +32,8 @@ from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.results import Outcome, equal_points, reference_outcome
 from act_lightning.sweep.study import Suggestion, TrialStore, exclusive_storage
 from act_lightning.sweep.sweep_settings import ACT, UNMODIFIED, Point, SweepSettings, count_points, grid, has_ratio
-from act_lightning.sweep.transfers import SweepContext, Transfers, read_recipe
-from act_lightning.transfer.preparation import PreparedTransfer
+from act_lightning.sweep.transfers import Transfers, read_recipe
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
@@ -77,18 +77,16 @@ class Sweep:
         folders = {method: scores_folder(self.root, scorer) for method, scorer in scorers.items()}
         return folders if self.scores is None else folders | {ACT: self.scores}
 
-    def context(self) -> SweepContext:
-        """What all points share."""
-        assert self.target.folder is not None, "the target of a sweep is always a checkpoint"
-        return SweepContext(
-            sources=self.sources,
-            transfer=self.transfer,
-            channels=self.target.inventory(),
-            scores=self.score_folders(),
+    def plan(self) -> TransferPlan:
+        """The run's own transfer, which points override."""
+        return TransferPlan(
+            self.transfer,
+            self.sources,
+            self.target.inventory(),
+            self.target.digests(),
+            self.seed,
+            self.target.folder,
             fisher=self.root / FISHER_FOLDER,
-            seed=self.seed,
-            digests=self.target.digests(),
-            target=self.target.folder,
         )
 
     def ignored_settings(self) -> list[str]:
@@ -108,17 +106,18 @@ class Sweep:
             ActError: If the storage holds a sweep of something else, or scores are missing.
         """
         workers, device = Workers(trainer.global_rank, trainer.world_size), trainer.strategy.root_device
+        assert self.target.folder is not None, "the target of a sweep is always a checkpoint"
+
+        def open_store() -> None:
+            require_report_folder(self.folder / "report")  # before hours of work
+            stores.append(stack.enter_context(self.open_store()))
+
         with ExitStack() as stack:
             stores: list[TrialStore] = []  # only the first process has one
-            workers.run_on_first(lambda: stores.append(self._open_first(stack)))
-            context = self.context()
-            model = load_model(context.target, self.target.dtype, device)
-            trials = TrialContext(model, Transfers(context), self.data)
-            TrialRunner(workers, stores[0] if stores else None, trials, self.settings, self.transfer).run()
-
-    def _open_first(self, stack: ExitStack) -> TrialStore:
-        require_report_folder(self.folder / "report")  # before hours of work
-        return stack.enter_context(self.open_store())
+            workers.run_on_first(open_store)
+            model = load_model(self.target.folder, self.target.dtype, device)
+            transfers = Transfers(self.plan(), self.score_folders())
+            TrialRunner(self, workers, stores[0] if stores else None, model, transfers).run()
 
     @contextmanager
     def open_store(self) -> Iterator[TrialStore]:
@@ -276,91 +275,64 @@ def apply_and_revert(
 
 
 @dataclass(frozen=True)
-class TrialContext:
-    """What a process needs to evaluate a point.
+class TrialRunner:
+    """Evaluates all points of a sweep, each on one of the processes.
 
     Attributes:
+        sweep: The sweep.
+        workers: The processes.
+        store: The points that were tried, on the first process; ``None`` on the others.
         model: The target, to which points are applied.
-        transfers: Prepares the transfer of a point.
-        data: The data module, set up for testing.
+        transfers: Prepares the transfers of points.
     """
 
+    sweep: Sweep
+    workers: Workers
+    store: TrialStore | None
     model: PreTrainedModel
     transfers: Transfers
-    data: AbilityDataModule
 
     def evaluate(self, point: Point) -> Outcome:
         """Apply a point, score the model, and revert the point."""
-        stopwatch = Stopwatch(torch.device(self.model.device))
-        share = 0.0
+        data, stopwatch, share = self.sweep.data, Stopwatch(torch.device(self.model.device)), 0.0
         with ExitStack() as stack:
             if point != UNMODIFIED:
                 prepare = partial(self.transfers.prepare, point)
                 stack.enter_context(apply_and_revert(self.model, prepare, stopwatch))
                 share = self.transfers.parameter_share(point)
             with stopwatch.timing("evaluating"):
-                scores = score_model(self.data, self.model, self.data.evaluation_tokens)
-        roles = {name: settings.role for name, settings in self.data.evaluations.items()}
+                scores = score_model(data, self.model, data.evaluation_tokens)
+        roles = {name: settings.role for name, settings in data.evaluations.items()}
         return Outcome(point, roles, scores, share, stopwatch.seconds)
-
-    def evaluate_all(self, points: Sequence[Point]) -> list[Outcome]:
-        """Evaluate several points."""
-        return [self.evaluate(point) for point in points]
-
-
-class TrialRunner:
-    """Evaluates all points of a sweep, each on one of the processes.
-
-    Args:
-        workers: The processes.
-        store: The points that were tried, on the first process; ``None`` on the others.
-        context: Evaluates points.
-        settings: Section ``sweep``.
-        transfer: The run's own settings.
-    """
-
-    def __init__(
-        self,
-        workers: Workers,
-        store: TrialStore | None,
-        context: TrialContext,
-        settings: SweepSettings,
-        transfer: TransferSettings,
-    ) -> None:
-        self._workers = workers
-        self._store = store
-        self._context = context
-        self._settings = settings
-        self._transfer = transfer
 
     def run(self) -> None:
         """Evaluate the target, then every point that is missing, then those where the methods are compared."""
-        self._run_rounds(self._sweep_points, "sweeping", count_points(self._settings, self._transfer))
+        self._run_rounds(self._sweep_points, "sweeping", count_points(self.sweep.settings, self.sweep.transfer))
         self._run_rounds(self._comparison_points, "comparing", 0)
 
     def _sweep_points(self, store: TrialStore) -> Iterator[Suggestion]:
+        settings, transfer = self.sweep.settings, self.sweep.transfer
         if store.target() is None:
             yield Suggestion(UNMODIFIED)
-        points = grid(self._settings, self._transfer)
-        if self._settings.sampler != "grid":
-            for method in self._settings.compared:
-                if has_ratio(method, self._transfer):
-                    for _ in range((self._settings.trials or 0) - store.count_sampled(method)):
-                        yield store.suggest(method)
-            points = [point for point in points if not has_ratio(point.method, self._transfer)]
+        points = grid(settings, transfer)
+        if settings.sampler != "grid":
+            for method in [method for method in settings.compared if has_ratio(method, transfer)]:
+                for _ in range((settings.trials or 0) - store.count_sampled(method)):
+                    yield store.suggest(method)
+            points = [point for point in points if not has_ratio(point.method, transfer)]
         yield from _missing(points, store)
 
     def _comparison_points(self, store: TrialStore) -> Iterator[Suggestion]:
         """The points where other methods are compared with the first: at its λ, and at its share of parameters."""
         target = store.target()
         assert target is not None, "the target is evaluated first"
-        reference = reference_outcome(store.outcomes(), target, self._settings)
-        by_method = equal_points(reference, self._settings, self._transfer)
+        reference = reference_outcome(store.outcomes(), target, self.sweep.settings)
+        by_method = equal_points(reference, self.sweep.settings, self.sweep.transfer)
         yield from _missing(chain.from_iterable(points.values() for points in by_method.values()), store)
 
     def _run_rounds(self, suggest: Callable[[TrialStore], Iterator[Suggestion]], title: str, total: int) -> None:
         """In each round, every process takes a point, and all wait for each other; until there are none left."""
-        workers, store = self._workers, self._store
+        workers, store = self.workers, self.store
         queue = iter(()) if store is None else suggest(store)
         with tqdm(desc=title, unit="point", total=total or None, disable=store is None) as bar:
             if store is not None and total:
@@ -370,17 +342,21 @@ class TrialRunner:
                 points: list[Point] = workers.run_on_first(partial(list, [one.point for one in suggestions]))
                 if not points:
                     return
-                own = points[workers.rank : workers.rank + 1]
-                outcomes = workers.run_on_all(partial(self._context.evaluate_all, own))
+                own = points[workers.rank : workers.rank + 1]  # none, where there are fewer points than processes
+                outcomes = workers.run_on_all(partial(self._evaluate_all, own))
                 if store is not None:
                     for suggestion, outcome in zip(suggestions, chain.from_iterable(outcomes), strict=True):
                         store.record(suggestion, outcome)
                     bar.update(sum(point != UNMODIFIED for point in points))
 
+    def _evaluate_all(self, points: Sequence[Point]) -> list[Outcome]:
+        return [self.evaluate(point) for point in points]
+
     def _count_done(self, store: TrialStore) -> int:
-        if self._settings.sampler == "grid":
-            return len({outcome.point for outcome in store.outcomes()} & {*grid(self._settings, self._transfer)})
-        return sum(store.count_sampled(method) for method in self._settings.compared)
+        settings = self.sweep.settings
+        if settings.sampler == "grid":
+            return len({outcome.point for outcome in store.outcomes()} & {*grid(settings, self.sweep.transfer)})
+        return sum(store.count_sampled(method) for method in settings.compared)
 
 
 def _missing(points: Iterable[Point], store: TrialStore) -> Iterator[Suggestion]:

@@ -68,11 +68,7 @@ class SweepSettings:
         return not {*self.compared} <= {*WITHOUT_MASK}
 
     def scorers(self, transfer: TransferSettings) -> dict[str, Scorer]:
-        """The scorer of each method; other selections than ``act`` need that of ``act``, too.
-
-        Args:
-            transfer: The run's own settings.
-        """
+        """The scorer of each method; other selections than ``act`` need that of ``act``, too."""
         others = {name: SCORERS[name]() for name in self.compared if name in SCORERS}
         own = transfer.scorer if self.uses_masks else None
         return others if own is None else {ACT: own, **others}
@@ -82,7 +78,7 @@ class SweepSettings:
 
         Args:
             transfer: The run's own settings.
-            roles: The role of each evaluation set.
+            roles: The roles of the evaluation sets.
         """
         issues = []
         lists: dict[str, Sequence[float | str]] = {
@@ -123,12 +119,7 @@ class SweepSettings:
         return issues
 
     def selection_issues(self, channels: ChannelInventory, transfer: TransferSettings) -> list[ConfigIssue]:
-        """Values of p that select nothing, and patterns that match no module.
-
-        Args:
-            channels: The channels of the target.
-            transfer: The run's own settings.
-        """
+        """Values of p that select nothing, and patterns that match no module."""
         ratios = {f"sweep.ratios[{i}]": ratio for i, ratio in enumerate(self.tried_ratios) if isinstance(ratio, float)}
         return selection_issues(channels, transfer, ratios if self.uses_masks else {})
 
@@ -194,10 +185,6 @@ def has_ratio(method: str, transfer: TransferSettings) -> bool:
 
     >>> [has_ratio(method, TransferSettings()) for method in ("act", "ties", "task_arithmetic", "random")]
     [True, True, False, True]
-
-    Args:
-        method: Name of the method.
-        transfer: The run's own settings.
     """
     return has_density(method) if method in METHODS else transfer.selection != "all"
 
@@ -208,12 +195,7 @@ def has_density(method: str) -> bool:
 
 
 def grid(settings: SweepSettings, transfer: TransferSettings) -> list[Point]:
-    """Every λ with every p of every method, with points of the same mask next to each other.
-
-    Args:
-        settings: Section ``sweep``, without issues.
-        transfer: The run's own settings.
-    """
+    """Every λ with every p of every method, with points of the same mask next to each other."""
     return [
         Point(method, float(scale), float(ratio))
         for method in settings.compared
@@ -227,10 +209,6 @@ def count_points(settings: SweepSettings, transfer: TransferSettings) -> int:
 
     >>> count_points(SweepSettings(methods="act,task_arithmetic"), TransferSettings())
     261
-
-    Args:
-        settings: Section ``sweep``, without issues.
-        transfer: The run's own settings.
     """
     points = grid(settings, transfer)
     if settings.trials is None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from act_lightning.channels import ChannelInventory
 from act_lightning.masks import eligible_channels
 from act_lightning.merging import METHODS, merging_method
 from act_lightning.scorers import SCORERS
@@ -67,36 +66,17 @@ class TransferOverride:
         return {**recipe, "transfer": transfer, "profile": recipe["profile"] | {"sources": sources}}
 
 
-@dataclass(frozen=True)
-class SweepContext:
-    """What all points of a sweep share.
+class Transfers:
+    """Prepares the transfers of a sweep.
 
-    Attributes:
-        sources: The run's sources.
-        transfer: The run's own settings.
-        channels: The channels of the target.
-        scores: Folders of saved scores, by method.
-        fisher: Folder of Fisher information.
-        seed: Seed of random draws.
-        digests: Digests by which the target's weights are known.
-        target: The target's checkpoint.
+    Args:
+        plan: The run's own transfer.
+        score_folders: Folders of saved scores, by method.
     """
 
-    sources: Sequence[AbilitySource]
-    transfer: TransferSettings
-    channels: ChannelInventory
-    scores: Mapping[str, Path]
-    fisher: Path
-    seed: int
-    digests: Sequence[str]
-    target: Path
-
-
-class Transfers:
-    """Prepares the transfers of a sweep."""
-
-    def __init__(self, context: SweepContext) -> None:
-        self._context = context
+    def __init__(self, plan: TransferPlan, score_folders: Mapping[str, Path]) -> None:
+        self._plan = plan
+        self._score_folders = score_folders
         self._select = lru_cache(_CACHED_RATIOS)(self._select_uncached)
         self._sized_like_act = lru_cache(_CACHED_RATIOS)(self._sized_like_act_uncached)
 
@@ -106,13 +86,12 @@ class Transfers:
         Raises:
             ActError: If scores are missing or of other weights, or p selects nothing.
         """
-        context = self._context
         if point.method != ACT and point.method not in WITHOUT_MASK:
             sized = self._sized_like_act(point.method, point.ratio)
             return replace(sized, settings=replace(sized.settings, scale=point.scale))
-        sources = [replace(source, scale=None, ratio=None) for source in context.sources]
+        sources = [replace(source, scale=None, ratio=None) for source in self._plan.sources]
         if point.method == ACT:
-            return TransferOverride(replace(context.transfer, scale=point.scale, ratio=point.ratio), sources)
+            return TransferOverride(replace(self._plan.settings, scale=point.scale, ratio=point.ratio), sources)
         density = {"density": point.ratio} if has_density(point.method) else {}
         settings = TransferSettings(scale=point.scale, selection="all", method=METHODS[point.method](**density))
         return TransferOverride(settings, sources)
@@ -137,33 +116,23 @@ class Transfers:
         return self._prepare(method, self.override(Point(method, 1.0, ratio)))
 
     def _prepare(self, method: str, override: TransferOverride) -> PreparedTransfer:
-        context = self._context
-        plan = TransferPlan(
-            override.settings,
-            override.sources,
-            context.channels,
-            context.digests,
-            context.seed,
-            context.target,
-            context.scores.get(method),
-            context.fisher,
-        )
-        return prepare(plan)
+        scores = self._score_folders.get(method)
+        return prepare(replace(self._plan, settings=override.settings, sources=override.sources, scores=scores))
 
     def _sized_like_act_uncached(self, method: str, ratio: float) -> TransferOverride:
         """Another selection that moves as many parameters from each source as ``act`` does.
 
         Where abilities are ranked separately, the union of their masks grows with p, which is found by bisection.
         """
-        context, channels = self._context, self._context.channels
-        eligible = channels.count_elements(eligible_channels(channels, context.transfer.exclude))
+        channels = self._plan.inventory
+        eligible = channels.count_elements(eligible_channels(channels, self._plan.settings.exclude))
         budgets = {source.name: channels.count_elements(source.mask) for source in self._select(ACT, ratio).sources}
         # A quotient that was rounded down would allow one parameter less.
         high = {name: min(1.0, math.nextafter(budget / eligible, 1)) for name, budget in budgets.items()}
         ranks_abilities = method in SCORERS and SCORERS[method]().needs_samples
-        if not ranks_abilities or all(len(source.abilities) == 1 for source in context.sources):
+        if not ranks_abilities or all(len(source.abilities) == 1 for source in self._plan.sources):
             return self._with_parameter_shares(method, high, ranks_abilities)
-        low = {source.label: high[source.label] / len(source.abilities) for source in context.sources}
+        low = {source.label: high[source.label] / len(source.abilities) for source in self._plan.sources}
         for _ in range(_BISECTIONS):
             middle = {name: (low[name] + high[name]) / 2 for name in low}
             prepared = self._prepare(method, self._with_parameter_shares(method, middle, ranks_abilities))
@@ -180,11 +149,11 @@ class Transfers:
         Without scores of each ability, one mask stands for all abilities of a source.
         """
         sources = []
-        for source in self._context.sources:
+        for source in self._plan.sources:
             abilities = list(source.abilities) if ranks_abilities else list(source.abilities)[:1]
             sources.append(replace(source, scale=None, ratio=shares[source.label], abilities=abilities))
         settings = replace(
-            self._context.transfer,
+            self._plan.settings,
             scale=1.0,
             ratio=max(shares.values()),
             share="parameters",

@@ -40,7 +40,7 @@ def outcome_row(outcome: Outcome, target: Outcome) -> dict[str, Any]:
         row |= zip((role, f"{role}_low", f"{role}_high"), outcome.mean(role), strict=True)
     for name in outcome.scores.digits:
         row[f"{name}_correct"], row[f"{name}_total"] = outcome.scores.share(name)
-        test = ("", "", "") if point == target.point else outcome.against(target, name)
+        test = ("", "", "") if point == target.point else outcome.scores.against(target.scores, name)
         row |= zip((f"{name}_gained", f"{name}_lost", f"{name}_p_value"), test, strict=True)
     return row | {f"seconds_{part}": round(seconds, 4) for part, seconds in outcome.seconds.items()}
 
@@ -77,7 +77,8 @@ def methods_cells(methods: Sequence[MethodResult], target: Outcome) -> list[list
         row = [label, method.basis, f"{point.scale:.3g}", f"{point.ratio:.3g}", f"{outcome.share:.2%}"]
         row += [percent(outcome.mean(role)) for role in ROLES]
         for role in ROLES:
-            tests = [outcome.against(target, name) for name in outcome.roles if outcome.roles[name] == role]
+            names = [name for name in outcome.roles if outcome.roles[name] == role]
+            tests = [outcome.scores.against(target.scores, name) for name in names]
             row.append(f"+{sum(test.gained for test in tests)} −{sum(test.lost for test in tests)}")
         rows.append(row)
     return rows

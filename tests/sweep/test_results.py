@@ -62,5 +62,5 @@ def test_p_that_plays_no_part_is_not_walked() -> None:
 
 def test_mcnemar_pairs_items() -> None:
     after = Outcome(Point("act", 0.4, 0.01), TARGET.roles, ItemScores({"k": "0111111111", "r": "0011110000"}), 0.1)
-    assert after.against(TARGET, "k")[:2] == (1, 1)
-    assert after.against(TARGET, "r")[:2] == (4, 2)
+    assert after.scores.against(TARGET.scores, "k")[:2] == (1, 1)
+    assert after.scores.against(TARGET.scores, "r")[:2] == (4, 2)

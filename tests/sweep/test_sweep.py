@@ -160,7 +160,7 @@ def test_a_plan_counts_the_points(place: Config) -> None:
 
 def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(swept)
-    monkeypatch.setattr("act_lightning.sweep.runner.TrialContext.evaluate", None)
+    monkeypatch.setattr("act_lightning.sweep.runner.TrialRunner.evaluate", None)
     outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     assert rows(swept) == before
