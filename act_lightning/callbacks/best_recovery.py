@@ -91,7 +91,7 @@ class BestRecovery(L.Callback):
         return float(validation.compute()[KEEP_ACCURACY])
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the accuracy that keep must reach, in every epoch because a checkpoint may have been loaded since the last."""
+        """Set the accuracy that keep must reach; each time, because a checkpoint may have been loaded meanwhile."""
         if self.baseline is not None:
             module: Any = pl_module  # an AbilityTransferModule reads this attribute
             module.keep_floor = self.baseline - self.keep_within / _POINTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.generation import Generation, Generator, evaluating, generate_answers, nan_error
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
-from act_lightning.evaluation.results import Record, SetResult, records_as_jsonl, results_as_json
+from act_lightning.evaluation.results import Record, SetResult, results_as_json
 from act_lightning.evaluation.sandbox import network_isolation
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
 
@@ -51,13 +52,7 @@ class Evaluator:
             warnings.warn(message, stacklevel=2)
 
     def evaluate_batch(self, generate: Generator, batch: Mapping[str, Any], set_index: int) -> None:
-        """Generate and grade the answers to a batch of the data module's test loader.
-
-        Args:
-            generate: Generates the answers.
-            batch: The batch; one without ``rows`` only keeps this process in step with the others.
-            set_index: Index of the evaluation set.
-        """
+        """Generate and grade the answers to a batch of the data module's test loader for a set."""
         name = self.data.evaluation_names[set_index]
         settings, prompts = self.data.evaluations[name], self.data.prompts[name]
         identify = settings.language is not None and settings.kind != "code" and can_identify_language()
@@ -111,16 +106,10 @@ class Evaluator:
 def publish(
     folder: Path, model: str, results: Mapping[str, SetResult], records: Mapping[str, Sequence[Record]]
 ) -> None:
-    """Print a table; write ``results.json``, ``results.csv``, ``results.md``, and every generation to ``<set>.jsonl``.
-
-    Args:
-        folder: ``<default_root_dir>/evaluations``.
-        model: Name of the model that was evaluated.
-        results: The results by set.
-        records: Every graded answer, by set.
-    """
+    """Print a table; write ``results.json``, ``.csv`` and ``.md``, and every generation to ``<set>.jsonl``."""
     for name, lines in records.items():
-        write_file(folder / f"{name}.jsonl", records_as_jsonl(lines))
+        text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in lines)
+        write_file(folder / f"{name}.jsonl", text)
     write_file(folder / "results.csv", results_as_csv(results))
     write_file(folder / "results.md", results_as_markdown(results))
     write_file(folder / "results.json", results_as_json(model, results))

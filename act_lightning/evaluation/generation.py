@@ -78,13 +78,7 @@ def generate_answers(
 
     Settings of the model's generation config that would change a greedy answer (temperature, repetition penalty, beams)
     are ignored. The modes of the model's modules and its generation config are restored afterwards.
-
-    Args:
-        model: A causal language model.
-        tokenizer: The model's tokenizer.
-        batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
-        max_new_tokens: Length at which an answer is cut.
-        locations: Where each row comes from, for messages; by default its index in the batch.
+    Apart from model and tokenizer, arguments and result are those of a :class:`Generator`.
 
     Raises:
         ActError: A row ends in padding, so its answer would not follow its prompt; or the model's logits are NaN.
@@ -161,12 +155,7 @@ def end_of_turn_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokeni
 
 
 def generator_issues(generator: str, arguments: Mapping[str, Any]) -> list[ConfigIssue]:
-    """What is wrong with the settings of the generator.
-
-    Args:
-        generator: ``transformers`` or ``vllm``.
-        arguments: Arguments of ``vllm.LLM``.
-    """
+    """What is wrong with ``model.generator``, and with ``model.generator_args``, the arguments of ``vllm.LLM``."""
     issues, setting = [], "model.generator"
     if generator not in (TRANSFORMERS, VLLM):
         problem = f"must be one of {TRANSFORMERS}, {VLLM}"

@@ -41,13 +41,7 @@ class Grade:
 
 
 def grade(item: Item, settings: EvaluationData, output: str) -> Grade:
-    """Grade an output by the kind of answer of its evaluation set.
-
-    Args:
-        item: The item that it answers.
-        settings: Settings of the item's evaluation set.
-        output: What the model wrote.
-    """
+    """Grade an output by the kind of answer of its evaluation set."""
     pattern = strict_pattern(settings)
     if settings.kind == "choice" and pattern:
         return grade_choice(output, item.reference, item.options, pattern)

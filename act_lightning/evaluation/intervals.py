@@ -60,13 +60,8 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     >>> [round(bound, 3) for bound in wilson(0, 100)]
     [0.0, 0.037]
 
-    Args:
-        correct: Number of correct items.
-        total: Number of items; with none the interval is (0, 1).
-        confidence: How often such intervals contain the true value.
-
     Returns:
-        Lower and upper bound.
+        Lower and upper bound; (0, 1) for a share of nothing.
 
     Raises:
         ActError: ``correct`` is not between 0 and ``total``, or ``confidence`` not inside (0, 1).
@@ -93,13 +88,13 @@ def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, s
     (B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979.)
 
     Args:
-        values: float ``[values]``, in any order; with none the interval is (NaN, NaN).
+        values: float ``[values]``, in any order.
         confidence: How often such intervals contain the true mean, for many values.
         resamples: Number of resamples.
         seed: Seed of the draws, which are the same for the same number of values.
 
     Returns:
-        Lower and upper bound.
+        Lower and upper bound; NaN without values.
     """
     if len(values) == 0:
         return nan, nan
@@ -113,11 +108,7 @@ def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, s
 
 
 def mean_of_shares(shares: Sequence[tuple[int, int]]) -> Interval:
-    """The mean of independent shares, given as (correct, total), each with the same weight, with its interval.
-
-    Args:
-        shares: At least one.
-    """
+    """The mean of at least one independent shares (correct, total), each with the same weight, with its interval."""
     return mean_of_intervals([(correct / total, *wilson(correct, total)) for correct, total in shares])
 
 
@@ -128,9 +119,6 @@ def mean_of_intervals(intervals: Sequence[Interval]) -> Interval:
 
     >>> [round(bound, 3) for bound in mean_of_intervals([(0.5, 0.2, 0.9), (0.3, -0.1, 0.6)])]
     [0.4, 0.15, 0.65]
-
-    Args:
-        intervals: At least one.
     """
     number = len(intervals)
     below = sqrt(sum((value - low) ** 2 for value, low, _ in intervals))
@@ -167,14 +155,10 @@ def mcnemar(gained: int, lost: int) -> McNemar:
 
 
 def paired_test(before: Sequence[Any], after: Sequence[Any]) -> McNemar:
-    """McNemar's test of two models on the same items.
+    """McNemar's test of two models on the same items: booleans, or the digits ``0`` and ``1``.
 
-    >>> paired_test([True, False, False, False], [False, True, True, False])
-    McNemar(gained=2, lost=1, p_value=1.0)
-
-    Args:
-        before: Whether each item is correct for the first model: booleans, or the digits ``0`` and ``1``.
-        after: The same for the second model, in the same order.
+    >>> paired_test([True, False, False, False], [False, True, True, False]), paired_test("1000", "0110").gained
+    (McNemar(gained=2, lost=1, p_value=1.0), 2)
     """
     gained = sum(new > old for old, new in zip(before, after, strict=True))
     return mcnemar(gained, sum(new < old for old, new in zip(before, after, strict=True)))
@@ -185,12 +169,6 @@ def paired_difference(gained: int, lost: int, total: int, confidence: float = 0.
 
     This is Wald's interval after half an item is added to each of the four cells gained, lost, both and neither.
     (A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Stat. Med. 24, 2005.)
-
-    Args:
-        gained: Items that only the second model answered correctly.
-        lost: Items that only the first model answered correctly.
-        total: All items.
-        confidence: How often such intervals contain the true difference.
 
     Returns:
         Lower and upper bound, within [-1, 1].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,11 +50,6 @@ class Record:
     options: int = 0
     language: str | None = None
     flag: str | None = None
-
-
-def records_as_jsonl(records: Iterable[Record]) -> str:
-    """One record per line, as JSON."""
-    return "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
 def read_records(path: Path) -> list[Record]:

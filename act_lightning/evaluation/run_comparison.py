@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.table import Table
 
@@ -23,14 +24,8 @@ from act_lightning.evaluation.tables import csv_table, markdown_table, rich_tabl
 EXACT, FLEXIBLE = "exact_match", "flexible_match"
 
 
-@dataclass(frozen=True)
-class Difference:
-    """What a run gained over the first run on one set.
-
-    Attributes:
-        interval: Difference of the two shares, with its 95 % interval.
-        test: McNemar's test, with the items gained and lost.
-    """
+class Difference(NamedTuple):
+    """What a run gained over the first run on one set: the difference of shares, and McNemar's test."""
 
     interval: Interval
     test: McNemar
@@ -52,10 +47,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
-    """Read the evaluations of runs and pair their items.
-
-    Args:
-        runs: Folders of runs (``default_root_dir``), at least two, the baseline first.
+    """Read the evaluations of at least two runs (their ``default_root_dir``), and compare them with the first.
 
     Raises:
         ActError: If one was not tested, or has other sets or other rows than the first.

@@ -33,14 +33,9 @@ sys.__stdout__.write({marker!r})
 
 
 def passes_tests(code: str, test: str, entry_point: str, seconds: float = 10.0, memory: int = 2 << 30) -> bool:
-    """Whether ``check(entry_point)`` returns without an error after ``code`` has run, in a process of its own.
+    """Whether ``check(entry_point)``, which ``test`` defines, succeeds after ``code`` has run in a limited process.
 
-    Args:
-        code: What the model wrote, together with what it completes.
-        test: Code that defines ``check``.
-        entry_point: Name of the function that is checked.
-        seconds: Time limit.
-        memory: Limit of the address space, in bytes.
+    The process may run for ``seconds`` and use ``memory`` bytes of address space.
     """
     limits = {
         "RLIMIT_CPU": max(1, round(seconds)),

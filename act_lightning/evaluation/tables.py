@@ -27,14 +27,7 @@ def rich_table(
 ) -> Table:
     """Any table for the terminal; intervals and counts in a cell go to lines of their own.
 
-    Args:
-        title: Title of the table.
-        head: Titles of the columns.
-        rows: Cells of each row.
-        left: Number of columns at the start that are left-justified; the others are right-justified.
-        wrap: Number of columns at the start that may be wrapped.
-        bold: Number of columns at the end that are bold.
-        pad_edge: Whether the outer edges are padded.
+    The first ``left`` columns are left-justified, the first ``wrap`` may be wrapped, and the last ``bold`` are bold.
     """
     table = Table(title=title, box=SIMPLE, pad_edge=pad_edge)
     for index, name in enumerate(head):
