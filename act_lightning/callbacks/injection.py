@@ -184,5 +184,6 @@ def _find_profiler(trainer: L.Trainer) -> ActivationDifferenceProfiler:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ActivationDifferenceProfiler):
             return callback
-    problem, hint = "must stand beside an ActivationDifferenceProfiler, which names the sources", "Add the profiler to"
-    raise ActError(ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, f"{hint} the Trainer's callbacks."))
+    problem = "needs an ActivationDifferenceProfiler in the same Trainer, which names the sources"
+    hint = "Add the profiler to the Trainer's callbacks."
+    raise ActError(ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, hint))

@@ -296,6 +296,5 @@ def _report_precision(measurement: Measurement, channels: ChannelInventory, scor
         precision, old_scores = before
         mask = partial(sampling.mask, measurement.source, channels)
         share = overlap(mask(old_scores), mask(scores))
-        rank_zero_info(
-            f"{measurement.label}: {share:.1%} of the mask in {precision} is that in {measurement.record.dtype}, too"
-        )
+        selected = f"{share:.1%} of the mask in {precision} is also selected in {measurement.record.dtype}"
+        rank_zero_info(f"{measurement.label}: {selected}")

@@ -225,7 +225,7 @@ class MaskedInjection:
         """
         partial = len(values) < self._inventory.shapes[name][0]
         if partial and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
-            problem = f"must be given {name} whole, and this process holds {len(values)} of its rows"
+            problem = f"needs the whole of {name}, but this process holds only {len(values)} of its rows"
             hint = "Transfer with `merge` first."
             raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
 
@@ -277,7 +277,7 @@ class MaskedInjection:
             target, change = chunk.target, merge(chunk.vectors, chunk.tensor_slice)
             if change.shape != target.shape or change.dtype != torch.float32:  # the method may be a user's own
                 result = f"{str(change.dtype).removeprefix('torch.')} {list(change.shape)}"
-                problem = f"must give a float32 {list(target.shape)} as change of {name}, and gives {result}"
+                problem = f"must give a float32 {list(target.shape)} as change of {name}, but gives {result}"
                 hint = "Correct its merge; see act_lightning.merging.MergingMethod."
                 raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
             masks = [vector.mask for vector in chunk.vectors if vector.mask is not None]

@@ -162,7 +162,7 @@ def checked_record(
             raise ActError(ConfigIssue("transfer.scores", str(path), problem, "Profile again, or name those models."))
     if scorer is not None and dict(record.scorer) != scorer.record():
         expected, stored = recorded_scorer(scorer.record()), recorded_scorer(record.scorer)
-        problem = f"must hold scores by {expected}, and holds scores by {stored}"
+        problem = f"must hold scores by {expected}, but holds scores by {stored}"
         hint = "Name the folder of those, or change the selection."
         raise ActError(ConfigIssue("transfer.scores", str(path), problem, hint))
     return record

@@ -138,7 +138,7 @@ def resumed_issues(
         ConfigIssue(
             setting,
             now,
-            f"must be {old} as before the checkpoint, for nothing is transferred again",
+            f"must be {old} as before the checkpoint, because nothing is transferred again",
             "Write that, or start from the beginning without ckpt_path.",
         )
         for setting, now, old in changes

@@ -172,7 +172,7 @@ def source_issues(sources: Sequence[AbilitySource] | None, setting: str = "profi
     issues = [issue for i, source in enumerate(sources) for issue in source.issues(f"{setting}[{i}]")]
     for name, count in Counter(source.label for source in sources).items():
         if count > 1:
-            problem = "must not name two sources alike"
+            problem = "must not be the name of two sources"
             issues.append(ConfigIssue(setting, name, problem, "Give each a name of its own."))
     return issues
 
@@ -206,8 +206,8 @@ def weight_issues(settings: TransferSettings, sources: Sequence[AbilitySource]) 
             problem = "must be transfer.scale times a weight, and that scale is 0"
             hint = "Leave it out, or choose another scale."
         elif not method.negative_weights and source.scale / settings.scale < 0:
-            problem = f"must have the sign of transfer.scale, {settings.scale:g}, for {type(method).__name__} averages"
-            hint = "Turn its sign."
+            problem = f"must have the sign of transfer.scale, {settings.scale:g}, because the method averages"
+            hint = f"Change its sign, or choose another method than {type(method).__name__}."
         else:
             continue
         issues.append(ConfigIssue(f"profile.sources[{i}].scale", source.scale, problem, hint))

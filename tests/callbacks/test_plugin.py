@@ -185,7 +185,7 @@ def test_modules_that_hold_not_one_model(
 
 
 def test_an_injection_needs_a_profiler(target_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ActError, match="must stand beside an ActivationDifferenceProfiler"):
+    with pytest.raises(ActError, match="needs an ActivationDifferenceProfiler in the same Trainer"):
         fit(TheirModule(target_folder), tmp_path, MaskedTaskVectorInjection())
 
 

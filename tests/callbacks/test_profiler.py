@@ -217,7 +217,7 @@ def test_scores_of_another_precision_are_compared_before_they_are_replaced(
         masks.append(reference.chosen(reference.saved_scores(path, target), "0.5"))
     share = len(masks[0] & masks[1]) / len(masks[0])
     assert 0.5 < share < 1
-    assert f"s/d: {share:.1%} of the mask in float32 is that in bfloat16, too" in said
+    assert f"s/d: {share:.1%} of the mask in float32 is also selected in bfloat16" in said
     with messages() as said:
         assert run("profile", config, "--model.dtype", "float32", "--data.max_length", 40).status == 0
     assert not any("of the mask in" in line for line in said)

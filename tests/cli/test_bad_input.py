@@ -96,7 +96,7 @@ def test_all_faults_of_meaning_come_in_one_message(config: Config) -> None:
         else:
             config = changed(config, path, value)
     settings = ("transfer.ratio", "transfer.exclude", "data.batch_size", "data.abilities.e.path", "model.learning_rate")
-    sources = ("profile.sources[1].model", "profile.sources[1].abilities", "must not name two sources alike")
+    sources = ("profile.sources[1].model", "profile.sources[1].abilities", "must not be the name of two sources")
     outcome = refused(config, *settings, *sources)
     assert len(outcome.err.strip().splitlines()) == len(settings) + len(sources)
 

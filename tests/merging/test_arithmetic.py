@@ -55,19 +55,19 @@ def test_equals_numpy_element_by_element(dtype: torch.dtype, scales: list[float]
 )
 def test_whole_models(architecture: str, tied: bool, dtype: torch.dtype) -> None:
     target = tiny_model(architecture, tie_word_embeddings=tied, dtype=dtype, **TINY)
-    found = inventory(target)
+    channels = inventory(target)
     scales, sources = [0.4, 0.7], [sibling_of(target, seed=seed) for seed in (1, 2)]
-    masks = [torch.rand(found.total) < share for share in (0.1, 0.3)]
+    masks = [torch.rand(channels.total) < share for share in (0.1, 0.3)]
     numbers = [set(mask.nonzero().flatten().tolist()) for mask in masks]
     expected = reference.merge_models(target, list(zip(sources, scales, numbers, strict=True)))
-    elements = [found.elements(mask) for mask in masks]
+    elements = [channels.elements(mask) for mask in masks]
     for name, parameter in target.named_parameters():
         selections = [
             part[name].expand(parameter.shape) if name in part else torch.zeros(parameter.shape, dtype=torch.bool)
             for part in elements
         ]
-        theirs = [source.get_parameter(name).detach() for source in sources]
-        assert torch.equal(bits(merged(parameter.detach(), theirs, scales, selections)), bits(expected[name])), name
+        parameters = [source.get_parameter(name).detach() for source in sources]
+        assert torch.equal(bits(merged(parameter.detach(), parameters, scales, selections)), bits(expected[name])), name
 
 
 @pytest.mark.parametrize("scales", SCALES, ids=len)
@@ -75,12 +75,12 @@ def test_equals_mergekit_without_masks(scales: list[float]) -> None:
     target, sources = siblings(len(scales), torch.float32, (64, 48))
     deltas = torch.stack([source - target for source in sources])
     weights = torch.tensor(scales, dtype=deltas.dtype)[:, None, None]
-    theirs = target + (deltas * weights).sum(dim=0)
+    expected = target + (deltas * weights).sum(dim=0)
     everywhere = torch.ones(1, 1, dtype=torch.bool)
-    ours = merged(target, sources, scales, [everywhere] * len(scales))
-    assert torch.equal(ours, theirs)
+    result = merged(target, sources, scales, [everywhere] * len(scales))
+    assert torch.equal(result, expected)
     unmasked = task_arithmetic([TaskVector(delta, scale) for delta, scale in zip(deltas, scales, strict=True)])
-    assert torch.equal(apply_change(target, unmasked, everywhere), theirs)
+    assert torch.equal(apply_change(target, unmasked, everywhere), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -121,14 +121,14 @@ def test_products_are_rounded_before_they_are_added() -> None:
 def test_bfloat16_is_rounded_once() -> None:
     target, sources = siblings(2, torch.bfloat16, (4096,))
     everywhere = torch.ones(1, dtype=torch.bool)
-    ours = merged(target, sources, [0.3, 0.7], [everywhere] * 2)
+    result = merged(target, sources, [0.3, 0.7], [everywhere] * 2)
     exact = target.double() + sum(
         factor * (source.double() - target.double()) for source, factor in zip(sources, (0.3, 0.7), strict=True)
     )
     half_a_step = exact.abs() * 2**-8 + 1e-6
-    assert ((ours.double() - exact).abs() <= half_a_step).all()
+    assert ((result.double() - exact).abs() <= half_a_step).all()
     step_by_step = target + 0.3 * (sources[0] - target) + 0.7 * (sources[1] - target)
-    assert not torch.equal(ours, step_by_step)
+    assert not torch.equal(result, step_by_step)
 
 
 def test_rows_alone_give_the_same_as_the_whole() -> None:

@@ -99,8 +99,8 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_numbers_that_no_version_may_change() -> None:
     """Computed with Python's integers from the definition; a change of these changes every random merge."""
-    found = draw((2, 3), seed=0)
-    assert (found * 2**24).int().tolist() == [[reference_bits(row, column) for column in range(3)] for row in range(2)]
+    draws = draw((2, 3), seed=0)
+    assert (draws * 2**24).int().tolist() == [[reference_bits(row, column) for column in range(3)] for row in range(2)]
 
 
 def reference_bits(row: int, column: int) -> int:

@@ -1,4 +1,4 @@
-"""Edges and properties that every method shares: nothing to merge, nothing kept, one source, parts, masks."""
+"""Edges and properties that every method shares: nothing to merge, nothing left, one source, parts, masks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from act_lightning.merging import (
     works_by_rows,
 )
 
-THINNING = (TIES, DARE, DARETIES, Breadcrumbs, DELLA)
+SPARSIFYING = (TIES, DARE, DARETIES, Breadcrumbs, DELLA)
 MANY = [
     *(method() for method in METHODS.values()),
     TIES(0.5, average=False),
@@ -52,8 +52,8 @@ def vector(delta: Tensor, weight: float = 0.5, mask: Tensor | None = None, sourc
 
 
 def merged(method: MergingMethod, vectors: list[TaskVector], scale: float = 0.5) -> Tensor:
-    place = TensorSlice("weight", 42, fisher=torch.ones_like(vectors[0].delta))
-    return bind(method, lambda: [(vectors, place)], scale)(vectors, place)
+    tensor_slice = TensorSlice("weight", 42, fisher=torch.ones_like(vectors[0].delta))
+    return bind(method, lambda: [(vectors, tensor_slice)], scale)(vectors, tensor_slice)
 
 
 @st.composite
@@ -61,7 +61,7 @@ def task_vectors(draw: Any) -> list[TaskVector]:
     """One to three sources of few distinct numbers, so that many are equal, under masks of every shape."""
     shape = draw(st.sampled_from(SHAPES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    found = []
+    vectors = []
     for number in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(["normal", "coarse", "zero"]))
         delta = torch.randn(shape, generator=generator)
@@ -73,8 +73,8 @@ def task_vectors(draw: Any) -> list[TaskVector]:
             else torch.rand(mask_shape, generator=generator) < draw(st.sampled_from([0.0, 0.5, 1.0]))
         )
         weight = draw(st.sampled_from([0.0, 0.3, 0.5, 2.0]))
-        found.append(vector(delta, weight, mask, f"s{number}"))
-    return found
+        vectors.append(vector(delta, weight, mask, f"s{number}"))
+    return vectors
 
 
 @pytest.mark.parametrize("method", MANY, ids=NAMES)
@@ -86,12 +86,12 @@ def test_finite_and_zero_where_no_mask_selects(method: MergingMethod, vectors: l
     assert change.dtype == torch.float32
     assert torch.isfinite(change).all()
     moved = torch.zeros(change.shape, dtype=torch.bool)
-    for one in vectors:
-        moved |= (one.restricted() != 0) & (one.weight != 0)
+    for task_vector in vectors:
+        moved |= (task_vector.restricted() != 0) & (task_vector.weight != 0)
     assert not change[~moved].any()
 
 
-@pytest.mark.parametrize("method", [one for one in MANY if works_by_rows(one)], ids=repr)
+@pytest.mark.parametrize("method", [method for method in MANY if works_by_rows(method)], ids=repr)
 @settings(deadline=None, max_examples=20)
 @given(vectors=task_vectors(), cuts=st.lists(st.integers(1, 11), max_size=4))
 def test_parts_are_merged_as_the_whole(method: MergingMethod, vectors: list[TaskVector], cuts: list[int]) -> None:
@@ -100,22 +100,22 @@ def test_parts_are_merged_as_the_whole(method: MergingMethod, vectors: list[Task
 
     def parts() -> Iterator[Part]:
         for numbers in rows:
-            place = TensorSlice("weight", 42, numbers, torch.ones_like(vectors[0].delta[numbers]))
-            yield [cut(one, numbers) for one in vectors], place
+            tensor_slice = TensorSlice("weight", 42, numbers, torch.ones_like(vectors[0].delta[numbers]))
+            yield [cut(task_vector, numbers) for task_vector in vectors], tensor_slice
 
     merge = bind(method, parts, 0.5)
-    found = torch.cat([merge(*part) for part in parts()])
-    torch.testing.assert_close(found, merged(method, vectors), rtol=1e-6, atol=1e-7)
+    result = torch.cat([merge(*part) for part in parts()])
+    torch.testing.assert_close(result, merged(method, vectors), rtol=1e-6, atol=1e-7)
 
 
-def cut(one: TaskVector, rows: Tensor) -> TaskVector:
-    mask = one.mask if one.mask is None or len(one.mask) == 1 else one.mask[rows]
-    assert one.fisher is not None
-    return TaskVector(one.delta[rows], one.weight, mask, one.source, one.fisher[rows])
+def cut(task_vector: TaskVector, rows: Tensor) -> TaskVector:
+    mask = task_vector.mask if task_vector.mask is None or len(task_vector.mask) == 1 else task_vector.mask[rows]
+    assert task_vector.fisher is not None
+    return TaskVector(task_vector.delta[rows], task_vector.weight, mask, task_vector.source, task_vector.fisher[rows])
 
 
-@pytest.mark.parametrize("kind", THINNING)
-def test_density_0_changes_nothing_and_1_thins_nothing(kind: type[MergingMethod]) -> None:
+@pytest.mark.parametrize("kind", SPARSIFYING)
+def test_density_0_changes_nothing_and_1_drops_nothing(kind: type[MergingMethod]) -> None:
     deltas = torch.randn(2, 9, 7)
     vectors = [vector(delta, source=str(number)) for number, delta in enumerate(deltas)]
     make: Any = kind
@@ -139,20 +139,20 @@ def test_a_mask_is_as_if_the_rest_were_not_there(method: MergingMethod) -> None:
     mask[rows] = True
     whole = merged(method, [vector(delta, mask=mask, source=str(i)) for i, delta in enumerate(deltas)])
     alone = [vector(delta[rows], source=str(i)) for i, delta in enumerate(deltas)]
-    place = TensorSlice("weight", 42, rows, torch.ones_like(alone[0].delta))
-    torch.testing.assert_close(whole[rows], bind(method, lambda: [(alone, place)], 0.5)(alone, place))
+    tensor_slice = TensorSlice("weight", 42, rows, torch.ones_like(alone[0].delta))
+    torch.testing.assert_close(whole[rows], bind(method, lambda: [(alone, tensor_slice)], 0.5)(alone, tensor_slice))
 
 
 def test_ties_keeps_the_exact_share_of_equal_magnitudes_lowest_positions_first() -> None:
     delta = torch.tensor([[2.0, -1.0, 1.0], [1.0, -1.0, 0.5], [1.0, 1.0, 1.0]])
-    found = merged(TIES(0.5), [vector(delta, weight=0.5)])
-    assert found.tolist() == [[1.0, -0.5, 0.5], [0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    result = merged(TIES(0.5), [vector(delta, weight=0.5)])
+    assert result.tolist() == [[1.0, -0.5, 0.5], [0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
 
 
 def test_a_voting_method_takes_scales_as_weights_times_one_scale() -> None:
     first, second = torch.tensor([4.0, 4.0]), torch.tensor([1.0, -1.0])
-    found = merged(TIES(1.0), [vector(first, 0.5), vector(second, 1.5)], scale=0.5)
-    assert found.tolist() == [0.5 * (4 * 1 + 1 * 3) / 4, 0.5 * 4]
+    result = merged(TIES(1.0), [vector(first, 0.5), vector(second, 1.5)], scale=0.5)
+    assert result.tolist() == [0.5 * (4 * 1 + 1 * 3) / 4, 0.5 * 4]
     assert not merged(TIES(1.0), [vector(first, 0.0), vector(second, 0.0)], scale=0.0).any()
 
 
@@ -164,16 +164,16 @@ def test_dare_keeps_the_expected_change() -> None:
 
 def test_fisher_is_an_average_of_models() -> None:
     target, source = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([3.0, 3.0, 3.0])
-    mine, its = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 2.0, 0.0])
-    one = TaskVector(source - target, 1.0, fisher=its)
-    change = Fisher().merge([one], TensorSlice("weight", fisher=mine))
+    target_fisher, source_fisher = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 2.0, 0.0])
+    task_vector = TaskVector(source - target, 1.0, fisher=source_fisher)
+    change = Fisher().merge([task_vector], TensorSlice("weight", fisher=target_fisher))
     assert (target + change).tolist() == [2.5, 3.0, 1.0]
     with pytest.raises(TypeError, match="carries no Fisher information"):
-        Fisher().merge([TaskVector(source)], TensorSlice("weight", fisher=mine))
+        Fisher().merge([TaskVector(source)], TensorSlice("weight", fisher=target_fisher))
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         (TIES(1.5), "TIES.density = 1.5: must lie in"),
         (DARE(-0.1), "DARE.density = -0.1: must lie in"),
@@ -184,8 +184,8 @@ def test_fisher_is_an_average_of_models() -> None:
         (Fisher(-1), "Fisher.target_weight = -1: must be a number that is not negative"),
     ],
 )
-def test_settings_that_make_no_sense(method: MergingMethod, said: str) -> None:
+def test_settings_that_make_no_sense(method: MergingMethod, message: str) -> None:
     with pytest.raises(ActError) as error:
         merging_method(method)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert merging_method(TaskArithmetic()).issues() == []

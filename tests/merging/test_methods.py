@@ -36,14 +36,14 @@ class Case:
 
     def offers(self, name: str, masked: bool) -> list[merging.Offer]:
         """What each source offers for a parameter, with the information that the run has gathered."""
-        before, found = self.target.get_parameter(name).detach(), []
+        before, offers = self.target.get_parameter(name).detach(), []
         for source, model in self.sources.items():
             file = self.root / "fisher" / "sources" / source / "d.safetensors"
             fisher = load_file(file)[name].double().numpy() if file.is_file() else None
             delta = (model.get_parameter(name).detach() - before).double().numpy()
             mask = self.marks(source, masked)[name].numpy()
-            found.append(merging.Offer(delta, SCALES[source], mask, source, fisher))
-        return found
+            offers.append(merging.Offer(delta, SCALES[source], mask, source, fisher))
+        return offers
 
     def marks(self, source: str, masked: bool) -> dict[str, Tensor]:
         numbers = set(range(len(channels(self.target))))
@@ -58,13 +58,13 @@ class Case:
             for file in (self.root / "fisher" / "target").glob("*.safetensors")
             for name, values in load_file(file).items()
         }
-        found = {}
+        weights = {}
         for name, values in self.target.named_parameters():
-            own = fisher[name].double().numpy() if fisher else None
+            target_fisher = fisher[name].double().numpy() if fisher else None
             drawing = merging.Drawing(name, 42)
-            change = merging.change_by(method, self.offers(name, masked), 0.4, drawing, own)
-            found[name] = values.detach() + torch.from_numpy(change)
-        return found
+            change = merging.change_by(method, self.offers(name, masked), 0.4, drawing, target_fisher)
+            weights[name] = values.detach() + torch.from_numpy(change)
+        return weights
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_merge_and_fit(method: str, masked: bool, case: Case) -> None:
     marks = [case.marks(source, masked) for source in case.sources]
     for name, before in case.target.named_parameters():
         torch.testing.assert_close(merged[name].double(), expected[name], rtol=1e-6, atol=1e-7)
-        stays = ~torch.stack([its[name] for its in marks]).any(0)
+        stays = ~torch.stack([mark[name] for mark in marks]).any(0)
         assert torch.equal(merged[name][stays], before[stays])
     assert any(not torch.equal(merged[name], before) for name, before in case.target.named_parameters())
 
@@ -113,13 +113,13 @@ def test_methods_with_settings_of_their_own(case: Case) -> None:
     config = changed(case.config, "transfer.selection", "all")
     before = dict(case.target.named_parameters())
     everything = {"class_path": "act_lightning.merging.TIES", "init_args": {"density": 1.0, "average": False}}
-    mine = {"class_path": "tests.programs.own_methods.First", "init_args": {"share": 0.5}}
-    for method in (everything, mine):
+    first = {"class_path": "tests.programs.own_methods.First", "init_args": {"share": 0.5}}
+    for method in (everything, first):
         outcome = run("merge", changed(config, "transfer.method", method))
         assert outcome.status == 0, outcome.err
-    for name, found in load_file(case.root / "merged" / "model.safetensors").items():
-        theirs = case.sources["m"].get_parameter(name)
-        torch.testing.assert_close(found, before[name] + 0.4 * 0.5 * (theirs - before[name]))
+    for name, values in load_file(case.root / "merged" / "model.safetensors").items():
+        source = case.sources["m"].get_parameter(name)
+        torch.testing.assert_close(values, before[name] + 0.4 * 0.5 * (source - before[name]))
 
 
 @pytest.mark.parametrize(("name", "gives"), [("Short", r"float32 \[1"), ("Wide", r"float64 \[300")])
@@ -129,7 +129,7 @@ def test_a_method_that_gives_something_else_than_a_change_is_named(
     config = changed(changed(case.config, "transfer.selection", "all"), "trainer.default_root_dir", str(tmp_path / "r"))
     outcome = run("merge", changed(config, "transfer.method", {"class_path": f"tests.programs.own_methods.{name}"}))
     assert outcome.status == 1
-    assert re.search(f"transfer.method = '{name}': must give a float32 .*weight, and gives {gives}", outcome.err)
+    assert re.search(f"transfer.method = '{name}': must give a float32 .*weight, but gives {gives}", outcome.err)
     assert not (tmp_path / "r" / "merged").exists()
 
 
@@ -151,7 +151,7 @@ def test_a_plan_tells_what_fisher_information_takes(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ("tiez", "transfer.method = 'tiez': must name a merging method: task_arithmetic, ties, "),
         ({"class_path": "act_lightning.merging.TIES", "init_args": {"density": 2}}, "TIES.density = 2.0: must lie in"),
@@ -160,15 +160,15 @@ def test_a_plan_tells_what_fisher_information_takes(case: Case) -> None:
         ({"class_path": "torch.nn.Linear"}, "torch.nn.Linear"),
     ],
 )
-def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, said: str, case: Case) -> None:
+def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, message: str, case: Case) -> None:
     outcome = run("merge", changed(case.config, "transfer.method", method))
     assert outcome.status != 0
-    assert said in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(
-    ("method", "scale", "own", "said"),
+    ("method", "scale", "own", "message"),
     [
         (
             "ties",
@@ -176,11 +176,17 @@ def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, said: 
             0.7,
             "scale = 0.7: must be transfer.scale times a weight, and that scale is 0",
         ),
-        ("fisher", 0.4, -0.7, "profile.sources[1].scale = -0.7: must have the sign of transfer.scale, 0.4, for Fisher"),
+        (
+            "fisher",
+            0.4,
+            -0.7,
+            "profile.sources[1].scale = -0.7: must have the sign of transfer.scale, 0.4, because the method averages. "
+            "Change its sign, or choose another method than Fisher.",
+        ),
     ],
 )
-def test_scales_that_make_no_weights(method: str, scale: float, own: float, said: str, case: Case) -> None:
+def test_scales_that_make_no_weights(method: str, scale: float, own: float, message: str, case: Case) -> None:
     config = changed(case.config, "transfer", {"method": method, "scale": scale})
     outcome = run("merge", changed(config, "profile.sources.1.scale", own))
     assert outcome.status == 1
-    assert said in outcome.err
+    assert message in outcome.err

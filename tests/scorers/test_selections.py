@@ -179,7 +179,7 @@ def test_scores_of_another_scorer_are_refused(verb: str, config: Config, tmp_pat
         folder = tmp_path / "run" / ("scores" if other == "activation" else f"scores.{other}")
         outcome = run(verb, config, "--transfer.selection", selection, "--transfer.scores", folder)
         assert outcome.status == 1
-        assert f"must hold scores by {selection}, and holds scores by {other}" in re.sub(
+        assert f"must hold scores by {selection}, but holds scores by {other}" in re.sub(
             r"\s+", " ", outcome.out + outcome.err
         )
 
