@@ -21,13 +21,13 @@ from act_lightning.scorers.scorer import Scorer, recorded_scorer
 FORMAT = 1
 CHUNKS = ".chunks"
 """What the stem of a file ends with that keeps the scores of each chunk."""
-_REMEDY = "Delete the file, so that the next run measures again."
+_HINT = "Delete the file, so that the next run measures again."
 _FINGERPRINT = ("format", "scorer", "target", "source", "data", "keep", "dtype", "positions")
 
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """What scores were measured on; stands as JSON under the metadata key ``act``.
+    """What scores were measured on; saved as JSON under the metadata key ``act``.
 
     Attributes:
         tokens: Answer tokens.
@@ -35,15 +35,15 @@ class ScoreRecord:
         dropped: Rows without answer tokens.
         models: How target and source were named.
         identities: Digest (and hub commit) of target and source.
-        data: SHA-256 over all token ids and labels: rows, template, tokenizer and lengths show in it.
+        data: SHA-256 over all token ids and labels, so that rows, template, tokenizer and lengths count.
         dtype: Precision of weights and activations.
         versions: Versions of packages; for the record, not part of the fingerprint.
         positions: Which positions were compared.
         format: Version of the way scores are computed; those of another version are measured again.
         scorer: Name and settings of the scorer; files from before there were others are of ``activation``.
-        keep: SHA-256 of the samples of each ability that is to be kept, for a scorer that reads these as well.
-        stability: Where samples are read until the mask is stable: ``threshold`` and ``masks`` that it was asked for,
-            ``overlap`` in the end, and if that was before the last, ``of`` how many samples.
+        keep: SHA-256 of the samples of each ability to keep, for a scorer that reads these as well.
+        stability: Where samples are read until the mask is stable: the ``threshold`` and ``masks`` of the settings, the
+            final ``overlap``, and the number of all samples (``of``) if not all were read.
     """
 
     tokens: int
@@ -61,29 +61,24 @@ class ScoreRecord:
     stability: Mapping[str, Any] = field(default_factory=dict)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for scores to be used again."""
-        values = {**asdict(self), "target": self._digest("target"), "source": self._digest("source")}
+        """The values that must be equal for scores to be used again."""
+        values = asdict(self)
+        for role in ("target", "source"):
+            values[role] = self.identities.get(role, {}).get("digest")
         values["scorer"] = recorded_scorer(self.scorer)
         return {name: values[name] for name in _FINGERPRINT}
 
-    def _digest(self, role: str) -> str | None:
-        return self.identities.get(role, {}).get("digest")
-
-    def changes(self, wanted: ScoreRecord) -> list[str]:
-        """How this record differs from the wanted one, one phrase each; empty when the scores can be used again."""
-        mine, other = self.fingerprint(), wanted.fingerprint()
-        found = [
-            f"{name} was {_short(mine[name])}, is {_short(other[name])}" for name in mine if mine[name] != other[name]
-        ]
-        asked = ("threshold", "masks")
-        if "of" in self.stability and any(self.stability.get(key) != wanted.stability.get(key) for key in asked):
-            found.append(f"samples were {self.samples} of {self.stability['of']}, enough for other masks")
-        return found
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 16 else text[:12] + "…"
+    def changes(self, expected: ScoreRecord) -> list[str]:
+        """How this record differs from the expected one, one phrase each; empty if the scores can be used again."""
+        changes, saved = [], self.fingerprint()
+        for name, value in expected.fingerprint().items():
+            if saved[name] != value:
+                old, new = (text if len(text) <= 16 else text[:12] + "…" for text in (str(saved[name]), str(value)))
+                changes.append(f"{name} was {old}, is {new}")
+        settings = ("threshold", "masks")
+        if "of" in self.stability and any(self.stability.get(key) != expected.stability.get(key) for key in settings):
+            changes.append(f"samples were {self.samples} of {self.stability['of']}, enough for other masks")
+        return changes
 
 
 def scores_folder(root: Path, scorer: Scorer) -> Path:
@@ -98,7 +93,7 @@ def scores_folder(root: Path, scorer: Scorer) -> Path:
 
 
 def score_path(root: Path, source: str, ability: str) -> Path:
-    """Where the scores of an ability of a source stand.
+    """The file of the scores of an ability of a source.
 
     >>> score_path(Path("scores"), "Qwen2.5-7B-Instruct", "science-ar").as_posix()
     'scores/Qwen2.5-7B-Instruct/science-ar.safetensors'
@@ -107,7 +102,7 @@ def score_path(root: Path, source: str, ability: str) -> Path:
 
 
 def chunks_path(path: Path) -> Path:
-    """Where the scores of each chunk stand, beside those of all samples.
+    """The file of the scores of each chunk, given that of all samples.
 
     >>> chunks_path(Path("scores/s/science-ar.safetensors")).name
     'science-ar.chunks.safetensors'
@@ -130,13 +125,13 @@ class ChunkScores(NamedTuple):
 
 
 def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, record: ScoreRecord) -> None:
-    """Write the scores of each chunk, float32 ``[chunks, channels]`` by module, beside those of all.
+    """Write the scores of each chunk, float32 ``[chunks, channels]`` by module.
 
     Args:
-        path: That of the scores of all samples.
+        path: The file of the scores of all samples; the chunks' stands beside it.
         inventory: The channels of the target.
         chunks: The scores of each chunk.
-        record: That of all samples.
+        record: The record of all samples.
 
     Raises:
         ActError: If a score is NaN or infinite; nothing is written then.
@@ -144,57 +139,12 @@ def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, r
     for scores in chunks.scores:
         require_finite(path, inventory, scores)
     tensors = {module.name: chunks.scores[:, span].cpu().contiguous() for module, span in inventory.spans()}
-    order = [module.name for module in inventory.modules]
     sizes = {"chunks": {"tokens": chunks.tokens, "samples": chunks.samples}}
-    act = json.dumps(asdict(record) | {"modules": order} | sizes, sort_keys=True)
-    save_tensors(chunks_path(path), tensors, {"act": act})
-
-
-def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
-    """Answer tokens and samples of each chunk.
-
-    Args:
-        path: That of the scores of all samples.
-
-    Raises:
-        ActError: If there is no readable file of chunks beside it.
-    """
-    file = chunks_path(path)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            sizes = json.loads((opened.metadata() or {})["act"])["chunks"]
-        return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ActError(
-            ConfigIssue("scores", str(file), f"must be a readable file of chunks ({error})", _REMEDY)
-        ) from error
-
-
-def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
-    """The scores of each chunk, in the order of the model's channels.
-
-    Args:
-        path: That of the scores of all samples.
-        inventory: The channels of the target.
-
-    Raises:
-        ActError: If there is no such file beside it, or it is unreadable or belongs to other modules.
-    """
-    tokens, samples = read_chunk_sizes(path)
-    with safe_open(chunks_path(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    expected = {module.name: (len(tokens), module.count) for module in inventory.modules}
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
-        problem = "must hold one tensor [chunks, channels] for each module of the target"
-        raise ActError(
-            ConfigIssue("scores", str(chunks_path(path)), problem, "Use the scores of this target, or measure again.")
-        )
-    scores = torch.cat([tensors[module.name] for module in inventory.modules], dim=1).to(torch.float32)
-    return ChunkScores(scores, tokens, samples)
+    save_tensors(chunks_path(path), tensors, _metadata(inventory, record, sizes))
 
 
 def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record: ScoreRecord) -> None:
-    """Write scores beside their place and rename them into it.
+    """Write scores under a temporary name, and rename the file when it is complete.
 
     Args:
         path: See :func:`score_path`.
@@ -207,9 +157,13 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     """
     require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
-    order = [module.name for module in inventory.modules]  # the library sorts tensors by name
-    # one entry of metadata, for the library writes several in any order
-    save_tensors(path, tensors, {"act": json.dumps(asdict(record) | {"modules": order}, sort_keys=True)})
+    save_tensors(path, tensors, _metadata(inventory, record, {}))
+
+
+def _metadata(inventory: ChannelInventory, record: ScoreRecord, sizes: Mapping[str, Any]) -> dict[str, str]:
+    """One entry, for the library writes several in any order; with the order of modules, for it sorts tensors."""
+    order = {"modules": [module.name for module in inventory.modules]}
+    return {"act": json.dumps({**asdict(record), **order, **sizes}, sort_keys=True)}
 
 
 def read_record(path: Path) -> ScoreRecord:
@@ -224,7 +178,44 @@ def read_record(path: Path) -> ScoreRecord:
         known = {item.name for item in fields(ScoreRecord)}
         return ScoreRecord(**{name: value for name, value in values.items() if name in known})
     except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
+        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _HINT)) from error
+
+
+def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
+    """Answer tokens and samples of each chunk.
+
+    Args:
+        path: The file of the scores of all samples.
+
+    Raises:
+        ActError: If there is no readable file of chunks beside it.
+    """
+    file = chunks_path(path)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            sizes = json.loads((opened.metadata() or {})["act"])["chunks"]
+        return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        problem = f"must be a readable file of chunks ({error})"
+        raise ActError(ConfigIssue("scores", str(file), problem, _HINT)) from error
+
+
+def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
+    """The scores of each chunk, in the order of the model's channels.
+
+    Args:
+        path: The file of the scores of all samples.
+        inventory: The channels of the target.
+
+    Raises:
+        ActError: If there is no such file beside it, or it is unreadable or belongs to other modules.
+    """
+    tokens, samples = read_chunk_sizes(path)
+    expected = {module.name: (len(tokens), module.count) for module in inventory.modules}
+    problem = "must hold one tensor [chunks, channels] for each module of the target"
+    tensors = _read_tensors(chunks_path(path), expected, problem)
+    scores = torch.cat([tensors[module.name] for module in inventory.modules], dim=1).to(torch.float32)
+    return ChunkScores(scores, tokens, samples)
 
 
 def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
@@ -236,25 +227,30 @@ def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
     Raises:
         ActError: If the file is unreadable, belongs to other modules, or holds NaN or infinity.
     """
+    expected = {module.name: (module.count,) for module in inventory.modules}
+    problem = "must hold one tensor for each module of the target, one value a channel"
+    scores = inventory.join(_read_tensors(path, expected, problem)).to(torch.float32)
+    require_finite(path, inventory, scores)
+    return scores
+
+
+def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], problem: str) -> dict[str, Tensor]:
+    """All tensors of a file; an error with ``problem`` unless they have these names and shapes."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _REMEDY)) from error
-    expected = {module.name: (module.count,) for module in inventory.modules}
-    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != expected:
-        problem = "must hold one tensor for each module of the target, one value a channel"
+        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _HINT)) from error
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         raise ActError(ConfigIssue("scores", str(path), problem, "Use the scores of this target, or measure again."))
-    scores = inventory.join(tensors).to(torch.float32)
-    require_finite(path, inventory, scores)
-    return scores
+    return tensors
 
 
 def require_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> None:
     """Refuse scores that cannot be ranked.
 
     Args:
-        path: Where they stand or are to be written.
+        path: Their file, for the message.
         inventory: The channels of the target.
         scores: float32 ``[channels]``.
 
