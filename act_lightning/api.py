@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.saved import saved_channels
+from act_lightning.architecture import module_type
 from act_lightning.cards.card import complete_card, new_card
 from act_lightning.cards.record import CARD
 from act_lightning.channels import ChannelInventory, inventory
@@ -37,7 +38,7 @@ from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path, scores_folder, write_scores
 from act_lightning.transfer.injection import MaskedInjection
-from act_lightning.transfer.report import layer_of, module_type, transfer_report
+from act_lightning.transfer.report import layer_of, transfer_report
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings, scale_issues
 

@@ -5,6 +5,7 @@ Nothing is imported from transformers before a LightningModule is searched: name
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,31 @@ HEAD_NAMES = ("lm_head", "embed_out")
 """Last parts of the names that transformers gives to heads, for inventories that come without a model."""
 EMBEDDING_NAMES = ("embed_tokens", "embed_in", "wte", "wpe")
 """The same for embeddings of tokens and positions."""
+
+
+def module_type(name: str) -> str:
+    """The last part of a module's name.
+
+    >>> module_type("model.layers.3.self_attn.q_proj")
+    'q_proj'
+    """
+    return name.rsplit(".", 1)[-1]
+
+
+def split_layer(name: str) -> tuple[str | None, str]:
+    """The number of a module's layer, as text, and its path inside; ``None`` and its whole name outside the layers.
+
+    >>> split_layer("model.layers.3.self_attn.q_proj"), split_layer("lm_head")
+    (('3', 'self_attn.q_proj'), (None, 'lm_head'))
+    """
+    match = re.search(r"\.(\d+)\.(.+)$", name)
+    return (match[1], match[2]) if match else (None, name)
+
+
+def names_of_key(model: PreTrainedModel, key: str) -> tuple[str, str, str]:
+    """The names that a checkpoint's key may have in the model: as it is, without and with the base model's prefix."""
+    prefix = f"{model.base_model_prefix}."
+    return key, key.removeprefix(prefix), f"{prefix}{key}"
 
 
 def find_language_model(module: nn.Module) -> PreTrainedModel | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, split_layer
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import ratio_count
 
@@ -118,7 +117,8 @@ def places(inventory: ChannelInventory) -> pd.DataFrame:
         A row per module in the model's order: ``module``, ``layer`` (its number as text, or ``outside``), ``type``
         (the last part of its name, or as many as tell it from others of its layer) and ``channels``.
     """
-    split = [_split(module.name) for module in inventory.modules]
+    located = (split_layer(module.name) for module in inventory.modules)
+    split = [(layer or OUTSIDE, path) for layer, path in located]
     paths = defaultdict(set)
     for layer, path in split:
         if layer != OUTSIDE:
@@ -135,12 +135,6 @@ def places(inventory: ChannelInventory) -> pd.DataFrame:
             "channels": [module.count for module in inventory.modules],
         }
     )
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Layer and path within it."""
-    found = re.search(r"\.(\d+)\.(.+)$", name)
-    return (found.group(1), found.group(2)) if found else (OUTSIDE, name)
 
 
 def ccdfs_by(values: Tensor, inventory: ChannelInventory, by: str, points: int = 200) -> pd.DataFrame:

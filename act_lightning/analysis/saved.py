@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type, split_layer
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.checkpoints.weight_files import identify, is_weightless
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -116,10 +116,10 @@ def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
 
 def _usual_place(name: str) -> tuple[object, ...]:
     """Embeddings, then the layers by number, then what follows them, the head last."""
-    layer, leaf = re.search(r"\.(\d+)\.", name), name.rsplit(".", 1)[-1]
+    layer, leaf = split_layer(name)[0], module_type(name)
     usual = _USUAL.index(leaf) if leaf in _USUAL else len(_USUAL)
     if layer:
-        return 1, int(layer.group(1)), usual, name
+        return 1, int(layer), usual, name
     return 0 if leaf in EMBEDDING_NAMES else 3 if leaf in HEAD_NAMES else 2, 0, usual, name
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from act_lightning.architecture import tied_groups, vocabulary_parameters
+from act_lightning.architecture import names_of_key, tied_groups, vocabulary_parameters
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import meta_model
@@ -197,15 +197,13 @@ def _match_keys(
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     known = {*shapes, *(name for name, _ in model.named_buffers())}
-    prefix = f"{model.base_model_prefix}."
     keys: dict[str, str] = {}
     extra: dict[str, str] = {}
     for key in stored:
         name = key
         for renaming in renamings:
             name, _ = renaming.rename_source_key(name)
-        candidates = (name, name.removeprefix(prefix), f"{prefix}{name}")
-        name = next((candidate for candidate in candidates if candidate in known), name)
+        name = next((candidate for candidate in names_of_key(model, name) if candidate in known), name)
         if name in shapes and name not in keys:
             keys[name] = key
         else:

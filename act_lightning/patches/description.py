@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from act_lightning.architecture import module_type
 from act_lightning.cards.card import front_matter, table
 from act_lightning.cards.record import common_license, is_hub_id, license_text, short_name
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, TensorChange
-from act_lightning.transfer.report import layer_of, module_type
+from act_lightning.transfer.report import layer_of
 
 
 @dataclass(frozen=True)

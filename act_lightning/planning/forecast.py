@@ -22,7 +22,7 @@ from act_lightning.planning.training_forecast import optimizer_bytes, trained_dt
 from act_lightning.profiling.placement import (
     device_memory,
     host_memory,
-    pair_needs,
+    largest_stage,
     runs_on_host,
     widest_stage,
 )
@@ -153,10 +153,10 @@ def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb:
     if placement in ("auto", "resident") or (placement == "offload" and on_host):
         return resident
     skeleton = meta_model(target)
-    needs = pair_needs(skeleton, 1, models)
+    stage, next_layer = largest_stage(skeleton)
     width = widest_stage(skeleton, channels) if placement == "layerwise" else channels.total
     return {
-        "weights": needs.stage + (needs.next_stage if on_host else 0),
+        "weights": models * (stage + (next_layer if on_host else 0)),
         "outputs": tokens * (width + intermediate),
     }
 

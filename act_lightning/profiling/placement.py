@@ -169,8 +169,7 @@ def _choose_placement(
 
 def _tokens_per_pass(skeleton: PreTrainedModel, size: int, models: int, processes: int) -> int:
     """As many tokens as half of the memory that stages leave has room for, a hidden state of each in every model."""
-    needs = pair_needs(skeleton, size, models)
-    free = host_memory() // processes - needs.stage - needs.next_stage
+    free = host_memory() // processes - sum(largest_stage(skeleton)) * size * models
     return max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size * models))
 
 
@@ -236,38 +235,17 @@ def free_memory(device: torch.device) -> int:
     return host_memory()
 
 
-@dataclass(frozen=True)
-class PairNeeds:
-    """Bytes of weights of a pair of models of one shape.
+def largest_stage(model: PreTrainedModel) -> tuple[int, int]:
+    """Parameter elements of the largest stage of a layerwise pass, and of the largest layer.
 
-    Attributes:
-        whole: All weights of all models.
-        stage: Those of the largest stage, which is what the device holds when parts are loaded one at a time.
-        next_stage: Those of the largest layer, which is read while the stage before it computes.
-    """
-
-    whole: int
-    stage: int
-    next_stage: int
-
-
-def pair_needs(model: PreTrainedModel, itemsize: int, models: int) -> PairNeeds:
-    """What ``models`` models like this one need.
-
-    The stages are the embedding, every layer, and all other parts together: most of these come after the layers.
-
-    Args:
-        model: On the meta device is enough.
-        itemsize: Bytes of a parameter.
-        models: The target and its sources.
+    The first is what the device holds of each model, the second is read ahead meanwhile. The stages are the embedding,
+    every layer, and all other parts together: most of these come after the layers. The meta device is enough.
     """
     parts, sizes = decoder_parts(model), part_sizes(model)
     embedding = sum(sizes[name] for name in parts.outer if model.get_submodule(name) is input_embedding(model))
     rest = sum(sizes[name] for name in parts.outer) - embedding
     layer = max(sizes[name] for name in parts.layers)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    each = itemsize * models
-    return PairNeeds(whole * each, max(layer, embedding, rest) * each, layer * each)
+    return max(layer, embedding, rest), layer
 
 
 def widest_stage(model: PreTrainedModel, channels: ChannelInventory) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from act_lightning.architecture import module_type, split_layer
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ConfigIssue
 from act_lightning.transfer.selection import SelectedSource
@@ -79,23 +79,13 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
     return report if vocabulary is None else {**report, "vocabulary": vocabulary.to_json()}
 
 
-def module_type(name: str) -> str:
-    """The last part of a module's name.
-
-    >>> module_type("model.layers.3.self_attn.q_proj")
-    'q_proj'
-    """
-    return name.rsplit(".", 1)[-1]
-
-
 def layer_of(name: str) -> str:
     """The first number in a module's name, or "none" for modules outside the layers.
 
     >>> layer_of("model.layers.3.self_attn.q_proj"), layer_of("lm_head")
     ('3', 'none')
     """
-    match = re.search(r"\.(\d+)\.", name)
-    return match.group(1) if match else "none"
+    return split_layer(name)[0] or "none"
 
 
 def describe_transfer(report: Mapping[str, Any]) -> str:
