@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a config that runs in a second, a call with what it printed, what it left."""
+"""The command line as a user calls it: a small config, the outcome of a call, and the files that it left."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Outcome:
     err: str
 
 
-# What Lightning leaves in the environment: seeds, and where a group of processes meets.
-_OF_A_LAUNCH = (
+# What Lightning sets in the environment: seeds, and the rendezvous of a process group.
+_LAUNCH_VARIABLES = (
     "PL_GLOBAL_SEED",
     "PL_SEED_WORKERS",
     "MASTER_ADDR",
@@ -47,32 +47,32 @@ _OF_A_LAUNCH = (
 
 @contextmanager
 def launch_forgotten() -> Iterator[None]:
-    """A launch finds nothing of those before it in the environment, and leaves nothing to those after it."""
+    """Hide the environment variables of earlier launches, and remove those of this one afterwards."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in _OF_A_LAUNCH:
+        for name in _LAUNCH_VARIABLES:
             patch.setenv(name, "0")
             patch.delenv(name)
         yield
 
 
 def call(*arguments: object) -> Outcome:
-    """``python -m act_lightning`` with these arguments, in this process."""
+    """Run ``python -m act_lightning`` with these arguments in this process."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err, launch_forgotten():
         try:
             status = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:
-            status = int(leaving.code or 0)
+        except SystemExit as error:
+            status = int(error.code or 0)
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
 def run(verb: str, config: Mapping[str, Any], *arguments: object) -> Outcome:
-    """A verb with a config, written beside the run's folder, and more arguments."""
+    """Run a verb with a config, which is written next to the run's folder, and more arguments."""
     root = Path(config["trainer"]["default_root_dir"])
     return call(verb, "--config", write_yaml(root.with_name("config.yaml"), config), *arguments)
 
 
 def basic(root: Path, target: Path, source: Path, data: Path) -> Config:
-    """One source and one ability of 24 rows: two updates."""
+    """A config with one source and one ability of 24 rows: two updates."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     return {
         "model": {"target": str(target), "learning_rate": 1.0e-3},
@@ -89,25 +89,25 @@ def basic(root: Path, target: Path, source: Path, data: Path) -> Config:
 
 
 def changed(config: Config, path: str, value: Any) -> Config:
-    """A copy in which ``path`` (dotted; numbers are places in lists) has another value, or is gone if it is ``...``."""
+    """A copy with another value at the dotted ``path`` (numbers index lists), or without it if the value is ``...``."""
     config = copy.deepcopy(config)
-    *way, last = path.split(".")
-    place: Any = config
-    for key in way:
-        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+    *parents, last = path.split(".")
+    node: Any = config
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
     if value is ...:
-        del place[last]
+        del node[last]
     else:
-        place[int(last) if isinstance(place, list) else last] = value
+        node[int(last) if isinstance(node, list) else last] = value
     return config
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> Path:
-    """A YAML file."""
+    """Write a YAML file and return its path."""
     path.write_text(yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=False), encoding="utf-8")
     return path
 
 
 def left(root: Path) -> list[str]:
-    """All files and folders below ``root``, in order; none if it does not exist."""
+    """All files and folders below ``root``, sorted; none if it does not exist."""
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))

@@ -32,21 +32,21 @@ FORBIDDEN = ("lightning", "transformers", "datasets", "huggingface_hub")
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A merge by scores that were saved before; as a user writes it, without data."""
+    """The config of a merge from saved scores, without data, as a user writes it."""
     root = tmp_path_factory.mktemp("profiled")
     target = tiny_model("llama", dtype=torch.bfloat16)
     folders = {"t": target, "s": sibling_of(target, 1)}
-    places = {name: save_model(model, tiny_tokenizer(), root / name, "30KB") for name, model in folders.items()}
+    paths = {name: save_model(model, tiny_tokenizer(), root / name, "30KB") for name, model in folders.items()}
     data = write_jsonl(root / "d.jsonl", [{"prompt": f"Say {i}", "answer": "one two"} for i in range(4)])
-    found = basic(root, places["t"], places["s"], data)
-    assert run("profile", found).status == 0
-    found = changed(changed(found, "data", ...), "model.learning_rate", ...)
-    return changed(found, "transfer.scores", str(root / "run" / "scores"))
+    config = basic(root, paths["t"], paths["s"], data)
+    assert run("profile", config).status == 0
+    config = changed(changed(config, "data", ...), "model.learning_rate", ...)
+    return changed(config, "transfer.scores", str(root / "run" / "scores"))
 
 
 @pytest.fixture
 def config(profiled: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """The same, into a folder of the test's own."""
+    """The same config, with an output folder for this test."""
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
     return changed(profiled, "trainer.default_root_dir", str(tmp_path / "run"))
 
@@ -69,20 +69,20 @@ def test_both_paths_write_the_same(settings: dict[str, Any], config: Config, tmp
     config["transfer"] |= settings
     assert is_direct(config)
     assert run("merge", config).status == 0
-    found = contents(tmp_path / "run" / "merged")
+    direct = contents(tmp_path / "run" / "merged")
     report = (tmp_path / "run" / "transfer.json").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("act_lightning.cli.merge.merge_without_trainer", lambda arguments: None)
         assert run("merge", config).status == 0
     expected = contents(tmp_path / "run" / "merged")
     assert (tmp_path / "run" / "transfer.json").read_text() == report
-    card = [files.pop("README.md").decode().splitlines()[0] for files in (found, expected)]
+    card = [files.pop("README.md").decode().splitlines()[0] for files in (direct, expected)]
     assert card[0] == card[1]
-    assert found == expected
+    assert direct == expected
 
 
 def test_a_source_is_never_replaced_by_the_result(config: Config, tmp_path: Path) -> None:
-    """As it would be where an earlier result goes in again, under the same ``default_root_dir``."""
+    """As happens when an earlier result is a source, with the same ``default_root_dir``."""
     assert run("merge", config).status == 0
     before = contents(tmp_path / "run" / "merged")
     again = changed(
@@ -157,19 +157,26 @@ def test_every_setting_has_the_name_and_default_that_lightning_cli_knows() -> No
 
 
 def measured(config: Config, *arguments: str) -> dict[str, Any]:
-    """What a merge in a process of its own took and imported."""
-    place = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("measured.yaml"), config)
+    """The peak memory and the imports of a merge in a separate process."""
+    path = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("measured.yaml"), config)
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(PROGRAMS / "measured_merge.py"), "merge", "--config", str(place), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert found["status"] == 0, done.stderr
-    return found
+    command = [sys.executable, str(PROGRAMS / "measured_merge.py"), "merge", "--config", str(path), *arguments]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    assert result["status"] == 0, process.stderr
+    return result
+
+
+def test_importing_the_verb_imports_no_heavy_package_besides_torch() -> None:
+    code = f"import sys, act_lightning.cli.merge; print(sorted({{*{FORBIDDEN}}} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.slow
 def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three models that take six times as much; and heavy imports stay away once the models are described."""
+    """For three models that take six times as much; once they are described, a merge needs no heavy imports."""
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
     target = tiny_model("llama", dtype=torch.bfloat16, vocab_size=32000, hidden_size=1024)
     largest = target.lm_head.weight.nbytes
@@ -181,6 +188,6 @@ def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monke
     config["profile"]["sources"].append({"model": str(b), "abilities": ["d"], "name": "b"})
     config["transfer"] = {"selection": "all"}
     for method in ("task_arithmetic", "ties"):
-        found = measured(config, "--transfer.method", method)
-        assert not {*FORBIDDEN} & {*found["modules"]}
-        assert found["peak"] < 3 * largest
+        result = measured(config, "--transfer.method", method)
+        assert not {*FORBIDDEN} & {*result["modules"]}
+        assert result["peak"] < 3 * largest
