@@ -1,12 +1,12 @@
-"""The pieces of Markdown that cards are made of."""
+"""The card of an exported model: a README for the hub and for readers, which holds all that a replay needs."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,19 +16,162 @@ from act_lightning.cards.record import (
     CARD,
     License,
     common_license,
+    data_fingerprints,
     is_hub_id,
     license_text,
+    model_identities,
     result_hashes,
-    run_record,
     short_name,
+    versions,
 )
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.weight_files import CONFIG
 from act_lightning.errors import ActError, ConfigIssue
 
+TRANSFER = "transfer.json"
+_EXPORTS = ("model", "merged")
+_RECIPE, _RECORD = "## Recipe", "## Record"
+_MIXED = "The licenses are not all the same or not all stated: what they allow together is for you to find out."
+_SHARES = ("exact_match", "flexible_match", "answered")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def new_card(base: str, recipe_yaml: str, transfer: Mapping[str, Any], verb: str) -> str:
+    """The card that is written with an export, while its models and data are at hand.
+
+    Args:
+        base: How the user named the target.
+        recipe_yaml: The run's config; empty if the run was started from Python.
+        transfer: The content of ``transfer.json``; empty without a transfer.
+        verb: ``merge`` or ``fit``.
+
+    Raises:
+        ActError: The recipe is not a YAML mapping.
+    """
+    try:
+        recipe = dict(yaml.safe_load(recipe_yaml) or {})
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        problem = f"must be a YAML mapping, as a config is ({error})"
+        raise ActError(ConfigIssue("recipe", recipe_yaml, problem, "Give the run's config, or nothing.")) from error
+    portable, shortened = portable_recipe(recipe)
+    if "model" not in recipe:
+        sources = [{"model": source["model"]} for source in transfer.get("sources", {}).values()]
+        recipe = {"model": {"target": base}, "profile": {"sources": sources}}
+    models, data = model_identities(recipe), data_fingerprints(recipe)
+    record = {"verb": verb, "versions": versions(), "models": models, "data": data, "shortened": shortened}
+    return render_card(record, portable, transfer)
+
+
+def complete_card(folder: Path, verify: bool) -> None:
+    """Add the hashes of an exported ``folder`` to its card.
+
+    Weights cannot be hashed before they are written, and a folder never appears without a card.
+
+    Args:
+        folder: An exported model.
+        verify: Whether to read all bytes, for the SHA-256 of every weight file, and not only a sample for the digest.
+    """
+    write_file(folder / CARD, rebuild_card(folder, verify=verify))
+
+
+def rebuild_card(folder: Path, evaluations: Path | None = None, verify: bool = True) -> str:
+    """The card of an exported ``folder`` with the hashes of its weights, and the run's results so far.
+
+    Args:
+        folder: An exported model.
+        evaluations: The run's folder of results; it need not exist.
+        verify: Whether to read all bytes, for the SHA-256 of every weight file.
+
+    Raises:
+        ActError: The folder has no card of act-lightning, or its recipe or record is damaged.
+    """
+    recipe, record = read_card(folder)
+    results = [] if evaluations is None else result_rows(evaluations)
+    record["result"] = result_hashes(folder, verify)
+    return render_card(record, recipe, read_transfer(folder), results)
+
+
+def render_card(
+    record: Mapping[str, Any],
+    recipe: Mapping[str, Any] = _NOTHING,
+    transfer: Mapping[str, Any] = _NOTHING,
+    results: Sequence[Sequence[str]] = (),
+) -> str:
+    """The text of a ``README.md``: YAML front matter for the hub, then what was done with which models and data.
+
+    Args:
+        record: Models, data, their hashes and licenses, and hashes of the result.
+        recipe: The run's config without absolute paths; empty if the run was started from Python.
+        transfer: The content of ``transfer.json``; empty without a transfer.
+        results: Rows of a table, its head first; empty without evaluations.
+    """
+    base = str(record["models"]["model.target"]["name"])
+    sources = [short_name(source["model"]) for source in transfer.get("sources", {}).values()]
+    models = [model for model in record["models"].values() if model["name"] in (base, *sources)]
+    abilities = (recipe.get("data") or {}).get("abilities") or {}
+    license_ = common_license([model["license"] for model in models])
+    lines = front_matter(_hub_metadata(base, sources, abilities, license_))
+    if sources:
+        names = " and ".join(f"`{source}`" for source in sources)
+        lines += [f"# {base} with abilities of {', '.join(sources)}", ""]
+        lines += [f"Channels of {names} transferred into `{base}` by act-lightning (arXiv 2601.09398)."]
+        facts = [(name.capitalize(), transfer.get(name)) for name in ("method", "selection", "seed")]
+        if settings := " ".join(f"{name}: {value}." for name, value in facts if value is not None):
+            lines += ["", settings]
+    else:
+        lines += [f"# {base}, fine-tuned", "", f"`{base}` fine-tuned with act-lightning, without a transfer."]
+    for name, source in transfer.get("sources", {}).items():
+        lines += ["", *_source_section(name, source)]
+    rows = [[model["name"], license_text(model["license"])] for model in models]
+    lines += ["", "## Base models", "", *table([["model", "license"], *rows])]
+    if not license_:
+        lines += ["", _MIXED]
+    if abilities:
+        rows = [["ability", "data", "rows at most", "fingerprint (SHA-256)"]]
+        for name, settings in abilities.items():
+            data = ", ".join(str(settings[key]) for key in ("path", "name", "split", "revision") if settings.get(key))
+            fingerprint = record.get("data", {}).get(f"data.abilities.{name}") or "not known"
+            rows.append([name, data, str(settings.get("limit") or "all"), fingerprint])
+        lines += ["", "## Data", "", *table(rows)]
+    if results:
+        lines += ["", "## Results", "", *table(results)]
+    if recipe:
+        lines += ["", _RECIPE, "", *_code_block(_yaml(recipe), "yaml")]
+    lines += ["", _RECORD, "", *_code_block(json.dumps(record, indent=2, ensure_ascii=False), "json")]
+    return "\n".join([*lines, ""])
+
+
+def _hub_metadata(base: str, sources: list[str], abilities: Mapping[str, Any], license_: License) -> dict[str, Any]:
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    values |= license_
+    if models := [model for model in dict.fromkeys((base, *sources)) if is_hub_id(model)]:
+        values["base_model"] = models
+        values["base_model_relation"] = "merge" if sources else "finetune"
+    if data := [ability["path"] for ability in abilities.values() if is_hub_id(ability["path"])]:
+        values["datasets"] = list(dict.fromkeys(data))
+    values["tags"] = ["merge", "act-lightning"] if sources else ["act-lightning"]
+    return values
+
+
+def _source_section(name: str, source: Mapping[str, Any]) -> list[str]:
+    facts = [f"{key} {source[key]}" for key in ("scale", "ratio") if key in source]
+    if "parameter_share" in source:
+        facts.append(f"{source['parameter_share']:.2%} of all parameters")
+    rows = [
+        [ability, str(counts.get("selected", "")), str(counts.get("tokens", ""))]
+        for ability, counts in source.get("abilities", {}).items()
+    ]
+    sentence = [", ".join(facts) + ".", ""] if facts else []
+    return [f"## {name}", "", *sentence, *table([["ability", "selected channels", "answer tokens"], *rows])]
+
+
+def front_matter(values: Mapping[str, Any]) -> list[str]:
+    """The lines of YAML with which a card on the hub begins."""
+    return ["---", _yaml(values).rstrip("\n"), "---", ""]
+
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table; the first row is its head.
+    """The lines of a Markdown table; the first row is its head.
 
     >>> table([["a", "b"], ["1", "2"]])
     ['| a | b |', '|---|---|', '| 1 | 2 |']
@@ -37,305 +180,61 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def fenced(text: str, language: str) -> list[str]:
-    """``text`` as a code block whose fence is longer than any run of backticks in it."""
+def _code_block(text: str, language: str) -> list[str]:
+    """The lines of a code block whose fence is longer than any run of backticks in ``text``."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [fence + language, text.rstrip("\n"), fence]
 
 
-def front_matter(values: Mapping[str, Any]) -> list[str]:
-    """The YAML with which the hub wants a card to begin."""
-    return ["---", yaml_text(values).rstrip("\n"), "---", ""]
-
-
-def yaml_text(values: Mapping[str, Any]) -> str:
-    """``values`` as YAML, in their order."""
+def _yaml(values: Mapping[str, Any]) -> str:
     return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
-_RECIPE, _RECORD = "## Recipe", "## Record"
-_MIXED = "The licenses are not all the same or not all stated: what they allow together is for you to find out."
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a card tells.
-
-    Attributes:
-        record: The models and data that went in, their hashes and licenses, and the hashes of what came out; see
-            :func:`~act_lightning.cards.record.run_record`.
-        recipe: The run's config without paths of one's machine; empty where a program made the run.
-        transfer: What ``transfer.json`` holds; empty without a transfer.
-        results: Rows of a table, the head first; empty where nothing was evaluated.
-    """
-
-    record: Mapping[str, Any]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    transfer: Mapping[str, Any] = field(default_factory=dict)
-    results: Sequence[Sequence[str]] = ()
-
-    @property
-    def _base(self) -> str:
-        return str(self.record["models"]["model.target"]["name"])
-
-    @property
-    def _sources(self) -> list[str]:
-        return [short_name(source["model"]) for source in self.transfer.get("sources", {}).values()]
-
-    @property
-    def _models(self) -> list[Mapping[str, Any]]:
-        """The records of the models that are in the result."""
-        names = (self._base, *self._sources)
-        return [one for one in self.record["models"].values() if one["name"] in names]
-
-    def render(self) -> str:
-        """The text of a ``README.md``: YAML front matter for the hub, then what was done with what."""
-        parts = [*front_matter(self._front_matter()), *self._introduction()]
-        for name, source in self.transfer.get("sources", {}).items():
-            parts += ["", *_source_section(name, source)]
-        for title, rows in (("Base models", self._bases()), ("Data", self._data()), ("Results", self.results)):
-            if rows:
-                parts += ["", f"## {title}", "", *table(rows)]
-            if title == "Base models" and not self._license:
-                parts += ["", _MIXED]
-        if self.recipe:
-            parts += ["", _RECIPE, "", *fenced(yaml_text(self.recipe), "yaml")]
-        parts += ["", _RECORD, "", *fenced(json.dumps(self.record, indent=2, ensure_ascii=False), "json")]
-        return "\n".join([*parts, ""])
-
-    def _front_matter(self) -> dict[str, Any]:
-        models = [model for model in dict.fromkeys((self._base, *self._sources)) if is_hub_id(model)]
-        values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-        values |= self._license
-        if models:
-            values["base_model"] = models
-            values["base_model_relation"] = "merge" if self._sources else "finetune"
-        if data := [one["path"] for one in self._abilities().values() if is_hub_id(one["path"])]:
-            values["datasets"] = list(dict.fromkeys(data))
-        values["tags"] = ["merge", "act-lightning"] if self._sources else ["act-lightning"]
-        return values
-
-    def _introduction(self) -> Iterator[str]:
-        base = self._base
-        if not self._sources:
-            yield from (f"# {base}, fine-tuned", "")
-            yield f"`{base}` fine-tuned with act-lightning, without a transfer."
-            return
-        names = " and ".join(f"`{source}`" for source in self._sources)
-        yield f"# {base} with abilities of {', '.join(self._sources)}"
-        yield from ("", f"Channels of {names} transferred into `{base}` by act-lightning (arXiv 2601.09398).")
-        facts = {name.capitalize(): self.transfer.get(name) for name in ("method", "selection", "seed")}
-        told = [f"{label}: {value}." for label, value in facts.items() if value is not None]
-        if told:
-            yield from ("", " ".join(told))
-
-    @property
-    def _license(self) -> License:
-        return common_license([one["license"] for one in self._models])
-
-    def _bases(self) -> list[list[str]]:
-        rows = [[one["name"], license_text(one["license"])] for one in self._models]
-        return [["model", "license"], *rows]
-
-    def _abilities(self) -> dict[str, Any]:
-        return dict((self.recipe.get("data") or {}).get("abilities") or {})
-
-    def _data(self) -> list[list[str]]:
-        """A row for each ability: where its rows come from, and the fingerprint of those that were used."""
-        prints = self.record.get("data", {})
-        rows = []
-        for name, settings in self._abilities().items():
-            told = [str(settings[key]) for key in ("path", "name", "split", "revision") if settings.get(key)]
-            print_ = prints.get(f"data.abilities.{name}") or "not known"
-            rows.append([name, ", ".join(told), str(settings.get("limit") or "all"), print_])
-        return [["ability", "data", "rows at most", "fingerprint (SHA-256)"], *rows] if rows else []
-
-
-def parse_card(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe and the record that a rendered card holds; empty where it holds none.
-
-    Raises:
-        ValueError: They have been edited, and are no longer YAML and JSON.
-    """
-    recipe, record = _block(text, _RECIPE, "yaml"), _block(text, _RECORD, "json")
-    try:
-        found = (yaml.safe_load(recipe) if recipe else {}), (json.loads(record) if record else {})
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not all(isinstance(one, dict) for one in found):
-        raise ValueError("recipe and record must be mappings")
-    return found
-
-
-def _block(text: str, title: str, language: str) -> str:
-    pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
-    found = re.search(pattern, text, re.DOTALL | re.MULTILINE)
-    return found.group(2) if found else ""
-
-
-def _source_section(name: str, source: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"## {name}", "")
-    facts = [f"{key} {source[key]}" for key in ("scale", "ratio") if key in source]
-    if "parameter_share" in source:
-        facts.append(f"{source['parameter_share']:.2%} of all parameters")
-    yield from (", ".join(facts) + ".", "") if facts else ()
-    rows = [
-        [ability, str(counts.get("selected", "")), str(counts.get("tokens", ""))]
-        for ability, counts in source.get("abilities", {}).items()
-    ]
-    yield from table([["ability", "selected channels", "answer tokens"], *rows])
-
-
-_SHARES = ("exact_match", "flexible_match", "answered")
-
-
-def result_rows(folder: Path) -> list[list[str]]:
-    """The figures in every JSON file of a run's ``evaluations/``, the head of the table first.
-
-    Results of ``test`` are told with their intervals; comparisons as shares of exact matches; any other number under
-    its dotted name. Rows name the model that was evaluated, which need not be the one with the card. A file that is no
-    JSON is passed over, for others may put theirs there.
-
-    Args:
-        folder: The folder; it need not exist.
-    """
-    rows = [row for path in sorted(folder.glob("*.json")) for row in _file_rows(path)]
-    return [["evaluation", "model", "what", "value"], *rows] if rows else []
-
-
-def _file_rows(path: Path) -> Iterator[list[str]]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return
-    rows = content if isinstance(content, list) else []
-    if rows and all(isinstance(row, dict) and {"correct", "total"} <= row.keys() for row in rows):
-        yield from (line for row in rows for line in _comparison_rows(row))
-    elif isinstance(content, dict) and {"model", "sets"} <= content.keys():
-        yield from _test_rows(content)
-    else:
-        yield from ([path.stem, "", name, f"{value:g}"] for name, value in _numbers(content))
-
-
-def _comparison_rows(row: Mapping[str, Any]) -> Iterator[list[str]]:
-    for name, correct in row["correct"].items():
-        total = row["total"][name]
-        share = f"{correct / total:.1%} ({correct} of {total})" if total else "no items"
-        yield [name, str(row.get("model", "")), "exact match", share]
-
-
-def _test_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Shares with the ends of their 95 % intervals, set by set; then the means of sets to keep and to recover."""
-    model = short_name(str(content["model"]))
-    for name, one in content["sets"].items():
-        for share in (share for share in _SHARES if share in one.get("shares", {})):
-            yield [name, model, share.replace("_", " "), f"{_interval(one['shares'][share])}, n = {one['total']}"]
-    for role, mean in content.get("means", {}).items():
-        yield [role, model, "mean exact match", _interval(mean)]
-
-
-def _interval(share: Mapping[str, float]) -> str:
-    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
-
-
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - any JSON
-    if isinstance(value, dict):
-        for key, one in value.items():
-            yield from _numbers(one, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield name or "value", float(value)
-
-
-TRANSFER = "transfer.json"
-_EXPORTS = ("model", "merged")
-
-
-def new_card(base: str, recipe_yaml: str, transfer: Mapping[str, Any], verb: str) -> str:
-    """The card that is written with an export, while the models and data it came from are at hand.
-
-    Args:
-        base: How the user named the target.
-        recipe_yaml: The run's config; empty where a program made the run.
-        transfer: What ``transfer.json`` holds; empty without a transfer.
-        verb: ``merge`` or ``fit``.
-
-    Raises:
-        ActError: The recipe is no YAML mapping.
-    """
-    recipe = _parsed(recipe_yaml)
-    sources = [{"model": source["model"]} for source in transfer.get("sources", {}).values()]
-    made_by_program = {"model": {"target": base}, "profile": {"sources": sources}}
-    record = run_record(verb, recipe if "model" in recipe else made_by_program)
-    travels, record["shortened"] = portable_recipe(recipe)
-    return Card(record, travels, transfer).render()
-
-
-def complete_card(folder: Path, verify: bool) -> None:
-    """Add the hashes of an exported ``folder`` to its card.
-
-    The weights cannot be hashed before they are written, and a folder appears with a card or not at all.
-
-    Args:
-        folder: An exported model.
-        verify: Whether to read all bytes, for the SHA-256 of every weight file; else the digest of a sample has to do.
-    """
-    write_file(folder / CARD, _again(folder, [], verify))
-
-
-def rebuild_card(folder: Path, evaluations: Path) -> str:
-    """The card of an exported ``folder`` with all hashes, and the results that a run has saved since.
-
-    Args:
-        folder: An exported model.
-        evaluations: The run's folder of results; it need not exist.
-
-    Raises:
-        ActError: There is no card of ours to start from, or its recipe or record has been damaged.
-    """
-    return _again(folder, result_rows(evaluations), verify=True)
-
-
-def exported_folders(run: Path) -> list[Path]:
-    """The exported models of a run: ``model`` and ``merged`` in its folder, or the folder itself.
-
-    Raises:
-        ActError: There is none.
-    """
-    found = [run / name for name in _EXPORTS if (run / name / CONFIG).is_file()]
-    found = found or ([run] if (run / CONFIG).is_file() else [])
-    if not found:
-        problem = f"must be a run's folder that holds {' or '.join(_EXPORTS)}, or an exported model"
-        raise ActError(ConfigIssue("run", str(run), problem, "Run `fit` or `merge` first, or correct the path."))
-    return found
-
-
 def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe and the record in the card at ``path``, or in the folder ``path``.
+    """The recipe and the record in the card at ``path``, a file or its folder.
 
     Raises:
-        ActError: There is no card, or none of ours.
+        ActError: There is no card of act-lightning.
     """
     path = path / CARD if path.is_dir() else path
     try:
         recipe, record = parse_card(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ActError(
-            ConfigIssue("card", str(path), f"must be a readable card ({error})", "Name a README.md.")
-        ) from error
+        problem = f"must be a readable card ({error})"
+        raise ActError(ConfigIssue("card", str(path), problem, "Name a README.md.")) from error
     if not record:
         problem = "must hold the record of a run, as the cards of act-lightning's exports do"
-        raise ActError(
-            ConfigIssue("card", str(path), problem, "Name the README.md of a folder that `fit` or `merge` wrote.")
-        )
+        hint = "Name the README.md of a folder that `fit` or `merge` wrote."
+        raise ActError(ConfigIssue("card", str(path), problem, hint))
+    return recipe, record
+
+
+def parse_card(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipe and the record in the text of a card; empty if it has none.
+
+    Raises:
+        ValueError: They were edited, and are no longer YAML and JSON.
+    """
+    blocks = []
+    for title, language in ((_RECIPE, "yaml"), (_RECORD, "json")):
+        pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
+        match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
+        blocks.append((match and match.group(2)) or "{}")
+    try:
+        recipe, record = yaml.safe_load(blocks[0]), json.loads(blocks[1])
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(recipe, dict) or not isinstance(record, dict):
+        raise ValueError("recipe and record must be mappings")
     return recipe, record
 
 
 def read_transfer(folder: Path) -> dict[str, Any]:
-    """What the ``transfer.json`` of an exported folder holds; empty without a transfer.
+    """The content of an exported folder's ``transfer.json``; empty without a transfer.
 
     Raises:
-        ActError: It has been damaged.
+        ActError: It is damaged.
     """
     path = folder / TRANSFER
     if not path.is_file():
@@ -347,14 +246,67 @@ def read_transfer(folder: Path) -> dict[str, Any]:
         raise ActError(ConfigIssue("transfer.json", str(path), problem, "Export the model again.")) from error
 
 
-def _again(folder: Path, results: list[list[str]], verify: bool) -> str:
-    recipe, record = read_card(folder)
-    return Card({**record, "result": result_hashes(folder, verify)}, recipe, read_transfer(folder), results).render()
+def exported_folders(run: Path) -> list[Path]:
+    """The exported models of a run: ``model`` and ``merged`` in its folder, or the folder itself.
+
+    Raises:
+        ActError: There is none.
+    """
+    folders = [run / name for name in _EXPORTS if (run / name / CONFIG).is_file()]
+    folders = folders or ([run] if (run / CONFIG).is_file() else [])
+    if not folders:
+        problem = f"must be a run's folder that holds {' or '.join(_EXPORTS)}, or an exported model"
+        raise ActError(ConfigIssue("run", str(run), problem, "Run `fit` or `merge` first, or correct the path."))
+    return folders
 
 
-def _parsed(recipe_yaml: str) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(recipe_yaml) or {})
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        problem = f"must be a YAML mapping, as a config is ({error})"
-        raise ActError(ConfigIssue("recipe", recipe_yaml, problem, "Give the run's config, or nothing.")) from error
+def result_rows(folder: Path) -> list[list[str]]:
+    """The figures in every JSON file of a run's ``evaluations/``, the head of the table first.
+
+    Results of ``test`` come with their intervals, comparisons as shares of exact matches, and any other number under
+    its dotted name. Rows name the model that was evaluated, which need not be the one with the card. Files that are not
+    JSON are skipped, for they may come from other programs.
+
+    Args:
+        folder: The folder; it need not exist.
+    """
+    rows: list[list[str]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        items = content if isinstance(content, list) else []
+        if items and all(isinstance(item, dict) and {"correct", "total"} <= item.keys() for item in items):
+            for item in items:
+                for name, correct in item["correct"].items():
+                    total = item["total"][name]
+                    share = f"{correct / total:.1%} ({correct} of {total})" if total else "no items"
+                    rows.append([name, str(item.get("model", "")), "exact match", share])
+        elif isinstance(content, dict) and {"model", "sets"} <= content.keys():
+            rows += _test_rows(content)
+        else:
+            rows += [[path.stem, "", name, f"{value:g}"] for name, value in _numbers(content)]
+    return [["evaluation", "model", "what", "value"], *rows] if rows else []
+
+
+def _test_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Shares with their 95 % intervals by evaluation set; then the means over sets to keep and sets to recover."""
+    model = short_name(str(content["model"]))
+    for name, result in content["sets"].items():
+        for share in (share for share in _SHARES if share in result.get("shares", {})):
+            yield [name, model, share.replace("_", " "), f"{_interval(result['shares'][share])}, n = {result['total']}"]
+    for role, mean in content.get("means", {}).items():
+        yield [role, model, "mean exact match", _interval(mean)]
+
+
+def _interval(share: Mapping[str, float]) -> str:
+    return f"{share['value']:.1%} ({share['low']:.1%} to {share['high']:.1%})"
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _numbers(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name or "value", float(value)

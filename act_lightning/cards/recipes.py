@@ -1,10 +1,11 @@
-"""Recipes that travel: without the paths of the machine they were written on, and with those of another."""
+"""Recipes that can be shared: absolute paths removed, and replaced by those of another machine."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from types import MappingProxyType
 from typing import Any
@@ -13,19 +14,14 @@ from act_lightning.cards.record import short_name
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.errors import ConfigIssue, raise_if_any
 
-# Settings that hold a path even where the file has gone since; other text may begin with a slash and be none.
-_PATHS = frozenset(
+# Settings that hold a path even if the file is gone; in others, text that begins with a slash may not be a path.
+_PATH_SETTINGS = frozenset(
     {"target", "model", "path", "scores", "template", "default_root_dir", "dirpath", "save_dir", "ckpt_path"}
 )
-_OUTPUTS = "trainer."
-_Change = Callable[[str, Any], Any]
 
 
 def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A recipe in which every absolute path is shortened to its last part; hub ids and relative paths stay.
-
-    Args:
-        recipe: A run's config.
+    """Shorten every absolute path of a run's config to its last part; hub ids and relative paths stay.
 
     Returns:
         The recipe, and the settings that were shortened, such as ``profile.sources.0.model``.
@@ -35,13 +31,13 @@ def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     """
     shortened: list[str] = []
 
-    def change(setting: str, value: Any) -> Any:  # noqa: ANN401 - any value of a config
-        if not _is_private(setting, value):
+    def shorten(setting: str, value: Any) -> Any:  # noqa: ANN401 - any value of a config
+        if not _is_absolute_path(setting, value):
             return value
         shortened.append(setting)
         return short_name(value)
 
-    return _walk(recipe, change), shortened
+    return _map_leaves(recipe, shorten), shortened
 
 
 def localize_recipe(
@@ -49,74 +45,67 @@ def localize_recipe(
     shortened: Iterable[str],
     folders: Sequence[Path],
     out: Path,
-    places: Mapping[str, str] = MappingProxyType({}),
+    paths: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """A portable recipe with paths of this machine.
+    """Put paths of this machine into a portable recipe.
 
     Args:
-        recipe: What :func:`portable` gave.
+        recipe: The recipe that :func:`portable_recipe` returned.
         shortened: The settings that it shortened.
-        folders: Where models and data files are looked for by name; the first that has one wins.
-        out: What is written goes here.
-        places: Paths by setting, which need not be looked for.
+        folders: Folders in which to look for models and data files by name; the first match is used.
+        out: The folder for all output.
+        paths: Paths by setting; these are not looked for.
 
     Raises:
-        ActError: With every model and file that was not found.
+        ActError: Naming every model and file that was not found.
     """
     issues: list[ConfigIssue] = []
     names = set(shortened)
 
-    def change(setting: str, value: Any) -> Any:  # noqa: ANN401
+    def localize(setting: str, value: Any) -> Any:  # noqa: ANN401 - any value of a config
         if setting == "trainer.default_root_dir":
             return str(out)
-        if setting in places or setting not in names:
-            return places.get(setting, value)
-        if setting.startswith(_OUTPUTS):
+        if setting in paths or setting not in names:
+            return paths.get(setting, value)
+        if setting.startswith("trainer."):
             return str(out / value)
-        found = next((folder / value for folder in folders if _holds(folder, value)), None)
-        if found is None:
-            where = ", ".join(str(folder) for folder in folders)
-            hint = f"Name the folder that holds it with --from, or its own place with --{setting}."
-            issues.append(ConfigIssue(setting, value, f"must be found by this name in {where}", hint))
-        return value if found is None else str(found)
+        for folder in folders:
+            if (folder / value).exists() or ("*" in value and any(folder.glob(value))):  # data may be given by pattern
+                return str(folder / value)
+        hint = f"Name the folder that holds it with --from, or its own place with --{setting}."
+        problem = f"must be found by this name in {', '.join(str(folder) for folder in folders)}"
+        issues.append(ConfigIssue(setting, value, problem, hint))
+        return value
 
-    result: dict[str, Any] = _walk(recipe, change)
+    result: dict[str, Any] = _map_leaves(recipe, localize)
     raise_if_any(issues)
-    _keep_names(recipe, result)
+    # Sources keep their names wherever they lie: random draws and score files depend on the name.
+    sources, localized = ((config.get("profile") or {}).get("sources") or [] for config in (recipe, result))
+    for source, local in zip(sources, localized, strict=True):
+        local.setdefault("name", re.split(r"[/:\\]", source["model"].rstrip("/\\"))[-1])
     return result
 
 
-def _keep_names(recipe: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Name sources as they were named, wherever they lie now: random draws and score files go by the name."""
-    before, after = ((one.get("profile") or {}).get("sources") or [] for one in (recipe, result))
-    for old, new in zip(before, after, strict=True):
-        new.setdefault("name", re.split(r"[/:\\]", old["model"].rstrip("/\\"))[-1])
-
-
-def _holds(folder: Path, name: str) -> bool:
-    """Whether ``folder`` holds a file or folder of this name, or of this pattern, as data sets may be given."""
-    return (folder / name).exists() or ("*" in name and any(folder.glob(name)))
-
-
-def _is_private(setting: str, value: object) -> bool:
+def _is_absolute_path(setting: str, value: object) -> bool:
     if not isinstance(value, str) or "\n" in value:
         return False
-    value = value.removeprefix(BIN_PREFIX)
-    absolute = value.startswith(("/", "~")) or PureWindowsPath(value).is_absolute()
-    return absolute and ((setting.rpartition(".")[2] in _PATHS and "{" not in value) or _exists(value))
-
-
-def _exists(path: str) -> bool:
-    try:
-        return os.path.lexists(os.path.expanduser(path))
-    except ValueError:  # a null byte
+    path = value.removeprefix(BIN_PREFIX)
+    if not path.startswith(("/", "~")) and not PureWindowsPath(path).is_absolute():
         return False
+    if setting.rpartition(".")[2] in _PATH_SETTINGS and "{" not in path:
+        return True
+    with suppress(ValueError):  # a null byte
+        return os.path.lexists(os.path.expanduser(path))
+    return False
 
 
-def _walk(value: Any, change: _Change, setting: str = "") -> Any:  # noqa: ANN401
-    """``value`` with every leaf replaced by what ``change`` makes of it, given its dotted place."""
+def _map_leaves(value: Any, function: Callable[[str, Any], Any], setting: str = "") -> Any:  # noqa: ANN401
+    """``value`` with every leaf replaced by ``function(setting, leaf)``, where ``setting`` is its dotted name."""
     if isinstance(value, Mapping):
-        return {key: _walk(one, change, f"{setting}.{key}" if setting else str(key)) for key, one in value.items()}
+        return {
+            key: _map_leaves(child, function, f"{setting}.{key}" if setting else str(key))
+            for key, child in value.items()
+        }
     if isinstance(value, list):
-        return [_walk(one, change, f"{setting}.{number}") for number, one in enumerate(value)]
-    return change(setting, value)
+        return [_map_leaves(child, function, f"{setting}.{number}") for number, child in enumerate(value)]
+    return function(setting, value)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from act_lightning.cards.card import Card, parse_card
+from act_lightning.cards.card import parse_card, render_card
 
 TRANSFER: dict[str, Any] = {
     "channels": 1000,
@@ -41,7 +41,7 @@ def record(*licenses: dict[str, str]) -> dict[str, Any]:
 
 
 def test_card_of_a_transfer() -> None:
-    text = Card(record(), RECIPE, TRANSFER).render()
+    text = render_card(record(), RECIPE, TRANSFER)
     data = ModelCard(text).data
     assert data.base_model == ["org/base", "org/source"]
     assert data.base_model_relation == "merge"
@@ -58,7 +58,7 @@ def test_card_of_a_transfer() -> None:
 
 def test_card_of_plain_fine_tuning() -> None:
     models = {"model.target": {"name": "base", "license": {"license": "apache-2.0"}}}
-    card = ModelCard(Card({"verb": "fit", "models": models}).render())
+    card = ModelCard(render_card({"verb": "fit", "models": models}))
     assert card.data.base_model is None
     assert card.data.license == "apache-2.0"
     assert card.data.tags == ["act-lightning"]
@@ -77,7 +77,7 @@ def test_card_of_plain_fine_tuning() -> None:
     ],
 )
 def test_a_license_is_stated_only_where_all_bases_state_it(licenses: list[dict[str, str]], front: str | None) -> None:
-    text = Card(record(*licenses), RECIPE, TRANSFER).render()
+    text = render_card(record(*licenses), RECIPE, TRANSFER)
     assert ModelCard(text).data.license == front
     assert ("for you to find out" in text) == (front is None)
     stated = (licenses[0].get("license_name") or licenses[0]["license"]) if licenses else "not stated"
@@ -85,14 +85,14 @@ def test_a_license_is_stated_only_where_all_bases_state_it(licenses: list[dict[s
 
 
 def test_recipe_and_record_come_back() -> None:
-    found = Card(record({"license": "mit"}), RECIPE, TRANSFER, [["evaluation", "what"], ["a|b", "c"]]).render()
+    found = render_card(record({"license": "mit"}), RECIPE, TRANSFER, [["evaluation", "what"], ["a|b", "c"]])
     assert parse_card(found) == (RECIPE, record({"license": "mit"}))
     assert "| a\\|b | c |" in found
     assert parse_card("# Someone else's") == ({}, {})
 
 
 def test_an_edited_record_is_an_error() -> None:
-    text = Card(record(), RECIPE, TRANSFER).render()
+    text = render_card(record(), RECIPE, TRANSFER)
     with pytest.raises(ValueError, match=r"delimiter"):
         parse_card(text.replace('"verb":', '"verb"'))
     with pytest.raises(ValueError, match="mapping"):
