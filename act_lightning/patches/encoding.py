@@ -1,4 +1,4 @@
-"""Stored tensors as grids of whole numbers, and how parts of a patch are packed."""
+"""Stored tensors as matrices of unsigned integers, the region of a matrix that changes, and how changes are packed."""
 
 from __future__ import annotations
 
@@ -18,59 +18,9 @@ from act_lightning.checkpoints.weight_files import DTYPES, Entry, read_headers
 from act_lightning.errors import ActError, ConfigIssue
 
 Codec = Literal["raw", "zlib"]
-_CHUNK = 1 << 24
-
-
-def pack(data: bytes) -> tuple[Codec, bytes]:
-    """``data``, deflated if that is smaller, and which of the two it is.
-
-    >>> pack(bytes(1000))[0], pack(b"ab")[0]
-    ('zlib', 'raw')
-    """
-    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    view = memoryview(data)
-    parts = [deflate.compress(view[start : start + _CHUNK]) for start in range(0, len(view), _CHUNK)]
-    packed = b"".join([*parts, deflate.flush()])
-    return ("zlib", packed) if len(packed) < len(data) else ("raw", data)
-
-
-def unpack(codec: str, data: bytes, size: int) -> bytes:
-    """The ``size`` bytes that :func:`pack` was given.
-
-    Raises:
-        ValueError: They are damaged, of another size, or packed in a way that is not known.
-    """
-    if codec not in ("raw", "zlib"):
-        raise ValueError(f"packed by {codec!r}, which is not known")
-    if codec == "zlib":
-        inflate = zlib.decompressobj()
-        try:
-            data = inflate.decompress(data, size + 1)  # never more: a few bytes can stand for gigabytes
-        except zlib.error as error:
-            raise ValueError(f"damaged: {error}") from error
-    if len(data) != size:
-        raise ValueError(f"{len(data)} bytes long where {size} are due")
-    return data
-
-
-def planes(values: Words) -> list[bytes]:
-    """Byte 0 of every value, then byte 1, and so on, of ``[size]`` little-endian words.
-
-    >>> planes(np.array([0x4142, 0x4344], "<u2"))
-    [b'BD', b'AC']
-    """
-    table = values.view(np.uint8).reshape(-1, values.itemsize)
-    return [table[:, plane].tobytes() for plane in range(values.itemsize)]
-
-
-def from_planes(parts: list[bytes], word: np.dtype[np.unsignedinteger]) -> Words:
-    """The inverse of :func:`planes`."""
-    table = np.stack([np.frombuffer(part, np.uint8) for part in parts], axis=-1)
-    return table.reshape(-1).view(word)
-
-
 Words = NDArray[np.unsignedinteger]
-"""Unsigned integers as wide as an element, so that equal bits are equal numbers: NaN and −0 too."""
+"""Unsigned integers as wide as an element: equal numbers are equal bits, also for NaN and −0."""
+_CHUNK = 1 << 24
 _BYTES_AT_ONCE = 1 << 25
 
 
@@ -80,7 +30,7 @@ class StoredTensor:
 
     Attributes:
         path: The file.
-        start: The byte of the file where it begins.
+        start: Offset of its first byte in the file.
         entry: Its dtype and shape.
     """
 
@@ -90,38 +40,37 @@ class StoredTensor:
 
     @property
     def word(self) -> np.dtype[np.unsignedinteger]:
-        """An unsigned integer of the size of an element; a byte where the dtype is not known."""
+        """An unsigned integer of the size of an element; a byte if the dtype is unknown."""
         return word_of(self.entry.code)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Height and width; bytes below each other where the dtype is not known."""
-        return grid_of(self.entry.shape) if self.entry.code in DTYPES else (self.entry.size, 1)
+    def matrix_shape(self) -> tuple[int, int]:
+        """Height and width; a column of bytes if the dtype is unknown."""
+        return matrix_shape_of(self.entry.shape) if self.entry.code in DTYPES else (self.entry.size, 1)
 
     def blocks(self) -> Iterator[Words]:
-        """Consecutive rows: ``[rows, width]``, of some 32 MiB each.
+        """Consecutive rows: ``[rows, width]``, about 32 MiB each.
 
         Raises:
-            ActError: The file has become shorter than its header says.
+            ActError: The file is shorter than its header says.
         """
-        height, width = self.grid
-        bytes_a_row = max(width * self.word.itemsize, 1)
-        step = max(_BYTES_AT_ONCE // bytes_a_row, 1)
+        height, width = self.matrix_shape
+        row_bytes = max(width * self.word.itemsize, 1)
+        step = max(_BYTES_AT_ONCE // row_bytes, 1)
         with self.path.open("rb") as file:
             file.seek(self.start)
             for first in range(0, height, step):
                 rows = min(step, height - first)
-                data = bytearray(rows * bytes_a_row)  # which torch takes without a copy; bytes it warns about
+                data = bytearray(rows * row_bytes)  # which torch takes without a copy; it warns about bytes
                 if file.readinto(data) != len(data):
                     problem = "must not change while it is read, and ends too early"
-                    raise ActError(
-                        ConfigIssue(str(self.path), self.path.name, problem, "Run again when it is complete.")
-                    )
+                    hint = "Run again when it is complete."
+                    raise ActError(ConfigIssue(str(self.path), self.path.name, problem, hint))
                 yield np.frombuffer(data, self.word).reshape(rows, width)
 
     def read(self) -> Words:
         """The whole tensor: ``[height, width]``."""
-        words = np.empty(self.grid, self.word)
+        words = np.empty(self.matrix_shape, self.word)
         first = 0
         for block in self.blocks():
             words[first : first + len(block)] = block
@@ -138,10 +87,10 @@ def word_of(code: str) -> np.dtype[np.unsignedinteger]:
     return np.dtype(f"<u{DTYPES[code].itemsize if code in DTYPES else 1}")
 
 
-def grid_of(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The sizes of a tensor seen as a matrix: the first dimension, and all others together; a vector has width 1.
+def matrix_shape_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """A tensor's shape as a matrix: the first dimension, and all others flattened; a vector has width 1.
 
-    >>> grid_of((4, 3, 2)), grid_of((5,)), grid_of(())
+    >>> matrix_shape_of((4, 3, 2)), matrix_shape_of((5,)), matrix_shape_of(())
     ((4, 6), (5, 1), (1, 1))
     """
     return (shape[0], prod(shape[1:])) if len(shape) > 1 else (prod(shape), 1)
@@ -161,17 +110,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def weights_digest(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> str:
-    """SHA-256 of all weights, whatever files they are dealt to.
+    """SHA-256 of all bytes of all weights, independent of sharding.
 
-    It is taken over the JSON list of ``[key, dtype, shape, SHA-256 of the tensor's bytes]`` of every tensor, sorted by
-    key, without blanks. All bytes of all tensors stand behind it.
+    It is the digest of the JSON list of ``[key, dtype, shape, SHA-256 of the tensor's bytes]`` of every tensor, sorted
+    by key, without blanks.
 
     Args:
         entries: Dtype and shape of every tensor by its key.
         hashes: SHA-256 of every tensor's bytes, as hexadecimal digits.
-
-    Returns:
-        Hexadecimal digits.
 
     >>> entry = Entry("U8", (1,), 0, 1)
     >>> weights_digest({"a": entry}, {"a": hashlib.sha256(b"x").hexdigest()})[:8]
@@ -196,45 +142,93 @@ class ChangedRegion:
     columns: NDArray[np.bool_]
 
     def size(self) -> int:
-        """The number of elements covered; where a row and a column cross, once."""
+        """The number of elements; where a row and a column cross, once."""
         rows, columns = int(self.rows.sum()), int(self.columns.sum())
         return rows * len(self.columns) + columns * (len(self.rows) - rows)
 
     def take(self, matrix: Words) -> Words:
-        """The covered elements of ``matrix``, ``[size]``: the rows first, then the rest of the columns."""
+        """The region's elements of ``matrix``, ``[size]``: the rows first, then the rest of the columns."""
         rest = matrix[np.ix_(~self.rows, self.columns)]
         return np.concatenate([matrix[self.rows].reshape(-1), rest.reshape(-1)])
 
     def xor_(self, matrix: Words, values: Words) -> None:
-        """XOR ``values``, in the order of :meth:`take`, into the covered elements of ``matrix``, in place."""
+        """XOR ``values``, in the order of :meth:`take`, into the region's elements of ``matrix``, in place."""
         split = int(self.rows.sum()) * len(self.columns)
         matrix[self.rows] ^= values[:split].reshape(-1, len(self.columns))
         rest = np.ix_(~self.rows, self.columns)
         matrix[rest] ^= values[split:].reshape(matrix[rest].shape)
 
     def clear_(self, matrix: Words) -> None:
-        """Set the covered elements of ``matrix`` to zero, in place."""
+        """Set the region's elements of ``matrix`` to zero, in place."""
         matrix[self.rows] = 0
         matrix[:, self.columns] = 0
 
-    def meets(self, other: ChangedRegion) -> int:
-        """The number of elements that both cover."""
-        both = ChangedRegion(self.rows | other.rows, self.columns | other.columns)
-        return self.size() + other.size() - both.size()
+    def overlap(self, other: ChangedRegion) -> int:
+        """The number of elements in both regions."""
+        union = ChangedRegion(self.rows | other.rows, self.columns | other.columns)
+        return self.size() + other.size() - union.size()
 
 
 def changed_region(changes: Words) -> ChangedRegion:
-    """The smallest of three covers of the nonzero elements of ``changes``, ``[height, width]``.
+    """The smallest of three regions that contain the nonzero elements of ``changes``, ``[height, width]``.
 
     Rows alone; columns alone; or the rows of which more than half has changed, and the columns of all other changes.
     """
     changed = changes != 0
     per_row = changed.sum(axis=1)
     no_rows, no_columns = np.zeros(changes.shape[0], np.bool_), np.zeros(changes.shape[1], np.bool_)
-    heavy = per_row * 2 > changes.shape[1]
+    dense = per_row * 2 > changes.shape[1]
     candidates = (
         ChangedRegion(per_row > 0, no_columns),
         ChangedRegion(no_rows, changed.any(axis=0)),
-        ChangedRegion(heavy, changed[~heavy].any(axis=0)),
+        ChangedRegion(dense, changed[~dense].any(axis=0)),
     )
     return min(candidates, key=ChangedRegion.size)
+
+
+def byte_planes(values: Words) -> list[bytes]:
+    """Byte 0 of every value, then byte 1, and so on, of ``[size]`` little-endian words.
+
+    >>> byte_planes(np.array([0x4142, 0x4344], "<u2"))
+    [b'BD', b'AC']
+    """
+    table = values.view(np.uint8).reshape(-1, values.itemsize)
+    return [table[:, plane].tobytes() for plane in range(values.itemsize)]
+
+
+def from_byte_planes(planes: list[bytes], word: np.dtype[np.unsignedinteger]) -> Words:
+    """The inverse of :func:`byte_planes`."""
+    table = np.stack([np.frombuffer(plane, np.uint8) for plane in planes], axis=-1)
+    return table.reshape(-1).view(word)
+
+
+def pack(data: bytes) -> tuple[Codec, bytes]:
+    """``data``, deflated if that is smaller, and the codec used.
+
+    >>> pack(bytes(1000))[0], pack(b"ab")[0]
+    ('zlib', 'raw')
+    """
+    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    view = memoryview(data)
+    parts = [deflate.compress(view[start : start + _CHUNK]) for start in range(0, len(view), _CHUNK)]
+    packed = b"".join([*parts, deflate.flush()])
+    return ("zlib", packed) if len(packed) < len(data) else ("raw", data)
+
+
+def unpack(codec: str, data: bytes, size: int) -> bytes:
+    """The ``size`` bytes that :func:`pack` was given.
+
+    Raises:
+        ValueError: They are damaged, of another size, or packed by an unknown codec.
+    """
+    if codec not in ("raw", "zlib"):
+        raise ValueError(f"packed by {codec!r}, which is not known")
+    if codec == "zlib":
+        inflate = zlib.decompressobj()
+        try:
+            data = inflate.decompress(data, size + 1)  # never more: a few bytes can inflate to gigabytes
+        except zlib.error as error:
+            raise ValueError(f"damaged: {error}") from error
+    if len(data) != size:
+        raise ValueError(f"{len(data)} bytes long where {size} are due")
+    return data

@@ -1,4 +1,4 @@
-"""What a patch says about itself: which weights it fits, what it makes of them, and where it comes from."""
+"""The file of a patch: changed rows and columns as XOR bits, and a record of which weights it fits and makes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from act_lightning.checkpoints.files import atomic_file, wrap_os_errors
 from act_lightning.checkpoints.weight_files import Entry, Header, read_header
@@ -22,16 +21,18 @@ from act_lightning.patches.encoding import (
     ChangedRegion,
     StoredTensor,
     Words,
+    byte_planes,
     changed_region,
-    from_planes,
-    grid_of,
+    from_byte_planes,
+    matrix_shape_of,
     pack,
-    planes,
     unpack,
     word_of,
 )
 
 FORMAT = 1
+_METADATA = "act_patch"
+_HUB_FILE = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<early>[^/@]+))?/(?P<file>[^@]+?)(@(?P<late>[^@]+))?")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class TensorChange:
     """What a patch does to one stored tensor.
 
     Attributes:
-        name: The parameter's name in the model, which need not be the key it is stored under.
+        name: The parameter's name in the model, which may differ from its key.
         dtype: The dtype in safetensors' spelling, such as ``BF16``.
-        shape: The sizes of the whole tensor.
-        rows: How many whole rows are in the patch; of a vector, elements.
-        columns: How many whole columns.
-        changed: How many elements differ between base and result.
+        shape: The shape of the whole tensor.
+        rows: Number of whole rows in the patch; of a vector, elements.
+        columns: Number of whole columns in the patch.
+        changed: Number of elements that differ between base and result.
         codecs: How each part is packed, ``raw`` or ``zlib``: ``rows``, ``columns``, ``xor0`` and so on.
     """
 
@@ -64,10 +65,10 @@ class PatchRecord:
     Attributes:
         base: Digest of the weights that it fits; see :func:`~act_lightning.patches.encoding.weights_digest`.
         result: Digest of the weights that it makes of them.
-        parameters: How many elements the model has in all.
+        parameters: Number of the model's elements.
         tensors: What changes, by the key in the base's files; all other tensors keep every bit.
-        provenance: How base and tuned model were named, values in which their configs differ, versions, and the
-            tuned folder's own record of its transfer and its recipe.
+        provenance: Names of base and tuned model, values in which their configs differ, versions, and the tuned
+            folder's own recipe and record of its transfer.
         format: Version of the layout.
     """
 
@@ -84,7 +85,7 @@ class PatchRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PatchRecord:
-        """The inverse of :meth:`to_json`; keys of later versions are passed over.
+        """The inverse of :meth:`to_json`; unknown keys are ignored.
 
         Raises:
             KeyError: Something is missing.
@@ -92,75 +93,28 @@ class PatchRecord:
         """
         tensors = {
             key: TensorChange(
-                str(one["name"]),
-                str(one["dtype"]),
-                tuple(int(size) for size in one["shape"]),
-                int(one["rows"]),
-                int(one["columns"]),
-                int(one["changed"]),
-                dict(one["codecs"]),
+                str(change["name"]),
+                str(change["dtype"]),
+                tuple(int(size) for size in change["shape"]),
+                int(change["rows"]),
+                int(change["columns"]),
+                int(change["changed"]),
+                dict(change["codecs"]),
             )
-            for key, one in values["tensors"].items()
+            for key, change in values["tensors"].items()
         }
         base, result = str(values["base"]), str(values["result"])
         return cls(base, result, int(values["parameters"]), tensors, dict(values["provenance"]), values["format"])
 
 
-_SCHEME = "hf://"
-_HUB_FILE = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<early>[^/@]+))?/(?P<file>[^@]+?)(@(?P<late>[^@]+))?")
-_REMEDY = "Write hf://owner/name/file.safetensors, or hf://owner/name/file.safetensors@revision."
-
-
-def find_patch(reference: str) -> Path:
-    """The file of a patch, fetched from the hub where it is there.
-
-    A patch is pushed like any file: ``hf upload me/patches science.safetensors``, or
-    ``huggingface_hub.upload_file(path_or_fileobj=…, path_in_repo="science.safetensors", repo_id="me/patches")``.
-
-    Args:
-        reference: A path; or ``hf://owner/name/path/in/repository``, with ``@revision`` after the name, as
-            ``huggingface_hub`` has it, or at the end.
-
-    Raises:
-        ActError: There is no such file, or the hub cannot be reached.
-    """
-    if not reference.startswith(_SCHEME):
-        path = Path(reference).expanduser()
-        if not path.is_file():
-            problem = "must be a file that exists, or a hub file"
-            raise ActError(ConfigIssue("patch", reference, problem, f"Correct the path. {_REMEDY}"))
-        return path
-    match = _HUB_FILE.fullmatch(reference)
-    if match is None or (match["early"] and match["late"]):
-        raise ActError(ConfigIssue("patch", reference, "must name a file of a hub repository", _REMEDY))
-    return _fetch(reference, match["repo"], match["file"], match["early"] or match["late"])
-
-
-def _fetch(reference: str, repository: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(repository, file, revision=revision))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
-        hint = "Check name, revision, network and `hf auth login`, or give the path of a local copy."
-        raise ActError(
-            ConfigIssue("patch", reference, f"must be a hub file that can be fetched ({reason})", hint)
-        ) from error
-
-
-_METADATA = "act_patch"
-
-
 class PatchWriter:
-    """Takes the changes of one tensor after the other, and holds none of them in memory.
+    """Collects the changes of one tensor after the other on disk.
 
     Args:
-        spool: A temporary file for the packed parts; the header, which comes first in a patch, is known last.
+        spool: A temporary file for the packed parts: the header comes first in a patch, and is known last.
 
     Attributes:
-        tensors: What has been added.
+        tensors: The tensors added so far.
     """
 
     def __init__(self, spool: BinaryIO) -> None:
@@ -169,13 +123,17 @@ class PatchWriter:
         self._entries: dict[str, Entry] = {}
 
     def add(self, key: str, name: str, tensor: StoredTensor, changes: Words) -> None:
-        """Add the changes (XOR of base and result, ``[height, width]``) of the tensor that is stored under ``key``."""
-        cover = changed_region(changes)
-        parts = {"rows": np.packbits(cover.rows).tobytes(), "columns": np.packbits(cover.columns).tobytes()}
-        codecs = {part: self._write(key, part, data) for part, data in parts.items()}
-        for plane, data in enumerate(planes(cover.take(changes))):
-            codecs[f"xor{plane}"] = self._write(key, f"xor{plane}", data)
-        counts = int(cover.rows.sum()), int(cover.columns.sum()), int(np.count_nonzero(changes))
+        """Add the changes (XOR of base and result, ``[height, width]``) of the tensor stored under ``key``."""
+        region = changed_region(changes)
+        parts = {"rows": np.packbits(region.rows).tobytes(), "columns": np.packbits(region.columns).tobytes()}
+        parts |= {f"xor{number}": plane for number, plane in enumerate(byte_planes(region.take(changes)))}
+        codecs = {}
+        for part, data in parts.items():
+            codecs[part], packed = pack(data)
+            start = self._spool.tell()
+            self._spool.write(packed)
+            self._entries[f"{key}:{part}"] = Entry("U8", (len(packed),), start, start + len(packed))
+        counts = int(region.rows.sum()), int(region.columns.sum()), int(np.count_nonzero(changes))
         self.tensors[key] = TensorChange(name, tensor.entry.code, tensor.entry.shape, *counts, codecs)
 
     def finish(self, path: Path, record: PatchRecord) -> None:
@@ -186,20 +144,13 @@ class PatchWriter:
             file.write(Header(self._entries, metadata, 0).encode())
             shutil.copyfileobj(self._spool, file, 1 << 24)
 
-    def _write(self, key: str, part: str, data: bytes) -> str:
-        codec, packed = pack(data)
-        start = self._spool.tell()
-        self._spool.write(packed)
-        self._entries[f"{key}:{part}"] = Entry("U8", (len(packed),), start, start + len(packed))
-        return codec
-
 
 @contextmanager
 def writing_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
-    """A writer, and the temporary path to give to its ``finish``; the file appears at ``out`` when the block ends well.
+    """Yield a writer and a temporary path for its ``finish``; rename the path to ``out`` if the block succeeds.
 
     Raises:
-        ActError: The file system refuses.
+        ActError: The file cannot be written.
     """
     with wrap_os_errors(out), atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
         yield PatchWriter(spool), temporary
@@ -207,40 +158,39 @@ def writing_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
 
 @dataclass(frozen=True)
 class PatchFile:
-    """A patch that has been opened: what it says about itself has been read, its parts have not.
+    """An open patch: its record has been read, its parts have not.
 
     Attributes:
         path: The file.
         record: Its metadata.
-        header: Where its parts stand.
+        header: Offsets of its parts.
     """
 
     path: Path
     record: PatchRecord
     header: Header
 
-    def cover(self, key: str) -> ChangedRegion:
-        """Which rows and columns of the tensor ``key`` the patch holds.
+    def region(self, key: str) -> ChangedRegion:
+        """The rows and columns of the tensor ``key`` that the patch holds.
 
         Raises:
             ActError: The patch is damaged.
         """
-        height, width = grid_of(self.record.tensors[key].shape)
-        return ChangedRegion(self._mask(key, "rows", height), self._mask(key, "columns", width))
+        masks = []
+        for part, count in zip(("rows", "columns"), matrix_shape_of(self.record.tensors[key].shape), strict=True):
+            bits = np.frombuffer(self._part(key, part, (count + 7) // 8), np.uint8)
+            masks.append(np.unpackbits(bits, count=count).astype(np.bool_))
+        return ChangedRegion(*masks)
 
     def changes(self, key: str) -> tuple[ChangedRegion, Words]:
-        """The cover of the tensor ``key``, and the XOR of base and result on it, ``[size]``.
+        """The region of the tensor ``key`` that changes, and the XOR of base and result in it, ``[size]``.
 
         Raises:
             ActError: The patch is damaged.
         """
-        cover, word = self.cover(key), word_of(self.record.tensors[key].dtype)
-        parts = [self._part(key, f"xor{plane}", cover.size()) for plane in range(word.itemsize)]
-        return cover, from_planes(parts, word)
-
-    def _mask(self, key: str, part: str, count: int) -> NDArray[np.bool_]:
-        bits = np.frombuffer(self._part(key, part, (count + 7) // 8), np.uint8)
-        return np.unpackbits(bits, count=count).astype(np.bool_)
+        region, word = self.region(key), word_of(self.record.tensors[key].dtype)
+        planes = [self._part(key, f"xor{number}", region.size()) for number in range(word.itemsize)]
+        return region, from_byte_planes(planes, word)
 
     def _part(self, key: str, part: str, size: int) -> bytes:
         try:
@@ -254,10 +204,10 @@ class PatchFile:
 
 
 def open_patch(path: Path) -> PatchFile:
-    """Read what a patch says about itself.
+    """Read the record of a patch.
 
     Raises:
-        ActError: There is no such file; it is truncated, no safetensors file, no patch, or of a later format.
+        ActError: The file is missing, truncated, not a patch, or of another format.
     """
     header = read_header(path)
     text = header.metadata.get(_METADATA)
@@ -274,3 +224,39 @@ def open_patch(path: Path) -> PatchFile:
         problem = f"must have format {FORMAT}, and has {values['format']}"
         raise ActError(ConfigIssue("patch", str(path), problem, "Use the version of act-lightning that made it."))
     return PatchFile(path, record, header)
+
+
+def find_patch(reference: str) -> Path:
+    """The file of a patch, downloaded if it is on the hub.
+
+    A patch is pushed like any file: ``hf upload me/patches science.safetensors``, or
+    ``huggingface_hub.upload_file(path_or_fileobj=…, path_in_repo="science.safetensors", repo_id="me/patches")``.
+
+    Args:
+        reference: A path; or ``hf://owner/name/path/in/repository``, with ``@revision`` after the name, as
+            ``huggingface_hub`` has it, or at the end.
+
+    Raises:
+        ActError: The file does not exist, or cannot be downloaded.
+    """
+    hint = "Write hf://owner/name/file.safetensors, or hf://owner/name/file.safetensors@revision."
+    if not reference.startswith("hf://"):
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            problem = "must be a file that exists, or a hub file"
+            raise ActError(ConfigIssue("patch", reference, problem, f"Correct the path. {hint}"))
+        return path
+    match = _HUB_FILE.fullmatch(reference)
+    if match is None or (match["early"] and match["late"]):
+        raise ActError(ConfigIssue("patch", reference, "must name a file of a hub repository", hint))
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        revision = match["early"] or match["late"]
+        return Path(huggingface_hub.hf_hub_download(match["repo"], match["file"], revision=revision))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+        problem = f"must be a hub file that can be fetched ({reason})"
+        hint = "Check name, revision, network and `hf auth login`, or give the path of a local copy."
+        raise ActError(ConfigIssue("patch", reference, problem, hint)) from error

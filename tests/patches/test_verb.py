@@ -6,10 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from act_lightning.errors import ActError
-from act_lightning.patches import patch_file
 from act_lightning.patches.patch_file import find_patch
 from tests.front_door import call, left
 
@@ -57,7 +57,12 @@ def test_patches_that_are_not_to_be_had(tmp_path: Path, reference: str) -> None:
 
 def test_hub_references(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(patch_file, "_fetch", lambda *parts: asked.append(parts[1:]) or Path("x"))
+
+    def download(repository: str, file: str, revision: str | None) -> str:
+        asked.append((repository, file, revision))
+        return "x"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     for reference in ("hf://a/b/c/d.safetensors", "hf://a/b@v1/d.safetensors", "hf://a/b/d.safetensors@v1"):
         find_patch(reference)
     assert asked == [("a/b", "c/d.safetensors", None), ("a/b", "d.safetensors", "v1"), ("a/b", "d.safetensors", "v1")]

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from act_lightning.patches.encoding import ChangedRegion, Words, changed_region, from_planes, pack, planes, unpack
+from act_lightning.patches.encoding import (
+    ChangedRegion,
+    Words,
+    byte_planes,
+    changed_region,
+    from_byte_planes,
+    pack,
+    unpack,
+)
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
@@ -20,7 +28,7 @@ def matrices(draw: st.DrawFn) -> Words:
 
 
 @st.composite
-def cover_pairs(draw: st.DrawFn) -> tuple[ChangedRegion, ChangedRegion]:
+def region_pairs(draw: st.DrawFn) -> tuple[ChangedRegion, ChangedRegion]:
     height, width = draw(SHAPES)
 
     def one(count: int) -> np.ndarray:
@@ -29,28 +37,28 @@ def cover_pairs(draw: st.DrawFn) -> tuple[ChangedRegion, ChangedRegion]:
     return ChangedRegion(one(height), one(width)), ChangedRegion(one(height), one(width))
 
 
-def expanded(cover: ChangedRegion) -> np.ndarray:
-    return cover.rows[:, None] | cover.columns[None, :]
+def expanded(region: ChangedRegion) -> np.ndarray:
+    return region.rows[:, None] | region.columns[None, :]
 
 
 @settings(deadline=None)
 @given(matrices())
 def test_changes_survive_the_cover(changes: Words) -> None:
-    cover = changed_region(changes)
-    assert not changes[~expanded(cover)].any()
-    assert len(cover.take(changes)) == cover.size() == expanded(cover).sum()
+    region = changed_region(changes)
+    assert not changes[~expanded(region)].any()
+    assert len(region.take(changes)) == region.size() == expanded(region).sum()
     again = np.zeros_like(changes)
-    cover.xor_(again, cover.take(changes))
+    region.xor_(again, region.take(changes))
     np.testing.assert_array_equal(again, changes)
-    cover.clear_(again)
+    region.clear_(again)
     assert not again.any()
 
 
 @settings(deadline=None)
-@given(cover_pairs())
+@given(region_pairs())
 def test_where_covers_meet(pair: tuple[ChangedRegion, ChangedRegion]) -> None:
     one, other = pair
-    assert one.meets(other) == other.meets(one) == (expanded(one) & expanded(other)).sum()
+    assert one.overlap(other) == other.overlap(one) == (expanded(one) & expanded(other)).sum()
 
 
 def test_the_smallest_cover_is_taken() -> None:
@@ -65,7 +73,7 @@ def test_the_smallest_cover_is_taken() -> None:
 def test_planes_and_packing_are_undone(data: bytes, kind: str) -> None:
     word = np.dtype(kind)
     values = np.frombuffer(data[: len(data) // word.itemsize * word.itemsize], word)
-    np.testing.assert_array_equal(from_planes(planes(values), word), values)
+    np.testing.assert_array_equal(from_byte_planes(byte_planes(values), word), values)
     codec, packed = pack(data)
     assert unpack(codec, packed, len(data)) == data
     for wrong in (len(data) + 1, len(data) - 1):
