@@ -117,32 +117,32 @@ class Layout:
         Args:
             names: Names that the parameters have in a model that no strategy has touched.
         """
-        by_unit: dict[FullyShardedDataParallel | None, list[str]] = {}
+        by_unit: dict[FullyShardedDataParallel | None, list[tuple[str, nn.Module, str]]] = {}
         for name in names:
-            by_unit.setdefault(self._owner(name)[1], []).append(name)
-        for unit, members in by_unit.items():
+            module, leaf, unit = self._locate(name)
+            by_unit.setdefault(unit, []).append((name, module, leaf))
+        for unit, parameters in by_unit.items():
             if unit is None:
-                yield from ((name, local_rows(name, self._parameter(name))) for name in members)
+                yield from ((name, local_rows(name, getattr(module, leaf))) for name, module, leaf in parameters)
             else:
                 with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
-                    yield from ((name, LocalRows(self._parameter(name).data, 0)) for name in members)
+                    yield from ((name, LocalRows(getattr(module, leaf).data, 0)) for name, module, leaf in parameters)
 
     def whole(self, name: str) -> Tensor:
         """The whole of a parameter, without gradient."""
-        unit = self._owner(name)[1]
+        module, leaf, unit = self._locate(name)
         if unit is not None:
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-                return self._parameter(name).detach().clone()
-        parameter = self._parameter(name).detach()
+                gathered: Tensor = getattr(module, leaf).detach().clone()
+                return gathered
+        parameter: Tensor = getattr(module, leaf).detach()
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
-    def _owner(self, name: str) -> tuple[nn.Module, FullyShardedDataParallel | None]:
-        module = self._modules[name.rpartition(".")[0]]
-        return module, self._units.get(module)
-
-    def _parameter(self, name: str) -> Tensor:
-        parameter: Tensor = getattr(self._owner(name)[0], name.rpartition(".")[2])
-        return parameter
+    def _locate(self, name: str) -> tuple[nn.Module, str, FullyShardedDataParallel | None]:
+        """The module that has a parameter, its name there, and the FSDP1 unit around the module."""
+        owner, _, leaf = name.rpartition(".")
+        module = self._modules[owner]
+        return module, leaf, self._units.get(module)
 
 
 def local_rows(name: str, parameter: Tensor) -> LocalRows:
