@@ -31,7 +31,7 @@ from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify, identify_module
-from act_lightning.defaults import SEED
+from act_lightning.defaults import RATIO, SCALE, SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
@@ -69,7 +69,7 @@ class Scores:
 
     def select(
         self,
-        ratio: float | Fraction = 0.01,
+        ratio: float | Fraction = RATIO,
         *,
         share: Share = "channels",
         scope: Scope = "global",
@@ -99,7 +99,7 @@ class Scores:
             parts.append(pd.DataFrame({**place, "module_type": module_type(module.name), **numbers}))
         return pd.concat(parts, ignore_index=True)
 
-    def plot_ccdf(self, ratio: float = 0.01) -> Figure:
+    def plot_ccdf(self, ratio: float = RATIO) -> Figure:
         """The share of channels above every score, on logarithmic axes, with the top ``ratio`` marked (Figure 1a)."""
         from act_lightning.analysis.distribution import ccdfs
         from act_lightning.analysis.figures.findings import ability_colors, ccdf_figure
@@ -208,7 +208,7 @@ def merge_(
     source: Model,
     mask: Mask,
     *,
-    scale: float = 0.4,
+    scale: float = SCALE,
     method: str | MergingMethod = "task_arithmetic",
     seed: int = SEED,
 ) -> dict[str, Any]:
@@ -246,7 +246,7 @@ def merge(
     mask: Mask,
     *,
     out: str | Path,
-    scale: float = 0.4,
+    scale: float = SCALE,
     method: str | MergingMethod = "task_arithmetic",
     seed: int = SEED,
 ) -> dict[str, Any]:
