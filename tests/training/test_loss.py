@@ -1,4 +1,4 @@
-"""Loss and gradients some logits at a time, against all logits of the model's own forward pass at once."""
+"""Loss and gradients in chunks of logits, against all logits of the model's own forward pass at once."""
 
 from __future__ import annotations
 
