@@ -21,9 +21,15 @@ from act_lightning.defaults import IGNORED
 from act_lightning.hooks import temporary_hooks
 from act_lightning.training.loss import answer_logits
 
+Batch = Mapping[str, Tensor]
+ModuleIndices = Mapping[str, Tensor]
+"""Channel numbers within each module, int64 ascending, by the module's name."""
+PATCH, ABLATE = "patch", "ablate"
+TARGET, SOURCE = "target", "source"
+
 
 @torch.no_grad()
-def sample_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+def sample_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Mean −log p over the answer tokens of every sample.
 
     Args:
@@ -33,79 +39,59 @@ def sample_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor
     Returns:
         float64 ``[samples]`` on the CPU; NaN for a sample none of whose answer tokens is predicted.
     """
-    logits, wanted = answer_logits(model, batch)
+    logits, labels = answer_logits(model, batch)
     rows = (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
     sums = torch.zeros(2, len(batch["labels"]), dtype=torch.float64)
-    each = cross_entropy(logits, wanted, reduction="none").double()
-    sums.index_add_(1, rows.cpu(), torch.stack([each, torch.ones_like(each)]).cpu())
+    losses = cross_entropy(logits, labels, reduction="none").double()
+    sums.index_add_(1, rows.cpu(), torch.stack([losses, torch.ones_like(losses)]).cpu())
     return sums[0] / sums[1]
 
 
-Places = Mapping[str, Tensor]
-"""Numbers of channels within each module, int64 ascending, by the module's name."""
-Values = Callable[[str, int, Tensor], Tensor]
-"""What stands in for channels: given a module, the number of its call in this forward pass and its output."""
-
-
-def places_of(inventory: ChannelInventory, mask: Tensor) -> dict[str, Tensor]:
-    """The channels of a mask by module, without modules that have none.
-
-    Args:
-        inventory: The channels of the model.
-        mask: Bool ``[channels]``.
-    """
+def indices_by_module(inventory: ChannelInventory, mask: Tensor) -> dict[str, Tensor]:
+    """The channels of a bool mask ``[channels]`` by module, without modules that have none."""
     parts = inventory.split(mask)
     return {name: part.nonzero().squeeze(1) for name, part in parts.items() if bool(part.any())}
 
 
 @contextmanager
-def recording(model: nn.Module, places: Places) -> Iterator[dict[str, list[Tensor]]]:
-    """Within it, the outputs of these channels are kept, ``[..., channels]``, one for every call of a module.
+def record_channels(model: nn.Module, indices: ModuleIndices) -> Iterator[dict[str, list[Tensor]]]:
+    """While active, collect the outputs of these channels, ``[..., channels]``, one for every call of a module."""
+    outputs: dict[str, list[Tensor]] = {name: [] for name in indices}
 
-    Args:
-        model: The model; it is not changed.
-        places: The channels.
-    """
-    kept: dict[str, list[Tensor]] = {name: [] for name in places}
+    def record(name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        outputs[name].append(output.detach()[..., indices[name].to(output.device)])
 
-    def keep(name: str, numbers: Tensor, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        kept[name].append(output.detach()[..., numbers.to(output.device)])
-
-    with _hooks(model, {name: partial(keep, name, numbers) for name, numbers in places.items()}):
-        yield kept
+    with _forward_hooks(model, {name: partial(record, name) for name in indices}):
+        yield outputs
 
 
 @contextmanager
-def replacing(model: nn.Module, places: Places, values: Values) -> Iterator[None]:
-    """Within it, these channels of the model's modules give ``values`` instead of their own; weights stay as they are.
+def replace_channels(model: nn.Module, indices: ModuleIndices, values: Callable[[str, int], Tensor]) -> Iterator[None]:
+    """While active, these channels give other values than their own; weights stay as they are.
 
     Args:
         model: The model.
-        places: The channels.
-        values: What they give, broadcastable to ``[..., channels]`` of the module's output.
+        indices: The channels.
+        values: From a module's name and the number of its call in this forward pass to the values, broadcastable to
+            ``[..., channels]`` of the module's output.
     """
-    calls = dict.fromkeys(places, 0)
+    calls = dict.fromkeys(indices, 0)
 
-    def replace(name: str, numbers: Tensor, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+    def replace(name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         changed, call = output.clone(), calls[name]
         calls[name] += 1
-        changed[..., numbers.to(output.device)] = values(name, call, output).to(output)
+        changed[..., indices[name].to(output.device)] = values(name, call).to(output)
         return changed
 
-    with _hooks(model, {name: partial(replace, name, numbers) for name, numbers in places.items()}):
+    with _forward_hooks(model, {name: partial(replace, name) for name in indices}):
         yield
 
 
 @contextmanager
-def _hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
+def _forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
     handles = (model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items())
     with temporary_hooks(handles), torch.no_grad():
         yield
-
-
-Batch = Mapping[str, Tensor]
-PATCH, ABLATE = "patch", "ablate"
-TARGET, SOURCE = "target", "source"
 
 
 @dataclass(frozen=True)
@@ -123,14 +109,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class PatchingExperiment:
-    """A pair of models and the channels that are tried.
+    """A pair of models and the channels to intervene on.
 
     Attributes:
         target: The model that is intervened on, in evaluation mode.
         source: Its sibling, on the same device.
         inventory: The target's channels.
-        variants: The channels that are tried.
-        partners: The source's number of each channel of modules that it numbers otherwise.
+        variants: The channels to intervene on.
+        partners: The source's number of each channel, by module, for modules that it numbers differently.
     """
 
     target: PreTrainedModel
@@ -140,82 +126,75 @@ class PatchingExperiment:
     partners: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
-    def places(self) -> dict[str, Tensor]:
-        """The channels of any variant."""
-        return places_of(self.inventory, reduce(or_, (variant.mask for variant in self.variants)))
-
-    @property
-    def places_in_source(self) -> dict[str, Tensor]:
-        """The source's numbers of the same channels, in the same order."""
-        return {
-            name: self.partners[name][numbers] if name in self.partners else numbers
-            for name, numbers in self.places.items()
-        }
+    def indices(self) -> dict[str, Tensor]:
+        """The channels of any variant, by module."""
+        return indices_by_module(self.inventory, reduce(or_, (variant.mask for variant in self.variants)))
 
     @property
     def names(self) -> list[str]:
-        """What :meth:`losses` gives, the same on all processes."""
+        """The keys of :meth:`losses`, the same on all processes."""
         return [TARGET, SOURCE, *(f"{kind}/{variant.name}" for kind in (PATCH, ABLATE) for variant in self.variants)]
 
     def losses(self, batch: Batch, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The loss of every sample of a batch under every intervention.
 
-        The source reads the batch once; what its channels give at every position, prompt included, is put into the
-        target (``patch``), or the target's own mean is (``ablate``).
+        The source reads the batch once; the values of its channels at every position, prompt included, are put into
+        the target (``patch``), or the target's own means are (``ablate``).
 
         Args:
-            batch: As for the losses of samples, on the models' device.
-            means: The target's means of the channels of ``places``, by module; see :func:`position_sums`.
+            batch: As for :func:`sample_losses`, on the models' device.
+            means: The target's means of the channels of ``indices``, by module; see :func:`position_sums`.
 
         Returns:
             float64 ``[samples]`` by ``target``, ``source``, and ``patch/<variant>`` and ``ablate/<variant>``.
         """
-        with recording(self.source, self.places_in_source) as kept:
-            found = {SOURCE: sample_losses(self.source, batch)}
-        found[TARGET] = sample_losses(self.target, batch)
+        indices, partners = self.indices, self.partners
+        source_indices = {
+            name: partners[name][numbers] if name in partners else numbers for name, numbers in indices.items()
+        }
+        with record_channels(self.source, source_indices) as outputs:
+            losses = {SOURCE: sample_losses(self.source, batch)}
+        losses[TARGET] = sample_losses(self.target, batch)
         for variant in self.variants:
-            places = places_of(self.inventory, variant.mask)
-            columns = _columns(places, self.places)
-            for kind, values in ((PATCH, _recorded(kept, columns)), (ABLATE, _constant(means, columns))):
-                with replacing(self.target, places, values):
-                    found[f"{kind}/{variant.name}"] = sample_losses(self.target, batch)
-        return found
+            chosen = indices_by_module(self.inventory, variant.mask)
+            # The columns of this variant's channels among those of all variants.
+            columns = {name: torch.searchsorted(indices[name], numbers) for name, numbers in chosen.items()}
+
+            def patched(name: str, call: int, columns: ModuleIndices = columns) -> Tensor:
+                output = outputs[name][call]
+                return output[..., columns[name].to(output.device)]
+
+            def ablated(name: str, _: int, columns: ModuleIndices = columns) -> Tensor:
+                return means[name][columns[name]]
+
+            for kind, values in ((PATCH, patched), (ABLATE, ablated)):
+                with replace_channels(self.target, chosen, values):
+                    losses[f"{kind}/{variant.name}"] = sample_losses(self.target, batch)
+        return losses
 
 
-def _columns(places: Places, recorded: Places) -> dict[str, Tensor]:
-    """Where the channels of ``places`` stand among the recorded ones."""
-    return {name: torch.searchsorted(recorded[name], numbers) for name, numbers in places.items()}
-
-
-def _recorded(kept: Mapping[str, Sequence[Tensor]], columns: Places) -> Values:
-    return lambda name, call, _: kept[name][call][..., columns[name].to(kept[name][call].device)]
-
-
-def _constant(means: Mapping[str, Tensor], columns: Places) -> Values:
-    return lambda name, _, __: means[name][columns[name]]
-
-
-def position_sums(model: PreTrainedModel, batches: Iterable[Batch], places: Places) -> dict[str, Tensor]:
+def position_sums(model: PreTrainedModel, batches: Iterable[Batch], indices: ModuleIndices) -> dict[str, Tensor]:
     """Sums of channels over all positions that are not padding; of the head's, over those that predict answer tokens.
 
     A norm inside each attention head is averaged over the heads.
 
     Args:
         model: The model.
-        batches: As for :func:`~act_lightning.analysis.activation_patching.sample_losses`, on the model's device.
-        places: The channels.
+        batches: As for :func:`sample_losses`, on the model's device.
+        indices: The channels.
 
     Returns:
         By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
     """
     head = output_embedding(model)
-    sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in places.items()}
+    sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in indices.items()}
     for batch in batches:
-        real = AnswerPositions(batch["attention_mask"].bool())
-        with recording(model, places) as kept:
+        tokens = AnswerPositions(batch["attention_mask"].bool())
+        with record_channels(model, indices) as recorded:
             sample_losses(model, batch)
-        for name, output in ((name, output) for name, outputs in kept.items() for output in outputs):
-            values = output if model.get_submodule(name) is head else real.take(output)
-            flat = values.flatten(end_dim=-2).double().cpu()
-            sums[name] += torch.stack([flat.sum(0), torch.full(flat.shape[1:], float(len(flat)))])
+        for name, outputs in recorded.items():
+            for output in outputs:
+                values = output if model.get_submodule(name) is head else tokens.take(output)
+                flat = values.flatten(end_dim=-2).double().cpu()
+                sums[name] += torch.stack([flat.sum(0), torch.full(flat.shape[1:], float(len(flat)))])
     return sums

@@ -1,4 +1,4 @@
-"""What patching did to the loss, with intervals, beside control channels."""
+"""The causal check: on held-out samples, do the selected channels carry the ability, more than others would?"""
 
 from __future__ import annotations
 
@@ -41,13 +41,18 @@ from act_lightning.profiling.target import Target
 from act_lightning.transfer.preparation import PreparedTransfer
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, partner_channels
 
+FOLDER = "causes"
+SELECTED, RANDOM, ALIKE = "selected", "random", "same modules"
+_CONTROLS = (RANDOM, ALIKE)
+_TOKENS_PER_BATCH = 2048
+
 
 def random_channels(mask: Tensor, *key: object) -> Tensor:
-    """As many channels as ``mask`` selects, drawn from all of the model's.
+    """As many channels as ``mask`` selects, drawn from all of the model's by a key such as a seed and a name.
 
     Args:
         mask: Bool ``[channels]``.
-        key: What is drawn from, such as a seed and a name.
+        key: The key.
 
     Returns:
         Bool ``[channels]``.
@@ -60,26 +65,21 @@ def random_channels(mask: Tensor, *key: object) -> Tensor:
 def like_by_module(mask: Tensor, inventory: ChannelInventory, *key: object) -> Tensor:
     """As many channels of every module, so of every layer and type, as ``mask`` selects of it.
 
-    They are drawn from those that ``mask`` leaves; where it takes more than half of a module, the rest is made up from
-    its own.
+    They are drawn from those that ``mask`` leaves; if it takes more than half of a module, its own fill the rest.
 
     Args:
         mask: Bool ``[channels]``.
         inventory: The channels of the model.
-        key: What is drawn from, such as a seed and a name.
+        key: The key of the draw, such as a seed and a name.
 
     Returns:
         Bool ``[channels]``.
     """
-    order = random_scores(mask.numel(), "like by module", *key) + (~mask).float()  # what is left comes first
+    order = random_scores(mask.numel(), "like by module", *key) + (~mask).float()  # unselected channels come first
     drawn = torch.zeros_like(mask)
     for _, span in inventory.spans():
         drawn[span.start + torch.topk(order[span], int(mask[span].sum())).indices] = True
     return drawn
-
-
-SELECTED, RANDOM, ALIKE = "selected", "random", "same modules"
-CONTROLS = (RANDOM, ALIKE)
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class Effect:
 
     Attributes:
         intervention: ``patch``: the source's activations; ``ablate``: the target's own mean.
-        channels: Which: ``selected``, ``random``, ``same modules``.
-        against: What it is compared with: ``target``, or the same intervention on other channels.
-        change: The mean difference; below 0 where the loss falls.
+        channels: ``selected``, ``random`` or ``same modules``.
+        against: ``target``, or the control channels with the same intervention.
+        change: The mean difference; below 0 if the loss falls.
         low: Lower bound of its 95 % bootstrap interval over samples.
         high: Upper bound.
         size: The mean difference over its standard deviation (Cohen's d for paired samples); NaN for one sample, or
-            where all differences are equal.
-        gap: Share of the way from the target's loss to the source's; NaN where the source's is not the lower one.
+            if all differences are equal.
+        gap: Share of the way from the target's loss to the source's; NaN unless the source's is lower.
     """
 
     intervention: str
@@ -122,18 +122,17 @@ def effects(losses: Mapping[str, Tensor]) -> list[Effect]:
         if not bool(torch.isfinite(values).all()):
             problem, hint = "must be finite", "Look for NaN in the weights of both models, or compare them in float32."
             raise ActError(ConfigIssue(f"loss of {name}", "NaN or infinity", problem, hint))
-    way = float((losses[SOURCE] - losses[TARGET]).mean())
-    found = [_effect(SOURCE, SOURCE, TARGET, losses[SOURCE] - losses[TARGET], way)]
+    target, source = losses[TARGET], losses[SOURCE]
+    way = float((source - target).mean())
+    found = [_effect(SOURCE, SOURCE, TARGET, source - target, way)]
     for kind in (PATCH, ABLATE):
-        groups = {name: _mean_of(losses, f"{kind}/{name}") for name in (SELECTED, *CONTROLS)}
-        found += [_effect(kind, name, TARGET, values - losses[TARGET], way) for name, values in groups.items()]
-        found += [_effect(kind, SELECTED, name, groups[SELECTED] - groups[name], way) for name in CONTROLS]
+        groups = {}
+        for name in (SELECTED, *_CONTROLS):
+            draws = [values for key, values in losses.items() if key.startswith(f"{kind}/{name}")]
+            groups[name] = torch.stack(draws).mean(0)
+        found += [_effect(kind, name, TARGET, values - target, way) for name, values in groups.items()]
+        found += [_effect(kind, SELECTED, name, groups[SELECTED] - groups[name], way) for name in _CONTROLS]
     return found
-
-
-def _mean_of(losses: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """The mean over the draws of one control, sample by sample."""
-    return torch.stack([values for name, values in losses.items() if name.startswith(prefix)]).mean(0)
 
 
 def _effect(kind: str, channels: str, against: str, differences: Tensor, way: float) -> Effect:
@@ -142,10 +141,6 @@ def _effect(kind: str, channels: str, against: str, differences: Tensor, way: fl
     size = mean / spread if spread > 0 else float("nan")
     gap = mean / way if way < 0 else float("nan")
     return Effect(kind, channels, against, mean, *bootstrap(differences), size, gap)
-
-
-FOLDER = "causes"
-_TOKENS_PER_BATCH = 2048
 
 
 def check_causes(
@@ -166,126 +161,110 @@ def check_causes(
         target: The target.
         prepared: The sources with their masks.
         held_out: Samples that no score was measured on, by the abilities' names.
-        settings: How it is done.
+        settings: Section ``causes``.
 
     Returns:
-        What was written, in order.
+        The content of the files, in order.
 
     Raises:
         ActError: An ability has no held-out sample, or a loss is NaN.
     """
-    device, written = trainer.strategy.root_device, []
+    device, results = trainer.strategy.root_device, []
     with target.ready(device) as model:
         for source in prepared.sources:
-            other = load_model(source.folder, target.dtype, device)
+            source_model = load_model(source.folder, target.dtype, device)
             for ability in source.masks:
-                trial = _trial(model, other, prepared, source, ability, settings.repeats)
+                experiment = _experiment(model, source_model, prepared, source, ability, settings.repeats)
                 samples = held_out.tokenized[ability].samples
-                losses = _losses(trial, samples, trainer, f"{source.name}/{ability}")
-                found = _record(prepared, source, ability, losses, settings)
+                losses = _measure_losses(experiment, samples, trainer, f"{source.name}/{ability}")
+                result = {
+                    "source": source.name,
+                    "ability": ability,
+                    "selection": prepared.report["selection"],
+                    "ratio": float(source.ratio),
+                    "channels": int(source.masks[ability].sum()),
+                    "samples": len(losses[TARGET]),
+                    "repeats": settings.repeats,
+                    "seed": prepared.seed,
+                    "hashes": prepared.report["hashes"],
+                    "effects": [
+                        {name: None if value != value else value for name, value in asdict(effect).items()}
+                        for effect in effects(losses)  # JSON has no NaN
+                    ],
+                    "losses": {name: values.tolist() for name, values in losses.items()},
+                }
                 if trainer.is_global_zero:
                     path = Path(trainer.default_root_dir) / FOLDER / source.name / f"{ability}.json"
-                    write_file(path, json.dumps(found, indent=2) + "\n")
-                written.append(found)
-    return written
+                    write_file(path, json.dumps(result, indent=2) + "\n")
+                results.append(result)
+    return results
 
 
-def _trial(
-    model: PreTrainedModel,
-    other: PreTrainedModel,
+def _experiment(
+    target: PreTrainedModel,
+    source_model: PreTrainedModel,
     prepared: PreparedTransfer,
     source: SelectedSource,
     ability: str,
     repeats: int,
 ) -> PatchingExperiment:
+    """The selected channels, and several draws of each control."""
     inventory, mask = prepared.inventory, source.masks[ability]
     variants = [Variant(SELECTED, mask)]
     for number in range(1, repeats + 1):
         key = prepared.seed, source.name, ability, number
-        drawn = {RANDOM: random_channels(mask, *key), ALIKE: like_by_module(mask, inventory, *key)}
-        variants += [
-            Variant(f"{name} {number}", drop_unmatched(inventory, its, source.vocabulary))
-            for name, its in drawn.items()
-        ]
-    return PatchingExperiment(model, other, inventory, variants, partner_channels(inventory, source.vocabulary))
+        controls = {RANDOM: random_channels(mask, *key), ALIKE: like_by_module(mask, inventory, *key)}
+        for name, control in controls.items():
+            variants.append(Variant(f"{name} {number}", drop_unmatched(inventory, control, source.vocabulary)))
+    partners = partner_channels(inventory, source.vocabulary)
+    return PatchingExperiment(target, source_model, inventory, variants, partners)
 
 
-def _losses(trial: PatchingExperiment, samples: Sequence[Sample], trainer: L.Trainer, label: str) -> dict[str, Tensor]:
+def _measure_losses(
+    experiment: PatchingExperiment, samples: Sequence[Sample], trainer: L.Trainer, label: str
+) -> dict[str, Tensor]:
     """The loss of every sample under every intervention, in the order of the samples, the same on all processes."""
-    device = trainer.strategy.root_device
-    mine = shard(token_budget_batches(lengths(samples), _TOKENS_PER_BATCH), trainer.global_rank, trainer.world_size)
+    strategy, config = trainer.strategy, experiment.target.config
+    device = strategy.root_device
+    all_batches = token_budget_batches(lengths(samples), _TOKENS_PER_BATCH)
+    indices = shard(all_batches, trainer.global_rank, trainer.world_size)
     batches = [
         {
             name: values.to(device)
-            for name, values in normalize_batch(collate([samples[i] for i in rows], 0), trial.target.config).items()
+            for name, values in normalize_batch(collate([samples[i] for i in rows], 0), config).items()
         }
-        for rows in mine
+        for rows in indices
     ]
-    sums = position_sums(trial.target, batches, trial.places)
-    means = {name: total[0] / total[1] for name, total in _summed(sums, trainer).items()}
-    found: dict[str, list[float | int]] = {}
-    with tqdm(batches, desc=f"intervening for {label}", disable=not trainer.is_global_zero) as shown:
-        for rows, batch in zip(mine, shown, strict=True):
-            found.setdefault("number", []).extend(rows)
-            for name, values in trial.losses(batch, means).items():
-                found.setdefault(name, []).extend(values.tolist())
-    names = ["number", *trial.names]
-    everywhere = gather_lists({name: found.get(name, []) for name in names})
-    order = torch.tensor(everywhere.pop("number")).argsort()
-    return {name: torch.tensor(values, dtype=torch.float64)[order] for name, values in everywhere.items()}
+    means = {}
+    for name, local_sums in position_sums(experiment.target, batches, experiment.indices).items():
+        sums = torch.as_tensor(strategy.reduce(local_sums.to(device), reduce_op="sum")).cpu()
+        means[name] = sums[0] / sums[1]
+    losses: dict[str, list[float | int]] = {name: [] for name in ("number", *experiment.names)}
+    with tqdm(batches, desc=f"intervening for {label}", disable=not trainer.is_global_zero) as progress:
+        for rows, batch in zip(indices, progress, strict=True):
+            losses["number"].extend(rows)
+            for name, values in experiment.losses(batch, means).items():
+                losses[name].extend(values.tolist())
+    gathered = gather_lists(losses)
+    order = torch.tensor(gathered.pop("number")).argsort()
+    return {name: torch.tensor(values, dtype=torch.float64)[order] for name, values in gathered.items()}
 
 
-def _summed(sums: Mapping[str, Tensor], trainer: L.Trainer) -> dict[str, Tensor]:
-    device = trainer.strategy.root_device
-    reduced = {name: trainer.strategy.reduce(total.to(device), reduce_op="sum") for name, total in sums.items()}
-    return {name: torch.as_tensor(total).cpu() for name, total in reduced.items()}
-
-
-def _record(
-    prepared: PreparedTransfer,
-    source: SelectedSource,
-    ability: str,
-    losses: Mapping[str, Tensor],
-    settings: CausesSettings,
-) -> dict[str, Any]:
-    """What the file says."""
-    return {
-        "source": source.name,
-        "ability": ability,
-        "selection": prepared.report["selection"],
-        "ratio": float(source.ratio),
-        "channels": int(source.masks[ability].sum()),
-        "samples": len(losses[TARGET]),
-        "repeats": settings.repeats,
-        "seed": prepared.seed,
-        "hashes": prepared.report["hashes"],
-        "effects": [_plain(one) for one in effects(losses)],
-        "losses": {name: values.tolist() for name, values in losses.items()},
-    }
-
-
-def _plain(effect: Effect) -> dict[str, Any]:
-    """As JSON, which has no NaN."""
-    return {name: None if value != value else value for name, value in asdict(effect).items()}
-
-
-def _size(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}"
-
-
-def print_causes(found: Sequence[Mapping[str, Any]]) -> None:
-    """A table of every source and ability: what was done, to which channels, and how the loss changed.
+def print_causes(results: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table for every source and ability: intervention, channels, and change of the loss.
 
     Args:
-        found: As :func:`check_causes` gives it.
+        results: As from :func:`check_causes`.
     """
-    for one in found:
-        title = f"{one['source']}/{one['ability']}: {one['channels']:,} channels, {one['samples']} held-out samples"
+    for result in results:
+        name = f"{result['source']}/{result['ability']}"
+        title = f"{name}: {result['channels']:,} channels, {result['samples']} held-out samples"
         table = Table("intervention", "channels", "against", title=title, caption="change of loss, nats a token, 95 %")
-        for name in ("change", "interval", "d"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for effect in one["effects"]:
+        for column in ("change", "interval", "d"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for effect in result["effects"]:
             interval = f"{effect['low']:+.2f} … {effect['high']:+.2f}"
+            size = "–" if effect["size"] is None else f"{effect['size']:+.2f}"
             words = effect["intervention"], effect["channels"], effect["against"]
-            table.add_row(*words, f"{effect['change']:+.3f}", interval, _size(effect["size"]))
+            table.add_row(*words, f"{effect['change']:+.3f}", interval, size)
         Console().print(table)

@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from act_lightning.analysis.saved import Pair
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
+from act_lightning.checkpoints.weight_files import identify, is_weightless
+from act_lightning.defaults import cache_folder
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_channels
+
+_LABORATORY = "lab:"
+
+
+class NotOnDisk(Exception):
+    """A model is missing, or has other weights than the scores were measured on; the text says which and why."""
+
+
+def find_models(pair: Pair, folders: Mapping[str, Path]) -> tuple[Path, Path]:
+    """The folders of target and source, with the weights that the scores were measured on.
+
+    Args:
+        pair: The scores, with the models' names and digests.
+        folders: Folders of models, by the names in the score files.
+
+    Raises:
+        NotOnDisk: One of them is missing, or has other weights.
+        ActError: A folder in ``folders`` does not hold the model's weights.
+    """
+    found = []
+    for role, name in zip(("target", "source"), pair.models, strict=True):
+        folder = folders[name] if name in folders else _find(name, pair.identity(role).get("commit"))
+        problem = _weight_problem(folder, pair.identity(role).get("digest"))
+        if problem and name in folders:
+            problem = f"must be the folder of {name}, and {problem}"
+            raise ActError(ConfigIssue("--model", str(folder), problem, "Correct the path."))
+        if problem:
+            raise NotOnDisk(problem)
+        found.append(folder)
+    return found[0], found[1]
+
+
+def _find(name: str, commit: str | None) -> Path:
+    """The folder of a path, a laboratory's model, or a model in the hub's cache; nothing is fetched."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(_LABORATORY):
+        from act_lightning.lab.models import Recipe
+
+        folder = cache_folder("laboratory") / Recipe().version / name.removeprefix(_LABORATORY)
+        if not folder.is_dir():
+            raise NotOnDisk(f"{name} has not been built on this machine")
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=commit or None, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotOnDisk(f"{name} is neither a folder here nor in the hub's cache") from error
+
+
+def _weight_problem(folder: Path, digest: str | None) -> str:
+    """Why a folder does not hold the weights of ``digest``; empty if it does."""
+    if not folder.is_dir() or is_weightless(folder):
+        return f"{folder} holds no weights"
+    try:
+        same = identify(folder).digest == digest
+    except ActError as error:
+        return f"the weights in {folder} cannot be read ({error})"
+    return "" if same else f"the weights in {folder} are not those that the scores were measured on"
 
 
 def weight_change(
@@ -50,12 +117,16 @@ def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01)
     """
     allowed = torch.ones_like(change, dtype=torch.bool)
     by_weight, change_ranks = top_channels(change, ratio, allowed), average_ranks(change)
-    rows = {}
+    change_ranks -= change_ranks.mean()
+    selected, rows = int(by_weight.sum()), {}
     for name, values in scores.items():
         shared = int((top_channels(values, ratio, allowed) & by_weight).sum())
-        chosen = int(by_weight.sum())
-        correlation = _correlation(average_ranks(values), change_ranks)
-        rows[name] = [shared / chosen, shared, chosen / values.numel(), correlation]
+        ranks = average_ranks(values)
+        ranks -= ranks.mean()
+        # Spearman's ρ is Pearson's correlation of ranks; NaN if either side has no spread.
+        spread = (ranks.square().sum() * change_ranks.square().sum()).sqrt()
+        correlation = float((ranks * change_ranks).sum() / spread)
+        rows[name] = [shared / selected, shared, selected / values.numel(), correlation]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["overlap", "shared", "chance", "rank correlation"])
     return frame.astype({"shared": int})
 
@@ -70,9 +141,3 @@ def average_ranks(values: Tensor) -> Tensor:
     last = torch.cumsum(sizes, 0).double()
     ranks: Tensor = (last - (sizes.double() - 1) / 2)[group]
     return ranks
-
-
-def _correlation(left: Tensor, right: Tensor) -> float:
-    """Pearson's; of ranks, Spearman's. NaN where one side has no spread."""
-    left, right = left - left.mean(), right - right.mean()
-    return float((left * right).sum() / (left.square().sum() * right.square().sum()).sqrt())

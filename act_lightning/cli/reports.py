@@ -18,7 +18,7 @@ def run_report(arguments: Sequence[str]) -> int:
     """Write a report, given what follows the verb, and return the exit status."""
     args = _report_parser().parse_args(arguments)
     readings, folders = _parse_pairs("--ability", args.ability), _parse_pairs("--model", args.model)
-    from act_lightning.analysis.report import make_report  # seconds of imports, not needed for --help
+    from act_lightning.analysis.report.findings_report import make_report  # seconds of imports, not needed for --help
 
     page = make_report(
         args.runs,

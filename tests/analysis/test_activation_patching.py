@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from act_lightning.analysis.activation_patching import (
     PatchingExperiment,
     Variant,
-    places_of,
+    indices_by_module,
     position_sums,
-    replacing,
+    replace_channels,
     sample_losses,
 )
 from act_lightning.analysis.causal_check import effects, like_by_module, random_channels
@@ -43,9 +43,9 @@ def _mask(total: int, seed: int = 3) -> Tensor:
     return top_channels(torch.rand(total, generator=generator), 0.1, torch.ones(total, dtype=torch.bool))
 
 
-def _losses(trial: PatchingExperiment) -> dict[str, Tensor]:
-    sums = position_sums(trial.target, [BATCH], trial.places)
-    return trial.losses(BATCH, {name: total[0] / total[1] for name, total in sums.items()})
+def _losses(experiment: PatchingExperiment) -> dict[str, Tensor]:
+    sums = position_sums(experiment.target, [BATCH], experiment.indices)
+    return experiment.losses(BATCH, {name: total[0] / total[1] for name, total in sums.items()})
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -54,7 +54,7 @@ def test_patched_losses_are_those_of_wrapped_modules(architecture: str) -> None:
     channels = inventory(target)
     mask = _mask(channels.total)
     found = _losses(PatchingExperiment(target, source, channels, [Variant("selected", mask)]))
-    wanted = {name: numbers.tolist() for name, numbers in places_of(channels, mask).items()}
+    wanted = {name: numbers.tolist() for name, numbers in indices_by_module(channels, mask).items()}
     slow = [loss_with(target, sample, wanted, source) for sample in SAMPLES]
     torch.testing.assert_close(found["patch/selected"], torch.tensor(slow, dtype=torch.float64), rtol=0, atol=2e-5)
     bare = [loss_with(target, sample, {}, None) for sample in SAMPLES]
@@ -92,8 +92,8 @@ def test_hooks_are_gone_whatever_happens() -> None:
     target, source = _pair("llama")
     channels = inventory(target)
     before = sample_losses(target, BATCH)
-    places = places_of(channels, _mask(channels.total))
-    with pytest.raises(RuntimeError, match="on purpose"), replacing(target, places, lambda *_: torch.zeros(1)):
+    places = indices_by_module(channels, _mask(channels.total))
+    with pytest.raises(RuntimeError, match="on purpose"), replace_channels(target, places, lambda *_: torch.zeros(1)):
         raise RuntimeError("on purpose")
     _losses(PatchingExperiment(target, source, channels, [Variant("selected", _mask(channels.total))]))
     assert torch.equal(sample_losses(target, BATCH), before)

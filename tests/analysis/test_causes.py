@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from act_lightning.analysis.report import gather
+from act_lightning.analysis.report.evidence import gather
+from act_lightning.analysis.report.outcome_sections import causes_section
 from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section
-from act_lightning.analysis.report.sections.outcome import causes_section
 from act_lightning.errors import ActError
 from tests.analysis.runs import write_run
 

@@ -25,10 +25,9 @@ from act_lightning.analysis import (
     top_masks,
 )
 from act_lightning.analysis.figures.findings import dots_figure
-from act_lightning.analysis.report import gather, make_report
-from act_lightning.analysis.report.evidence import Evidence
+from act_lightning.analysis.report.evidence import Evidence, gather
+from act_lightning.analysis.report.findings_report import SECTIONS, make_report
 from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
-from act_lightning.analysis.report.sections import SECTIONS
 from act_lightning.errors import ActError
 from tests.analysis.runs import ABILITIES, QWEN, write_run
 from tests.front_door import call, left

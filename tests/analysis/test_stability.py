@@ -13,9 +13,9 @@ from torch import Tensor
 
 from act_lightning.analysis import mask_stability, overlaps_by_samples, samples_for
 from act_lightning.analysis.overlaps import contenders
-from act_lightning.analysis.report import gather
+from act_lightning.analysis.report.evidence import gather
 from act_lightning.analysis.report.page import Absent, Picture, Section
-from act_lightning.analysis.report.sections.scores import stability_section
+from act_lightning.analysis.report.score_sections import stability_section
 from act_lightning.masks import bootstrap_overlaps, overlap_by_samples, ratio_count, split_half_overlaps, top_channels
 from act_lightning.scores import ChunkScores, read_record, read_scores, score_path, write_chunks
 from tests.analysis.runs import ABILITIES, tiny_channels, write_run

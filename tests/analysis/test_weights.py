@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from act_lightning.analysis import agreement, average_ranks, weight_change
-from act_lightning.analysis.saved import NotOnDisk, find_models, read_runs
+from act_lightning.analysis.saved import read_runs
+from act_lightning.analysis.weights import NotOnDisk, find_models
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,9 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from act_lightning.analysis.overlaps import top_masks
-from act_lightning.analysis.paper import Ability, PaperPair, paper_pair
-from act_lightning.analysis.saved import Pair, SavedScores
+from act_lightning.analysis.paper import RATIO, Ability, PaperPair, paper_pair, read_abilities
+from act_lightning.analysis.saved import Pair, SavedScores, read_runs
+from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.masks import ratio_count, ratio_issues
 from act_lightning.scores import chunks_path, score_path
+
+_SHOWN = 1  # by default; each takes seconds
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Evidence:
         abilities: The abilities by label.
         ratios: Values of p; the first is that of all findings, overlaps are shown at every one.
         shown: Labels of abilities whose layers and modules are shown.
-        folders: Where models lie, by the names that scores give them, if not where these say.
+        folders: Folders of models, by the names in the score files, where those names are no folders.
         weights: Whether weights may be read.
         quiet: Whether to show no progress.
     """
@@ -44,13 +48,9 @@ class Evidence:
         """The p of all findings."""
         return self.ratios[0]
 
-    @property
-    def views(self) -> Iterator[PairView]:
-        """The pairs of models, numbered from 1."""
-        return iter(self._views)
-
     @cached_property
-    def _views(self) -> list[PairView]:
+    def views(self) -> list[PairView]:
+        """The pairs of models, numbered from 1."""
         return [PairView(self, number, pair) for number, pair in enumerate(self.saved.pairs, 1)]
 
 
@@ -60,7 +60,7 @@ class PairView:
 
     Attributes:
         evidence: All evidence.
-        number: Its number in the report, which names of files end with.
+        number: Its number in the report, which ends the names of its files.
         pair: The pair.
     """
 
@@ -69,15 +69,15 @@ class PairView:
     pair: Pair
 
     @cached_property
-    def scores(self) -> dict[str, Tensor]:
-        """float32 ``[channels]`` by label, in the order of labels."""
-        abilities = self.evidence.abilities
-        return {label: self.pair.scores[one.name] for label, one in abilities.items() if one.name in self.pair.scores}
+    def abilities(self) -> dict[str, Ability]:
+        """The abilities of this pair by label, in the order of labels."""
+        labels = self.evidence.abilities.items()
+        return {label: ability for label, ability in labels if ability.name in self.pair.scores}
 
     @cached_property
-    def abilities(self) -> dict[str, Ability]:
-        """The abilities of this pair by label."""
-        return {label: self.evidence.abilities[label] for label in self.scores}
+    def scores(self) -> dict[str, Tensor]:
+        """float32 ``[channels]`` by label."""
+        return {label: self.pair.scores[ability.name] for label, ability in self.abilities.items()}
 
     @cached_property
     def masks(self) -> dict[str, Tensor]:
@@ -86,9 +86,9 @@ class PairView:
 
     @cached_property
     def chunk_files(self) -> dict[str, Path]:
-        """The files of scores beside which those of chunks were kept, by label."""
-        folder = self.pair.run / "scores"
-        paths = {label: score_path(folder, self.pair.source, one.name) for label, one in self.abilities.items()}
+        """The score files that have chunks saved with them, by label."""
+        folder, source = self.pair.run / "scores", self.pair.source
+        paths = {label: score_path(folder, source, ability.name) for label, ability in self.abilities.items()}
         return {label: path for label, path in paths.items() if chunks_path(path).is_file()}
 
     @property
@@ -96,16 +96,51 @@ class PairView:
         """The paper's numbers of this pair, if it is one of the paper's."""
         return paper_pair(*self.pair.models)
 
-    def named(self, name: str) -> str:
-        """A file's name of this pair's own, where there are several pairs."""
-        return name if len(self.evidence.saved.pairs) == 1 else f"{name}-{self.number}"
-
     @property
     def heading(self) -> list[str]:
-        """The pair's name as a heading, where there are several pairs."""
+        """The pair's name as a heading, if there are several pairs."""
         return [] if len(self.evidence.saved.pairs) == 1 else [self.pair.label]
+
+    def file_name(self, name: str) -> str:
+        """``name`` for a file, with the pair's number if there are several pairs."""
+        return f"{name}-{self.number}" if self.heading else name
+
+    def sentence_start(self, word: str) -> str:
+        """The first word of a sentence, after the pair's name if there are several pairs."""
+        return f"{self.pair.label}: {word}" if self.heading else word.capitalize()
 
     @property
     def shown(self) -> list[str]:
         """Labels of abilities whose layers and modules are shown."""
         return [label for label in self.evidence.shown if label in self.scores]
+
+
+def gather(
+    runs: Sequence[Path],
+    ratios: Sequence[float] = (RATIO,),
+    *,
+    shown: Sequence[str] = (),
+    readings: Mapping[str, str] | None = None,
+    folders: Mapping[str, Path] | None = None,
+    weights: bool = True,
+    mixed_versions: bool = False,
+    quiet: bool = False,
+) -> Evidence:
+    """Read the scores of runs and check all settings of a report; see :func:`make_report` for the arguments."""
+    saved = read_runs(runs, mixed_versions)
+    abilities = read_abilities(saved.names, readings)
+    by_name = {ability.name: label for label, ability in abilities.items()}
+    labels = [by_name.get(name, name) for name in shown] or list(abilities)[:_SHOWN]
+    total, issues = saved.inventory.total, []
+    for ratio in ratios:
+        invalid = ratio_issues(ratio, "--ratio")
+        issues += invalid
+        if not invalid and not ratio_count(total, ratio):
+            problem = f"must select at least one of {total:,} channels"
+            issues.append(ConfigIssue("--ratio", ratio, problem, "Choose a larger ratio."))
+    models = sorted({name for pair in saved.pairs for name in pair.models})
+    for setting, names, known in (("--show", labels, [*by_name, *abilities]), ("--model", folders or {}, models)):
+        problem = f"must be one of {', '.join(dict.fromkeys(known))}"
+        issues += [ConfigIssue(setting, name, problem, "Correct the name.") for name in names if name not in known]
+    raise_if_any(issues)
+    return Evidence(runs, saved, abilities, ratios, labels, folders or {}, weights, quiet)

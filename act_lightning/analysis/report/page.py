@@ -1,4 +1,4 @@
-"""What a report is made of: sections of text, figures and tables, and numbers in sentences."""
+"""A report as a folder: one self-contained page of sections, figures as SVG and PNG, tables as CSV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 import act_lightning
 from act_lightning.analysis.figures.style import as_png, as_svg, css_variables, with_variables
-from act_lightning.analysis.report.evidence import Evidence
 from act_lightning.checkpoints.files import atomic_folder
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -27,7 +26,7 @@ class Picture:
     """A figure.
 
     Attributes:
-        name: Of its files, unique in the report.
+        name: The name of its files, unique in the report.
         caption: What it shows; what it is in the paper comes first.
         draw: Makes the figure when it is written: matplotlib takes seconds for a dozen.
     """
@@ -42,7 +41,7 @@ class ReportTable:
     """A table.
 
     Attributes:
-        name: Of its file, unique in the report.
+        name: The name of its file, unique in the report.
         caption: What it shows; what it is in the paper comes first.
         frame: Its cells; names of rows are the index.
         shares: Columns whose values are shares, shown in %.
@@ -56,12 +55,16 @@ class ReportTable:
     shown: bool = True
 
 
+Item = Picture | ReportTable | str
+"""A figure, a table, or text: a heading or a sentence."""
+
+
 @dataclass
 class Section:
     """A part of the report.
 
     Attributes:
-        key: Of its place in the page.
+        key: The id of its heading.
         title: Its heading.
         claim: What the paper says, to compare.
         summary: Sentences for the top of the page, computed from the data.
@@ -72,7 +75,7 @@ class Section:
     title: str
     claim: str = ""
     summary: list[str] = field(default_factory=list)
-    content: list[Picture | ReportTable | str] = field(default_factory=list)
+    content: list[Item] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,6 @@ class Absent:
 
     title: str
     reason: str
-
-
-Builder = Callable[[Evidence], list[Section | Absent]]
-"""What turns the evidence into a section; or into the reason why there is none."""
 
 
 def percent(share: float) -> str:
@@ -118,18 +117,18 @@ def numbers(values: Iterable[float]) -> str:
     >>> numbers([0.7123, 0.8]), numbers([4.5]), numbers([17505, 940])
     ('0.712–0.8', '4.5', '940–17,505')
     """
-    found = list(values)
-    low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (min(found), max(found)))
+    values = list(values)
+    low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
 
 
-def counted(count: int, word: str, several: str | None = None) -> str:
+def counted(count: int, word: str, plural: str | None = None) -> str:
     """A number with its noun.
 
     >>> counted(1, "pair"), counted(2, "ability", "abilities")
     ('1 pair', '2 abilities')
     """
-    return f"{count:,} {word if count == 1 else several or word + 's'}"
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
 PAGE = "index.html"
@@ -166,12 +165,12 @@ def write_report(
     """Write the report to ``out``, whole or not at all; an earlier report there is replaced.
 
     Args:
-        out: The folder to be: new, empty, or an earlier report.
-        title: Of the page.
-        parts: Its sections, and what is missing.
+        out: A folder that is new, empty, or an earlier report.
+        title: The page's title.
+        parts: Its sections, and those that could not be made.
         limits: What the report does not show, whatever the data.
-        now: When it was made.
-        about: What the page is, in a sentence or two below its title.
+        now: The time of the report; by default the current one.
+        about: A sentence or two below the title.
 
     Returns:
         The page.
@@ -184,17 +183,22 @@ def write_report(
         for name in ("figures", "tables"):
             (folder / name).mkdir()
         items = [item for part in parts if isinstance(part, Section) for item in part.content]
-        drawn = {_key(item): _write(folder, item) for item in items if not isinstance(item, str)}
-        page = _render(title, parts, limits, drawn, now or datetime.now(UTC), about)
+        contents: dict[tuple[str, str], Any] = {}
+        for item in items:
+            if isinstance(item, ReportTable):
+                contents["table", item.name] = _write_table(folder / "tables", item)
+            elif isinstance(item, Picture):
+                contents["figure", item.name] = _write_picture(folder / "figures", item)
+        page = _render(title, parts, limits, contents, now or datetime.now(UTC), about)
         (folder / PAGE).write_text(page, encoding="utf-8")
     return out / PAGE
 
 
 def require_report_folder(out: Path) -> None:
-    """Refuse a folder whose content is not ours to replace.
+    """Check that ``out`` may be replaced.
 
     Raises:
-        ActError: It is a file, or holds what no report has written.
+        ActError: It is a file, or holds something that no report has written.
     """
     if not out.exists():
         return
@@ -203,36 +207,29 @@ def require_report_folder(out: Path) -> None:
     ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
     if names and not (ours and names <= _CONTENT):
         problem = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
-        raise ActError(
-            ConfigIssue("--out", str(out), problem, "Name another folder: an earlier report is replaced as a whole.")
-        )
+        hint = "Name another folder: an earlier report is replaced as a whole."
+        raise ActError(ConfigIssue("--out", str(out), problem, hint))
 
 
-def _key(item: Picture | ReportTable) -> tuple[str, str]:
-    return ("table" if isinstance(item, ReportTable) else "figure", item.name)
+def _write_table(folder: Path, table: ReportTable) -> list[list[Cell]]:
+    """Write a table as CSV, and return its rows as the page shows them."""
+    frame = table.frame
+    frame.to_csv(folder / f"{table.name}.csv", lineterminator="\n", index_label=frame.index.name or "")
+    rows = []
+    for name, values in zip(frame.index, frame.itertuples(index=False), strict=True):
+        first = cell(name, False) if isinstance(name, float) else Cell(str(name))
+        others = (cell(value, column in table.shares) for column, value in zip(frame.columns, values, strict=True))
+        rows.append([first, *others])
+    return rows
 
 
-def _write(folder: Path, item: Picture | ReportTable) -> Markup | list[list[Cell]]:
-    """Write the files of one item, and give what the page shows of it."""
-    if isinstance(item, ReportTable):
-        item.frame.to_csv(
-            folder / "tables" / f"{item.name}.csv", lineterminator="\n", index_label=item.frame.index.name or ""
-        )
-        return [
-            _cells(item, name, row)
-            for name, row in zip(item.frame.index, item.frame.itertuples(index=False), strict=True)
-        ]
-    figure = item.draw()
+def _write_picture(folder: Path, picture: Picture) -> Markup:
+    """Draw a figure, write it as SVG and PNG, and return the SVG for the page."""
+    figure = picture.draw()
     svg = as_svg(figure)
-    (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
-    (folder / "figures" / f"{item.name}.png").write_bytes(as_png(figure))
-    return inline_svg(svg, item.name)
-
-
-def _cells(table: ReportTable, name: object, row: Sequence[Any]) -> list[Cell]:
-    columns = list(table.frame.columns)
-    index = cell(name, False) if isinstance(name, float) else Cell(str(name))
-    return [index, *(cell(value, column in table.shares) for column, value in zip(columns, row, strict=True))]
+    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
+    (folder / f"{picture.name}.png").write_bytes(as_png(figure))
+    return inline_svg(svg, picture.name)
 
 
 def cell(value: object, share: bool) -> Cell:
@@ -246,16 +243,10 @@ def cell(value: object, share: bool) -> Cell:
     if value is None or pd.isna(value):
         return Cell("–")
     number = float(value)  # type: ignore[arg-type]
-    if share:
-        return Cell(f"{_digits(100 * number, 3)} %", repr(number))
-    if isinstance(value, float):
-        return Cell(_digits(number, 4), repr(number))
-    return Cell(f"{int(number):,}", repr(int(number)))
-
-
-def _digits(number: float, digits: int) -> str:
-    """As many digits as asked for, also where the last are 0; nothing of a zero's."""
-    return f"{number:#.{digits}g}".rstrip(".") if number else "0"
+    if not share and not isinstance(value, float):
+        return Cell(f"{int(number):,}", repr(int(number)))
+    text = f"{100 * number:#.3g}" if share else f"{number:#.4g}"  # with trailing zeros
+    return Cell((text.rstrip(".") if number else "0") + (" %" if share else ""), repr(number))
 
 
 def inline_svg(svg: str, name: str) -> Markup:
@@ -276,7 +267,7 @@ def _render(
     title: str,
     parts: Sequence[Section | Absent],
     limits: Sequence[str],
-    drawn: dict[tuple[str, str], Any],
+    contents: dict[tuple[str, str], Any],
     now: datetime,
     about: str,
 ) -> str:
@@ -291,7 +282,7 @@ def _render(
         sections=[part for part in parts if isinstance(part, Section)],
         absent=[part for part in parts if isinstance(part, Absent)],
         limits=limits,
-        drawn=drawn,
+        drawn=contents,
         kind=lambda item: "text" if isinstance(item, str) else "picture" if isinstance(item, Picture) else "table",
         numeric=pd.api.types.is_numeric_dtype,
         generator=Markup(_GENERATOR),
