@@ -1,4 +1,4 @@
-"""What a user may say about the causal check: section ``causes``; and which samples it is done on."""
+"""Section ``causes`` of a config, and the held-out samples of the causal check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from act_lightning.errors import ConfigIssue
 
 @dataclass
 class CausesSettings:
-    """How the causal check is done.
+    """Settings of the causal check.
 
     Attributes:
         samples: Held-out samples of each ability.
@@ -26,46 +26,40 @@ class CausesSettings:
     held_out: dict[str, str] = field(default_factory=dict)
     repeats: int = 3
 
-    def issues(self, abilities: Mapping[str, AbilityData], asked: Sequence[str]) -> list[ConfigIssue]:
+    def issues(self, abilities: Mapping[str, AbilityData], checked: Sequence[str]) -> list[ConfigIssue]:
         """What is wrong with these settings, without reading data.
 
         Args:
-            abilities: The entries of ``data.abilities``.
-            asked: The abilities that are checked.
+            abilities: Section ``data.abilities``.
+            checked: Names of the abilities to check.
         """
-        found = [
+        issues = [
             ConfigIssue(f"causes.{name}", value, "must be at least 1", "Write a number such as 64.")
             for name, value in (("samples", self.samples), ("repeats", self.repeats))
             if value < 1
         ]
         for ability, held in self.held_out.items():
-            if ability not in asked or held not in abilities or held == ability:
+            if ability not in checked or held not in abilities or held == ability:
                 problem = "must name another entry of data.abilities for one of the sources' abilities"
-                found.append(
-                    ConfigIssue("causes.held_out", f"{ability}: {held}", problem, f"These are {', '.join(asked)}.")
-                )
-        for ability in asked:
+                hint = f"These are {', '.join(checked)}."
+                issues.append(ConfigIssue("causes.held_out", f"{ability}: {held}", problem, hint))
+        for ability in checked:
             if ability in abilities and ability not in self.held_out and _following(abilities[ability], 1) is None:
                 problem = "must leave rows that scores are not measured on, and has neither limit nor per_group"
                 hint = f"Set a limit, or name other rows: causes.held_out: {{{ability}: …}}."
-                found.append(ConfigIssue(f"data.abilities.{ability}", None, problem, hint))
-        return found
+                issues.append(ConfigIssue(f"data.abilities.{ability}", None, problem, hint))
+        return issues
 
-    def data(self, own: AbilityDataModule, asked: Sequence[str]) -> AbilityDataModule:
-        """The held-out samples of the abilities, by their names.
-
-        Args:
-            own: The run's data.
-            asked: The abilities that are checked.
-        """
+    def data(self, own: AbilityDataModule, checked: Sequence[str]) -> AbilityDataModule:
+        """The held-out samples of the abilities in ``checked``, from the run's ``own`` data."""
         abilities: dict[str, AbilityData | None] = {}
-        for ability in asked:
+        for ability in checked:
             named = self.held_out.get(ability)
-            abilities[ability] = (
-                _following(own.abilities[ability], self.samples)
-                if named is None
-                else replace(own.abilities[named], limit=min(self.samples, own.abilities[named].limit or self.samples))
-            )
+            if named is None:
+                abilities[ability] = _following(own.abilities[ability], self.samples)
+            else:
+                entry = own.abilities[named]
+                abilities[ability] = replace(entry, limit=min(self.samples, entry.limit or self.samples))
         return AbilityDataModule(
             abilities,
             train=[],
@@ -79,7 +73,7 @@ class CausesSettings:
 
 
 def _following(data: AbilityData, samples: int) -> AbilityData | None:
-    """The rows that follow those of an ability, or ``None`` where it takes all."""
+    """The rows that follow those of an ability, or ``None`` if it takes all."""
     if data.per_group is not None:
         groups = data.per_group
         each = math.ceil(samples / len(groups.groups)) if groups.groups else samples

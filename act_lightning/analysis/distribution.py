@@ -1,4 +1,7 @@
-"""Finding 1: scores are heavy-tailed (paper §3.2, Figures 1a and 6 to 12, https://arxiv.org/abs/2601.09398)."""
+"""How scores are distributed, and where they and selected channels lie.
+
+Findings 1 and 2 of the paper (§3.2, Figures 1 and 6 to 19, https://arxiv.org/abs/2601.09398).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.masks import ratio_count
 
 THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 4.5, 10.0)
-"""Scores above which channels are counted; the paper speaks of 4.5."""
+"""Scores above which channels are counted; the paper names 4.5."""
+OUTSIDE = "outside"
+"""The layer of modules outside all layers: embedding, final norm, head."""
 
 
 def ccdf(values: Tensor, points: int = 400) -> pd.DataFrame:
@@ -42,11 +47,12 @@ def ccdf(values: Tensor, points: int = 400) -> pd.DataFrame:
 
 
 def ccdfs(scores: Mapping[str, Tensor], points: int = 400) -> pd.DataFrame:
-    """The CCDF of every ability, one below the other, told apart by the column ``ability``."""
-    return _named("ability", {name: ccdf(values, points) for name, values in scores.items()})
+    """The CCDF of every ability, one after the other, with the column ``ability``."""
+    return _concat("ability", {name: ccdf(values, points) for name, values in scores.items()})
 
 
-def _named(column: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def _concat(column: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Frames one after the other, with their keys as first column."""
     return pd.concat(frames, names=[column]).reset_index(level=0).reset_index(drop=True)
 
 
@@ -88,53 +94,44 @@ def concentration(
         Columns ``mean``, ``median``, ``lowest selected`` (the smallest score among the top p), ``max``, ``Gini``,
         ``held by top p`` and, as shares of all channels, ``> threshold``.
     """
-    return pd.DataFrame({name: _concentration(values, ratio, thresholds) for name, values in scores.items()}).T
-
-
-def _concentration(values: Tensor, ratio: float, thresholds: Sequence[float]) -> dict[str, float]:
-    ascending = torch.from_numpy(np.sort(values.numpy()))
-    n, k = values.numel(), ratio_count(values.numel(), ratio)
-    above = n - torch.searchsorted(ascending, torch.tensor(thresholds), right=True)
-    return {
-        "mean": float(ascending.mean(dtype=torch.float64)),
-        "median": float(ascending[(n - 1) // 2]),
-        "lowest selected": float(ascending[n - k]) if k else float("nan"),
-        "max": float(ascending[-1]),
-        "Gini": gini(ascending),
-        "held by top p": share_held(ascending, ratio),
-        **{f"> {threshold:g}": int(count) / n for threshold, count in zip(thresholds, above, strict=True)},
-    }
-
-
-OUTSIDE = "outside"
-"""The layer of modules that stand in none: embedding, final norm, head."""
+    rows = {}
+    for name, values in scores.items():
+        ascending, n = torch.from_numpy(np.sort(values.numpy())), values.numel()
+        k = ratio_count(n, ratio)
+        above = n - torch.searchsorted(ascending, torch.tensor(thresholds), right=True)
+        rows[name] = {
+            "mean": float(ascending.mean(dtype=torch.float64)),
+            "median": float(ascending[(n - 1) // 2]),
+            "lowest selected": float(ascending[n - k]) if k else float("nan"),
+            "max": float(ascending[-1]),
+            "Gini": gini(ascending),
+            "held by top p": share_held(ascending, ratio),
+            **{f"> {threshold:g}": int(count) / n for threshold, count in zip(thresholds, above, strict=True)},
+        }
+    return pd.DataFrame(rows).T
 
 
 def places(inventory: ChannelInventory) -> pd.DataFrame:
-    """Where each module stands.
+    """The location of each module.
 
     Returns:
         A row per module in the model's order: ``module``, ``layer`` (its number as text, or ``outside``), ``type``
-        (the last part of its name, or as many as tell it from others of its layer) and ``channels``.
+        (the last part of its name, or as many parts as make it unique in its layer) and ``channels``.
     """
-    located = (split_layer(module.name) for module in inventory.modules)
-    split = [(layer or OUTSIDE, path) for layer, path in located]
-    paths = defaultdict(set)
-    for layer, path in split:
+    names = [module.name for module in inventory.modules]
+    locations = [split_layer(name) for name in names]
+    layers, paths = [layer or OUTSIDE for layer, _ in locations], [path for _, path in locations]
+    leaves = [path.rsplit(".", 1)[-1] for path in paths]
+    paths_of_leaf = defaultdict(set)
+    for layer, path, leaf in zip(layers, paths, leaves, strict=True):
         if layer != OUTSIDE:
-            paths[path.rsplit(".", 1)[-1]].add(path)
+            paths_of_leaf[leaf].add(path)
     types = [
-        path if layer != OUTSIDE and len(paths[path.rsplit(".", 1)[-1]]) > 1 else path.rsplit(".", 1)[-1]
-        for layer, path in split
+        path if layer != OUTSIDE and len(paths_of_leaf[leaf]) > 1 else leaf
+        for layer, path, leaf in zip(layers, paths, leaves, strict=True)
     ]
-    return pd.DataFrame(
-        {
-            "module": [module.name for module in inventory.modules],
-            "layer": [layer for layer, _ in split],
-            "type": types,
-            "channels": [module.count for module in inventory.modules],
-        }
-    )
+    counts = [module.count for module in inventory.modules]
+    return pd.DataFrame({"module": names, "layer": layers, "type": types, "channels": counts})
 
 
 def ccdfs_by(values: Tensor, inventory: ChannelInventory, by: str, points: int = 200) -> pd.DataFrame:
@@ -152,7 +149,7 @@ def ccdfs_by(values: Tensor, inventory: ChannelInventory, by: str, points: int =
     groups = places(inventory).groupby(by, sort=False).indices
     spans = [span for _, span in inventory.spans()]
     frames = {group: ccdf(torch.cat([values[spans[i]] for i in members]), points) for group, members in groups.items()}
-    return pd.concat(frames, names=[by]).reset_index(level=0).reset_index(drop=True)
+    return _concat(by, frames)
 
 
 def selected_by_module(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:
@@ -165,11 +162,11 @@ def selected_by_module(masks: Mapping[str, Tensor], inventory: ChannelInventory)
     Returns:
         A row per ability and module: ``ability``, the columns of :func:`places`, ``selected`` and ``share``.
     """
-    where, frames = places(inventory), {}
+    modules, frames = places(inventory), {}
     for name, mask in masks.items():
-        chosen = module_counts(mask, inventory)
-        frames[name] = where.assign(selected=chosen, share=chosen / where["channels"])
-    return pd.concat(frames, names=["ability"]).reset_index(level=0).reset_index(drop=True)
+        counts = module_counts(mask, inventory)
+        frames[name] = modules.assign(selected=counts, share=counts / modules["channels"])
+    return _concat("ability", frames)
 
 
 def module_counts(mask: Tensor, inventory: ChannelInventory) -> np.ndarray:
@@ -191,11 +188,8 @@ def by_layer_and_type(selected: pd.DataFrame, value: str) -> pd.DataFrame:
         value: ``selected`` or ``share``.
     """
     matrix = selected.pivot(index="layer", columns="type", values=value)
-    return matrix.loc[selected["layer"].unique(), selected["type"].unique()].sort_index(key=_layer_order)
-
-
-def _layer_order(layers: pd.Index) -> pd.Index:
-    return layers.map(lambda layer: float("inf") if layer == OUTSIDE else int(layer))
+    matrix = matrix.loc[selected["layer"].unique(), selected["type"].unique()]
+    return matrix.sort_index(key=lambda layers: layers.map(lambda layer: np.inf if layer == OUTSIDE else int(layer)))
 
 
 def composition(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:
@@ -213,14 +207,11 @@ def composition(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.
 
 def vocabulary_modules(inventory: ChannelInventory) -> tuple[Tensor, Tensor]:
     """The channels of the language model's head, and those of embeddings: two masks, bool ``[channels]``."""
-    return _owned_by(inventory, HEAD_NAMES), _owned_by(inventory, EMBEDDING_NAMES)
-
-
-def _owned_by(inventory: ChannelInventory, leaves: Sequence[str]) -> Tensor:
-    owned = torch.zeros(inventory.total, dtype=torch.bool)
+    head, embedding = (torch.zeros(inventory.total, dtype=torch.bool) for _ in range(2))
     for module, span in inventory.spans():
-        owned[span] = module.name.rsplit(".", 1)[-1] in leaves
-    return owned
+        leaf = module.name.rsplit(".", 1)[-1]
+        head[span], embedding[span] = leaf in HEAD_NAMES, leaf in EMBEDDING_NAMES
+    return head, embedding
 
 
 def head_and_embedding(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:

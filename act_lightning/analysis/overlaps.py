@@ -1,10 +1,13 @@
-"""Findings 3 and 4: which channels masks share (paper §3.3, Tables 1 and 5, Figures 3, 20 and 21)."""
+"""Which channels masks share, and how stable masks are.
+
+Findings 3 and 4 of the paper (§3.3, Tables 1 and 5, Figures 3, 20 and 21, https://arxiv.org/abs/2601.09398).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -27,7 +30,7 @@ from act_lightning.masks import (
 from act_lightning.scores import ChunkScores
 
 Masks = Mapping[str, Tensor]
-CROSS_LINGUAL = "Cross-Lingual"
+_REPEATS = 20
 
 
 def top_masks(scores: Mapping[str, Tensor], ratio: float, allowed: Tensor | None = None) -> dict[str, Tensor]:
@@ -38,10 +41,11 @@ def top_masks(scores: Mapping[str, Tensor], ratio: float, allowed: Tensor | None
         ratio: p in (0, 1].
         allowed: Bool ``[channels]``, the channels that are ranked; by default all.
     """
-    return {
-        name: top_channels(values, ratio, torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed)
-        for name, values in scores.items()
-    }
+    masks = {}
+    for name, values in scores.items():
+        ranked = torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed
+        masks[name] = top_channels(values, ratio, ranked)
+    return masks
 
 
 def shared_channels(masks: Masks) -> pd.DataFrame:
@@ -62,19 +66,15 @@ def overlap_matrix(masks: Masks) -> pd.DataFrame:
 
 
 def chance_overlap(masks: Masks) -> pd.DataFrame:
-    """The overlap to be expected if the column's mask were as many channels drawn at random: k / n."""
+    """The overlap to expect if the column's mask were as many channels drawn at random: k / n."""
     shares = {name: size(mask) / mask.numel() for name, mask in masks.items()}
     return pd.DataFrame([shares] * len(masks), list(masks))
 
 
 def chance_overlap_by_module(masks: Masks, inventory: ChannelInventory) -> pd.DataFrame:
-    """The overlap to be expected if the column's mask were drawn at random within every module.
+    """The overlap to expect if the column's mask were drawn at random within every module.
 
     ``Σ_m k_row,m k_col,m / n_m / k_row``: what two masks share only because they favor the same modules.
-
-    Args:
-        masks: Bool ``[channels]`` by ability.
-        inventory: The channels.
     """
     counts = np.stack([module_counts(mask, inventory) for mask in masks.values()])
     sizes = np.array([module.count for module in inventory.modules])
@@ -85,30 +85,27 @@ def chance_overlap_by_module(masks: Masks, inventory: ChannelInventory) -> pd.Da
 def cross_language_overlap(masks: Masks, abilities: Mapping[str, Ability]) -> pd.DataFrame:
     """What each mask shares with the union of another language's domains (last column of Table 1).
 
-    Args:
-        masks: Bool ``[channels]`` by label.
-        abilities: The abilities by label.
-
     Returns:
-        A row per ability that has a language and, in ``language``, each other language, and ``others`` for all of
-        them together where there are several: ``shared`` channels, ``overlap``, and ``chance``, the union's share of
-        all channels. Empty with fewer than two languages.
+        A row per ability with a language and, in ``language``, each other language, and ``others`` for the union of
+        several: ``shared`` channels, ``overlap``, and ``chance``, the union's share of all channels. Empty with fewer
+        than two languages.
     """
     by_language: dict[str, list[Tensor]] = {}
     for label, ability in abilities.items():
         if ability.language and label in masks:
             by_language.setdefault(ability.language, []).append(masks[label])
     rows = []
-    for label in masks:
-        others = {key: union(parts) for key, parts in by_language.items() if key != abilities[label].language}
-        if abilities[label].language and len(others) > 1:
-            others["others"] = union(list(others.values()))
-        if abilities[label].language:
-            rows += [(label, key, *_shared(masks[label], joined)) for key, joined in others.items()]
+    for label, mask in masks.items():
+        language = abilities[label].language
+        unions = {key: union(parts) for key, parts in by_language.items() if language and key != language}
+        if len(unions) > 1:
+            unions["others"] = union(list(unions.values()))
+        rows += [(label, key, *_compare(mask, other)) for key, other in unions.items()]
     return pd.DataFrame(rows, columns=["ability", "language", "shared", "overlap", "chance"])
 
 
-def _shared(row: Tensor, column: Tensor) -> tuple[int, float, float]:
+def _compare(row: Tensor, column: Tensor) -> tuple[int, float, float]:
+    """Shared channels, overlap by the row's mask, and the overlap that chance gives."""
     shared = size(row & column)
     return shared, shared / size(row), size(column) / column.numel()
 
@@ -126,18 +123,15 @@ def overlap_over_ratios(
     Returns:
         Columns ``ratio``, ``group``, ``pairs`` and ``overlap``.
     """
-    heads = {name: rank(values, top_masks({name: values}, max(ratios))[name]) for name, values in scores.items()}
+    largest = top_masks(scores, max(ratios))
+    ranking = {name: rank(values, largest[name]) for name, values in scores.items()}
     frames = {}
     for ratio in ratios:
-        masks = {name: _first(heads[name], ratio, values.numel()) for name, values in scores.items()}
+        masks = {name: torch.zeros_like(mask) for name, mask in largest.items()}
+        for name, mask in masks.items():
+            mask[ranking[name][: ratio_count(mask.numel(), ratio)]] = True
         frames[ratio] = overlap_by_group({"overlap": overlap_matrix(masks)}, groups)
     return pd.concat(frames, names=["ratio", "group"]).reset_index()
-
-
-def _first(order: Tensor, ratio: float, total: int) -> Tensor:
-    mask = torch.zeros(total, dtype=torch.bool)
-    mask[order[: ratio_count(total, ratio)]] = True
-    return mask
 
 
 def overlap_by_group(matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], str]) -> pd.DataFrame:
@@ -161,20 +155,19 @@ def overlap_by_group(matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple
 
 def pair_groups(abilities: Mapping[str, Ability]) -> dict[tuple[str, str], str]:
     """Whether two abilities share language or domain, for every ordered pair of different ones."""
-    return {
-        (row, column): _relation(abilities[row], abilities[column])
-        for row in abilities
-        for column in abilities
-        if row != column
-    }
-
-
-def _relation(row: Ability, column: Ability) -> str:
-    if row.language is None or column.language is None:
-        return "different abilities"
-    if row.language == column.language:
-        return "same language, other domain"
-    return "same domain, other language" if row.domain == column.domain else "other language and domain"
+    groups = {}
+    for row, column in permutations(abilities, 2):
+        first, second = abilities[row], abilities[column]
+        if first.language is None or second.language is None:
+            group = "different abilities"
+        elif first.language == second.language:
+            group = "same language, other domain"
+        elif first.domain == second.domain:
+            group = "same domain, other language"
+        else:
+            group = "other language and domain"
+        groups[row, column] = group
+    return groups
 
 
 def consistency(masks: Mapping[str, Masks]) -> pd.DataFrame:
@@ -188,15 +181,12 @@ def consistency(masks: Mapping[str, Masks]) -> pd.DataFrame:
         ``shared``, ``overlap`` (of the first pair's mask) and ``chance``.
     """
     rows = [
-        (first, second, ability, *_shared(masks[first][ability], masks[second][ability]))
+        (first, second, ability, *_compare(masks[first][ability], masks[second][ability]))
         for first, second in combinations(masks, 2)
         for ability in masks[first]
         if ability in masks[second]
     ]
     return pd.DataFrame(rows, columns=["first", "second", "ability", "shared", "overlap", "chance"])
-
-
-_REPEATS = 20
 
 
 def mask_stability(chunks: Mapping[str, ChunkScores], ratio: float, repeats: int = _REPEATS) -> pd.DataFrame:
@@ -205,20 +195,20 @@ def mask_stability(chunks: Mapping[str, ChunkScores], ratio: float, repeats: int
     Args:
         chunks: Scores of each chunk of an ability's samples, by ability.
         ratio: p.
-        repeats: How often is drawn.
+        repeats: Number of draws.
 
     Returns:
         A row per ability: ``samples``, ``chunks``, the mean ``bootstrap`` overlap with its lowest and highest twentieth
         (``5 %``, ``95 %``), and the mean ``split half`` overlap.
     """
     rows = {}
-    for name, one in chunks.items():
-        scores, choose = contenders(one.scores, ratio)
-        drawn = pd.Series(bootstrap_overlaps(scores, one.tokens, choose, repeats))
-        halves = split_half_overlaps(scores, one.tokens, choose, repeats)
+    for name, chunk in chunks.items():
+        scores, choose = contenders(chunk.scores, ratio)
+        drawn = pd.Series(bootstrap_overlaps(scores, chunk.tokens, choose, repeats))
+        halves = split_half_overlaps(scores, chunk.tokens, choose, repeats)
         rows[name] = {
-            "samples": sum(one.samples),
-            "chunks": len(one.samples),
+            "samples": sum(chunk.samples),
+            "chunks": len(chunk.samples),
             "bootstrap": drawn.mean(),
             "5 %": drawn.quantile(0.05),
             "95 %": drawn.quantile(0.95),
@@ -233,35 +223,36 @@ def overlaps_by_samples(chunks: Mapping[str, ChunkScores], ratio: float, repeats
     Args:
         chunks: Scores of each chunk of an ability's samples, by ability.
         ratio: p.
-        repeats: How many subsets of each size are drawn.
+        repeats: Number of subsets of each size.
 
     Returns:
         Columns ``ability``, ``chunks``, ``samples`` (mean number of samples of these chunks) and ``overlap`` (mean).
     """
     rows = []
-    for name, one in chunks.items():
-        scores, choose = contenders(one.scores, ratio)
-        found = overlap_by_samples(scores, one.tokens, one.samples, choose, repeats)
-        rows += [(name, some.chunks, some.samples, sum(some.overlaps) / len(some.overlaps)) for some in found]
+    for name, chunk in chunks.items():
+        scores, choose = contenders(chunk.scores, ratio)
+        for subset in overlap_by_samples(scores, chunk.tokens, chunk.samples, choose, repeats):
+            mean = sum(subset.overlaps) / len(subset.overlaps)
+            rows.append((name, subset.chunks, subset.samples, mean))
     return pd.DataFrame(rows, columns=["ability", "chunks", "samples", "overlap"])
 
 
 def samples_for(overlaps: pd.DataFrame, wanted: float) -> dict[str, float | None]:
-    """How many samples each ability needs for so much of its whole mask, by ability; ``None`` where all were needed.
+    """How many samples give each ability at least this overlap with its whole mask; ``None`` if all are needed.
 
     Args:
         overlaps: As :func:`overlaps_by_samples` gives it.
         wanted: An overlap in (0, 1].
     """
-    found: dict[str, float | None] = {}
+    samples: dict[str, float | None] = {}
     for name, part in overlaps.groupby("ability", sort=False):
         fewer = part[(part["overlap"] >= wanted) & (part["chunks"] < part["chunks"].max())]
-        found[str(name)] = float(fewer["samples"].min()) if len(fewer) else None
-    return found
+        samples[str(name)] = float(fewer["samples"].min()) if len(fewer) else None
+    return samples
 
 
 def contenders(chunks: Tensor, ratio: float) -> tuple[Tensor, Choose]:
-    """The channels that a mean of some of the chunks can select at all, and what selects as many of them.
+    """The channels that a mean of some of the chunks can select at all, and a function that selects as many of them.
 
     Of ⌊n·p⌋ channels every chunk's score is at least t, so no mean selects a channel whose highest score is below it:
     of 1.75 million, a few in a hundred are left.
@@ -271,12 +262,12 @@ def contenders(chunks: Tensor, ratio: float) -> tuple[Tensor, Choose]:
         ratio: p.
 
     Returns:
-        float32 ``[chunks, contenders]``, and what makes a mask of scores of contenders.
+        float32 ``[chunks, contenders]``, and the function from contenders' scores to their mask.
     """
     count = ratio_count(chunks.shape[1], ratio)
     least = chunks.amin(0)
-    needed = torch.kthvalue(least, least.numel() - count + 1).values
-    scores = chunks[:, chunks.amax(0) >= needed]
+    threshold = torch.kthvalue(least, least.numel() - count + 1).values
+    scores = chunks[:, chunks.amax(0) >= threshold]
 
     def choose(values: Tensor) -> Tensor:
         return top_channels(values, Fraction(count, values.numel()), torch.ones_like(values, dtype=torch.bool))

@@ -1,11 +1,14 @@
-"""Which language and domain the name of an ability stands for, and what the paper calls it."""
+"""Abilities as the paper names them, and the paper's own numbers to compare with.
+
+Tables 1, 2 and 5 to 10 of https://arxiv.org/abs/2601.09398.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from act_lightning.analysis.saved import short_name
 from act_lightning.errors import ActError, ConfigIssue
@@ -57,26 +60,25 @@ def parse_ability(name: str) -> Ability:
     (Ability(name='math-en', domain='math', language='en'), 'math', None)
     """
     parts = re.split(r"[-_.]", name)
-    for at in (-1, 0) if len(parts) > 1 else ():
-        if parts[at].lower() in _ISO_639_1:
-            rest = parts[:-1] if at else parts[1:]
-            return Ability(name, "-".join(rest), parts[at].lower())
+    if len(parts) > 1:
+        for language, domain in ((parts[-1], parts[:-1]), (parts[0], parts[1:])):
+            if language.lower() in _ISO_639_1:
+                return Ability(name, "-".join(domain), language.lower())
     return Ability(name, name, None)
 
 
 def read_abilities(names: Iterable[str], readings: Mapping[str, str] | None = None) -> dict[str, Ability]:
-    """The abilities of a run by their labels, in the order in which tables and figures show them.
+    """The abilities of a run by their labels, in the order of tables and figures.
 
-    Ordered by language (the paper's first, in its order), then by domain. Where two names would get one label, all of
-    these are labeled by their names.
+    Ordered by language (the paper's first, in its order), then by domain. If several names would get one label, they
+    keep their names.
 
     Args:
         names: Names of abilities.
-        readings: For a name that says nothing or the wrong thing, one to read in its place, such as
-            ``{"gsm8k": "math-en"}``.
+        readings: Names to read instead of uninformative ones, such as ``{"gsm8k": "math-en"}``.
 
     Raises:
-        ActError: If a reading is given for a name that is not there.
+        ActError: A reading is of another name than these.
 
     >>> list(read_abilities(["science-ar", "gsm8k", "math-ar"], {"gsm8k": "math-en"}))
     ['EN-Math', 'AR-Math', 'AR-Science']
@@ -85,24 +87,18 @@ def read_abilities(names: Iterable[str], readings: Mapping[str, str] | None = No
     for name in readings:
         if name not in known:
             raise ActError(ConfigIssue("--ability", name, f"must be one of {', '.join(known)}", "Correct the name."))
-    found = [_read(name, readings.get(name, name)) for name in known]
-    times = Counter(ability.label for ability in found)
-    ordered = sorted(found, key=_place)
-    return {ability.label if times[ability.label] == 1 else ability.name: ability for ability in ordered}
+    abilities = [replace(parse_ability(readings.get(name, name)), name=name) for name in known]
 
+    def order(ability: Ability) -> tuple[object, ...]:
+        language, domain = ability.language or "~", ability.domain  # abilities without a language come last
+        language_index = (*PAPER_LANGUAGES, language).index(language)
+        return language_index, language, (*PAPER_DOMAINS, domain).index(domain), domain, ability.name
 
-def _read(name: str, reading: str) -> Ability:
-    read = parse_ability(reading)
-    return Ability(name, read.domain, read.language)
-
-
-def _place(ability: Ability) -> tuple[object, ...]:
-    language, domain = ability.language or "~", ability.domain  # those without one come last
-    return (_index(language, PAPER_LANGUAGES), language, _index(domain, PAPER_DOMAINS), domain, ability.name)
-
-
-def _index(value: str, order: Sequence[str]) -> int:
-    return order.index(value) if value in order else len(order)
+    labels = Counter(ability.label for ability in abilities)
+    return {
+        ability.label if labels[ability.label] == 1 else ability.name: ability
+        for ability in sorted(abilities, key=order)
+    }
 
 
 RATIO = 0.01
@@ -110,6 +106,7 @@ RATIO = 0.01
 THRESHOLD, SHARE_BELOW = 4.5, 0.99
 """Finding 1: about 99 % of the channels score below 4.5 (Qwen2.5-7B, math pair)."""
 
+_HARMLESS = {"hf", "v1.0", "v1.2"}
 _LANGUAGES = "EN AR ZH JA KO BN HU SW TE TH VI".split()
 _LANGUAGES_OF_CODER = "AR BN EN HU JA KO SW TE TH VI ZH".split()
 
@@ -120,10 +117,10 @@ class PaperPair:
 
     Attributes:
         name: As the paper writes it.
-        words: Lower-case words that tell the two models' names; either way round.
-        weight_table: Where it gives the overlap with the largest weight changes.
+        words: Lower-case words that identify the two models' names, in either order.
+        weight_table: The table of the overlap with the largest weight changes.
         weight: That overlap, as a share.
-        overlap_table: Where it gives the overlap of masks; empty where it gives a heat map only.
+        overlap_table: The table of the overlap of masks; empty if there is a heat map only.
         overlaps: Overlap of the masks of two abilities (row, column), as a share.
         cross_lingual: Overlap with the union of the other language's domains.
     """
@@ -135,22 +132,6 @@ class PaperPair:
     overlap_table: str = ""
     overlaps: Mapping[tuple[str, str], float] = field(default_factory=dict)
     cross_lingual: Mapping[str, float] = field(default_factory=dict)
-
-    def is_of(self, target: str, source: str) -> bool:
-        """Whether models of these names are this pair."""
-        names = (_plain(target), _plain(source))
-        return self._fits(names) or self._fits(names[::-1])
-
-    def _fits(self, names: Sequence[Collection[str]]) -> bool:
-        pairs = zip(self.words, names, strict=True)
-        return all(set(words) <= set(name) <= {*words, *_HARMLESS} for words, name in pairs)
-
-
-_HARMLESS = {"hf", "v1.0", "v1.2"}
-
-
-def _plain(model: str) -> list[str]:
-    return short_name(model).lower().replace("llama-2", "llama2").replace("tulu-2", "tulu2").split("-")
 
 
 def _weight(languages: Sequence[str], math: str, science: str) -> dict[str, float]:
@@ -260,9 +241,17 @@ PAPER_PAIRS = (
 
 
 def paper_pair(target: str, source: str) -> PaperPair | None:
-    """The paper's numbers of a pair of models, recognized by their names.
+    """The paper's numbers of a pair of models, recognized by their names in either order.
 
     >>> paper_pair("Qwen/Qwen2.5-Math-7B-Instruct", "models/Qwen2.5-7B-Instruct").weight_table
     'Tables 2 and 6'
     """
-    return next((pair for pair in PAPER_PAIRS if pair.is_of(target, source)), None)
+    plain = [
+        short_name(name).lower().replace("llama-2", "llama2").replace("tulu-2", "tulu2") for name in (target, source)
+    ]
+    names = [set(name.split("-")) for name in plain]
+    for pair in PAPER_PAIRS:
+        for words in (pair.words, pair.words[::-1]):
+            if all(set(part) <= name <= {*part, *_HARMLESS} for part, name in zip(words, names, strict=True)):
+                return pair
+    return None

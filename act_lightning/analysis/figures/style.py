@@ -1,4 +1,4 @@
-"""How all figures look, in colors that color-blind readers tell apart, and how they become SVG and PNG."""
+"""The style of all figures, in colors that color-blind readers tell apart, and their export as SVG and PNG."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
 
-# The light value is what figures are drawn with and also the key of the color, so no two may be alike.
+# Light and dark value. Figures are drawn with the light one, which is also the key of the color, so no two are equal.
 _PLAIN = {
     "ink": ("#1b2027", "#e6e9ed"),
     "muted": ("#5c6570", "#a5adb7"),
@@ -35,22 +35,23 @@ _SERIES = {
     "sky": ("#3f9fd8", "#9fd6f7"),
 }
 _STEPS = 13
+_EARLIEST = 5  # the first step of the ramp that stands out from the page
 _RAMP = (("#f1f5fa", "#9cc4e4", "#3b82bd", "#0b2f5e"), ("#1b222b", "#22507c", "#4b93cf", "#d4eaff"))
 
 
-def _interpolated(anchors: Sequence[str], steps: int) -> list[str]:
+def _interpolate(anchors: Sequence[str]) -> list[str]:
     """Colors evenly spaced along the line through ``anchors``."""
-    found = []
-    for step in range(steps):
-        place = step * (len(anchors) - 1) / (steps - 1)
-        at = min(int(place), len(anchors) - 2)
-        start, end = to_rgb(anchors[at]), to_rgb(anchors[at + 1])
-        red, green, blue = (a + (b - a) * (place - at) for a, b in zip(start, end, strict=True))
-        found.append(to_hex((red, green, blue)))
-    return found
+    colors = []
+    for step in range(_STEPS):
+        position = step * (len(anchors) - 1) / (_STEPS - 1)
+        segment = min(int(position), len(anchors) - 2)
+        start, end = to_rgb(anchors[segment]), to_rgb(anchors[segment + 1])
+        red, green, blue = (a + (b - a) * (position - segment) for a, b in zip(start, end, strict=True))
+        colors.append(to_hex((red, green, blue)))
+    return colors
 
 
-RAMP = tuple(zip(*(_interpolated(anchors, _STEPS) for anchors in _RAMP), strict=True))
+RAMP = tuple(zip(*map(_interpolate, _RAMP), strict=True))
 COLORS = {**_PLAIN, **_SERIES, **{f"ramp-{i}": pair for i, pair in enumerate(RAMP)}}
 """Light and dark value of every color by its name."""
 INK, MUTED, GRID, SURFACE, ON_LOW, ON_HIGH = (light for light, _ in _PLAIN.values())
@@ -61,19 +62,19 @@ _NAMES = {light: name for name, (light, _) in COLORS.items()}
 
 def ordinal(count: int) -> list[str]:
     """``count`` colors of the ramp from early to late, none of them close to the page's."""
-    strong = [light for light, _ in RAMP[5:]]
+    strong = [light for light, _ in RAMP[_EARLIEST:]]
     return [strong[round(i * (len(strong) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def with_variables(svg: str) -> str:
-    """The SVG with every color as a CSS variable, for a page that defines light and dark values of them.
+    """Replace every color of an SVG by a CSS variable, for a page that defines light and dark values of them.
 
     Raises:
-        ValueError: If a color of no name was used.
+        ValueError: A color is not of the palette.
     """
 
-    def variable(found: re.Match[str]) -> str:
-        color = found.group(0).lower()
+    def variable(match: re.Match[str]) -> str:
+        color = match.group(0).lower()
         if color not in _NAMES:
             raise ValueError(f"{color} is no color of the palette")
         return f"var(--{_NAMES[color]})"
@@ -121,14 +122,14 @@ _STYLE: Any = {  # matplotlib types the keys one by one
 
 
 def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Have a function draw its figure in the house's style, whatever the caller's settings."""
+    """Make a function draw its figure in our style, whatever the caller's settings of matplotlib."""
 
     @wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with mpl.rc_context(_STYLE):
             figure = draw(*args, **kwargs)
             figure.draw_without_rendering()  # ticks take their colors when they are first drawn
-            figure.set_layout_engine("none")  # what was laid out stays, and is not laid out at every drawing
+            figure.set_layout_engine("none")  # keep this layout instead of computing it at every drawing
         return figure
 
     return drawn
@@ -142,28 +143,24 @@ def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Axes]]:
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as SVG text, cut to what is drawn."""
-    with mpl.rc_context(_STYLE):
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches=_extent(figure))
-    return text.getvalue()
+    """The figure as SVG text, cropped to its content: labels may lie outside of the figure's own size."""
+    return _saved(figure, format="svg", metadata={"Date": None}).decode()
 
 
 def as_png(figure: Figure, dpi: int = 144) -> bytes:
-    """The figure as PNG, cut to what is drawn."""
+    """The figure as PNG, cropped to its content."""
+    return _saved(figure, format="png", dpi=dpi)
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
     with mpl.rc_context(_STYLE):
         data = io.BytesIO()
-        figure.savefig(data, format="png", dpi=dpi, bbox_inches=_extent(figure))
+        figure.savefig(data, bbox_inches=figure.get_tightbbox().padded(0.08), **options)
     return data.getvalue()
 
 
-def _extent(figure: Figure) -> Bbox:
-    """What is drawn, in inches, with a margin; labels may lie outside of the figure's own size."""
-    return figure.get_tightbbox().padded(0.08)
-
-
 def log_axis(axes: Axes, which: str) -> None:
-    """Make the axis ``x`` or ``y`` of what is drawn logarithmic, with plain numbers; typeset ones take seconds."""
+    """Make axis ``x`` or ``y`` of a drawn panel logarithmic, with plain numbers; typeset ones take seconds."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set_xscale("log") if which == "x" else axes.set_yscale("log")
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
@@ -175,8 +172,13 @@ def log_axis(axes: Axes, which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def percent_axis(axis: Axis) -> None:
+    """Write the ticks of an axis of shares in %."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+
+
 def plain_number(value: float) -> str:
-    """A number as a logarithmic axis shows it: far powers of ten as such.
+    """A number on a logarithmic axis: large and small powers of ten as powers.
 
     >>> plain_number(0.01), plain_number(1e-5), plain_number(1000.0), plain_number(2e-5)
     ('0.01', '10⁻⁵', '1000', '2e-05')
@@ -187,14 +189,7 @@ def plain_number(value: float) -> str:
 
 
 class EndLabel(NamedTuple):
-    """A line's name, to be written beside its end.
-
-    Attributes:
-        x: Where the line ends, in the units of the axis.
-        y: The same.
-        text: The name.
-        color: That of the line.
-    """
+    """A line's name and color, with its end (x, y) in the units of the axes."""
 
     x: float
     y: float
@@ -206,27 +201,23 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], gap: float = 0.052) -> No
     """Write names right of the panel at the height of the lines' ends, apart from each other, each tied to its end.
 
     Args:
-        axes: The panel, whose limits are set.
+        axes: The panel, with its final limits.
         labels: The names.
         gap: Least distance between two of them, as a share of the panel's height.
     """
-    order = sorted(labels, key=lambda label: (-_height(axes, label), label.x))
-    places = spread([_height(axes, label) for label in order], gap)
-    for label, place in zip(order, places, strict=True):
+    to_panel = axes.transAxes.inverted()
+    heights = {label: float(to_panel.transform(axes.transData.transform((label.x, label.y)))[1]) for label in labels}
+    order = sorted(labels, key=lambda label: (-heights[label], label.x))
+    for label, height in zip(order, spread([heights[label] for label in order], gap), strict=True):
         line: dict[str, Any] = {"arrowstyle": "-", "color": label.color, "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1}
         axes.annotate(
-            label.text, (label.x, label.y), (1.03, place), textcoords="axes fraction", va="center", fontsize=7.5,
+            label.text, (label.x, label.y), (1.03, height), textcoords="axes fraction", va="center", fontsize=7.5,
             color=label.color, arrowprops=line | {"shrinkB": 1}, annotation_clip=False,
         )  # fmt: skip
 
 
-def _height(axes: Axes, label: EndLabel) -> float:
-    """Where on the panel's height a line ends, from 0 to 1."""
-    return float(axes.transAxes.inverted().transform(axes.transData.transform((label.x, label.y)))[1])
-
-
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights, from high to low, moved so that neighbors are ``gap`` apart and none is below 0 while there is room.
+    """Move descending heights so that neighbors are ``gap`` apart, and none is below 0 while there is room.
 
     >>> spread([0.5, 0.49, 0.1], 0.1)
     [0.5, 0.4, 0.1]
@@ -235,7 +226,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     for height in heights:
         moved.append(min(height, moved[-1] - gap) if moved else height)
     floor = 0.0
-    for at in range(len(moved) - 1, -1, -1):
-        moved[at] = max(moved[at], floor)
-        floor = moved[at] + gap
+    for i in range(len(moved) - 1, -1, -1):
+        moved[i] = max(moved[i], floor)
+        floor = moved[i] + gap
     return [round(height, 6) for height in moved]

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from act_lightning.analysis.figures.findings import cells
+from act_lightning.analysis.figures.findings import draw_cells
 from act_lightning.analysis.figures.style import (
     INK,
     MUTED,
@@ -28,7 +28,7 @@ from act_lightning.analysis.figures.style import (
 ROLES = ("keep", "recover")
 RATIO, SCALE = "transfer ratio p", "scaling factor λ"
 _CELL, _LABELS = 0.36, 1.3  # inches
-_LOGARITHMIC = 5  # how many times the least p the largest must be
+_LOGARITHMIC = 5  # the range of p above which its axis is logarithmic
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
@@ -39,14 +39,14 @@ def heat_map_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
     Args:
         points: Columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method.
         role: ``keep`` or ``recover``.
-        target: What the target itself has.
+        target: The target's own accuracy.
     """
     grid = points.pivot_table(index="scale", columns="ratio", values=role).sort_index(ascending=False)
     named = grid.rename(index=lambda scale: f"{scale:.3g}", columns=lambda ratio: f"{100 * ratio:.3g}")
     width, height = _CELL * len(grid.columns) + _LABELS, 0.26 * len(grid) + 1.0
     figure, (axes,) = panels((max(3.2, width),), height)
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
-    cells(axes, named, Normalize(low, high if high > low else low + 0.01), lambda value: f"{100 * value:.0f}")
+    draw_cells(axes, named, Normalize(low, high if high > low else low + 0.01), lambda value: f"{100 * value:.0f}")
     axes.set_title(f"{role} in % (target: {100 * target:.1f})")
     axes.set(xlabel=f"{RATIO} in %", ylabel=SCALE)
     axes.xaxis.set_label_position("top")
@@ -75,13 +75,13 @@ def front_figure(
     best: Mapping[str, float] | None,
     colors: Mapping[str, str],
 ) -> Figure:
-    """Keep against recover: all points, and closer those that none beats, joined by a line; target and best point.
+    """Keep against recover: all points, and a closer view of the Pareto front; target and best point are marked.
 
     Args:
         points: Columns ``method``, ``keep`` and ``recover``.
         front: The same columns, of the Pareto front, in the order of the line.
         target: ``keep`` and ``recover`` of the target.
-        best: Those of the best point, if there is one.
+        best: The same of the best point, if there is one.
         colors: Color by method.
     """
     figure, axes = panels((4.5, 4.5), 3.6)
@@ -89,7 +89,7 @@ def front_figure(
         panel.plot(front["recover"], front["keep"], color=MUTED, lw=0.9, drawstyle="steps-pre", gid="front", zorder=2)
         for method, part in points.groupby("method", sort=False):
             panel.plot(
-                part["recover"], part["keep"], ls="", marker=_mark(colors, str(method)), ms=4,
+                part["recover"], part["keep"], ls="", marker=_marker(colors, str(method)), ms=4,
                 color=colors[str(method)], mec=SURFACE, mew=0.4, label=str(method), gid=str(method), zorder=3,
             )  # fmt: skip
         _ring(panel, target, "target", MUTED)
@@ -101,9 +101,9 @@ def front_figure(
     axes[0].set_title("all points")
     axes[1].set_title("about the front")
     for role, limit in (("recover", axes[1].set_xlim), ("keep", axes[1].set_ylim)):
-        seen = [*front[role], target[role]]
-        margin = 0.08 * (max(seen) - min(seen)) + 0.01
-        limit(min(seen) - margin, max(seen) + margin)
+        values = [*front[role], target[role]]
+        margin = 0.08 * (max(values) - min(values)) + 0.01
+        limit(min(values) - margin, max(values) + margin)
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=6, frameon=False, fontsize=7.5)
     return figure
@@ -114,12 +114,12 @@ def method_colors(methods: Sequence[str]) -> dict[str, str]:
     return {method: SERIES[number % len(SERIES)] for number, method in enumerate(dict.fromkeys(methods))}
 
 
-def _mark(colors: Mapping[str, str], method: str) -> str:
+def _marker(colors: Mapping[str, str], method: str) -> str:
     return _MARKERS[list(colors).index(method) % len(_MARKERS)]
 
 
-def _ring(axes: Axes, at: Mapping[str, float], name: str, color: str) -> None:
-    x, y = at["recover"], at["keep"]
+def _ring(axes: Axes, point: Mapping[str, float], name: str, color: str) -> None:
+    x, y = point["recover"], point["keep"]
     axes.plot([x], [y], ls="", marker="o", ms=9, mec=color, mfc="none", mew=1.3, gid=name, zorder=4)
     axes.annotate(name, (x, y), (7, -9), textcoords="offset points", color=color, fontsize=7.5, zorder=5)
 
@@ -128,7 +128,7 @@ def _ring(axes: Axes, at: Mapping[str, float], name: str, color: str) -> None:
 def sensitivity_figure(
     curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str]
 ) -> Figure:
-    """Keep and recover along one of λ and p (Figure 5), a line a method with its 95 % interval, beside the target.
+    """Keep and recover against λ or p (Figure 5), a line per method with its 95 % interval, and the target's.
 
     Args:
         curves: Columns ``method``, ``along``, and ``keep`` and ``recover`` with ``_low`` and ``_high``.
@@ -138,10 +138,13 @@ def sensitivity_figure(
     """
     figure, axes = panels((4.5, 4.5), 3.1)
     for panel, role in zip(axes, ROLES, strict=True):
-        ends = [
-            _curve(panel, part.sort_values(along), along, role, str(method), colors)
-            for method, part in curves.groupby("method", sort=False)
-        ]
+        ends = []
+        for name, part in curves.groupby("method", sort=False):
+            curve, method, color = part.sort_values(along), str(name), colors[str(name)]
+            x, y = curve[along], curve[role]
+            panel.fill_between(x, curve[f"{role}_low"], curve[f"{role}_high"], color=color, alpha=0.1, lw=0)
+            panel.plot(x, y, color=color, marker=_marker(colors, method), ms=3.2, gid=method)
+            ends.append(EndLabel(float(x.iloc[-1]), float(y.iloc[-1]), method, color))
         panel.axhline(target[role], color=MUTED, lw=0.8, ls=(0, (2, 2)), gid="target", zorder=1)
         panel.set(title=role, xlabel=RATIO if along == "ratio" else SCALE, ylabel="accuracy" if role == "keep" else "")
         if along == "ratio":
@@ -150,13 +153,6 @@ def sensitivity_figure(
         last = float(curves[along].max())
         label_ends(panel, [*ends, EndLabel(last, target[role], "target", MUTED)], 0.075)
     return figure
-
-
-def _curve(axes: Axes, curve: pd.DataFrame, along: str, role: str, method: str, colors: Mapping[str, str]) -> EndLabel:
-    color, mark = colors[method], _mark(colors, method)
-    axes.fill_between(curve[along], curve[f"{role}_low"], curve[f"{role}_high"], color=color, alpha=0.1, lw=0)
-    axes.plot(curve[along], curve[role], color=color, marker=mark, ms=3.2, gid=method)
-    return EndLabel(float(curve[along].iloc[-1]), float(curve[role].iloc[-1]), method, color)
 
 
 def _ratio_axis(axes: Axes, ratios: Sequence[float] | pd.Series) -> None:
