@@ -68,9 +68,6 @@ class SaveConfigLate(SaveConfigCallback):
 class ActCLI(LightningCLI):
     """LightningCLI with the sections ``model``, ``data``, ``profile`` and ``transfer``, and further verbs.
 
-    Args:
-        arguments: Arguments; by default those of the process.
-
     Attributes:
         exit_status: 0 unless a plan found an error.
     """
@@ -232,11 +229,7 @@ class ActCLI(LightningCLI):
 
 
 def main(arguments: ArgsType) -> int:
-    """Run a verb with its config, and return the exit status.
-
-    Args:
-        arguments: The verb and its options, or a config as a dict.
-    """
+    """Run a verb, given with its options or as a dict, and return the exit status."""
     with warnings.catch_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)

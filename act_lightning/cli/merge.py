@@ -95,12 +95,9 @@ def main(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Merge:
-    """A merge that is ready to be written.
+    """A merge that is ready to be written to ``<root>/merged``.
 
     Attributes:
-        root: The run's folder.
-        target: The target's checkpoint.
-        transfer: The sources with their masks.
         recipe: The run's config as YAML, for the card.
         export_dtype: Precision of the written weights; ``auto``: as the target is stored.
         device: Where rows are merged; by default the CPU.

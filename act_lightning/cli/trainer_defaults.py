@@ -23,13 +23,7 @@ _LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
 
 
 def trainer_defaults(settings: Namespace, root: Path, verb: str) -> dict[str, Any]:
-    """Arguments of the Trainer that the config leaves open.
-
-    Args:
-        settings: Section ``trainer``, with its objects instantiated.
-        root: The run's folder.
-        verb: The verb that runs.
-    """
+    """Arguments of the Trainer that section ``trainer``, with its objects instantiated, leaves open."""
     defaults: dict[str, Any] = {}
     if settings.logger is None:  # both in one folder: logs/version_0 and so on
         table = CSVLogger(str(root), name="logs")
@@ -48,13 +42,7 @@ def trainer_defaults(settings: Namespace, root: Path, verb: str) -> dict[str, An
 
 
 def default_callbacks(settings: Namespace, verb: str, export: Callback) -> list[Callback]:
-    """Callbacks that follow those of the config, unless it has one of their kind.
-
-    Args:
-        settings: Section ``trainer``, with its objects instantiated.
-        verb: The verb that runs.
-        export: Writes the result of a fit.
-    """
+    """Callbacks that follow those of the config, unless it has one of their kind; ``export`` is for ``fit`` only."""
     configured, defaults = _as_list(settings.callbacks), []
     if verb == "fit" and not settings.fast_dev_run and not any(type(item) is type(export) for item in configured):
         defaults.append(export)

@@ -1,4 +1,4 @@
-"""A user's mistakes at the front door: a message that names setting and remedy, a status, and nothing left behind."""
+"""A user's mistakes on the command line: a message with setting and hint, a status, and no files left behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.front_door import Config, Outcome, basic, changed, left, run
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 SOURCE = "profile.sources.0.model"
-NAN, ENDLESS = float("nan"), float("inf")
+NAN, INFINITY = float("nan"), float("inf")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def refused(config: Config, *words: str, verb: str = "fit") -> Outcome:
         ("transfer.ratio", 1.5, "(0, 1]"),
         ("transfer.ratio", NAN, "(0, 1]"),
         ("transfer.ratio", 1.0e-6, "at least one of 940 channels"),
-        ("transfer.scale", ENDLESS, "finite number"),
+        ("transfer.scale", INFINITY, "finite number"),
         ("profile.sources.0.scale", NAN, "profile.sources[0].scale"),
         ("profile.sources.0.ratio", 2, "profile.sources[0].ratio"),
         ("profile.sources.0.name", "a/b", "[A-Za-z0-9._-]+"),
@@ -114,7 +114,7 @@ def test_verbs_that_evaluate_need_a_set(config: Config, verb: str, words: str) -
 Spoil = Callable[[Path], object]
 
 
-def poison(value: float) -> Spoil:
+def put_value(value: float) -> Spoil:
     def spoil(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         weights["model.layers.1.mlp.up_proj.weight"][5, 7] = value
@@ -123,12 +123,12 @@ def poison(value: float) -> Spoil:
     return spoil
 
 
-def shorten(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-10])
 
 
-def reword(folder: Path) -> None:
+def change_tokenizer(folder: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["Say"])
     tokenizer.save_pretrained(folder)
@@ -141,15 +141,15 @@ EITHER = pytest.mark.parametrize("path", ["model.target", SOURCE])
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (poison(NAN), "model.layers.1.mlp.up_proj.weight"),
-        (poison(ENDLESS), "row 5"),
-        (shorten, "truncated"),
+        (put_value(NAN), "model.layers.1.mlp.up_proj.weight"),
+        (put_value(INFINITY), "row 5"),
+        (truncate, "truncated"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "readable safetensors"),
         (lambda folder: (folder / "model.safetensors").unlink(), "must hold weights"),
         (lambda folder: (folder / "config.json").unlink(), "must hold a config.json"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "nothing known"}'), "nothing known"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
-        (reword, "must be encoded alike"),
+        (change_tokenizer, "must be encoded alike"),
         (lambda folder: save_model(tiny_model("qwen2"), tiny_tokenizer(), folder), "architecture"),
         (lambda folder: save_model(tiny_model(intermediate_size=64), tiny_tokenizer(), folder), "shapes"),
         (lambda folder: save_model(tiny_model(num_hidden_layers=3), tiny_tokenizer(), folder), "parameters"),
@@ -160,7 +160,7 @@ def test_models(config: Config, tmp_path: Path, path: str, spoil: Spoil, words: 
 
 
 @EITHER
-@pytest.mark.parametrize(("spoil", "words"), [(poison(NAN), "must be finite"), (shorten, "truncated")])
+@pytest.mark.parametrize(("spoil", "words"), [(put_value(NAN), "must be finite"), (truncate, "truncated")])
 def test_models_of_a_merge(config: Config, tmp_path: Path, path: str, spoil: Spoil, words: str) -> None:
     refused(spoiled(config, tmp_path, path, spoil), words, verb="merge")
 
@@ -175,7 +175,7 @@ def spoiled(config: Config, tmp_path: Path, path: str, spoil: Spoil) -> Config:
 
 @pytest.mark.parametrize("verb", ["fit", "merge"])
 def test_weights_that_are_first_read_in_the_transfer(config: Config, tmp_path: Path, verb: str) -> None:
-    config = spoiled(config, tmp_path, SOURCE, poison(NAN))
+    config = spoiled(config, tmp_path, SOURCE, put_value(NAN))
     refused(changed(config, "transfer.selection", "all"), "must be finite", verb=verb)
 
 
@@ -209,7 +209,7 @@ def test_faults_of_several_data_files_come_together(config: Config, tmp_path: Pa
     refused(config, "data.abilities.one.path", "two.jsonl:1")
 
 
-def a_file(path: Path) -> None:
+def write_obstacle(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("in the way")
 
@@ -231,7 +231,7 @@ def a_file(path: Path) -> None:
 )
 def test_places_that_cannot_be_written(config: Config, verb: str, part: str) -> None:
     root = Path(config["trainer"]["default_root_dir"])
-    a_file(root / part)
+    write_obstacle(root / part)
     refused(
         config, f"trainer.default_root_dir = '{(root / part).parent if 'notes' in part else root / part}'", verb=verb
     )
@@ -243,9 +243,9 @@ def test_the_target_is_never_replaced(config: Config, target_folder: Path, tmp_p
 
 
 def test_scores_of_other_weights(config: Config, tmp_path: Path) -> None:
-    kept = tmp_path / "kept" / "scores"
-    assert run("profile", changed(config, "trainer.default_root_dir", str(kept.parent))).status == 0
-    config["transfer"]["scores"] = str(kept)
+    saved = tmp_path / "kept" / "scores"
+    assert run("profile", changed(config, "trainer.default_root_dir", str(saved.parent))).status == 0
+    config["transfer"]["scores"] = str(saved)
     save_model(sibling_of(tiny_model(), seed=7), tiny_tokenizer(), tmp_path / "other")
     for path, role in ((SOURCE, "source"), ("model.target", "target")):
         words = f"must have been measured on the {role} of this run"
@@ -254,10 +254,10 @@ def test_scores_of_other_weights(config: Config, tmp_path: Path) -> None:
 
 
 def test_scores_that_are_damaged(config: Config, tmp_path: Path) -> None:
-    kept = tmp_path / "kept" / "scores"
-    assert run("profile", changed(config, "trainer.default_root_dir", str(kept.parent))).status == 0
-    config["transfer"]["scores"] = str(kept)
-    file = kept / "s" / "d.safetensors"
+    saved = tmp_path / "kept" / "scores"
+    assert run("profile", changed(config, "trainer.default_root_dir", str(saved.parent))).status == 0
+    config["transfer"]["scores"] = str(saved)
+    file = saved / "s" / "d.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-5])
     refused(config, "must be a readable score file")

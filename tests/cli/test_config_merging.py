@@ -1,4 +1,4 @@
-"""Several ``--config`` files: later ones win, abilities and evaluations add up by key, null takes one away."""
+"""Several ``--config`` files: later ones win, abilities and evaluations are merged by key, null removes one."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def printed(tmp_path: Path, *overlays: dict[str, Any], options: tuple[str, ...] 
     return content
 
 
-def said(entry: dict[str, Any]) -> dict[str, Any]:
-    """What is set in an ability, defaults aside."""
+def non_defaults(entry: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an ability that are not defaults."""
     defaults = asdict(AbilityData(path=""))
     return {key: value for key, value in entry.items() if value != defaults[key]}
 
 
-def test_abilities_of_several_files_add_up(tmp_path: Path) -> None:
+def test_abilities_of_several_files_are_merged(tmp_path: Path) -> None:
     one, two = {"c": {"path": "c.jsonl"}}, {"d": {"path": "d.jsonl", "limit": 7}}
-    found = printed(tmp_path, {"data": {"abilities": one}}, {"data": {"abilities": two}})["data"]["abilities"]
-    assert list(found) == ["a", "b", "c", "d"]
-    assert said(found["d"]) == {"path": "d.jsonl", "limit": 7}
+    config = printed(tmp_path, {"data": {"abilities": one}}, {"data": {"abilities": two}})["data"]["abilities"]
+    assert list(config) == ["a", "b", "c", "d"]
+    assert non_defaults(config["d"]) == {"path": "d.jsonl", "limit": 7}
 
 
 @pytest.mark.parametrize(
@@ -56,38 +56,38 @@ def test_abilities_of_several_files_add_up(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_may_be_changed_in_part(tmp_path: Path, overlay: dict[str, Any], expected: dict[str, Any]) -> None:
-    found = printed(tmp_path, {"data": {"abilities": {"a": overlay}}})["data"]["abilities"]
-    assert said(found["a"]) == expected
-    assert said(found["b"]) == {"path": "b.jsonl"}
+    config = printed(tmp_path, {"data": {"abilities": {"a": overlay}}})["data"]["abilities"]
+    assert non_defaults(config["a"]) == expected
+    assert non_defaults(config["b"]) == {"path": "b.jsonl"}
 
 
-def test_null_takes_an_entry_away_and_a_later_file_may_bring_it_back(tmp_path: Path) -> None:
+def test_null_removes_an_entry_and_a_later_file_may_restore_it(tmp_path: Path) -> None:
     without = {"data": {"abilities": {"a": None}, "evaluations": {"e": None}}}
-    found = printed(tmp_path, without)["data"]
-    assert found["abilities"]["a"] is None
-    assert found["evaluations"] == {"e": None}
-    again = printed(tmp_path, without, {"data": {"abilities": {"a": {"path": "new.jsonl"}}}})["data"]["abilities"]
-    assert said(again["a"]) == {"path": "new.jsonl"}
+    config = printed(tmp_path, without)["data"]
+    assert config["abilities"]["a"] is None
+    assert config["evaluations"] == {"e": None}
+    restored = printed(tmp_path, without, {"data": {"abilities": {"a": {"path": "new.jsonl"}}}})["data"]["abilities"]
+    assert non_defaults(restored["a"]) == {"path": "new.jsonl"}
 
 
-def test_evaluations_add_up_too(tmp_path: Path) -> None:
+def test_evaluations_are_merged_too(tmp_path: Path) -> None:
     overlay = {"e": {"max_new_tokens": 3}, "f": {"path": "f.jsonl", "role": "recover"}}
-    found = printed(tmp_path, {"data": {"evaluations": overlay}})["data"]["evaluations"]
-    assert (found["e"]["path"], found["e"]["max_new_tokens"], found["f"]["role"]) == ("e.jsonl", 3, "recover")
+    config = printed(tmp_path, {"data": {"evaluations": overlay}})["data"]["evaluations"]
+    assert (config["e"]["path"], config["e"]["max_new_tokens"], config["f"]["role"]) == ("e.jsonl", 3, "recover")
 
 
 def test_everything_else_is_replaced_by_the_later_file(tmp_path: Path) -> None:
-    found = printed(tmp_path, {"model": {"learning_rate": 3.0e-5}, "data": {"train": ["b"]}})
-    assert (found["model"]["learning_rate"], found["data"]["train"]) == (3.0e-5, ["b"])
-    assert (found["model"]["target"], found["trainer"]["max_epochs"]) == ("somewhere", 3)
+    config = printed(tmp_path, {"model": {"learning_rate": 3.0e-5}, "data": {"train": ["b"]}})
+    assert (config["model"]["learning_rate"], config["data"]["train"]) == (3.0e-5, ["b"])
+    assert (config["model"]["target"], config["trainer"]["max_epochs"]) == ("somewhere", 3)
 
 
 def test_options_on_the_command_line_come_last(tmp_path: Path) -> None:
     options = ("--data.abilities.a.limit", "2", "--data.abilities.c.path", "c.jsonl", "--trainer.max_epochs", "1")
-    found = printed(tmp_path, options=options)
-    assert said(found["data"]["abilities"]["a"])["limit"] == 2
-    assert list(found["data"]["abilities"]) == ["a", "b", "c"]
-    assert found["trainer"]["max_epochs"] == 1
+    config = printed(tmp_path, options=options)
+    assert non_defaults(config["data"]["abilities"]["a"])["limit"] == 2
+    assert list(config["data"]["abilities"]) == ["a", "b", "c"]
+    assert config["trainer"]["max_epochs"] == 1
 
 
 @pytest.mark.parametrize("content", ["a: b: c\n", "- a list\n", "model: {learning_rate: fast}\n"])

@@ -1,4 +1,4 @@
-"""``card`` and ``replay``: a run made again from its README alone, with the same bits or a list of what differs."""
+"""``card`` and ``replay``: a run repeated from its README alone, with the same bits or a list of differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def config(tmp_path: Path, target_folder: Path, source_folder: Path, ability_fil
 
 
 def published(tmp_path: Path, config: Config, verb: str) -> Path:
-    """The README of a run, at a place where nothing else of the run is."""
+    """The README of a run, in a folder without anything else of the run."""
     assert run(verb, config).status == 0
     card = tmp_path / "published" / "README.md"
     card.parent.mkdir()
@@ -36,11 +36,11 @@ def published(tmp_path: Path, config: Config, verb: str) -> Path:
 
 
 def record_of(card: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(card.read_text().split("```json\n")[1].split("\n```")[0])
-    return found
+    record: dict[str, Any] = json.loads(card.read_text().split("```json\n")[1].split("\n```")[0])
+    return record
 
 
-def places(tmp_path: Path) -> list[str]:
+def replay_options(tmp_path: Path) -> list[str]:
     return ["--from", str(tmp_path / "models"), "--from", str(tmp_path), "--out", str(tmp_path / "again")]
 
 
@@ -48,7 +48,7 @@ def places(tmp_path: Path) -> list[str]:
 def test_the_same_bits_are_made_again(tmp_path: Path, config: Config, verb: str) -> None:
     config = changed(config, "transfer.selection", "random")  # what is drawn is drawn again
     card = published(tmp_path, config, verb)
-    outcome = call("replay", "--card", card, *places(tmp_path))
+    outcome = call("replay", "--card", card, *replay_options(tmp_path))
     assert outcome.status == 0, outcome.err
     proof = {"fit": "SHA-256 of every file", "merge": "64 KiB of every tensor"}[verb]
     assert f"the same bits as recorded ({proof}" in outcome.out.replace("digest: headers and ", "")
@@ -61,7 +61,7 @@ def test_another_seed_is_no_replay_and_says_what_differs(tmp_path: Path, config:
     shutil.copy(tmp_path / "run" / "merged" / "transfer.json", card.parent)
     record = record_of(card)
     card.write_text(card.read_text().replace(f'"torch": "{record["versions"]["torch"]}"', '"torch": "1.0"'))
-    outcome = call("replay", card.parent, *places(tmp_path), "--seed_everything", 7)
+    outcome = call("replay", card.parent, *replay_options(tmp_path), "--seed_everything", 7)
     assert outcome.status == 1
     assert "note: torch: 1.0 recorded" in outcome.err
     assert "differs from the record" in outcome.err
@@ -71,10 +71,10 @@ def test_another_seed_is_no_replay_and_says_what_differs(tmp_path: Path, config:
 def test_other_inputs_are_refused_before_anything_is_done(tmp_path: Path, config: Config, ability_file: Path) -> None:
     card = published(tmp_path, config, "merge")
     weights = load_file(tmp_path / "models/source/model.safetensors")
-    save_file({key: one + 1 for key, one in weights.items()}, tmp_path / "models/source/model.safetensors")
+    save_file({key: value + 1 for key, value in weights.items()}, tmp_path / "models/source/model.safetensors")
     write_jsonl(ability_file, [{"prompt": "other", "answer": "rows"}])
     before = left(tmp_path)
-    outcome = call("replay", card, *places(tmp_path))
+    outcome = call("replay", card, *replay_options(tmp_path))
     assert outcome.status == 1
     assert "profile.sources.0.model = " in outcome.err
     assert "data.abilities.d = " in outcome.err
@@ -89,8 +89,8 @@ def test_models_are_found_at_the_places_that_are_given(tmp_path: Path, config: C
     assert "--model.target" in outcome.err
     (tmp_path / "models" / "source").rename(tmp_path / "moved")
     (tmp_path / "models" / "target").rename(tmp_path / "too")
-    given = ["--profile.sources.0.model", tmp_path / "moved", f"--model.target={tmp_path / 'too'}"]
-    outcome = call("replay", card, *given, *places(tmp_path))
+    options = ["--profile.sources.0.model", tmp_path / "moved", f"--model.target={tmp_path / 'too'}"]
+    outcome = call("replay", card, *options, *replay_options(tmp_path))
     assert outcome.status == 0, outcome.err
 
 
