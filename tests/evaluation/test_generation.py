@@ -123,6 +123,6 @@ def test_the_row_whose_logits_are_no_numbers_is_named(tokenizer: PreTrainedToken
     model = tiny_model()
     rare = tokenizer("नौ").input_ids[-1]
     model.model.embed_tokens.weight.data[rare] = float("nan")
-    places = [f"set.jsonl:{number}" for number in (4, 7, 1, 2)]
+    locations = [f"set.jsonl:{number}" for number in (4, 7, 1, 2)]
     with pytest.raises(ActError, match=r"gave NaN for set\.jsonl:1"):
-        generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2, places)
+        generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 2, locations)

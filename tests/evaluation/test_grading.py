@@ -35,11 +35,11 @@ def outputs(count: int) -> list[str]:
     return ["", *("".join(draw.choices(PIECES, k=draw.randint(1, 9))) for _ in range(count))]
 
 
-def theirs(found: str | None) -> str:
+def or_invalid(found: str | None) -> str:
     return "[invalid]" if found is None else found
 
 
-def right(prediction: str, reference: str) -> bool:
+def is_match(prediction: str, reference: str) -> bool:
     score = metrics.exact_match_hf_evaluate([prediction], [reference], ignore_case=True, ignore_punctuation=True)
     return bool(score["exact_match"] == 1)
 
@@ -50,12 +50,15 @@ def test_numbers_in_every_language(language: str) -> None:
     strict = extraction.RegexFilter(regex_pattern=pattern)
     flexible = extraction.RegexFilter(regex_pattern=FLEXIBLE_NUMBER, group_select=-1)
     for output in outputs(300):
-        ((wanted,),), ((last,),) = (chosen.apply([[output]], [{}]) for chosen in (strict, flexible))
-        assert (theirs(first_match(pattern, output)), theirs(last_number(output))) == (wanted, last)
+        ((expected,),), ((last,),) = (chosen.apply([[output]], [{}]) for chosen in (strict, flexible))
+        assert (or_invalid(first_match(pattern, output)), or_invalid(last_number(output))) == (expected, last)
         for reference in ("18", "1080", "9.50"):
-            verdict = grade_number(output, reference, pattern)
-            assert verdict.answered is (wanted != "[invalid]")
-            assert (verdict.correct, verdict.flexible_correct) == (right(wanted, reference), right(last, reference))
+            result = grade_number(output, reference, pattern)
+            assert result.answered is (expected != "[invalid]")
+            assert (result.correct, result.flexible_correct) == (
+                is_match(expected, reference),
+                is_match(last, reference),
+            )
 
 
 def test_choices() -> None:
@@ -64,20 +67,23 @@ def test_choices() -> None:
     texts = outputs(600)
     lasts = flexible.apply([texts], [{"choices": OPTIONS}])[0]
     for output, last in zip(texts, lasts, strict=True):
-        ((wanted,),) = strict.apply([[output]], [{}])
-        assert (theirs(first_match(CHOICE, output)), theirs(last_choice(output, OPTIONS))) == (wanted, last), output
-        verdict = grade_choice(output, "(B)", OPTIONS, CHOICE)
-        assert (verdict.correct, verdict.flexible_correct) == (right(wanted, "(B)"), right(last, "(B)"))
-        assert verdict.answered or not verdict.correct
-    assert {theirs(last_choice(output, OPTIONS)) for output in texts} >= {"(A)", "(B)", "(C)", "(D)", "[invalid]"}
+        ((expected,),) = strict.apply([[output]], [{}])
+        assert (or_invalid(first_match(CHOICE, output)), or_invalid(last_choice(output, OPTIONS))) == (
+            expected,
+            last,
+        ), output
+        result = grade_choice(output, "(B)", OPTIONS, CHOICE)
+        assert (result.correct, result.flexible_correct) == (is_match(expected, "(B)"), is_match(last, "(B)"))
+        assert result.answered or not result.correct
+    assert {or_invalid(last_choice(output, OPTIONS)) for output in texts} >= {"(A)", "(B)", "(C)", "(D)", "[invalid]"}
 
 
 def test_comparison_ignores_case_and_punctuation() -> None:
     for one in outputs(60):
         for other in ("18", "(B)", "gold"):
-            assert loose_match(one, other) is right(one, other)
+            assert loose_match(one, other) is is_match(one, other)
 
 
 def test_an_option_that_is_told_without_a_letter_is_no_answer_in_the_asked_form() -> None:
-    verdict = grade_choice("The answer is gold ring.", "(B)", OPTIONS, CHOICE)
-    assert (verdict.answered, verdict.correct, verdict.flexible_correct) == (False, False, True)
+    result = grade_choice("The answer is gold ring.", "(B)", OPTIONS, CHOICE)
+    assert (result.answered, result.correct, result.flexible_correct) == (False, False, True)

@@ -156,14 +156,14 @@ def test_both_give_the_same_verdicts_on_the_same_outputs(folder: Path, kind: str
     for language, (settings, prompts) in sets.items():
         samples = found[f"act_{kind}_{language}"]
         assert len(samples) == rows * (1 if kind == "code" else 2)
-        right = 0
+        correct = 0
         for sample in samples:
             row = sample["doc_id"]
-            verdict = grade(prompts[row].item, settings, texts[row])
-            ours = verdict.flexible_correct if sample["filter"] == "flexible-extract" else verdict.correct
-            assert bool(sample["exact_match"]) is ours, (language, texts[row], sample["filter"])
-            right += ours
-        assert 0 < right < len(samples)
+            result = grade(prompts[row].item, settings, texts[row])
+            own = result.flexible_correct if sample["filter"] == "flexible-extract" else result.correct
+            assert bool(sample["exact_match"]) is own, (language, texts[row], sample["filter"])
+            correct += own
+        assert 0 < correct < len(samples)
 
 
 def spoken(language: str, number: str) -> str:
@@ -191,10 +191,10 @@ def test_both_let_a_model_read_and_say_the_same(
         gen_kwargs={"max_gen_toks": 8},
     )
     batch = collate_prompts(prompts, 0, MicroBatch((0, 1, 2, 3)))
-    says = [one.text for one in generate_answers(model, tokenizer, batch, 8)]
+    answers = [one.text for one in generate_answers(model, tokenizer, batch, 8)]
     for sample in samples:
         assert sample["arguments"][0][0] == prompts[sample["doc_id"]].text
-        assert sample["resps"][0][0] == says[sample["doc_id"]]
+        assert sample["resps"][0][0] == answers[sample["doc_id"]]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -208,8 +208,8 @@ def test_every_task_has_the_facts_of_our_sets(language: str) -> None:
     settings = EvaluationData("x.jsonl", role="keep", language=language, question="benchmax", **KINDS["math"])
     assert math["filter_list"][0]["filter"][0]["regex_pattern"] == strict_pattern(settings)
     options = "\n".join(f"({letter}) {{{{choice{place}}}}}" for place, letter in enumerate("ABCD", start=1))
-    wanted = science_question(language).replace("{prompt}", "{{Question}}").replace("{options}", options)
-    assert science["doc_to_text"] == wanted
+    expected = science_question(language).replace("{prompt}", "{{Question}}").replace("{options}", options)
+    assert science["doc_to_text"] == expected
 
 
 def test_limits_and_patterns_are_those_of_our_sets() -> None:
@@ -220,7 +220,7 @@ def test_limits_and_patterns_are_those_of_our_sets() -> None:
         content: dict[str, Any] = yaml.safe_load(text)
         return content
 
-    def ours(file: str) -> dict[str, Any]:
+    def own(file: str) -> dict[str, Any]:
         content = yaml.safe_load((TASKS.parent / file).read_text(encoding="utf-8"))
         sets: dict[str, Any] = content["data"]["evaluations"]
         return sets
@@ -228,7 +228,7 @@ def test_limits_and_patterns_are_those_of_our_sets() -> None:
     tasks = {kind: base(kind) for kind in KINDS}
     limits = {kind: task["generation_kwargs"]["max_gen_toks"] for kind, task in tasks.items()}
     assert limits == {"math": 1024, "science": 2048, "code": 768}
-    for name, one in (ours("data/benchmax.yaml") | ours("paper/table4.yaml")).items():
+    for name, one in (own("data/benchmax.yaml") | own("paper/table4.yaml")).items():
         task = tasks[name.split("-")[0]]
         assert (one["path"], one["split"]) == (task["dataset_path"], task["test_split"])
         assert one["max_new_tokens"] == task["generation_kwargs"]["max_gen_toks"]

@@ -34,7 +34,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path]) -> Config:
+def base_config(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path]) -> Config:
     """Two evaluation sets; some words are what the first model says."""
     tmp_path = tmp_path_factory.mktemp("sets")
     words = [{"prompt": f"Say {number}", "answer": "?"} for number in range(12)]
@@ -47,18 +47,18 @@ def made(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Path]) ->
     config = changed(basic(tmp_path, models[0], models[1], tmp_path / "w.jsonl"), "data.evaluations", sets)
     folder = tmp_path / "first"
     assert run("predict", changed(config, "trainer.default_root_dir", str(folder))).status == 0
-    said = [row["prediction"] for row in lines(folder / "evaluations" / "words.jsonl")]
-    for row, text in zip(words[::2], said[::2], strict=True):
+    predictions = [row["prediction"] for row in lines(folder / "evaluations" / "words.jsonl")]
+    for row, text in zip(words[::2], predictions[::2], strict=True):
         row["answer"] = text.strip() or "?"
     write_jsonl(tmp_path / "w.jsonl", words)
     return config
 
 
 @pytest.fixture
-def config(made: Config, tmp_path: Path) -> Config:
+def config(base_config: Config, tmp_path: Path) -> Config:
     """The same, with files that a test may change."""
-    config = made
-    for name, one in made["data"]["evaluations"].items():
+    config = base_config
+    for name, one in base_config["data"]["evaluations"].items():
         config = changed(config, f"data.evaluations.{name}.path", shutil.copy(one["path"], tmp_path))
     return config
 
@@ -118,9 +118,9 @@ def test_compare_pairs_rows(config: Config, tmp_path: Path, models: tuple[Path, 
     assert float(line["difference"]) == pytest.approx((gained - lost) / 12)
     assert float(line["low"]) < float(line["difference"]) < float(line["high"])
     assert f"+{gained} −{lost}" in call("compare", *roots, "--format", "markdown").out
-    shown = call("compare", *roots).out
-    assert "exact match" in shown
-    assert re.search(rf"\+{gained} −{lost} *$", shown, re.MULTILINE), "in one line, however narrow the terminal"
+    output = call("compare", *roots).out
+    assert "exact match" in output
+    assert re.search(rf"\+{gained} −{lost} *$", output, re.MULTILINE), "in one line, however narrow the terminal"
 
 
 def test_compare_refuses_what_cannot_be_paired(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:

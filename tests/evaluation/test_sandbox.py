@@ -36,8 +36,8 @@ RIGHT = "    return [2 * number for number in numbers]\n"
 )
 def test_verdicts(output: str, answered: bool, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes_tests, "__defaults__", (2.0, 1 << 30))
-    verdict = grade_code(output, PROMPT, TEST, "double")
-    assert (verdict.answered, verdict.correct, verdict.flexible_correct) == (answered, right, right)
+    result = grade_code(output, PROMPT, TEST, "double")
+    assert (result.answered, result.correct, result.flexible_correct) == (answered, right, right)
 
 
 def test_without_the_function_there_is_no_answer() -> None:

@@ -20,14 +20,14 @@ def talker(folder: Path, **generation: Any) -> Path:
     """A random model that ends some of its answers early, at either of two tokens, and wants to be sampled."""
     model = tiny_model("qwen2", tie_word_embeddings=False)
     model.get_output_embeddings().weight.data[[START_ID, END_ID]] *= 2.5
-    given = {"eos_token_id": [START_ID, END_ID], "do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
-    for name, value in (given | generation).items():
+    defaults = {"eos_token_id": [START_ID, END_ID], "do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0}
+    for name, value in (defaults | generation).items():
         setattr(model.generation_config, name, value)
     return save_model(model, tiny_tokenizer(), folder)
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def base_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A config with sets of two kinds, the rows of many lengths."""
     root = tmp_path_factory.mktemp("asked")
     target = talker(root / "target")
@@ -42,8 +42,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture
-def config(asked: Config, tmp_path: Path) -> Config:
-    return changed(asked, "trainer.default_root_dir", str(tmp_path / "run"))
+def config(base_config: Config, tmp_path: Path) -> Config:
+    return changed(base_config, "trainer.default_root_dir", str(tmp_path / "run"))
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_writes_what_transformers_writes(config: Config, tmp_path: Path) -> None
     rows = [json.loads(line) for line in by_transformers["words.jsonl"].splitlines()]
     assert {row["truncated"] for row in rows} == {True, False}
     predicted = written(changed(config, "trainer.default_root_dir", str(tmp_path / "predicted")), "predict", *VLLM)
-    said = [json.loads(line)["prediction"] for line in predicted["words.jsonl"].splitlines()]
-    assert said == [row["prediction"] for row in rows]
+    predictions = [json.loads(line)["prediction"] for line in predicted["words.jsonl"].splitlines()]
+    assert predictions == [row["prediction"] for row in rows]
 
 
 @pytest.mark.usefixtures("vllm")
@@ -95,8 +95,8 @@ def test_an_output_cut_by_the_context_is_truncated(config: Config) -> None:
 def test_what_it_cannot_do_is_said(config: Config, setting: str, value: Any, problem: str) -> None:
     outcome = run("test", changed(config, setting, value), *VLLM)
     assert outcome.status == 1
-    (said,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
-    assert problem in said
+    (message,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
+    assert problem in message
     assert not (Path(config["trainer"]["default_root_dir"]) / "evaluations").exists()
 
 

@@ -13,7 +13,7 @@ ANY_LETTER = r"(?s)\s*(\w)"
 ROWS = 14
 
 
-def make_place(root: Path) -> Config:
+def make_config(root: Path) -> Config:
     """A config of two sets: one that the target answers to, and one that its source does."""
     target = tiny_model("qwen2")
     folders = {

@@ -32,11 +32,11 @@ def test_the_best_point_keeps_what_it_must() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
 def test_nothing_beats_the_front(pairs: list[tuple[int, int]]) -> None:
-    found = {
+    front = {
         (round(one.keep * ITEMS), round(one.recover * ITEMS)) for one in pareto_front([outcome(*p) for p in pairs])
     }
     beaten = {(k, r) for k, r in pairs for other in pairs if other != (k, r) and other[0] >= k and other[1] >= r}
-    assert found == {*pairs} - beaten
+    assert front == {*pairs} - beaten
 
 
 def test_where_methods_are_compared() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from act_lightning.sweep.sweep_settings import RATIOS, SCALES
 from tests.front_door import Config, Outcome, call, changed, run
-from tests.sweep.folders import make_place
+from tests.sweep.folders import make_config
 
 Row = dict[str, str]
 WITH_RATIO = ("act", "ties", "dare", "random", "weight", "local")
@@ -22,30 +22,32 @@ GRID = ("--sweep.scales", "0.3,1.0", "--sweep.ratios", "[0.1, 0.5]")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return make_place(tmp_path_factory.mktemp("sweep"))
+def base_config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return make_config(tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture(scope="module")
-def swept(place: Config) -> Path:
+def swept(base_config: Config) -> Path:
     """A run that was swept with five methods."""
-    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
+    outcome = run("sweep", base_config, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
-    return Path(place["trainer"]["default_root_dir"])
+    return Path(base_config["trainer"]["default_root_dir"])
 
 
 def rows(root: Path) -> list[Row]:
     return list(csv.DictReader((root / "sweep" / "results.csv").read_text().splitlines()))
 
 
-def of(found: list[Row], method: str, scale: float, ratio: float) -> Row:
+def of(results: list[Row], method: str, scale: float, ratio: float) -> Row:
     (row,) = [
-        one for one in found if one["method"] == method and (float(one["scale"]), float(one["ratio"])) == (scale, ratio)
+        one
+        for one in results
+        if one["method"] == method and (float(one["scale"]), float(one["ratio"])) == (scale, ratio)
     ]
     return row
 
 
-def elsewhere(config: Config, name: str) -> Config:
+def with_root(config: Config, name: str) -> Config:
     root = Path(config["trainer"]["default_root_dir"]).with_name(name)
     root.mkdir(exist_ok=True)
     return changed(config, "trainer.default_root_dir", str(root / "run"))
@@ -58,17 +60,17 @@ def test_the_papers_grid_is_the_default() -> None:
 
 
 def test_every_point_once_and_the_target_first(swept: Path) -> None:
-    found = rows(swept)
-    assert found[0]["method"] == "target"
-    assert float(found[0]["keep"]) == 1.0
-    wanted = {(m, s, p) for m in WITH_RATIO for s in (0.3, 1.0) for p in (0.1, 0.5)}
-    wanted |= {("task_arithmetic", s, 1.0) for s in (0.3, 1.0)}
-    there = [(row["method"], float(row["scale"]), float(row["ratio"])) for row in found[1:]]
-    assert len(there) == len(set(there))
-    assert wanted <= set(there)
+    results = rows(swept)
+    assert results[0]["method"] == "target"
+    assert float(results[0]["keep"]) == 1.0
+    expected = {(m, s, p) for m in WITH_RATIO for s in (0.3, 1.0) for p in (0.1, 0.5)}
+    expected |= {("task_arithmetic", s, 1.0) for s in (0.3, 1.0)}
+    points = [(row["method"], float(row["scale"]), float(row["ratio"])) for row in results[1:]]
+    assert len(points) == len(set(points))
+    assert expected <= set(points)
     content = json.loads((swept / "sweep" / "results.json").read_text())
-    assert len(content["points"]) == len(there)
-    assert len({row["lost_correct"] for row in found}) > 2, "points that all score alike would test nothing"
+    assert len(content["points"]) == len(points)
+    assert len({row["lost_correct"] for row in results}) > 2, "points that all score alike would test nothing"
 
 
 @pytest.mark.parametrize(
@@ -80,9 +82,9 @@ def test_every_point_once_and_the_target_first(swept: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_point_is_what_merge_and_test_give(
-    place: Config, swept: Path, method: str, scale: float, ratio: float, overrides: tuple[str, ...]
+    base_config: Config, swept: Path, method: str, scale: float, ratio: float, overrides: tuple[str, ...]
 ) -> None:
-    merged, tested = elsewhere(place, f"merge-{method}"), elsewhere(place, f"test-{method}")
+    merged, tested = with_root(base_config, f"merge-{method}"), with_root(base_config, f"test-{method}")
     assert run("merge", merged, *overrides).status == 0
     model = Path(merged["trainer"]["default_root_dir"]) / "merged"
     assert run("test", tested, "--model.target", model).status == 0
@@ -98,13 +100,13 @@ def test_a_point_is_what_merge_and_test_give(
 
 @pytest.mark.parametrize("method", ["random", "weight", "local"])
 def test_other_selections_move_as_many_parameters(swept: Path, method: str) -> None:
-    found = rows(swept)
+    results = rows(swept)
     for ratio in (0.1, 0.5):
-        act, other = (float(of(found, name, 0.3, ratio)["parameter_share"]) for name in ("act", method))
+        act, other = (float(of(results, name, 0.3, ratio)["parameter_share"]) for name in ("act", method))
         assert act * 0.97 < other <= act
 
 
-def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> None:
+def test_the_best_point_is_a_config_that_runs(base_config: Config, swept: Path) -> None:
     """What it merges is what the point says it moved."""
     folder = swept / "sweep"
     best = json.loads((folder / "results.json").read_text())["best"]
@@ -118,7 +120,7 @@ def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> Non
     assert source["scale"] == best["scale"]
     density = best["ratio"] if best["method"] in ("ties", "dare") else 1.0
     assert source["parameter_share"] * density == pytest.approx(float(row["parameter_share"]))
-    tested = elsewhere(place, "test-best")
+    tested = with_root(base_config, "test-best")
     assert run("test", tested, "--model.target", root / "merged").status == 0
     results = json.loads((Path(tested["trainer"]["default_root_dir"]) / "evaluations" / "results.json").read_text())
     assert {name: int(row[f"{name}_correct"]) for name in ("kept", "lost")} == {
@@ -127,16 +129,16 @@ def test_the_best_point_is_a_config_that_runs(place: Config, swept: Path) -> Non
 
 
 def test_methods_are_compared(swept: Path) -> None:
-    found = list(csv.DictReader((swept / "sweep" / "methods.csv").read_text().splitlines()))
-    assert [row["method"] for row in found[:2]] == ["target", "act"]
-    at = found[1]
-    for row in found[2:]:
+    results = list(csv.DictReader((swept / "sweep" / "methods.csv").read_text().splitlines()))
+    assert [row["method"] for row in results[:2]] == ["target", "act"]
+    at = results[1]
+    for row in results[2:]:
         if "equal λ" in row["compared_at"]:
             assert row["scale"] == at["scale"]
         if "equal parameters" in row["compared_at"]:
             assert float(row["parameter_share"]) == pytest.approx(float(at["parameter_share"]), rel=0.02)
-    assert {row["method"] for row in found if "equal parameters" in row["compared_at"]} == {*WITH_RATIO} - {"act"}
-    assert (swept / "sweep" / "methods.md").read_text().count("\n") == len(found) + 2
+    assert {row["method"] for row in results if "equal parameters" in row["compared_at"]} == {*WITH_RATIO} - {"act"}
+    assert (swept / "sweep" / "methods.md").read_text().count("\n") == len(results) + 2
 
 
 def test_the_page_has_every_figure_and_table(swept: Path) -> None:
@@ -152,47 +154,47 @@ def test_the_page_has_every_figure_and_table(swept: Path) -> None:
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_plan_counts_the_points(place: Config) -> None:
-    outcome = run("plan", place, "--for", "sweep", "--json", *GRID, "--sweep.methods", "act,task_arithmetic")
+def test_a_plan_counts_the_points(base_config: Config) -> None:
+    outcome = run("plan", base_config, "--for", "sweep", "--json", *GRID, "--sweep.methods", "act,task_arithmetic")
     assert outcome.status == 0, outcome.out
     assert json.loads(outcome.out)["sweep"] == {"points": 1 + 4 + 2}
 
 
-def test_again_evaluates_nothing(place: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_again_evaluates_nothing(base_config: Config, swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = rows(swept)
     monkeypatch.setattr("act_lightning.sweep.runner.TrialRunner.evaluate", None)
-    outcome = run("sweep", place, *GRID, "--sweep.methods", METHODS)
+    outcome = run("sweep", base_config, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     assert rows(swept) == before
 
 
-def test_a_sweep_of_something_else_is_not_continued(place: Config, swept: Path) -> None:
+def test_a_sweep_of_something_else_is_not_continued(base_config: Config, swept: Path) -> None:
     for path, value, what in (
         ("data.evaluations.lost.max_new_tokens", 5, "evaluations"),
         ("seed_everything", 7, "seed"),
         ("model.dtype", "bfloat16", "dtype, scores"),
-        ("model.target", place["profile"]["sources"][0]["model"], "scores, target"),
+        ("model.target", base_config["profile"]["sources"][0]["model"], "scores, target"),
     ):
-        outcome = run("sweep", changed(place, path, value), *GRID)
+        outcome = run("sweep", changed(base_config, path, value), *GRID)
         assert outcome.status == 1, path
         assert f"holds a sweep with other {what}." in outcome.err, outcome.err
 
 
-def bad(outcome: Outcome, *messages: str) -> None:
+def assert_refused(outcome: Outcome, *messages: str) -> None:
     assert outcome.status == 1
     for message in messages:
         assert message in outcome.err, outcome.err
 
 
-def test_all_that_is_wrong_is_told_at_once(place: Config, tmp_path: Path) -> None:
-    config = changed(place, "trainer.default_root_dir", str(tmp_path / "nothing" / "run"))
+def test_all_that_is_wrong_is_told_at_once(base_config: Config, tmp_path: Path) -> None:
+    config = changed(base_config, "trainer.default_root_dir", str(tmp_path / "nothing" / "run"))
     (tmp_path / "nothing").mkdir()
     config = changed(config, "data.evaluations.kept", ...)
     wrong = (
         *("--sweep.scales", "0.4,much", "--sweep.ratios", "[0, 1.5]", "--sweep.methods", "act,magic"),
         *("--sweep.trials", "3", "--sweep.keep_within", "-1"),
     )
-    bad(
+    assert_refused(
         run("sweep", config, *wrong),
         "sweep.scales = 'much': must be numbers",
         "sweep.ratios = 0.0: must lie in (0, 1]",
@@ -217,8 +219,8 @@ def test_all_that_is_wrong_is_told_at_once(place: Config, tmp_path: Path) -> Non
         (("--data.evaluations", "{}"), "data.evaluations = []: must hold a set with role: keep and one with role: rec"),
     ],
 )
-def test_bad_input(place: Config, tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
-    config: Any = changed(place, "trainer.default_root_dir", str(tmp_path / "run"))
+def test_bad_input(base_config: Config, tmp_path: Path, arguments: tuple[str, str], message: str) -> None:
+    config: Any = changed(base_config, "trainer.default_root_dir", str(tmp_path / "run"))
     if arguments[0] == "--data.evaluations":
         config, arguments = changed(config, "data.evaluations", {}), ("--sweep.scales", "0.4")
-    bad(run("sweep", config, *arguments), message)
+    assert_refused(run("sweep", config, *arguments), message)
