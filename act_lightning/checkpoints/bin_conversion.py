@@ -21,14 +21,11 @@ _BIN_INDEX = f"{_BIN}.index.json"
 
 
 def convert_bin(folder: Path, setting: str) -> Path:
-    """Convert ``pytorch_model.bin`` to safetensors in the cache, once; shards, keys and dtypes stay the same.
+    """Convert a folder to safetensors in the cache, once, and return it; shards, keys and dtypes stay the same.
 
     Args:
         folder: A Hugging Face folder with ``pytorch_model.bin``, sharded or not.
         setting: The setting that names the model, for messages.
-
-    Returns:
-        The converted folder.
 
     Raises:
         ActError: A file is missing or damaged, holds more than tensors, or the disk is full.

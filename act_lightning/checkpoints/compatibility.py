@@ -58,10 +58,7 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
     Either folder may lack weights; if it has them, their names and shapes are checked against the config. Vocabularies
     may differ in size if both folders have a tokenizer, for their entries are then matched by token.
 
-    Args:
-        target: Folder of the target.
-        source: Folder of the source.
-        setting: The setting that names the source, for messages.
+    ``setting`` is the one that names the source, for messages.
     """
     specs: list[ModelSpec] = []
     issues: list[ConfigIssue] = []
@@ -89,11 +86,7 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
 def pair_issues(target: ModelSpec, source: ModelSpec, name: str, setting: str) -> list[ConfigIssue]:
     """Why weights of ``source`` cannot be transferred into ``target``, from their parameters' names and shapes.
 
-    Args:
-        target: The target.
-        source: The source.
-        name: How the user named the source.
-        setting: The setting that names it, for messages.
+    For messages, ``name`` is what the user called the source, under ``setting``.
     """
     hint = "Choose a source fine-tuned from the target's own base model."
     if target.model_type != source.model_type:
@@ -134,12 +127,7 @@ def tokenizer_issues(
 ) -> list[ConfigIssue]:
     """The first of ``texts`` that the two tokenizers encode differently; entries that no text uses do not count.
 
-    Args:
-        target: The target's tokenizer.
-        source: The source's tokenizer.
-        texts: What profiling will feed both models, as rendered.
-        add_special_tokens: Whether profiling adds special tokens.
-        setting: The setting that names the source, for messages.
+    ``texts`` are what profiling will feed both models, as rendered; ``setting`` names the source, for messages.
     """
     for text in texts:
         target_ids, source_ids = (
@@ -212,11 +200,7 @@ def match_vocabularies(target: Path, source: Path) -> VocabularyMatch | None:
 def match_rows(target: Mapping[str, int], source: Mapping[str, int], size: int, source_size: int) -> Tensor:
     """The source's row for each of the target's rows, −1 if there is none: int64 ``[size]``.
 
-    Args:
-        target: The target's tokens with their rows.
-        source: The source's tokens with their rows.
-        size: Number of the target's rows.
-        source_size: Number of the source's rows.
+    ``target`` and ``source`` give the row of each token; the sizes count rows, with those that have no token.
 
     >>> match_rows({"a": 0, "b": 1, "<pad>": 2}, {"b": 0, "a": 1}, 4, 2).tolist()
     [1, 0, -1, -1]

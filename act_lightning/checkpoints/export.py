@@ -53,7 +53,8 @@ def export_model(
     with CheckpointReader(target) as reader:
         headers = output_headers(reader, dtype)
         require_space(out, headers)
-        with atomic_folder(out) as folder, progress_bar(out, headers) as bar:
+        total = sum(header.data_size for header in headers.values())
+        with atomic_folder(out) as folder, progress_bar(f"Writing {out.name}", total) as bar:
             for file, header in headers.items():
                 _write_shard(folder / file, header, reader, get, bar)
             write_other_files(folder, reader, headers, dtype, extra_files)
@@ -64,11 +65,7 @@ def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path]
 
     Only an empty folder, or one that holds a model (an earlier export), is ever replaced.
 
-    Args:
-        out: The folder to write.
-        target: Folder of the target.
-        setting: The setting that names ``out``, for messages.
-        sources: Folders of the sources.
+    ``setting`` is the one that names ``out``, for messages.
     """
     hint = "Name a folder that does not exist, or that holds an earlier export."
     resolved = out.resolve()
@@ -104,10 +101,9 @@ def require_space(out: Path, headers: Mapping[str, Header]) -> None:
         raise ActError(ConfigIssue("output", str(out), problem, "Free some space or choose another folder."))
 
 
-def progress_bar(out: Path, headers: Mapping[str, Header]) -> tqdm[None]:
-    """A progress bar over the bytes to write."""
-    total = sum(header.data_size for header in headers.values())
-    return tqdm(total=total, desc=f"Writing {out.name}", unit="B", unit_scale=True, leave=False, disable=None)
+def progress_bar(title: str, total: int) -> tqdm[None]:
+    """A progress bar over ``total`` bytes, which disappears at the end."""
+    return tqdm(total=total, desc=title, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def _write_shard(

@@ -81,9 +81,7 @@ def read_model_spec(folder: Path, stored: Mapping[str, Entry] | None) -> ModelSp
     The cache lies below ``$ACT_LIGHTNING_CACHE`` (``~/.cache/act_lightning``). Its key is a hash of the config, the
     tensors' names, shapes and dtypes, the version of transformers, and :data:`CACHE_VERSION`.
 
-    Args:
-        folder: A folder with a config.
-        stored: Its tensors by key; ``None`` without weights.
+    ``stored`` are the folder's tensors by key; ``None`` without weights.
 
     Raises:
         ActError: As :func:`~act_lightning.checkpoints.models.meta_model` and :func:`map_keys`.

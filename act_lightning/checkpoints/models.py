@@ -160,9 +160,7 @@ def resolve_dtype(name: str, folder: Path, setting: str = "model.dtype") -> torc
 def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The causal language model of ``folder`` on the meta device: names, shapes and ties, without any weights.
 
-    Args:
-        folder: A folder with a config.
-        dtype: The dtype of all parameters; by default the one that the config names.
+    Its dtype is by default the one that the config names.
 
     Raises:
         ActError: As :func:`load_config`, or the config is not of a causal language model.
@@ -198,10 +196,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of ``folder`` with all its weights, in evaluation mode.
 
-    Args:
-        folder: A Hugging Face folder with safetensors weights.
-        dtype: The dtype of all parameters; by default that in which most are stored.
-        device: By default the CPU.
+    Its dtype is by default that in which most parameters are stored, its device the CPU.
 
     Raises:
         ActError: Files are missing or truncated; weights are missing, unexpected, of other shapes, not finite or
@@ -261,7 +256,7 @@ def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quant
         folder: A Hugging Face folder with safetensors weights, not quantized.
         dtype: The dtype of activations, and of weights that are not quantized.
         device: The device of the weights.
-        quantization: ``8bit`` or ``4bit``.
+        quantization: One of :data:`QUANTIZATIONS`.
 
     Raises:
         ActError: Files are missing, or the model cannot be loaded.

@@ -103,12 +103,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Some rows of the parameter ``name``; of a vector, some elements. Only these are read.
 
-        Args:
-            name: The parameter's name.
-            index: ``[rows]`` int64, in any order.
-
-        Returns:
-            ``[rows, …]`` as stored.
+        ``index`` is int64 ``[rows]``, in any order; the result is ``[rows, …]`` as stored.
 
         Raises:
             ActError: One of these rows holds NaN or infinity.

@@ -80,7 +80,8 @@ def merge_checkpoint(
         headers = output_headers(reader, dtype)
         require_space(out, headers)
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
-        with atomic_folder(out, durable=False) as folder, progress_bar(out, headers) as bar:
+        total = sum(header.data_size for header in headers.values())
+        with atomic_folder(out, durable=False) as folder, progress_bar(f"Writing {out.name}", total) as bar:
             for file, header in headers.items():
                 tensors = []
                 for key, after in header.entries.items():

@@ -44,7 +44,7 @@ def row_deltas(
         shape: Its shape in the target.
         target: The target's weights.
         source: The source's weights.
-        match: How the vocabularies match; ``None`` if every token has the same row in both.
+        match: ``None`` if every token has the same row in both.
 
     Yields:
         The rows, and their float32 differences; zero in rows that the source lacks.

@@ -116,17 +116,13 @@ class Header:
 
     def cast(self, keys: Collection[str], dtype: torch.dtype) -> Header:
         """The header of the same tensors with those in ``keys`` stored as ``dtype``."""
-        code = _CODES[dtype]
-        codes = {key: code if key in keys else entry.code for key, entry in self.entries.items()}
-        # Wider dtypes first, as the safetensors library orders them: this keeps every tensor aligned.
-        order = sorted(codes, key=lambda key: -DTYPES.get(codes[key], torch.uint8).itemsize)
-        entries, start = {}, 0
-        for key in order:
-            shape = self.entries[key].shape
-            end = start + (prod(shape) * dtype.itemsize if key in keys else self.entries[key].size)
-            entries[key] = Entry(codes[key], shape, start, end)
-            start = end
-        return Header(entries, self.metadata, self.data_start)
+        tensors = {
+            key: (_CODES[dtype], entry.shape, prod(entry.shape) * dtype.itemsize)
+            if key in keys
+            else (entry.code, entry.shape, entry.size)
+            for key, entry in self.entries.items()
+        }
+        return Header(_lay_out(tensors), self.metadata, self.data_start)
 
 
 def new_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Header:
@@ -139,12 +135,18 @@ def new_header(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> He
     if unknown:
         problem = f"must have a dtype among {', '.join(DTYPES)}"
         raise ActError(ConfigIssue("weights", unknown[:5], problem, "Give plain, unquantized weights."))
+    sized = {key: (_CODES[dtype], shape, prod(shape) * dtype.itemsize) for key, (dtype, shape) in tensors.items()}
+    return Header(_lay_out(sized), {"format": "pt"}, 0)
+
+
+def _lay_out(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, Entry]:
+    """Place tensors, given as code, shape and bytes: wider dtypes first, as safetensors does, which aligns them all."""
     entries, start = {}, 0
-    for key, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
-        end = start + prod(shape) * dtype.itemsize
-        entries[key] = Entry(_CODES[dtype], shape, start, end)
-        start = end
-    return Header(entries, {"format": "pt"}, 0)
+    by_width = sorted(tensors.items(), key=lambda item: -DTYPES.get(item[1][0], torch.uint8).itemsize)
+    for key, (code, shape, size) in by_width:
+        entries[key] = Entry(code, shape, start, start + size)
+        start += size
+    return entries
 
 
 def read_header(path: Path) -> Header:
@@ -193,13 +195,10 @@ def is_weightless(folder: Path) -> bool:
 def read_headers(folder: Path, setting: str = "model") -> dict[str, Header]:
     """The header of every weight file of ``folder`` by file name, in the order of their names.
 
-    Args:
-        folder: A Hugging Face folder.
-        setting: The setting that names it, for messages.
+    ``setting`` is the one that names the folder, for messages.
 
     Raises:
-        ActError: The folder has no safetensors files, one that the index names is missing, or one is truncated. All
-            issues come in one error.
+        ActError: The folder has no safetensors files, or files are missing or truncated; all issues in one error.
     """
     index = {} if (folder / SINGLE).is_file() else _read_index(folder, setting)  # transformers prefers a single file
     headers: dict[str, Header] = {}
@@ -312,9 +311,7 @@ class Identity:
 def identify(folder: Path, verify: bool = False) -> Identity:
     """The identity of the weights in ``folder``.
 
-    Args:
-        folder: A Hugging Face folder with safetensors weights.
-        verify: Also read all bytes, for the SHA-256 of every file.
+    ``verify`` reads all bytes, for the SHA-256 of every file.
 
     Raises:
         ActError: Weights are missing or truncated.

@@ -10,10 +10,9 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from act_lightning.cards.record import CARD
-from act_lightning.checkpoints.export import output_issues, require_space
+from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
 from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.weight_files import INDEX, aux_files, read_headers
@@ -93,26 +92,17 @@ class PatchStack:
     """Patches in the order in which they are applied, as XOR on the bits of one base.
 
     Attributes:
+        patches: All patches, in order.
         steps: The patches of a step have one base; if two of them change an element, the last one wins. The next step
             fits the result of the only patch in the step before.
+        base: Digest of the weights that they fit.
+        result: Digest of the weights that they make; ``None`` if the last step has several patches.
     """
 
-    steps: tuple[tuple[PatchFile, ...], ...]
-
-    @property
-    def patches(self) -> list[PatchFile]:
-        """All patches, in order."""
-        return [patch for step in self.steps for patch in step]
-
-    @property
-    def base(self) -> str:
-        """Digest of the weights that they fit."""
-        return self.steps[0][0].record.base
-
-    @property
-    def result(self) -> str | None:
-        """Digest of the weights that they make; ``None`` if the last step has several patches, for none records it."""
-        return self.steps[-1][0].record.result if len(self.steps[-1]) == 1 else None
+    patches: Sequence[PatchFile]
+    steps: Sequence[Sequence[PatchFile]]
+    base: str
+    result: str | None
 
     def changes(self, key: str) -> bool:
         """Whether any of them changes the tensor ``key``."""
@@ -180,7 +170,8 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> PatchStack:
                 elif not stack:
                     issues += _overlap_issues(other, patch)
     raise_if_any(issues)
-    return PatchStack(tuple(map(tuple, steps)))
+    result = steps[-1][0].record.result if len(steps[-1]) == 1 else None
+    return PatchStack(patches, steps, patches[0].record.base, result)
 
 
 def _overlap_issues(first: PatchFile, second: PatchFile) -> list[ConfigIssue]:
@@ -206,7 +197,7 @@ def _open(
         problem = f"must hold the tensors that the patch changes, and lacks {summarize_names(missing)}"
         raise ActError(ConfigIssue("model", missing[0], problem, _OTHER_MODEL))
     before, after = {}, {}
-    with _progress_bar("Reading", tensors) as bar:
+    with progress_bar("Reading", sum(tensor.entry.size for tensor in tensors.values())) as bar:
         for key, tensor in tensors.items():
             if stacked.changes(key):
                 words = tensor.read()
@@ -225,7 +216,8 @@ def _open(
 
 def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: PatchStack, card: str) -> None:
     require_space(out, read_headers(model))
-    with atomic_folder(out) as folder, _progress_bar("Writing", tensors) as bar:
+    total = sum(tensor.entry.size for tensor in tensors.values())
+    with atomic_folder(out) as folder, progress_bar("Writing", total) as bar:
         for path, group in groupby(tensors.items(), key=lambda item: item[1].path):
             copy = folder / path.name
             with wrap_os_errors(out):
@@ -243,8 +235,3 @@ def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: Pa
         for path in (*index, *aux_files(model)):
             write_file(folder / path.relative_to(model), path.read_bytes())
         write_file(folder / CARD, card)
-
-
-def _progress_bar(title: str, tensors: dict[str, StoredTensor]) -> tqdm[None]:
-    total = sum(tensor.entry.size for tensor in tensors.values())
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, leave=False, disable=None)

@@ -39,11 +39,6 @@ class StoredTensor:
     entry: Entry
 
     @property
-    def word(self) -> np.dtype[np.unsignedinteger]:
-        """An unsigned integer of the size of an element; a byte if the dtype is unknown."""
-        return word_of(self.entry.code)
-
-    @property
     def matrix_shape(self) -> tuple[int, int]:
         """Height and width; a column of bytes if the dtype is unknown."""
         return matrix_shape_of(self.entry.shape) if self.entry.code in DTYPES else (self.entry.size, 1)
@@ -55,7 +50,8 @@ class StoredTensor:
             ActError: The file is shorter than its header says.
         """
         height, width = self.matrix_shape
-        row_bytes = max(width * self.word.itemsize, 1)
+        word = word_of(self.entry.code)
+        row_bytes = max(width * word.itemsize, 1)
         step = max(_BYTES_AT_ONCE // row_bytes, 1)
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -66,11 +62,11 @@ class StoredTensor:
                     problem = "must not change while it is read, and ends too early"
                     hint = "Run again when it is complete."
                     raise ActError(ConfigIssue(str(self.path), self.path.name, problem, hint))
-                yield np.frombuffer(data, self.word).reshape(rows, width)
+                yield np.frombuffer(data, word).reshape(rows, width)
 
     def read(self) -> Words:
         """The whole tensor: ``[height, width]``."""
-        words = np.empty(self.matrix_shape, self.word)
+        words = np.empty(self.matrix_shape, word_of(self.entry.code))
         first = 0
         for block in self.blocks():
             words[first : first + len(block)] = block
@@ -79,7 +75,7 @@ class StoredTensor:
 
 
 def word_of(code: str) -> np.dtype[np.unsignedinteger]:
-    """The unsigned integer as wide as a dtype in safetensors' spelling.
+    """The unsigned integer as wide as a dtype in safetensors' spelling; a byte if the dtype is unknown.
 
     >>> word_of("BF16")
     dtype('uint16')

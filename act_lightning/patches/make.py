@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import act_lightning
 from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
+from act_lightning.checkpoints.export import progress_bar
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest
+from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest, word_of
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, open_patch, writing_patch
 
 
@@ -78,7 +78,7 @@ def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None
     total = sum(pair.base.entry.size for pair in pairs)
     base_hashes, tuned_hashes = {}, {}
     with writing_patch(out) as (writer, temporary):
-        with tqdm(total=total, desc="Comparing", unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        with progress_bar("Comparing", total) as bar:
             for pair in pairs:
                 difference = compare(pair)
                 base_hashes[pair.key], tuned_hashes[pair.key] = difference.base, difference.tuned
@@ -166,7 +166,7 @@ def compare(pair: TensorPair) -> Difference:
         hashes[1].update(tuned_block.data)
         difference = base_block ^ tuned_block
         if difference.any():
-            changes = np.zeros(pair.base.matrix_shape, pair.base.word) if changes is None else changes
+            changes = np.zeros(pair.base.matrix_shape, word_of(pair.base.entry.code)) if changes is None else changes
             changes[first : first + len(difference)] = difference
         first += len(difference)
     return Difference(hashes[0].hexdigest(), hashes[1].hexdigest(), changes)

@@ -79,13 +79,9 @@ class PatchRecord:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PatchRecord:
-        """The inverse of :meth:`to_json`; unknown keys are ignored.
+        """The record from its JSON values; unknown keys are ignored.
 
         Raises:
             KeyError: Something is missing.
@@ -138,7 +134,7 @@ class PatchWriter:
 
     def finish(self, path: Path, record: PatchRecord) -> None:
         """Write header and parts to ``path``."""
-        metadata = {_METADATA: json.dumps(record.to_json(), separators=(",", ":"), ensure_ascii=False)}
+        metadata = {_METADATA: json.dumps(asdict(record), separators=(",", ":"), ensure_ascii=False)}
         self._spool.seek(0)
         with path.open("wb") as file:
             file.write(Header(self._entries, metadata, 0).encode())

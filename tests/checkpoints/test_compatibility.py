@@ -1,4 +1,4 @@
-"""Who is no sibling, and why."""
+"""Models that are siblings or not, and vocabularies matched by token."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from act_lightning.checkpoints.compatibility import config_differences, sibling_issues, tokenizer_issues
-from act_lightning.errors import ConfigIssue
-from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
+from act_lightning.checkpoints.compatibility import (
+    config_differences,
+    match_rows,
+    match_vocabularies,
+    read_vocabulary,
+    sibling_issues,
+    tokenizer_issues,
+)
+from act_lightning.errors import ActError, ConfigIssue
+from tests.tiny import VOCABULARY, save_model, tiny_config, tiny_model, tiny_tokenizer
 
 SETTING = "profile.sources[0].model"
 
 
-def faults_of(tmp_path: Path, architecture: str, weights: bool, **changes: Any) -> list[ConfigIssue]:
+def issues_of(tmp_path: Path, architecture: str, weights: bool, **changes: Any) -> list[ConfigIssue]:
     target, source = tmp_path / "target", tmp_path / "source"
     save_model(tiny_model("llama"), tiny_tokenizer(), target)
     if weights:
@@ -39,7 +47,7 @@ def faults_of(tmp_path: Path, architecture: str, weights: bool, **changes: Any) 
     ],
 )
 def test_no_sibling(architecture: str, changes: dict[str, Any], problem: str, weights: bool, tmp_path: Path) -> None:
-    (issue,) = faults_of(tmp_path, architecture, weights, **changes)
+    (issue,) = issues_of(tmp_path, architecture, weights, **changes)
     assert issue.setting == SETTING
     assert issue.hint
     assert re.search(problem, issue.problem)
@@ -47,7 +55,7 @@ def test_no_sibling(architecture: str, changes: dict[str, Any], problem: str, we
 
 @pytest.mark.parametrize("changes", [{"tie_word_embeddings": True}, {"vocab_size": 320}])
 def test_a_source_may_be_tied_or_have_another_vocabulary(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert faults_of(tmp_path, "llama", True, **changes) == []
+    assert issues_of(tmp_path, "llama", True, **changes) == []
 
 
 def test_a_tied_target_has_no_place_for_two_matrices(target_folder: Path, tmp_path: Path) -> None:
@@ -91,3 +99,63 @@ def test_texts_that_end_differently(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer("three").input_ids
     (issue,) = tokenizer_issues(tokenizer, lambda text, **_: {"input_ids": [*ids, 2]}, ["three"], True, SETTING)
     assert f"[2] from token {len(ids)} on" in issue.problem
+
+
+def model_folder(place: Path, size: int = VOCABULARY, *added: str) -> Path:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in added])
+    return save_model(tiny_model("llama", vocab_size=size), tokenizer, place)
+
+
+def test_one_added_token_on_either_side(tmp_path: Path) -> None:
+    plain, more = model_folder(tmp_path / "plain"), model_folder(tmp_path / "more", 301, "<tool>")
+    match = match_vocabularies(plain, more)
+    assert match is not None
+    assert match.names == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert torch.equal(match.rows, torch.arange(300))
+    assert match.to_json() == {"stayed": 0, "tokens": [], "without_token": 0}
+    match = match_vocabularies(more, plain)
+    assert match is not None
+    assert match.rows.tolist() == [*range(300), -1]
+    assert match.to_json() == {"stayed": 1, "tokens": ["<tool>"], "without_token": 0}
+
+
+def test_padding_and_tokens_that_are_numbered_otherwise(tmp_path: Path) -> None:
+    target, source = (
+        model_folder(tmp_path / "t", 320, "<a>", "<b>"),
+        model_folder(tmp_path / "s", 304, "<b>", "<a>", "<c>"),
+    )
+    match = match_vocabularies(target, source)
+    assert match is not None
+    assert match.rows.tolist() == [*range(300), 301, 300, *[-1] * 18]
+    assert (match.tokens, match.unnamed, match.missing) == ((), 18, 18)
+
+
+def test_one_size(tmp_path: Path) -> None:
+    """Rows are matched by token where the tokenizers differ; padding of both is matched by number."""
+    target, other = model_folder(tmp_path / "t", 310, "<a>", "<b>"), model_folder(tmp_path / "s", 310, "<b>", "<a>")
+    assert match_vocabularies(target, model_folder(tmp_path / "same", 310, "<a>", "<b>")) is None
+    match = match_vocabularies(target, other)
+    assert match is not None
+    assert match.rows.tolist() == [*range(300), 301, 300, *range(302, 310)]
+    assert match_rows({"a": 0}, {"a": 0, "b": 2}, 4, 4).tolist() == [0, 1, -1, 3]
+
+
+def test_without_tokenizers(tmp_path: Path) -> None:
+    target, source = model_folder(tmp_path / "t"), model_folder(tmp_path / "s", 301, "<tool>")
+    for path in source.glob("tokenizer*"):
+        path.unlink()
+    (issue,) = sibling_issues(target, source, "profile.sources[0].model")
+    assert "vocabularies of [300, 301] entries are matched by token" in issue.problem
+    with pytest.raises(ActError, match="must hold a tokenizer"):
+        match_vocabularies(target, source)
+    tiny_config("llama").save_pretrained(tmp_path / "bare")
+    assert match_vocabularies(target, tmp_path / "bare") is None, "one size, and nothing to match by"
+
+
+def test_a_vocabulary_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    place = model_folder(tmp_path / "t", 302, "<a>", "<b>")
+    assert read_vocabulary(place) == AutoTokenizer.from_pretrained(place).get_vocab()
+    (place / "tokenizer.json").write_text("{}")
+    with pytest.raises(ActError, match="must hold a tokenizer that transformers can load"):
+        read_vocabulary(place)
