@@ -1,4 +1,7 @@
-"""The only module that reaches past Lightning's public API. Every use was checked with lightning 2.6.6, 2026-11-28."""
+"""All that reaches past Lightning's public API, checked with lightning 2.6.6 on 2026-11-28.
+
+Only overrides of private methods are elsewhere, in the subclass that needs them: ``LastCheckpoint`` and the CLI.
+"""
 
 from __future__ import annotations
 
