@@ -7,7 +7,8 @@ are bool ``[channels]``. In a notebook:
     scores = saved.pairs[0].scores
     concentration(scores)                                        # Finding 1
     overlap_matrix(top_masks(scores, 0.01))                      # Finding 3, Table 1
-    figures.overlap_figure(overlap_matrix(top_masks(scores, 0.01)), list(scores))
+
+Figures of these tables are in :mod:`act_lightning.analysis.figures.findings`.
 """
 
 from act_lightning.analysis.distribution import (

@@ -81,8 +81,8 @@ def parameter_ranges(run: Run, channels: ChannelInventory, counts: dict[str, int
 
     Args:
         run: The sections of the config.
-        channels: The channels of the target.
-        counts: As from :func:`selection_counts`; those that depend on the scores are left out.
+        channels: The target's.
+        counts: As from :func:`selection_counts`; abilities without a count are left out.
     """
     if not counts:
         return {}
@@ -211,14 +211,7 @@ def _exported_models(run: Run, verb: str) -> int:
 
 
 def resource_issues(run: Run, disk: Mapping[str, int], memory: Mapping[str, int], verb: str) -> list[ConfigIssue]:
-    """Warnings if disk or memory of this machine do not suffice; another machine may be meant, so they are no errors.
-
-    Args:
-        run: The sections of the config.
-        disk: As from :func:`disk_forecast`.
-        memory: As from :func:`memory_forecast`.
-        verb: ``fit``, ``merge``, ``profile`` or ``sweep``.
-    """
+    """Warnings if disk or memory of this machine do not suffice; no errors, because another machine may be meant."""
     issues = []
     needed = (
         sum(disk.values()) - disk["free"] + disk["checkpoint"]
@@ -254,11 +247,6 @@ def time_forecast(run: Run, target: Path, verb: str) -> dict[str, float]:
     The abilities are read and tokenized. The model's time for a token is that of one layer and a small vocabulary, and
     the rest in proportion: layers from the step to two of them, vocabulary from the step to twice its size. Speed does
     not depend on the weights, so they are random.
-
-    Args:
-        run: The sections of the config.
-        target: Folder of the target; a config is enough.
-        verb: ``fit``, ``merge``, ``profile`` or ``sweep``.
 
     Raises:
         ActError: The abilities cannot be read.

@@ -106,7 +106,7 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
     Args:
         run: The sections of the config.
         parameters: The number of the model's elements.
-        target: Folder of the target; a config is enough.
+        target: The target's folder; a config is enough.
     """
     held, trained, precision = shares(run.trainer), trained_dtype(run), _precision(run)
     sizes = DecoderSizes.of(load_config(target))
