@@ -29,7 +29,7 @@ from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import load_model
-from act_lightning.data.batches import collate, normalize_batch, shard, token_budget_batches
+from act_lightning.data.batches import collate, normalize_batch, token_budget_batches
 from act_lightning.data.cache import lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
@@ -227,7 +227,7 @@ def _measure_losses(
     strategy, config = trainer.strategy, experiment.target.config
     device = strategy.root_device
     all_batches = token_budget_batches(lengths(samples), _TOKENS_PER_BATCH)
-    indices = shard(all_batches, trainer.global_rank, trainer.world_size)
+    indices = all_batches[trainer.global_rank :: trainer.world_size]
     batches = [
         {
             name: values.to(device)

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from act_lightning.architecture import find_language_model
 from act_lightning.checkpoints.files import check_writable, save_tensors
 from act_lightning.checkpoints.models import load_model
-from act_lightning.data.batches import shard
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.profiling.measurement import Measurement, check_compatibility, measurements
@@ -117,7 +116,7 @@ def _gather(model: PreTrainedModel, pending: Sequence[Measurement], trainer: L.T
         {name: first_names[values] for name, values in every_name.items() if name != first_names[values]}
     )
     for measurement in pending:
-        samples = shard(measurement.samples.samples, trainer.global_rank, trainer.world_size)
+        samples = list(measurement.samples.samples[trainer.global_rank :: trainer.world_size])
         title = f"Fisher information of {measurement.label}"
         with tqdm(samples, desc=title, disable=not trainer.is_global_zero) as bar:
             sums = summed_squared_gradients(model, bar)

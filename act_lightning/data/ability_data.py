@@ -85,8 +85,8 @@ class EvaluationData(AbilityData):
         kind: What an answer is: ``exact``, the whole output as it stands in the row; ``number``; ``choice``, the letter
             of an option; ``code``, a function that passes its tests.
         max_new_tokens: Longest output that is generated.
-        language: Language of the set: what BenchMAX's words are chosen by, and what outputs should be in.
-        question: What the model is asked: ``benchmax`` for that benchmark's own words in ``language``, or a text with
+        language: Language of the set: it selects BenchMAX's words, and outputs should be in it.
+        question: The question: ``benchmax`` for that benchmark's own words in ``language``, or a text with
             ``{prompt}``, and for choices ``{options}``; ``None`` means the prompt, and a line for each option.
         pattern: A regular expression whose one group is the answer: the strict form of a number or choice; ``None``
             means ``The answer is ...``, or BenchMAX's own.

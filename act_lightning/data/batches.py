@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,7 +20,6 @@ from act_lightning.errors import ActError, ConfigIssue
 
 Batch = dict[str, Tensor]
 Packing = bool | Literal["auto"]
-Item = TypeVar("Item")
 MAX_PADDING = 0.02
 """The share of a batch that may be padding, where samples can be grouped by length."""
 
@@ -128,15 +127,6 @@ def token_budget_batches(
             batches.append([index])
             longest = tokens = lengths[index]
     return batches
-
-
-def shard(batches: Sequence[Item], rank: int, world_size: int) -> list[Item]:
-    """The batches of one process: those numbered r, r + W, r + 2W and so on.
-
-    >>> shard(["a", "b", "c", "d", "e"], rank=1, world_size=2)
-    ['b', 'd']
-    """
-    return list(batches[rank::world_size])
 
 
 _MIN_BLOCK = 1 << 24  # bytes

@@ -67,11 +67,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_root(setting: str | None) -> Path:
-    """The folder of prepared sets: the setting, ``$ACT_LIGHTNING_CACHE/data`` or ``~/.cache/act_lightning/data``."""
-    return cache_folder("data") if setting is None else Path(setting).expanduser()
-
-
 def save_shard(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples one after the other: token ids, which of them are answers, texts, and where each sample ends."""
     texts = [sample.text.encode("utf-8", "surrogatepass") for sample in samples]
@@ -199,19 +194,23 @@ class PreparedSet:
     empty: int
 
 
-def load_or_prepare(root: Path, key: str | None, prepare: Callable[[Path], list[PreparedShard]]) -> PreparedSet:
+def load_or_prepare(
+    cache_dir: str | None, key: str | None, prepare: Callable[[Path], list[PreparedShard]]
+) -> PreparedSet:
     """The prepared set of a key: the cached one if its digests match, or else prepared anew.
 
     Of several processes that call this at once, one prepares and the others wait.
 
     Args:
-        root: The folder of all prepared sets; it need not be writable if the set is cached.
+        cache_dir: The folder of all prepared sets, by default ``data`` in :func:`~act_lightning.defaults.cache_folder`;
+            it need not be writable if the set is cached.
         key: The cache key; a set without one is prepared for this process alone, and removed when the process ends.
         prepare: Writes shards into the folder it is given.
 
     Raises:
         ActError: If the folder cannot be written, or preparing fails.
     """
+    root = cache_folder("data") if cache_dir is None else Path(cache_dir).expanduser()
     folder = root / (key or f"uncached-{os.getpid()}-{secrets.token_hex(4)}")
     cached = _load_verified(folder)
     if cached is not None:

@@ -142,7 +142,7 @@ class _JsonScanner:
                 return self.text[self.pos : self.pos + 1]
 
     def decode(self, row: int) -> object:
-        """The next value, for which more of the file is read while the text may have been cut within the value."""
+        """The next value; more of the file is read where the chunk ends within it."""
         self.peek()
         while True:
             try:

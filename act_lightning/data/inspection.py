@@ -118,7 +118,7 @@ class Inspection:
 def inspect(data: AbilityDataModule, samples: int = 3) -> Inspection:
     """Read, tokenize and label every set as a run would, and search for prompts that two sets share.
 
-    Prompts are compared as hashes, one row at a time; so many samples of each set are shown, evenly spaced.
+    Prompts are compared as hashes, one row at a time. ``samples`` samples of each set are shown, evenly spaced.
 
     Raises:
         ActError: With all issues of the settings, or else with those of all data sets.

@@ -73,7 +73,7 @@ class PromptHashes:
         texts: Of the normalized text of each prompt, uint64 ``[prompts]``.
         runs: Of every run of 13 words that is not common in the set, uint64 ``[runs]``.
         owners: The prompt that each run occurs in, int32 ``[runs]``.
-        one_in: One of so many runs was kept; a power of two.
+        one_in: One in this many runs was kept; a power of two.
     """
 
     texts: Hashes

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import lightning as L
 from torch.utils.data import DistributedSampler
 
-from act_lightning.data.batches import Batch, collate, pack, shard
+from act_lightning.data.batches import Batch, collate, pack
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
@@ -42,7 +42,7 @@ def shard_evenly(batches: Sequence[Sequence[int]], rank: int, world_size: int) -
     >>> shard_evenly([[4, 2], [0, 1], [3]], rank=1, world_size=2)
     [MicroBatch(rows=(0, 1), counts=True), MicroBatch(rows=(3,), counts=False)]
     """
-    part = [MicroBatch(tuple(rows)) for rows in shard(batches, rank, world_size)]
+    part = [MicroBatch(tuple(rows)) for rows in batches[rank::world_size]]
     missing = -(-len(batches) // world_size) - len(part)
     return part + [MicroBatch(tuple(batches[-1][:1]), counts=False) for _ in range(missing)]
 
@@ -94,7 +94,7 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
 
         No sooner: when a fit resumes, Lightning creates the iterator before it sets the epoch.
         """
-        yield from self.remaining()
+        yield from shard_evenly(self.composition(), self.rank, self.num_replicas)
 
     def __len__(self) -> int:
         """Number of micro-batches of a whole epoch, the same on every process."""
@@ -106,13 +106,9 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
         epoch, consumed = self.resumed
         return consumed if epoch == self.epoch else 0
 
-    def remaining(self) -> list[MicroBatch]:
-        """This process's micro-batches of the current epoch that were not consumed before the fit was interrupted."""
-        return shard_evenly(self.composition(self.consumed), self.rank, self.num_replicas)
-
-    def composition(self, consumed: int = 0) -> list[list[int]]:
-        """The micro-batches of all processes in the current epoch, after the ``consumed`` samples, as their indices."""
-        order = self.order(self.epoch)[consumed:]
+    def composition(self) -> list[list[int]]:
+        """The remaining micro-batches of all processes in the current epoch, as indices of samples."""
+        order = self.order(self.epoch)[self.consumed :]
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
     def order(self, epoch: int) -> list[int]:
@@ -137,6 +133,7 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
         return hashlib.sha256(array("q", self.order(epoch)).tobytes()).hexdigest()[:16]
 
 
+@dataclass(eq=False)
 class MicroBatchLoader(Generic[Collated]):
     """Collated micro-batches, in order.
 
@@ -144,11 +141,8 @@ class MicroBatchLoader(Generic[Collated]):
     Lightning would warn, and some strategies (DeepSpeed) replace a DataLoader's sampler.
     """
 
-    def __init__(
-        self, micro_batches: MicroBatchSampler | Sequence[MicroBatch], collate: Callable[[MicroBatch], Collated]
-    ) -> None:
-        self.micro_batches = micro_batches
-        self.collate = collate
+    micro_batches: MicroBatchSampler | Sequence[MicroBatch]
+    collate: Callable[[MicroBatch], Collated]
 
     def __iter__(self) -> Iterator[Collated]:
         """The batches of one epoch."""
@@ -178,22 +172,22 @@ class TrainingLoader(MicroBatchLoader[Batch]):
         super().__init__(sampler, partial(collate_micro_batch, samples, pad_id, packed))
         self.sampler = sampler
         self.trainer = trainer
-        self._epoch, self._start, self._given = 0, 0, 0
+        self._epoch, self._start, self._yielded = 0, 0, 0
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, or of the rest of it."""
-        for given, micro_batch in enumerate(self.sampler, start=1):
-            self._epoch, self._start, self._given = self.sampler.epoch, self.sampler.consumed, given
+        for count, micro_batch in enumerate(self.sampler, start=1):
+            self._epoch, self._start, self._yielded = self.sampler.epoch, self.sampler.consumed, count
             yield self.collate(micro_batch)
 
     def samples_in(self, number: int) -> tuple[int, ...]:
         """Indices of the samples in a micro-batch of this process, counted from the epoch's start, resumed or not."""
-        remaining = self.sampler.remaining()
+        remaining = list(self.sampler)
         return remaining[number - (len(self.sampler) - len(remaining))].rows
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, the number of its samples that all processes have consumed, and a digest of their order."""
-        sampler, done = self.sampler, self._given
+        sampler, done = self.sampler, self._yielded
         if self.trainer:
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress  # whose type lacks the counters
             interrupted = int(progress.current.ready - progress.current.processed)
@@ -220,7 +214,7 @@ class TrainingLoader(MicroBatchLoader[Batch]):
             hint = "Resume with the same data, seed_everything, data.shuffle and data.packing; or start anew."
             raise ActError(ConfigIssue("ckpt_path", f"epoch {epoch}, after {consumed} samples", problem, hint))
         sampler.resumed = self._epoch, self._start = epoch, consumed
-        self._given = 0
+        self._yielded = 0
         if self.trainer:
             # Lightning's counts must agree with an update that begins anew, and with another number of processes.
             progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress

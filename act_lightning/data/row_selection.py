@@ -167,7 +167,7 @@ def _take_per_group(
                 return
     if incomplete:
         groups = sorted(incomplete)
-        found = ", ".join(f"{counts[group]} of {group}" for group in groups)
+        available = ", ".join(f"{counts[group]} of {group}" for group in groups)
         hint = f"The groups are {', '.join(f'{name} ({count})' for name, count in counts.most_common(20))}."
-        problem = f"must have {stop} rows each, skipped ones included, but after filter there are {found}"
+        problem = f"must have {stop} rows each, skipped ones included, but after filter there are {available}"
         raise ActError(ConfigIssue(f"{setting}.groups", groups, problem, hint))

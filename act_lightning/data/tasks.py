@@ -124,8 +124,8 @@ def _make_item(conversation: LocatedConversation, row: Row, settings: Evaluation
             program = make_program(prompt, answer, row, location)
     lines = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
     question = fill_fields(question_template(settings), {"prompt": prompt, "options": lines})
-    asked = [*messages[:-2], {**messages[-2], "content": question}, messages[-1]]
-    return Item(location, asked, reference, options, program, flag)
+    turns = [*messages[:-2], {**messages[-2], "content": question}, messages[-1]]
+    return Item(location, turns, reference, options, program, flag)
 
 
 def _option(row: Row, column: str, location: str) -> str:

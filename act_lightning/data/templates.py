@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import ClassVar
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,7 @@ class Rendered:
     close_with_eos: bool
 
 
+@dataclass
 class Template(ABC):
     """Renders conversations as text.
 
@@ -67,11 +69,9 @@ class Template(ABC):
         close_with_eos: Whether the end-of-sequence token closes the text, which then need not contain it.
     """
 
-    close_with_eos: bool
-
-    def __init__(self, source: str, setting: str) -> None:
-        self.source = source
-        self.setting = setting
+    source: str
+    setting: str
+    close_with_eos: ClassVar[bool]
 
     @abstractmethod
     def render(self, messages: Conversation) -> Rendered:
@@ -115,7 +115,7 @@ def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
     if "eos_token" in source and tokenizer.eos_token is None:
         problem = "writes the end-of-sequence token, and the target's tokenizer has none"
         raise ActError(ConfigIssue(setting, template, problem, "Name another template, or a target that has one."))
-    return ChatTemplate(tokenizer, setting, source)
+    return ChatTemplate(source, setting, tokenizer)
 
 
 def resolve_template(settings: AbilityData, where: str, tokenizer: PreTrainedTokenizerBase, default: str) -> Template:
@@ -148,6 +148,7 @@ def _jinja_source(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
         raise ActError(ConfigIssue(setting, template, f"cannot be read: {error}", hint)) from error
 
 
+@dataclass
 class TextTemplate(Template):
     r"""A text with ``{prompt}``, then the answer: one question, one answer. Other braces stay as they are.
 
@@ -156,10 +157,8 @@ class TextTemplate(Template):
     Rendered(text='Q: 1 + 1?\nA: 2', answers=[(13, 14)], add_special_tokens=True, close_with_eos=True)
     """
 
+    setting: str = "data.template"
     close_with_eos = True
-
-    def __init__(self, source: str, setting: str = "data.template") -> None:
-        super().__init__(source, setting)
 
     def render(self, messages: Conversation) -> Rendered:
         """The text with prompt and answer."""
@@ -176,6 +175,7 @@ class TextTemplate(Template):
         return Rendered(self.source.replace(_PROMPT, messages[0]["content"]), [], True, False)
 
 
+@dataclass
 class ChatTemplate(Template):
     """A Jinja chat template: every assistant turn is an answer.
 
@@ -183,11 +183,8 @@ class ChatTemplate(Template):
     between the two, such as a space or an empty block of thoughts, is not part of it.
     """
 
+    tokenizer: PreTrainedTokenizerBase
     close_with_eos = False
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, setting: str, source: str) -> None:
-        super().__init__(source, setting)
-        self.tokenizer = tokenizer
 
     def render(self, messages: Conversation) -> Rendered:
         """The text up to what follows the last assistant turn, with the span of each answer."""

@@ -26,7 +26,6 @@ from act_lightning.data.cache import (
     PreparedShard,
     answer_tokens,
     cache_key,
-    cache_root,
     cut_samples,
     load_or_prepare,
     save_shard,
@@ -123,7 +122,7 @@ def tokenize_ability(
 
     rows = rows_fingerprint(settings, where)
     key = None if rows is None else cache_key(rows, template, tokenizer, max_length)
-    prepared = load_or_prepare(cache_root(cache_dir), key, prepare)
+    prepared = load_or_prepare(cache_dir, key, prepare)
     samples, dropped = prepared.samples, prepared.rows - len(prepared.samples)
     reasons = (
         f"{prepared.empty} with an empty or no answer, "

@@ -103,7 +103,7 @@ def question_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
         issues.append(ConfigIssue(f"{where}.incorrect", settings.incorrect, problem, hint))
     if settings.kind == "code" and not settings.allow_code_execution:
         problem = "must be true where kind is code: the model's code is run, in a process without network and rights"
-        hint = "Set it on a machine where that may be done."
+        hint = "Set it on a machine where you allow that."
         issues.append(ConfigIssue(f"{where}.allow_code_execution", False, problem, hint))
     return issues
 

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from act_lightning.checkpoints.files import write_file
-from act_lightning.data.batches import collate, shard, token_budget_batches
+from act_lightning.data.batches import collate, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.loaders import MicroBatch
 from act_lightning.data.tasks import collate_prompts
@@ -146,7 +146,7 @@ def score_model(
             lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in data.prompts[name]]
             score = partial(_score_by_generation, data, name, model)
         scored[name] = []
-        for rows in shard(token_budget_batches(lengths, tokens_per_batch), rank, world_size):
+        for rows in token_budget_batches(lengths, tokens_per_batch)[rank::world_size]:
             scored[name] += zip(rows, score(rows), strict=True)
             progress(len(rows))
     if world_size > 1:

@@ -16,7 +16,6 @@ from act_lightning.data.batches import (
     Packing,
     collate,
     pack,
-    shard,
     should_pack,
     token_budget_batches,
     unbatch,
@@ -92,7 +91,7 @@ class AbilitySamples:
             in_chunk = [number for number in numbers if not chunks or number % chunks == chunk]
             batches = token_budget_batches([length_of[number] for number in in_chunk], budget, MAX_PADDING, packed)
             units += [([in_chunk[index] for index in batch], chunk) for batch in batches]
-        for batch, chunk in shard(units, rank, world_size):
+        for batch, chunk in units[rank::world_size]:
             samples = [self.samples[number] for number in batch]
             yield ChunkBatch(pack(samples) if packed else collate(samples, 0), chunk)
 

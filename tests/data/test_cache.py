@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data import cache, tokenized
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.cache import cache_key, cache_root
+from act_lightning.data.cache import cache_key
 from act_lightning.data.conversations import LocatedConversation
 from act_lightning.data.labels import Encoder
 from act_lightning.data.templates import ChatTemplate, TextTemplate
@@ -115,7 +115,7 @@ def test_a_changed_template_file_makes_another_set(rows: Path) -> None:
 
 
 def test_versions_and_kinds_are_in_the_key(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, chat = TextTemplate("a {prompt}"), ChatTemplate(tokenizer, "data.template", "a {prompt}")
+    text, chat = TextTemplate("a {prompt}"), ChatTemplate("a {prompt}", "data.template", tokenizer)
     keys = [cache_key("rows", one, tokenizer, 9) for one in (text, chat, TextTemplate("b {prompt}"))]
     assert keys[0] == cache_key("rows", TextTemplate("a {prompt}"), tiny_tokenizer(), 9)
     keys += [cache_key("others", text, tokenizer, 9), cache_key("rows", text, tokenizer, 10)]
@@ -250,11 +250,13 @@ def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: 
 
 def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path))
-    assert cache_root(None) == tmp_path / "data"
+    prepare(rows, cache_dir=None)
     monkeypatch.delenv("ACT_LIGHTNING_CACHE")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert cache_root(None) == Path("/home/someone/.cache/act_lightning/data")
-    assert cache_root("~/sets") == Path("/home/someone/sets")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    prepare(rows, cache_dir=None)
+    prepare(rows, cache_dir="~/sets")
+    folders = [tmp_path / "data", tmp_path / "home" / ".cache" / "act_lightning" / "data", tmp_path / "home" / "sets"]
+    assert [len(list(folder.glob("*/manifest.json"))) for folder in folders] == [1, 1, 1]
     with pytest.raises(ActError, match=r"data\.cache_dir = .*rows\.jsonl.*must be writable"):
         prepare(rows, cache_dir=str(rows))
 
