@@ -208,12 +208,12 @@ class AbilityDataModule(L.LightningDataModule):
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """Every evaluation set by name."""
-        return _read_all(self.evaluations, partial(read_prompts, tokenizer=self.tokenizer, template=self.template))
+        return _read_all(self.evaluations, lambda *item: read_prompts(*item, self.tokenizer, self.template))
 
     @cached_property
     def references(self) -> dict[str, list[Sample]]:
         """Every evaluation set by name, with its references as labels."""
-        return _read_all(self.evaluations, partial(read_references, tokenizer=self.tokenizer, template=self.template))
+        return _read_all(self.evaluations, lambda *item: read_references(*item, self.tokenizer, self.template))
 
     @property
     def validation_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.ability_data import AbilityData
+from act_lightning.data.cache import answer_tokens, cut_samples, lengths
 from act_lightning.data.conversations import iter_conversations
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
@@ -136,7 +137,18 @@ def inspect(data: AbilityDataModule, samples: int = 3) -> Inspection:
     inspected = []
     for name, kind, members, rows in sets:
         pieces = [split_pieces(sample, data.tokenizer) for sample in evenly_spaced(members, samples)]
-        inspected.append(InspectedSet(name, kind, compute_figures(members, rows), pieces))
+        counts = lengths(members)
+        figures = Figures(
+            rows=rows,
+            samples=len(members),
+            dropped=rows - len(members),
+            cut=cut_samples(members),
+            tokens=sum(counts),
+            answer_tokens=answer_tokens(members),
+            longest=max(counts, default=0),
+            lengths=histogram(counts),
+        )
+        inspected.append(InspectedSet(name, kind, figures, pieces))
     abilities = _hash_sets("data.abilities", data.abilities)
     return Inspection(inspected, overlaps(abilities, _hash_sets("data.evaluations", data.evaluations), MAX_OVERLAP))
 
@@ -147,21 +159,6 @@ def _hash_sets(section: str, sets: Mapping[str, AbilityData]) -> dict[str, Promp
             yield "\n".join(message["content"] for message in messages if message["role"] == "user")
 
     return {name: hash_prompts(prompts(settings, f"{section}.{name}")) for name, settings in sets.items()}
-
-
-def compute_figures(samples: Sequence[Sample], rows: int) -> Figures:
-    """The figures of a set."""
-    lengths = [len(sample.input_ids) for sample in samples]
-    return Figures(
-        rows=rows,
-        samples=len(samples),
-        dropped=rows - len(samples),
-        cut=sum(sample.cut for sample in samples),
-        tokens=sum(lengths),
-        answer_tokens=sum(int((sample.labels != IGNORED).sum()) for sample in samples),
-        longest=max(lengths, default=0),
-        lengths=histogram(lengths),
-    )
 
 
 def histogram(lengths: Sequence[int]) -> dict[int, int]:

@@ -63,9 +63,7 @@ def selection_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
 
 
 def _as_list(filters: str | Sequence[str] | None) -> list[str]:
-    if filters is None:
-        return []
-    return [filters] if isinstance(filters, str) else list(filters)
+    return [filters] if isinstance(filters, str) else list(filters or ())
 
 
 def parse_condition(text: str) -> Condition | None:

@@ -55,7 +55,7 @@ def written(rows: Path) -> dict[str, int]:
     return {str(path): path.stat().st_ino for folder in sets(rows) for path in folder.iterdir()}
 
 
-def told(ability: TokenizedAbility) -> Any:
+def contents(ability: TokenizedAbility) -> Any:
     return [(one.input_ids.tolist(), one.labels.tolist(), one.text, one.cut) for one in ability.samples], ability.rows
 
 
@@ -64,12 +64,12 @@ def test_a_set_is_prepared_once(rows: Path) -> None:
     first = prepare(rows)
     before = written(rows)
     assert len(before) == 6, "five shards and a manifest"
-    with messages() as said:
+    with messages() as logged:
         again = prepare(rows, num_proc=2)
-    assert told(again) == told(first)
+    assert contents(again) == contents(first)
     assert (first.rows, first.dropped, len(first.samples)) == (40, 6, 34)
     assert written(rows) == before
-    assert said == [f"x: 34 samples, {first.tokens} answer tokens, 0 cut; dropped: {LOSSES}"]
+    assert logged == [f"x: 34 samples, {first.tokens} answer tokens, 0 cut; dropped: {LOSSES}"]
 
 
 def other_tokenizer(change: Callable[[PreTrainedTokenizerFast], object]) -> PreTrainedTokenizerFast:
@@ -93,9 +93,9 @@ def test_every_ingredient_makes_another_set(ingredient: str, rows: Path) -> None
     first = prepare(rows)
     other = prepare(rows, **OTHERS[ingredient])
     assert len(sets(rows)) == 2
-    assert told(other) != told(first)
-    assert told(other) == told(prepare(rows, **OTHERS[ingredient], cache_dir=str(rows.parent / "empty")))
-    assert told(prepare(rows)) == told(first)
+    assert contents(other) != contents(first)
+    assert contents(other) == contents(prepare(rows, **OTHERS[ingredient], cache_dir=str(rows.parent / "empty")))
+    assert contents(prepare(rows)) == contents(first)
 
 
 def test_a_changed_file_makes_another_set(rows: Path) -> None:
@@ -165,15 +165,15 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "000002.safetensors"])
 @pytest.mark.usefixtures("small_shards")
 def test_a_damaged_set_is_prepared_again(name: str, harm: Callable[[Path], None], rows: Path) -> None:
-    first = told(prepare(rows))
+    first = contents(prepare(rows))
     (folder,) = sets(rows)
     harm(folder / name)
-    with messages() as said:
-        assert told(prepare(rows)) == first
-    assert f"the prepared set in {folder} is damaged: it is prepared again" in said
-    with messages() as said:
-        assert told(prepare(rows)) == first
-    assert len(said) == 1, "and can be trusted now"
+    with messages() as logged:
+        assert contents(prepare(rows)) == first
+    assert f"the prepared set in {folder} is damaged: it is prepared again" in logged
+    with messages() as logged:
+        assert contents(prepare(rows)) == first
+    assert len(logged) == 1, "and can be trusted now"
 
 
 def test_counts_that_were_changed_are_not_believed(rows: Path) -> None:
@@ -233,19 +233,19 @@ def test_the_number_of_processes_changes_no_byte(
 
 
 def test_processes_that_ask_at_once_share_one_set(rows: Path) -> None:
-    together = [Process(target=prepare, args=(rows,)) for _ in range(3)]
-    for process in together:
+    workers = [Process(target=prepare, args=(rows,)) for _ in range(3)]
+    for process in workers:
         process.start()
-    for process in together:
+    for process in workers:
         process.join()
-    assert [process.exitcode for process in together] == [0] * 3
+    assert [process.exitcode for process in workers] == [0] * 3
     assert len(sets(rows)) == 1
 
 
 def test_a_set_that_lies_there_needs_no_leave_to_write(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = told(prepare(rows))
+    first = contents(prepare(rows))
     monkeypatch.setattr("act_lightning.data.cache.check_writable", lambda *_: pytest.fail("asked to write"))
-    assert told(prepare(rows)) == first
+    assert contents(prepare(rows)) == first
 
 
 def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,5 +264,5 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("act_lightning.data.tokenized.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
-    assert told(first) == told(second)
+    assert contents(first) == contents(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

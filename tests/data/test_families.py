@@ -98,9 +98,9 @@ def test_texts_of_the_tunes_of_llama_2(name: str) -> None:
     turns, text, last = SHIPPED[name]
     template = make_template(name, llama2(), "data.template")
     assert template.render(TALK[:turns]).text == text
-    asked = template.render_prompt(TALK[:turns]).text
-    assert text.startswith(asked)
-    assert asked.endswith(("### Response:", "ASSISTANT:", "<|assistant|>\n"))
+    prompt = template.render_prompt(TALK[:turns]).text
+    assert text.startswith(prompt)
+    assert prompt.endswith(("### Response:", "ASSISTANT:", "<|assistant|>\n"))
     assert marked(TALK[:turns], llama2(), name).endswith(last)
 
 

@@ -75,8 +75,8 @@ def test_lines_of_csv_count_those_within_quotes(tmp_path: Path) -> None:
 def test_patterns_read_files_by_name(tmp_path: Path) -> None:
     for name, row in zip(("b", "a", "c"), ROWS, strict=False):
         write_jsonl(tmp_path / f"{name}.jsonl", [row])
-    found = list(iter_conversations(AbilityData(f"{tmp_path}/[ab].jsonl"), WHERE))
-    assert [place for place, _ in found] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1"]
+    conversations = list(iter_conversations(AbilityData(f"{tmp_path}/[ab].jsonl"), WHERE))
+    assert [place for place, _ in conversations] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/b.jsonl:1"]
     write_jsonl(tmp_path / "[ab].jsonl", ROWS[3:4])  # a file of this very name comes first
     assert len(read_rows(AbilityData(f"{tmp_path}/[ab].jsonl"), WHERE)) == 1
     with pytest.raises(ActError, match="must be an existing file"):
@@ -165,16 +165,16 @@ def test_saved_splits(tmp_path: Path) -> None:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was asked of the hub, which has one set of two splits."""
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def load(path: str, name: str | None, split: str | None, revision: str | None, streaming: bool = False) -> Any:
-        asked.append((path, name, split, revision, streaming))
+        requests.append((path, name, split, revision, streaming))
         table = datasets.Dataset.from_list(ROWS)
         one = table.to_iterable_dataset() if streaming else table
         return one if split else (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(a=one, b=one)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -182,10 +182,10 @@ def test_hub_data_set(hub: list[Any], streaming: bool) -> None:
     chosen = AbilityData(
         "owner/set", name="en", split="a", revision="abc", streaming=streaming, shuffle_seed=1, limit=3
     )
-    found = list(iter_conversations(chosen, WHERE))
+    conversations = list(iter_conversations(chosen, WHERE))
     assert hub == [("owner/set", "en", "a", "abc", streaming)]
-    assert [place for place, _ in found] == [f"owner/set row {number}" for number in (3, 4, 5)]
-    assert [messages[0]["content"] for _, messages in found] == [ROWS[number]["prompt"] for number in (2, 3, 4)]
+    assert [place for place, _ in conversations] == [f"owner/set row {number}" for number in (3, 4, 5)]
+    assert [messages[0]["content"] for _, messages in conversations] == [ROWS[number]["prompt"] for number in (2, 3, 4)]
     with pytest.raises(ActError, match=r"split = None: must name one split. Choose one of a, b."):
         read_rows(AbilityData("owner/set", streaming=streaming), WHERE)
 

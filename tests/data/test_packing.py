@@ -79,10 +79,10 @@ def test_models_that_mix_samples_are_recognized(architecture: str) -> None:
 def test_real_sizes_are_tried_small_and_leave_random_numbers_alone() -> None:
     large = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
     config = AutoConfig.for_model("qwen2", **large, num_attention_heads=28, num_key_value_heads=4)
-    before, told = torch.get_rng_state(), config.to_dict()
+    before, original = torch.get_rng_state(), config.to_dict()
     assert packing_obstacle(config) is None
     assert torch.equal(torch.get_rng_state(), before)
-    assert config.to_dict() == told
+    assert config.to_dict() == original
     assert packing_obstacle(AutoConfig.for_model("gemma3_text")) is None, "sliding and full attention"
 
 

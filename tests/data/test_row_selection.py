@@ -88,12 +88,12 @@ def test_order_of_choices(
     monkeypatch.setattr(files, "_MAX_ROWS_HELD", 3)
     chosen = AbilityData(str(file), filter=condition, shuffle_seed=seed, per_group=quota, skip=skip, limit=limit)
     expected = plainly(chosen)
-    found = iter_conversations(chosen, "data.abilities.x")
+    conversations = iter_conversations(chosen, "data.abilities.x")
     if expected:
-        assert [int(one.messages[0]["content"]) for one in found] == expected
+        assert [int(one.messages[0]["content"]) for one in conversations] == expected
     else:
         with pytest.raises(ActError, match="leaves no row"):
-            list(found)
+            list(conversations)
 
 
 def test_groups_of_a_saved_config(file: Path) -> None:

@@ -24,7 +24,7 @@ def sample(pairs: list[tuple[int, bool]], text: str, cut: bool) -> Sample:
     return Sample(ids, torch.where(torch.tensor([answer for _, answer in pairs]), ids, IGNORED), text, cut)
 
 
-def told(one: Sample) -> tuple[list[int], list[int], str, bool]:
+def contents(one: Sample) -> tuple[list[int], list[int], str, bool]:
     return one.input_ids.tolist(), one.labels.tolist(), one.text, one.cut
 
 
@@ -40,13 +40,13 @@ def test_what_is_stored_is_a_list(tmp_path_factory: pytest.TempPathFactory, part
     samples = [[sample(*one) for one in part] for part in parts]
     plain = [one for part in samples for one in part]
     found = stored(samples, tmp_path_factory.mktemp("shards"))
-    for ours, theirs in ((found, plain), (found[start:stop], plain[start:stop]), (found[::2][1:], plain[::2][1:])):
-        assert [told(one) for one in ours] == [told(one) for one in theirs]
-        assert len(ours) == len(theirs)
-        assert lengths(ours) == lengths(theirs)
-        assert answer_tokens(ours) == answer_tokens(theirs)
-        assert cut_samples(ours) == cut_samples(theirs)
-    assert told(found[-1]) == told(plain[-1])
+    for actual, expected in ((found, plain), (found[start:stop], plain[start:stop]), (found[::2][1:], plain[::2][1:])):
+        assert [contents(one) for one in actual] == [contents(one) for one in expected]
+        assert len(actual) == len(expected)
+        assert lengths(actual) == lengths(expected)
+        assert answer_tokens(actual) == answer_tokens(expected)
+        assert cut_samples(actual) == cut_samples(expected)
+    assert contents(found[-1]) == contents(plain[-1])
     with pytest.raises(IndexError):
         found[len(plain)]
 
@@ -56,4 +56,4 @@ def test_samples_cross_a_process_border(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(found))
     assert [one.text for one in again] == [one.text for one in found] == ["1", "2"]
     again[0].labels[0] = 9  # a copy: what is mapped cannot be changed
-    assert told(found[0])[1] == [1]
+    assert contents(found[0])[1] == [1]

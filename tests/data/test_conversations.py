@@ -89,8 +89,8 @@ def test_byte_order_mark_blank_lines_and_line_separators(tmp_path: Path) -> None
 
 
 def test_parts_of_a_message_that_are_empty_are_no_parts(tmp_path: Path) -> None:
-    told = [turn | {"tool_calls": None, "thinking": ""} for turn in SAID]
-    assert read(write_jsonl(tmp_path / "x.jsonl", [{"messages": told}])) == [SAID]
+    turns = [turn | {"tool_calls": None, "thinking": ""} for turn in SAID]
+    assert read(write_jsonl(tmp_path / "x.jsonl", [{"messages": turns}])) == [SAID]
 
 
 def test_a_file_of_nothing_but_a_byte_order_mark_holds_no_rows(tmp_path: Path) -> None:
