@@ -208,12 +208,16 @@ class AbilityDataModule(L.LightningDataModule):
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """Every evaluation set by name."""
-        return _read_all(self.evaluations, lambda *item: read_prompts(*item, self.tokenizer, self.template))
+        return _read_all(
+            self.evaluations, lambda name, settings: read_prompts(name, settings, self.tokenizer, self.template)
+        )
 
     @cached_property
     def references(self) -> dict[str, list[Sample]]:
         """Every evaluation set by name, with its references as labels."""
-        return _read_all(self.evaluations, lambda *item: read_references(*item, self.tokenizer, self.template))
+        return _read_all(
+            self.evaluations, lambda name, settings: read_references(name, settings, self.tokenizer, self.template)
+        )
 
     @property
     def validation_names(self) -> list[str]:
