@@ -40,19 +40,19 @@ def reference(model: PreTrainedModel, samples: Sequence[Sample]) -> dict[str, Te
     names = [name for name, _ in model.named_parameters()]
     total = {name: torch.zeros_like(values) for name, values in model.named_parameters()}
     for ids, labels in samples:
-        wanted = torch.tensor([labels])
-        loss = model(input_ids=torch.tensor([ids]), labels=wanted).loss * (wanted[:, 1:] != -100).sum()
+        targets = torch.tensor([labels])
+        loss = model(input_ids=torch.tensor([ids]), labels=targets).loss * (targets[:, 1:] != -100).sum()
         for name, gradient in zip(names, torch.autograd.grad(loss, list(model.parameters())), strict=True):
             total[name] += gradient**2
     return {name: values.detach() / len(samples) for name, values in total.items()}
 
 
 def check(file: Path, model: PreTrainedModel, samples: Sequence[Sample]) -> None:
-    found, expected = load_file(file), reference(model, samples)
-    assert set(found) == set(expected)
+    information, expected = load_file(file), reference(model, samples)
+    assert set(information) == set(expected)
     for name, values in expected.items():
-        assert found[name].dtype == torch.float32
-        torch.testing.assert_close(found[name].double(), values, rtol=1e-4, atol=float(values.max()) * 1e-5)
+        assert information[name].dtype == torch.float32
+        torch.testing.assert_close(information[name].double(), values, rtol=1e-4, atol=float(values.max()) * 1e-5)
 
 
 def saved(model: PreTrainedModel, folder: Path) -> str:
@@ -60,10 +60,10 @@ def saved(model: PreTrainedModel, folder: Path) -> str:
 
 
 def gathered(net: PreTrainedModel, root: Path, sources: list[AbilitySource]) -> list[str]:
-    """A fit without any update; what was said meanwhile."""
-    with messages() as said:
+    """A fit without any update; what was logged meanwhile."""
+    with messages() as lines:
         quiet_trainer(root, FisherInformation(sources), max_steps=0).fit(PlainModule(net), padded(SAMPLES))
-    return [line for line in said if line.startswith("Fisher information of")]
+    return [line for line in lines if line.startswith("Fisher information of")]
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("llama", True), ("gpt2", True), ("qwen2", False)])
@@ -89,8 +89,8 @@ def test_files_of_every_model_and_ability(tmp_path: Path) -> None:
     folders = {name: saved(model, tmp_path / name) for name, model in models.items()}
     abilities = {"a": padded(SAMPLES, rows=2), "b": padded(OTHERS)}
     sources = [AbilitySource(folders["m"], abilities), AbilitySource(folders["n"], {"a": padded(SAMPLES, left=True)})]
-    said = gathered(target, tmp_path, sources)
-    assert [line.endswith("gathering, no saved scores") for line in said] == [True] * 5
+    lines = gathered(target, tmp_path, sources)
+    assert [line.endswith("gathering, no saved scores") for line in lines] == [True] * 5
     root, digest = tmp_path / "fisher", identify_module(target).digest
     for name, ability, samples in (("m", "a", SAMPLES), ("m", "b", OTHERS), ("n", "a", SAMPLES)):
         check(root / "sources" / name / f"{ability}.safetensors", models[name], samples)
@@ -99,7 +99,7 @@ def test_files_of_every_model_and_ability(tmp_path: Path) -> None:
             record = json.loads(opened.metadata()["act"])
             aliases = json.loads(opened.metadata()["aliases"])
         assert file.stem == record["data"][:16]
-        assert {role: its["digest"] for role, its in record["identities"].items()} == {"target": digest}
+        assert {role: identity["digest"] for role, identity in record["identities"].items()} == {"target": digest}
         assert aliases == {"lm_head.weight": "model.embed_tokens.weight"}
         check(file, target, {5: SAMPLES, 3: OTHERS}[record["samples"]])
     assert len(list((root / "target").iterdir())) == 2
@@ -110,24 +110,24 @@ def test_other_data_or_weights_are_gathered_anew(tmp_path: Path) -> None:
     target = tiny_model("llama")
     folder = saved(sibling_of(target, seed=1), tmp_path / "s")
     gathered(target, tmp_path, [AbilitySource(folder, {"a": padded(SAMPLES)})])
-    said = gathered(target, tmp_path, [AbilitySource(folder, {"a": padded(OTHERS)})])
-    assert all("gathering, " in line for line in said)
+    lines = gathered(target, tmp_path, [AbilitySource(folder, {"a": padded(OTHERS)})])
+    assert all("gathering, " in line for line in lines)
     saved(sibling_of(target, seed=2), tmp_path / "s")
-    said = gathered(target, tmp_path, [AbilitySource(folder, {"a": padded(OTHERS)})])
-    assert "used again" in said[0]
-    assert "gathering, source was" in said[1]
+    lines = gathered(target, tmp_path, [AbilitySource(folder, {"a": padded(OTHERS)})])
+    assert "used again" in lines[0]
+    assert "gathering, source was" in lines[1]
     record = load_record(tmp_path / "fisher" / "sources" / "s" / "a.safetensors")
     assert record["identities"]["source"]["digest"] == identify(tmp_path / "s").digest
 
 
 def load_record(file: Path) -> dict[str, Any]:
     with safe_open(file, "pt") as opened:
-        found: dict[str, Any] = json.loads(opened.metadata()["act"])
-    return found
+        record: dict[str, Any] = json.loads(opened.metadata()["act"])
+    return record
 
 
 def test_a_loop_of_the_users_own_weighs_by_it(tmp_path: Path) -> None:
-    """The transfer gathers by itself; the result is the average of the models, each by its information."""
+    """The transfer gathers by itself; the result is the average of the models, each weighted by its own information."""
     target = tiny_model("llama")
     source: Any = sibling_of(target, seed=1)
     net = copy.deepcopy(target)
@@ -135,13 +135,14 @@ def test_a_loop_of_the_users_own_weighs_by_it(tmp_path: Path) -> None:
     injection = MaskedTaskVectorInjection(selection="all", method="fisher", scale=1.0)
     trainer = quiet_trainer(tmp_path, ActivationDifferenceProfiler(sources), injection, max_steps=0)
     trainer.fit(PlainModule(net), padded(SAMPLES))
-    mine, its = reference(target, SAMPLES + OTHERS), reference(source, SAMPLES + OTHERS)
-    for name, found in net.named_parameters():
-        before, theirs = target.get_parameter(name).detach().double(), source.get_parameter(name).detach().double()
-        total = mine[name] + its[name]
-        expected = torch.where(total > 0, (mine[name] * before + its[name] * theirs) / total.clamp(min=1e-300), before)
+    target_fisher, source_fisher = reference(target, SAMPLES + OTHERS), reference(source, SAMPLES + OTHERS)
+    for name, parameter in net.named_parameters():
+        before, other = target.get_parameter(name).detach().double(), source.get_parameter(name).detach().double()
+        total = target_fisher[name] + source_fisher[name]
+        weighted = target_fisher[name] * before + source_fisher[name] * other
+        expected = torch.where(total > 0, weighted / total.clamp(min=1e-300), before)
         sure = total > total.max() * 1e-6  # beside it, float32 gradients are noise
-        torch.testing.assert_close(found.detach().double()[sure], expected[sure], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(parameter.detach().double()[sure], expected[sure], rtol=1e-3, atol=1e-4)
     assert injection.record["method"] == "fisher"
 
 
@@ -161,11 +162,11 @@ def test_rows_are_the_mean_over_files(tmp_path: Path) -> None:
     for name, values in parts.items():
         save_file({"w": values}, tmp_path / name, {"aliases": json.dumps({"tied": "w"})})
     with SavedFisher({tmp_path / "a": 3, tmp_path / "b": 1}) as fisher:
-        found = fisher.rows("tied", torch.tensor([1, -1, 5]))
+        rows = fisher.rows("tied", torch.tensor([1, -1, 5]))
         with pytest.raises(ActError, match="must hold the Fisher information of other"):
             fisher.rows("other", torch.tensor([0]))
     expected = (parts["a"] * 3 + parts["b"]) / 4
-    torch.testing.assert_close(found, torch.stack([expected[1], torch.zeros(3), expected[5]]))
+    torch.testing.assert_close(rows, torch.stack([expected[1], torch.zeros(3), expected[5]]))
 
 
 def test_a_broken_file(tmp_path: Path) -> None:

@@ -47,24 +47,24 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def profiled(net: PreTrainedModel, root: Path, sources: list[AbilitySource], tokens: int = 64) -> list[str]:
-    """A fit without any update; what was said meanwhile."""
+    """A fit without any update; what was logged meanwhile."""
     trainer = quiet_trainer(root, ActivationDifferenceProfiler(sources, tokens_per_batch=tokens), max_steps=0)
-    with messages() as said:
+    with messages() as lines:
         trainer.fit(PlainModule(net), padded(SAMPLES))
-    return said
+    return lines
 
 
 def record_of(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["act"])
-    return found
+        record: dict[str, Any] = json.loads(file.metadata()["act"])
+    return record
 
 
 def check_scores(path: Path, target: PreTrainedModel, source: PreTrainedModel, samples: list[Sample]) -> None:
-    found, expected = reference.saved_scores(path, target), reference.scores(target, source, samples)
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=1e-7)
+    scores, expected = reference.saved_scores(path, target), reference.scores(target, source, samples)
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), rtol=1e-5, atol=1e-7)
     for ratio in ("0.01", "0.1", "0.5"):
-        assert reference.chosen(found, ratio) == reference.chosen(expected, ratio)
+        assert reference.chosen(scores, ratio) == reference.chosen(expected, ratio)
 
 
 class Spy:
@@ -108,9 +108,9 @@ def test_saved_scores_equal_the_reference(architecture: str, tied: bool, tmp_pat
     for name in LOADERS:
         path = tmp_path / "scores" / "s" / f"{name}.safetensors"
         check_scores(path, target, source, SAMPLES)
-        found = record_of(path)
-        assert (found["samples"], found["dropped"]) == (len(SAMPLES), 1)
-        assert found["tokens"] == sum(value != IGNORED for _, labels in SAMPLES for value in labels)
+        record = record_of(path)
+        assert (record["samples"], record["dropped"]) == (len(SAMPLES), 1)
+        assert record["tokens"] == sum(value != IGNORED for _, labels in SAMPLES for value in labels)
 
 
 def test_rows_of_a_file_through_the_command_line(
@@ -126,22 +126,22 @@ def test_rows_of_a_file_through_the_command_line(
     target = tiny_model("llama")
     path = tmp_path / "run" / "scores" / "s" / "d.safetensors"
     check_scores(path, target, sibling_of(target, seed=1), samples)
-    found = record_of(path)
-    assert found["models"] == {"target": str(target_folder), "source": str(source_folder)}
-    assert found["identities"]["target"]["digest"] == identify(target_folder).digest
-    assert found["identities"]["source"]["digest"] == identify(source_folder).digest
+    record = record_of(path)
+    assert record["models"] == {"target": str(target_folder), "source": str(source_folder)}
+    assert record["identities"]["target"]["digest"] == identify(target_folder).digest
+    assert record["identities"]["source"]["digest"] == identify(source_folder).digest
 
 
 def test_the_record(tmp_path: Path) -> None:
     target = tiny_model("llama", dtype=torch.bfloat16)
     folder = saved(sibling_of(target, seed=1), tmp_path / "other")
     profiled(target, tmp_path, [AbilitySource(str(folder), {"a": LOADERS["right"]})])
-    found = record_of(tmp_path / "scores" / "other" / "a.safetensors")
-    assert found["dtype"] == "bfloat16"
-    assert found["models"]["source"] == str(folder)
-    assert found["identities"]["target"]["digest"] == identify_module(target).digest
-    assert found["versions"]["torch"] == torch.__version__
-    assert set(found["versions"]) == {"act_lightning", "torch", "transformers"}
+    record = record_of(tmp_path / "scores" / "other" / "a.safetensors")
+    assert record["dtype"] == "bfloat16"
+    assert record["models"]["source"] == str(folder)
+    assert record["identities"]["target"]["digest"] == identify_module(target).digest
+    assert record["versions"]["torch"] == torch.__version__
+    assert set(record["versions"]) == {"act_lightning", "torch", "transformers"}
 
 
 def test_sources_that_share_an_ability_share_the_target(spy: Spy, tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_a_second_run_runs_no_model(spy: Spy, source_folder: Path, tmp_path: Pat
     spy.seen()
     path = tmp_path / "scores" / "s" / "a.safetensors"
     before = path.read_bytes()
-    (said,) = (line for line in profiled(target, tmp_path, of_a(source_folder)) if "s/a" in line)
-    assert said == f"s/a: scores used again ({path})"
+    (line,) = (line for line in profiled(target, tmp_path, of_a(source_folder)) if "s/a" in line)
+    assert line == f"s/a: scores used again ({path})"
     profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES, rows=2, left=True)), tokens=7)  # only batched anew
     assert spy.seen() == ({}, {})
     assert path.read_bytes() == before
@@ -197,9 +197,9 @@ def test_what_makes_scores_measured_again(changed: str, spy: Spy, source_folder:
         path.write_bytes(before[: len(before) // 2])
         words = "must be a readable score file"
     spy.seen()
-    said = [line for line in profiled(spy.watch(target, "target"), tmp_path, sources) if "s/a: measuring, " in line]
-    assert len(said) == 1
-    assert words in said[0]
+    lines = [line for line in profiled(spy.watch(target, "target"), tmp_path, sources) if "s/a: measuring, " in line]
+    assert len(lines) == 1
+    assert words in lines[0]
     assert spy.seen()[1]["target"] > 0
     assert (path.read_bytes() == before) == (changed == "file")
 
@@ -212,26 +212,26 @@ def test_scores_of_another_precision_are_compared_before_they_are_replaced(
     config["transfer"]["ratio"] = 0.5
     path, masks = tmp_path / "run" / "scores" / "s" / "d.safetensors", []
     for precision in ("float32", "bfloat16"):
-        with messages() as said:
+        with messages() as lines:
             assert run("profile", config, "--model.dtype", precision).status == 0
         masks.append(reference.chosen(reference.saved_scores(path, target), "0.5"))
     share = len(masks[0] & masks[1]) / len(masks[0])
     assert 0.5 < share < 1
-    assert f"s/d: {share:.1%} of the mask in float32 is also selected in bfloat16" in said
-    with messages() as said:
+    assert f"s/d: {share:.1%} of the mask in float32 is also selected in bfloat16" in lines
+    with messages() as lines:
         assert run("profile", config, "--model.dtype", "float32", "--data.max_length", 40).status == 0
-    assert not any("of the mask in" in line for line in said)
+    assert not any("of the mask in" in line for line in lines)
 
 
 def test_only_the_ability_that_changed_is_measured_again(spy: Spy, source_folder: Path, tmp_path: Path) -> None:
     target = spy.watch(tiny_model("llama"), "target")
     profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES), b=padded(OTHERS)), tokens=1)
     spy.seen()
-    kept = (tmp_path / "scores" / "s" / "a.safetensors").stat().st_mtime_ns
-    said = profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES), b=padded(OTHERS[:-2])), tokens=1)
+    written = (tmp_path / "scores" / "s" / "a.safetensors").stat().st_mtime_ns
+    lines = profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES), b=padded(OTHERS[:-2])), tokens=1)
     assert spy.seen()[1]["target"] == len(OTHERS) - 2
-    assert (tmp_path / "scores" / "s" / "a.safetensors").stat().st_mtime_ns == kept
-    assert [line.split(":")[1][:12] for line in said if line.startswith("s/")] == [" scores used", " measuring, "]
+    assert (tmp_path / "scores" / "s" / "a.safetensors").stat().st_mtime_ns == written
+    assert [line.split(":")[1][:12] for line in lines if line.startswith("s/")] == [" scores used", " measuring, "]
 
 
 def test_nan_in_a_model_in_memory_is_named_and_nothing_is_written(source_folder: Path, tmp_path: Path) -> None:
@@ -313,8 +313,8 @@ def test_nothing_is_left_behind(ends: str, source_folder: Path, tmp_path: Path) 
 def broken_source() -> PreTrainedModel:
     source: Any = tiny_model("llama")
     source.model.layers[1].mlp.register_forward_hook(fails)
-    found: PreTrainedModel = source
-    return found
+    model: PreTrainedModel = source
+    return model
 
 
 def test_a_killed_run_continues_with_the_ability_it_lacks(spy: Spy, source_folder: Path, tmp_path: Path) -> None:

@@ -99,23 +99,23 @@ def test_a_source_stored_more_finely_than_the_target(tmp_path: Path) -> None:
     chosen = reference.union_of(files(tmp_path, "s/a", "s/b"), target, "0.3")
     check_weights(net, target, [Moving(source, chosen, 0.7)])
     coarse = reference.merged(target, [Moving(source.bfloat16(), chosen, 0.7)])
-    assert any(not torch.equal(coarse[name], found) for name, found in net.named_parameters())
+    assert any(not torch.equal(coarse[name], parameter) for name, parameter in net.named_parameters())
 
 
 def check_counts(report: dict[str, Any], name: str, target: PreTrainedModel, chosen: set[int], ratio: str) -> None:
-    every, found = channels(target), report["sources"][name]
-    assert report["channels"] == len(every)
-    each = masks.whole_part(len(every), ratio)
-    assert {ability["selected"] for ability in found["abilities"].values()} == {each}
-    assert (found["union"], found["union_share"]) == (len(chosen), len(chosen) / len(every))
+    all_channels, counts = channels(target), report["sources"][name]
+    assert report["channels"] == len(all_channels)
+    per_ability = masks.whole_part(len(all_channels), ratio)
+    assert {ability["selected"] for ability in counts["abilities"].values()} == {per_ability}
+    assert (counts["union"], counts["union_share"]) == (len(chosen), len(chosen) / len(all_channels))
     moved = reference.moved_count(target, chosen)
-    assert (found["parameters"], found["parameter_share"]) == (moved, moved / target.num_parameters())
-    types, layers = dict.fromkeys(found["by_module_type"], 0), dict.fromkeys(found["by_layer"], 0)
+    assert (counts["parameters"], counts["parameter_share"]) == (moved, moved / target.num_parameters())
+    types, layers = dict.fromkeys(counts["by_module_type"], 0), dict.fromkeys(counts["by_layer"], 0)
     for number in chosen:
-        parts = every[number][0].split(".")
+        parts = all_channels[number][0].split(".")
         types[parts[-1]] += 1
         layers[next((part for part in parts if part.isdigit()), "none")] += 1
-    assert (found["by_module_type"], found["by_layer"]) == (types, layers)
+    assert (counts["by_module_type"], counts["by_layer"]) == (types, layers)
 
 
 @dataclass
@@ -170,24 +170,24 @@ def test_selections_by_scores_of_another_folder(case: Case, settings: dict[str, 
 def test_all_is_task_arithmetic(case: Case, tmp_path: Path) -> None:
     net = copy.deepcopy(case.target)
     report = fit(net, tmp_path, case.sources, selection="all", scale=0.4)
-    theirs = dict(case.source.named_parameters())
-    for (name, found), (_, before) in zip(net.named_parameters(), case.target.named_parameters(), strict=True):
-        assert torch.equal(found, before + 0.4 * (theirs[name] - before)), name
+    source = dict(case.source.named_parameters())
+    for (name, parameter), (_, before) in zip(net.named_parameters(), case.target.named_parameters(), strict=True):
+        assert torch.equal(parameter, before + 0.4 * (source[name] - before)), name
     assert report["sources"]["s"]["parameter_share"] == 1
     assert report["sources"]["s"]["abilities"]["a"]["tokens"] == 0
 
 
 def test_random_is_drawn_from_the_seed(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
+    results = {}
     for root, seed in (("one", "5"), ("again", "5"), ("other", "6")):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
         net = copy.deepcopy(case.target)
         report = fit(net, tmp_path / root, case.sources, selection="random", ratio=0.2)
         assert report["sources"]["s"]["union"] == masks.whole_part(len(case.values), "0.2")
         assert report["seed"] == int(seed)
-        found[root] = (report["hashes"]["mask s"], net.state_dict())
-    reference.assert_same_bits(found["again"][1], found["one"][1])
-    assert found["one"][0] == found["again"][0] != found["other"][0]
+        results[root] = (report["hashes"]["mask s"], net.state_dict())
+    reference.assert_same_bits(results["again"][1], results["one"][1])
+    assert results["one"][0] == results["again"][0] != results["other"][0]
 
 
 def test_scores_of_another_model_in_memory_are_refused(case: Case, tmp_path: Path) -> None:
@@ -207,10 +207,10 @@ def pair(tied: bool = False) -> tuple[PreTrainedModel, PreTrainedModel]:
     return target, sibling_of(target, seed=1)
 
 
-def selected(found: ChannelInventory, folder: str, *modules: str, every: int = 3) -> SelectedSource:
+def selected(channels: ChannelInventory, folder: str, *modules: str, every: int = 3) -> SelectedSource:
     """Every third channel of some modules, or of all."""
-    mask = torch.zeros(found.total, dtype=torch.bool)
-    for module, span in found.spans():
+    mask = torch.zeros(channels.total, dtype=torch.bool)
+    for module, span in channels.spans():
         mask[span] = (torch.arange(module.count) % every == 0) & (not modules or module.name in modules)
     return SelectedSource("s", folder, Path(folder), 0.4, 0.1, {"a": mask}, {"a": 1})
 
@@ -257,14 +257,14 @@ def test_chunks_are_as_the_whole(tied: bool, tmp_path: Path, monkeypatch: pytest
 
 
 class Halving(MergingMethod):
-    """Half of every task vector, and a record of what it was given."""
+    """Half of every task vector, and a record of its inputs."""
 
     def __init__(self) -> None:
-        self.given: list[tuple[TensorSlice, torch.Size]] = []
+        self.inputs: list[tuple[TensorSlice, torch.Size]] = []
 
-    def merge(self, vectors: Sequence[TaskVector], place: TensorSlice) -> Tensor:
+    def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:
         (vector,) = vectors
-        self.given.append((place, vector.restricted().shape))
+        self.inputs.append((tensor_slice, vector.restricted().shape))
         return vector.restricted() * 0.5
 
 
@@ -274,11 +274,11 @@ def test_a_method_that_is_not_elementwise_gets_every_tensor_whole_and_once(
     target, source = pair()
     monkeypatch.setattr(injection, "_CPU_CHUNK", 100)
     chosen, method = selected(inventory(target), saved(source, tmp_path / "s"), "lm_head", "model.norm"), Halving()
-    found = applied(target, chosen, method)
+    values = applied(target, chosen, method)
     shapes = {"model.norm.weight": torch.Size([32]), "lm_head.weight": torch.Size([300, 32])}
-    assert method.given == [(TensorSlice(name), shape) for name, shape in shapes.items()]
+    assert method.inputs == [(TensorSlice(name), shape) for name, shape in shapes.items()]
     numbers = set(chosen.mask.nonzero().squeeze(1).tolist())
-    reference.assert_same_bits(found, reference.merged(target, [Moving(source, numbers, 0.5)]))
+    reference.assert_same_bits(values, reference.merged(target, [Moving(source, numbers, 0.5)]))
 
 
 def test_nan_is_found_in_the_rows_that_move(tmp_path: Path) -> None:

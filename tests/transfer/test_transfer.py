@@ -42,18 +42,18 @@ class Transfer:
     def moving(self) -> list[Moving]:
         """What moves, from the scores that the run has written."""
         abilities = {"m": (["d"], "0.1", 0.4), "n": (["d", "e"], "0.23", 0.7)}
-        found = []
-        for name, (its, ratio, scale) in abilities.items():
-            files = [self.root / "scores" / name / f"{ability}.safetensors" for ability in its]
-            found.append(Moving(self.sources[name], reference.union_of(files, self.target, ratio), scale))
-        return found
+        sources = []
+        for name, (names, ratio, scale) in abilities.items():
+            files = [self.root / "scores" / name / f"{ability}.safetensors" for ability in names]
+            sources.append(Moving(self.sources[name], reference.union_of(files, self.target, ratio), scale))
+        return sources
 
     def check(self, part: str, dtype: torch.dtype | None = None) -> None:
         """Every parameter in a folder of the run, to the bit."""
         expected = reference.merged(self.target, self.moving(), dtype)
-        found = stored(self.root / part)
-        assert set(found) == set(expected)
-        reference.assert_same_bits(found, expected)
+        parameters = stored(self.root / part)
+        assert set(parameters) == set(expected)
+        reference.assert_same_bits(parameters, expected)
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
@@ -85,18 +85,18 @@ def test_merge(architecture: str, tied: bool, dtype: torch.dtype, tmp_path: Path
     assert outcome.status == 0, outcome.err
     transfer.check("merged")
     report = json.loads((transfer.root / "transfer.json").read_text())
-    for moving, found in zip(transfer.moving(), report["sources"].values(), strict=True):
-        assert found["parameters"] == reference.moved_count(transfer.target, moving.channels)
-        assert found["union"] == len(moving.channels) == sum(found["by_layer"].values())
-        assert sum(found["by_module_type"].values()) == found["union"]
+    for moving, counts in zip(transfer.moving(), report["sources"].values(), strict=True):
+        assert counts["parameters"] == reference.moved_count(transfer.target, moving.channels)
+        assert counts["union"] == len(moving.channels) == sum(counts["by_layer"].values())
+        assert sum(counts["by_module_type"].values()) == counts["union"]
     assert json.loads((transfer.root / "merged" / "transfer.json").read_text()) == report
 
 
-@pytest.mark.parametrize(("kept", "written"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+@pytest.mark.parametrize(("stored_as", "written"), [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_sums_are_rounded_once_to_the_exported_precision(
-    kept: str, written: str, tmp_path: Path, ability_file: Path
+    stored_as: str, written: str, tmp_path: Path, ability_file: Path
 ) -> None:
-    transfer = a_transfer(tmp_path, ability_file, "llama", True, DTYPES[kept])
+    transfer = a_transfer(tmp_path, ability_file, "llama", True, DTYPES[stored_as])
     assert run("merge", transfer.config, "--model.export_dtype", written).status == 0
     transfer.check("merged", DTYPES[written])
 
@@ -113,21 +113,21 @@ def test_merging_all_of_one_source_is_task_arithmetic(tmp_path: Path, ability_fi
     transfer = a_transfer(tmp_path, ability_file, "llama", False, torch.float32)
     transfer.config["profile"]["sources"].pop()
     assert run("merge", transfer.config, "--transfer.selection", "all", "--transfer.scale", 0.5).status == 0
-    before, theirs = dict(transfer.target.named_parameters()), dict(transfer.sources["m"].named_parameters())
-    for name, found in stored(transfer.root / "merged").items():
-        assert torch.equal(found, before[name] + 0.5 * (theirs[name] - before[name])), name
+    before, source = dict(transfer.target.named_parameters()), dict(transfer.sources["m"].named_parameters())
+    for name, values in stored(transfer.root / "merged").items():
+        assert torch.equal(values, before[name] + 0.5 * (source[name] - before[name])), name
     assert not (transfer.root / "scores").exists()
 
 
 def test_a_random_merge_can_be_repeated(tmp_path: Path, ability_file: Path) -> None:
     transfer = a_transfer(tmp_path, ability_file, "llama", True, torch.float32)
     config = changed(transfer.config, "transfer.selection", "random")
-    found, reports = [], []
+    merged, reports = [], []
     for seed in (7, 7, 8):
         assert run("merge", config, "--seed_everything", seed).status == 0
-        found.append(stored(transfer.root / "merged"))
+        merged.append(stored(transfer.root / "merged"))
         reports.append(json.loads((transfer.root / "transfer.json").read_text()))
-    reference.assert_same_bits(found[1], found[0])
+    reference.assert_same_bits(merged[1], merged[0])
     assert reports[0] == reports[1]
     masks = [{key: value for key, value in report["hashes"].items() if key.startswith("mask")} for report in reports]
     assert not set(masks[0].values()) & set(masks[2].values())
@@ -183,16 +183,16 @@ def test_vocabularies_meet_by_token(tmp_path: Path, ability_file: Path) -> None:
     ]
     report = all_moved(tmp_path, ability_file, *folders)["sources"]["s"]
     assert report["vocabulary"] == {"stayed": 8, "tokens": ["<c>"], "without_token": 7}
-    theirs = dict(source.named_parameters())
+    source_parameters = dict(source.named_parameters())
     for name, before in target.named_parameters():
         expected = before.detach().clone()
-        other = theirs[name]
+        other = source_parameters[name]
         if before.shape != other.shape:
             other = other[torch.tensor([*range(300), 301, 300])]
         here = slice(0, len(other))
         expected[here] = before[here] + 0.5 * (other - before[here])
-        found = stored(tmp_path / "run" / "merged")[name]
-        reference.assert_same_bits({name: found}, {name: expected})
+        values = stored(tmp_path / "run" / "merged")[name]
+        reference.assert_same_bits({name: values}, {name: expected})
     assert report["parameters"] == target.num_parameters() - 2 * 8 * 32
     (path,) = (tmp_path / "run" / "scores").rglob("*.safetensors")
     assert not load_file(path)["lm_head"][302:].any(), "what has no partner scores nothing"
@@ -212,18 +212,19 @@ def test_vocabularies_of_two_sizes_are_profiled_alike_wherever_models_are(
         save_model(target, with_tokens("<a>", "<b>"), tmp_path / "t"),
         save_model(source, with_tokens("<b>", "<a>"), tmp_path / "s"),
     ]
-    found = {}
+    scores = {}
     for placement in ("resident", "offload", "layerwise"):
         root = tmp_path / placement
         root.mkdir()
         outcome = run("profile", basic(root, *folders, ability_file), "--profile.placement", placement)
         assert outcome.status == 0, outcome.err
         (path,) = (root / "run" / "scores").rglob("*.safetensors")
-        found[placement] = load_file(path)
+        scores[placement] = load_file(path)
     for placement in ("offload", "layerwise"):
-        for name, values in found["resident"].items():
-            torch.testing.assert_close(found[placement][name], values, rtol=1e-6, atol=1e-7, msg=f"{placement}: {name}")
-    head = found["resident"]["lm_head"] if not tied else None
+        for name, values in scores["resident"].items():
+            message = f"{placement}: {name}"
+            torch.testing.assert_close(scores[placement][name], values, rtol=1e-6, atol=1e-7, msg=message)
+    head = scores["resident"]["lm_head"] if not tied else None
     assert tied or (head.shape == (size,) and bool(head[:302].all()) and not head[302:].any())
 
 
@@ -231,9 +232,10 @@ def test_a_tied_source_is_one_whose_matrices_are_equal(tmp_path: Path, ability_f
     target, source = tiny_model("llama"), tiny_model("llama", seed=1, tie_word_embeddings=True)
     folders = [save_model(model, tiny_tokenizer(), tmp_path / name) for name, model in (("t", target), ("s", source))]
     all_moved(tmp_path, ability_file, *folders)
-    theirs = dict(source.named_parameters(remove_duplicate=False))
+    source_parameters = dict(source.named_parameters(remove_duplicate=False))
     for name, before in target.named_parameters():
-        assert torch.equal(stored(tmp_path / "run" / "merged")[name], before + 0.5 * (theirs[name] - before)), name
+        expected = before + 0.5 * (source_parameters[name] - before)
+        assert torch.equal(stored(tmp_path / "run" / "merged")[name], expected), name
     outcome = run("merge", basic(tmp_path, folders[1], folders[0], ability_file))
     assert outcome.status == 1
     assert "must tie its embedding and lm_head as the target does" in outcome.err
@@ -249,7 +251,7 @@ def test_pickled_models_are_read_where_they_are_called_so(
     assert outcome.status == 1
     assert "write bin: before the model's name" in outcome.err
     all_moved(tmp_path, ability_file, f"bin:{target}", source)
-    theirs = dict(tiny_model("llama", seed=1).named_parameters())
+    source_parameters = dict(tiny_model("llama", seed=1).named_parameters())
     for name, before in tiny_model("llama", dtype=torch.bfloat16).named_parameters():
-        expected = (before.float() + 0.5 * (theirs[name] - before.float())).bfloat16()
+        expected = (before.float() + 0.5 * (source_parameters[name] - before.float())).bfloat16()
         assert torch.equal(stored(tmp_path / "run" / "merged")[name], expected), name
