@@ -1,4 +1,4 @@
-"""Hooks that last as long as a ``with`` block, whatever happens in it."""
+"""Hooks and modes of a model that last as long as a ``with`` block, whatever happens in it."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def each_gradient(model: nn.Module, use: Callable[[str, Tensor], None]) -> Itera
     finally:
         for name, (required, gradient) in before.items():
             parameters[name].requires_grad_(required).grad = gradient
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in its own mode again, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def rerun_with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,6 @@ from act_lightning.evaluation.generation import (
     Generator,
     VLLMGenerator,
     generate_answers,
-    generator_issues,
 )
 from act_lightning.evaluation.results import results_for_logger
 from act_lightning.profiling.channel_means import float64_device
@@ -140,7 +140,23 @@ class AbilityTransferModule(L.LightningModule):
             if value not in _DTYPES:
                 issues.append(ConfigIssue(f"model.{name}", value, problem, "Choose one."))
         issues += attention_issues(self.attention) + compile_issues(self.compile_setting)
-        return issues + generator_issues(self.generator, self.generator_args)
+        setting, arguments = "model.generator", self.generator_args
+        if self.generator not in (TRANSFORMERS, VLLM):
+            problem = f"must be one of {TRANSFORMERS}, {VLLM}"
+            issues.append(ConfigIssue(setting, self.generator, problem, "Choose one."))
+        if self.generator == VLLM and find_spec(VLLM) is None:
+            hint = "Write pip install 'act-lightning[vllm]', on Linux with a GPU, or choose transformers."
+            issues.append(ConfigIssue(setting, self.generator, "must be installed", hint))
+        if arguments and self.generator != VLLM:
+            problem = f"has no meaning where model.generator is {self.generator}"
+            hint = "Leave it out, or set model.generator to vllm."
+            issues.append(ConfigIssue(f"{setting}_args", dict(arguments), problem, hint))
+        for name in ("model", "tokenizer", "generation_config", "trust_remote_code"):
+            if name in arguments:
+                problem = f"must not hold {name}, which is set for it"
+                hint = "Leave it out; model.target names the model."
+                issues.append(ConfigIssue(f"{setting}_args", arguments[name], problem, hint))
+        return issues
 
     def configure_model(self) -> None:
         """Load the target, once, in the precision of training; or start vLLM in its place."""

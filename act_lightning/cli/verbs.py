@@ -13,8 +13,6 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from act_lightning.analysis.causal_check import FOLDER as CAUSES
-from act_lightning.analysis.causal_check import check_causes, print_causes
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
 from act_lightning.checkpoints.export import output_issues
@@ -103,6 +101,8 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
 
 def run_causes(trainer: L.Trainer, run: Run) -> None:
     """Profile where scores are missing, then intervene on the target's channels, on held-out samples."""
+    from act_lightning.analysis.causal_check import FOLDER, check_causes, print_causes  # only this verb needs them
+
     assert run.causes is not None
     target, root, causes = find_target(run.model, None, None), Path(trainer.default_root_dir), run.causes
     held_out = causes.data(run.data, list(dict.fromkeys(name for source in run.sources for name in source.abilities)))
@@ -118,7 +118,7 @@ def run_causes(trainer: L.Trainer, run: Run) -> None:
             print_causes(results)
 
     _on_all_processes(trainer, intervene)
-    rank_zero_info(f"causes written to {root / CAUSES}")
+    rank_zero_info(f"causes written to {root / FOLDER}")
 
 
 def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:

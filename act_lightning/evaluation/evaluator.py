@@ -22,12 +22,13 @@ from act_lightning.data.loaders import MicroBatch
 from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.evaluation.generation import Generation, Generator, evaluating, generate_answers, nan_error
+from act_lightning.evaluation.generation import Generation, Generator, generate_answers, nan_error
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.evaluation.results import Record, SetResult, results_as_json
 from act_lightning.evaluation.sandbox import network_isolation
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
+from act_lightning.hooks import evaluating
 
 
 class Evaluator:

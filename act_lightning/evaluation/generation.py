@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -21,6 +18,7 @@ from transformers import (
 
 from act_lightning.checkpoints.models import load_config
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.hooks import evaluating
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 
@@ -52,19 +50,6 @@ class Generator(Protocol):
             max_new_tokens: Length at which an answer is cut.
             locations: Where each row comes from, for messages; by default its index in the batch.
         """
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each module is in its own mode again, also after an exception."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def generate_answers(
@@ -152,26 +137,6 @@ def end_of_turn_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokeni
         tokens = tokenizer.encode(after_answer, add_special_tokens=False)
         ids.add(next((token for token in tokens if token in special), None))
     return sorted(token for token in ids if token is not None)
-
-
-def generator_issues(generator: str, arguments: Mapping[str, Any]) -> list[ConfigIssue]:
-    """What is wrong with ``model.generator``, and with ``model.generator_args``, the arguments of ``vllm.LLM``."""
-    issues, setting = [], "model.generator"
-    if generator not in (TRANSFORMERS, VLLM):
-        problem = f"must be one of {TRANSFORMERS}, {VLLM}"
-        issues.append(ConfigIssue(setting, generator, problem, "Choose one."))
-    if generator == VLLM and find_spec(VLLM) is None:
-        hint = "Write pip install 'act-lightning[vllm]', on Linux with a GPU, or choose transformers."
-        issues.append(ConfigIssue(setting, generator, "must be installed", hint))
-    if arguments and generator != VLLM:
-        problem = f"has no meaning where model.generator is {generator}"
-        hint = "Leave it out, or set model.generator to vllm."
-        issues.append(ConfigIssue(f"{setting}_args", dict(arguments), problem, hint))
-    for name in ("model", "tokenizer", "generation_config", "trust_remote_code"):
-        if name in arguments:
-            problem, hint = f"must not hold {name}, which is set for it", "Leave it out; model.target names the model."
-            issues.append(ConfigIssue(f"{setting}_args", arguments[name], problem, hint))
-    return issues
 
 
 class VLLMGenerator:
