@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from act_lightning.channels import inventory
 from act_lightning.data.batches import token_budget_batches
 from act_lightning.errors import ActError
+from act_lightning.profiling import channel_means
 from act_lightning.profiling.channel_means import ChannelMeans, token_sums
 from act_lightning.profiling.pair import ChunkBatch, ResidentPair
 from act_lightning.scorers import Activation, Observation
@@ -51,6 +52,16 @@ def check(target: PreTrainedModel, samples: Sequence[Sample], budget: int = 60) 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_scores_equal_the_reference(architecture: str) -> None:
     check(tiny_model(architecture), random_samples(10))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7])
+def test_blocks_of_tokens_add_up(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_means, "_CPU_BLOCK", 5 * tokens)
+    target, source = torch.randn(7, 5), torch.randn(7, 5)
+    expected = (target.double() - source.double()).abs().sum(0)
+    torch.testing.assert_close(
+        token_sums(Activation(), Observation("", target, source))[0], expected, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize(("architecture", "tied"), TIED)
