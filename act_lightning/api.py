@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 
 from act_lightning.analysis.saved import saved_channels
 from act_lightning.architecture import module_type
-from act_lightning.cards.card import complete_card, new_card
+from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.export import output_issues
+from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify, identify_module
@@ -281,7 +282,7 @@ def merge(
         }
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
             merge_checkpoint(out, target_folder, injection, None, files)
-    complete_card(out, verify=False)
+    write_file(out / CARD, rebuild_card(out, verify=False))
     return report
 
 

@@ -9,9 +9,10 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.architecture import find_language_model, require_language_model
-from act_lightning.cards.card import complete_card, new_card
+from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.export import export_model, output_issues
+from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -74,7 +75,7 @@ class HuggingFaceExport(L.Callback):
                 files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
             dtype = None if self.dtype == "auto" else resolve_dtype(self.dtype, target, "model.export_dtype")
             export_model(out, target, layout.whole, dtype, files)
-            complete_card(out, verify=True)
+            write_file(out / CARD, rebuild_card(out))
             rank_zero_info(f"model written to {out}")
         elif is_sharded(trainer):
             with CheckpointReader(target) as reader:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from act_lightning.cards.recipes import portable_recipe
 from act_lightning.cards.record import (
     CARD,
     License,
@@ -20,12 +19,11 @@ from act_lightning.cards.record import (
     is_hub_id,
     license_text,
     model_identities,
-    result_hashes,
+    portable_recipe,
     short_name,
     versions,
 )
-from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.weight_files import CONFIG
+from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.errors import ActError, ConfigIssue
 
 TRANSFER = "transfer.json"
@@ -62,20 +60,11 @@ def new_card(base: str, recipe_yaml: str, transfer: Mapping[str, Any], verb: str
     return render_card(record, portable, transfer)
 
 
-def complete_card(folder: Path, verify: bool) -> None:
-    """Add the hashes of an exported ``folder`` to its card.
-
-    Weights cannot be hashed before they are written, and a folder never appears without a card.
-
-    Args:
-        folder: An exported model.
-        verify: Whether to read all bytes, for the SHA-256 of every weight file, and not only a sample for the digest.
-    """
-    write_file(folder / CARD, rebuild_card(folder, verify=verify))
-
-
 def rebuild_card(folder: Path, evaluations: Path | None = None, verify: bool = True) -> str:
     """The card of an exported ``folder`` with the hashes of its weights, and the run's results so far.
+
+    :func:`new_card` has no hashes: weights cannot be hashed before they are written, and a folder never appears without
+    a card.
 
     Args:
         folder: An exported model.
@@ -87,7 +76,8 @@ def rebuild_card(folder: Path, evaluations: Path | None = None, verify: bool = T
     """
     recipe, record = read_card(folder)
     results = [] if evaluations is None else result_rows(evaluations)
-    record["result"] = result_hashes(folder, verify)
+    identity = identify(folder, verify)
+    record["result"] = {"digest": identity.digest, "sha256": dict(identity.sha256 or {})}
     return render_card(record, recipe, read_transfer(folder), results)
 
 
@@ -110,7 +100,9 @@ def render_card(
     models = [model for model in record["models"].values() if model["name"] in (base, *sources)]
     abilities = (recipe.get("data") or {}).get("abilities") or {}
     license_ = common_license([model["license"] for model in models])
-    lines = front_matter(_hub_metadata(base, sources, abilities, license_))
+    tags, relation = (["merge", "act-lightning"], "merge") if sources else (["act-lightning"], "finetune")
+    data = [ability["path"] for ability in abilities.values()]
+    lines = front_matter([base, *sources], license_, tags, relation, data)
     if sources:
         names = " and ".join(f"`{source}`" for source in sources)
         lines += [f"# {base} with abilities of {', '.join(sources)}", ""]
@@ -129,28 +121,20 @@ def render_card(
     if abilities:
         rows = [["ability", "data", "rows at most", "fingerprint (SHA-256)"]]
         for name, settings in abilities.items():
-            data = ", ".join(str(settings[key]) for key in ("path", "name", "split", "revision") if settings.get(key))
+            where = ", ".join(str(settings[key]) for key in ("path", "name", "split", "revision") if settings.get(key))
             fingerprint = record.get("data", {}).get(f"data.abilities.{name}") or "not known"
-            rows.append([name, data, str(settings.get("limit") or "all"), fingerprint])
+            rows.append([name, where, str(settings.get("limit") or "all"), fingerprint])
         lines += ["", "## Data", "", *table(rows)]
     if results:
         lines += ["", "## Results", "", *table(results)]
+    blocks = [(_RECORD, "json", json.dumps(record, indent=2, ensure_ascii=False))]
     if recipe:
-        lines += ["", _RECIPE, "", *_code_block(_yaml(recipe), "yaml")]
-    lines += ["", _RECORD, "", *_code_block(json.dumps(record, indent=2, ensure_ascii=False), "json")]
+        blocks.insert(0, (_RECIPE, "yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)))
+    for title, language, text in blocks:
+        longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+        fence = "`" * max(3, longest + 1)  # longer than any run of backticks in the text
+        lines += ["", title, "", fence + language, text.rstrip("\n"), fence]
     return "\n".join([*lines, ""])
-
-
-def _hub_metadata(base: str, sources: list[str], abilities: Mapping[str, Any], license_: License) -> dict[str, Any]:
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    values |= license_
-    if models := [model for model in dict.fromkeys((base, *sources)) if is_hub_id(model)]:
-        values["base_model"] = models
-        values["base_model_relation"] = "merge" if sources else "finetune"
-    if data := [ability["path"] for ability in abilities.values() if is_hub_id(ability["path"])]:
-        values["datasets"] = list(dict.fromkeys(data))
-    values["tags"] = ["merge", "act-lightning"] if sources else ["act-lightning"]
-    return values
 
 
 def _source_section(name: str, source: Mapping[str, Any]) -> list[str]:
@@ -165,9 +149,18 @@ def _source_section(name: str, source: Mapping[str, Any]) -> list[str]:
     return [f"## {name}", "", *sentence, *table([["ability", "selected channels", "answer tokens"], *rows])]
 
 
-def front_matter(values: Mapping[str, Any]) -> list[str]:
-    """The lines of YAML with which a card on the hub begins."""
-    return ["---", _yaml(values).rstrip("\n"), "---", ""]
+def front_matter(
+    models: Iterable[str], license_: License, tags: Sequence[str], relation: str | None = None, data: Iterable[str] = ()
+) -> list[str]:
+    """The lines of YAML with which a card on the hub begins; only hub ids are listed as base models and data sets."""
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", **license_}
+    if base_models := [model for model in dict.fromkeys(models) if is_hub_id(model)]:
+        values["base_model"] = base_models
+        values |= {"base_model_relation": relation} if relation else {}
+    if datasets := [path for path in dict.fromkeys(data) if is_hub_id(path)]:
+        values["datasets"] = datasets
+    values["tags"] = list(tags)
+    return ["---", yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip("\n"), "---", ""]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -180,53 +173,30 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
-def _code_block(text: str, language: str) -> list[str]:
-    """The lines of a code block whose fence is longer than any run of backticks in ``text``."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [fence + language, text.rstrip("\n"), fence]
-
-
-def _yaml(values: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
-
-
 def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The recipe and the record in the card at ``path``, a file or its folder.
 
     Raises:
-        ActError: There is no card of act-lightning.
+        ActError: There is no card of act-lightning, or its recipe or record is damaged.
     """
     path = path / CARD if path.is_dir() else path
     try:
-        recipe, record = parse_card(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+        blocks = []
+        for title, language in ((_RECIPE, "yaml"), (_RECORD, "json")):
+            pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
+            match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
+            blocks.append((match and match.group(2)) or "{}")
+        recipe, record = yaml.safe_load(blocks[0]), json.loads(blocks[1])
+        if not isinstance(recipe, dict) or not isinstance(record, dict):
+            raise ValueError("recipe and record must be mappings")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         problem = f"must be a readable card ({error})"
         raise ActError(ConfigIssue("card", str(path), problem, "Name a README.md.")) from error
     if not record:
         problem = "must hold the record of a run, as the cards of act-lightning's exports do"
         hint = "Name the README.md of a folder that `fit` or `merge` wrote."
         raise ActError(ConfigIssue("card", str(path), problem, hint))
-    return recipe, record
-
-
-def parse_card(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The recipe and the record in the text of a card; empty if it has none.
-
-    Raises:
-        ValueError: They were edited, and are no longer YAML and JSON.
-    """
-    blocks = []
-    for title, language in ((_RECIPE, "yaml"), (_RECORD, "json")):
-        pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
-        match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
-        blocks.append((match and match.group(2)) or "{}")
-    try:
-        recipe, record = yaml.safe_load(blocks[0]), json.loads(blocks[1])
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(recipe, dict) or not isinstance(record, dict):
-        raise ValueError("recipe and record must be mappings")
     return recipe, record
 
 

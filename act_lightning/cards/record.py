@@ -1,13 +1,16 @@
-"""What a card keeps for a replay: names, licenses, hashes of inputs and results, versions."""
+"""What a card keeps for a replay: names, licenses, hashes, versions, and the recipe without a machine's own paths."""
 
 from __future__ import annotations
 
+import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,13 +19,17 @@ import act_lightning
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.weight_files import identify
-from act_lightning.errors import ActError
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 CARD = "README.md"
 License = Mapping[str, Any]
 """``license`` and, if given, ``license_name`` and ``license_link``, as in front matter; empty if not stated."""
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Settings that hold a path even if the file is gone; in others, text that begins with a slash may not be a path.
+_PATH_SETTINGS = frozenset(
+    {"target", "model", "path", "scores", "template", "default_root_dir", "dirpath", "save_dir", "ckpt_path"}
+)
 _PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 
 
@@ -134,11 +141,85 @@ def data_fingerprints(recipe: Mapping[str, Any]) -> dict[str, str | None]:
     return result
 
 
-def result_hashes(folder: Path, verify: bool) -> dict[str, Any]:
-    """The digest of the weights in ``folder`` and, with ``verify``, the SHA-256 of every file.
+def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Shorten every absolute path of a run's config to its last part; hub ids and relative paths stay.
+
+    Returns:
+        The recipe, and the settings that were shortened, such as ``profile.sources.0.model``.
+
+    >>> portable_recipe({"model": {"target": "/home/me/base", "dtype": "auto"}})
+    ({'model': {'target': 'base', 'dtype': 'auto'}}, ['model.target'])
+    """
+    portable = deepcopy(dict(recipe))
+    shortened = []
+    for parent, key, setting in _leaves(portable):
+        value = parent[key]
+        if not isinstance(value, str) or "\n" in value:
+            continue
+        path = value.removeprefix(BIN_PREFIX)
+        if not path.startswith(("/", "~")) and not PureWindowsPath(path).is_absolute():
+            continue
+        is_path = setting.rpartition(".")[2] in _PATH_SETTINGS and "{" not in path
+        with suppress(ValueError):  # a null byte
+            is_path = is_path or os.path.lexists(os.path.expanduser(path))
+        if is_path:
+            shortened.append(setting)
+            parent[key] = short_name(value)
+    return portable, shortened
+
+
+def localize_recipe(
+    recipe: Mapping[str, Any],
+    shortened: Iterable[str],
+    folders: Sequence[Path],
+    out: Path,
+    paths: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Put paths of this machine into a portable recipe.
+
+    Args:
+        recipe: The recipe that :func:`portable_recipe` returned.
+        shortened: The settings that it shortened.
+        folders: Folders in which to look for models and data files by name; the first match is used.
+        out: The folder for all output.
+        paths: Paths by setting; these are not looked for.
 
     Raises:
-        ActError: Weights are missing or truncated.
+        ActError: Naming every model and file that was not found.
     """
-    identity = identify(folder, verify)
-    return {"digest": identity.digest, "sha256": dict(identity.sha256 or {})}
+    local = deepcopy(dict(recipe))
+    issues, names = [], set(shortened)
+    for parent, key, setting in _leaves(local):
+        value = parent[key]
+        if setting == "trainer.default_root_dir":
+            parent[key] = str(out)
+        elif setting in paths or setting not in names:
+            parent[key] = paths.get(setting, value)
+        elif setting.startswith("trainer."):
+            parent[key] = str(out / value)
+        else:  # data may be given by pattern
+            matches = (
+                path / value for path in folders if (path / value).exists() or ("*" in value and any(path.glob(value)))
+            )
+            match = next(matches, None)
+            if match is None:
+                hint = f"Name the folder that holds it with --from, or its own place with --{setting}."
+                problem = f"must be found by this name in {', '.join(str(folder) for folder in folders)}"
+                issues.append(ConfigIssue(setting, value, problem, hint))
+            else:
+                parent[key] = str(match)
+    raise_if_any(issues)
+    # Sources keep their names wherever they lie: random draws and score files depend on the name.
+    sources, local_sources = ((config.get("profile") or {}).get("sources") or [] for config in (recipe, local))
+    for source, local_source in zip(sources, local_sources, strict=True):
+        local_source.setdefault("name", re.split(r"[/:\\]", source["model"].rstrip("/\\"))[-1])
+    return local
+
+
+def _leaves(parent: Any, prefix: str = "") -> Iterator[tuple[Any, Any, str]]:  # noqa: ANN401 - a mapping or list
+    """Every value of a config that is no mapping or list, as its parent, its key there, and its dotted name."""
+    for key, child in list(parent.items() if isinstance(parent, dict) else enumerate(parent)):
+        if isinstance(child, (dict, list)):
+            yield from _leaves(child, f"{prefix}{key}.")
+        else:
+            yield parent, key, f"{prefix}{key}"

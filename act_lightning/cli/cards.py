@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from act_lightning.cards.card import exported_folders, read_card, read_transfer, rebuild_card
-from act_lightning.cards.recipes import localize_recipe
-from act_lightning.cards.record import CARD, data_fingerprints, model_identities, result_hashes, versions
+from act_lightning.cards.record import CARD, data_fingerprints, localize_recipe, model_identities, versions
 from act_lightning.checkpoints.files import write_file
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
@@ -148,10 +148,10 @@ def _run_recipe(verb: str, settings: dict[str, Any], overrides: list[str]) -> in
 def _compare(output: Path, card: Path, record: Mapping[str, Any], version_notes: list[str]) -> int:
     """Compare an exported folder with the record, print the result, and return the exit status."""
     recorded = record["result"]
-    actual = result_hashes(output, verify=bool(recorded["sha256"]))
+    actual = identify(output, verify=bool(recorded["sha256"]))
     whole = "the digest of all weights"
     differences = _differences(
-        recorded["sha256"] or {whole: recorded["digest"]}, actual["sha256"] or {whole: actual["digest"]}
+        recorded["sha256"] or {whole: recorded["digest"]}, actual.sha256 or {whole: actual.digest}
     )
     if not differences:
         proof = "SHA-256 of every file" if recorded["sha256"] else "digest: headers and 64 KiB of every tensor"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentError, Namespace
 
-from act_lightning.cards.card import complete_card, new_card
+from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
@@ -125,7 +125,7 @@ class Merge:
         with self.transfer.injection() as injection:
             merge_checkpoint(output, self.target, injection, dtype, files, self.device)
             bytes_read = injection.bytes_read
-        complete_card(output, verify=False)
+        write_file(output / CARD, rebuild_card(output, verify=False))
         write_file(self.root / "transfer.json", record)
         summary = f"{bytes_read:,} bytes of the sources' tensors read\nmerged model written to {output}"
         return f"{describe_transfer(report)}\n{summary}"

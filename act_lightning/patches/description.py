@@ -9,7 +9,7 @@ from typing import Any
 
 from act_lightning.architecture import module_type
 from act_lightning.cards.card import front_matter, table
-from act_lightning.cards.record import common_license, is_hub_id, license_text, short_name
+from act_lightning.cards.record import common_license, license_text, short_name
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, TensorChange
 from act_lightning.transfer.report import layer_of
 
@@ -64,11 +64,6 @@ def patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied:
     for patch in patches:
         licenses |= patch.record.provenance.get("licenses", {})
     base = str(patches[0].record.provenance.get("base", model))
-    base_models = [name for name in dict.fromkeys((base, *licenses)) if is_hub_id(name)]
-    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    metadata |= common_license(list(licenses.values()))
-    metadata |= {"base_model": base_models} if base_models else {}
-    metadata["tags"] = ["act-lightning", "ability-patch"]
     verb = "applied" if applied else "taken out again"
     sentence = f"`{short_name(model)}` with {'a patch' if len(patches) == 1 else 'patches'} {verb} by act-lightning."
     patch_rows = [["patch", "made from", "base", "result"]]
@@ -77,6 +72,7 @@ def patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied:
         origin = f"{record.provenance.get('tuned', '')} over {record.provenance.get('base', '')}"
         patch_rows.append([patch.path.name, origin, record.base, record.result])
     license_rows = [["model", "license"], *([short_name(name), license_text(one)] for name, one in licenses.items())]
-    lines = [*front_matter(metadata), f"# {short_name(model)}, patches {verb}", "", sentence]
+    lines = front_matter([base, *licenses], common_license(list(licenses.values())), ["act-lightning", "ability-patch"])
+    lines += [f"# {short_name(model)}, patches {verb}", "", sentence]
     lines += [f"The weights' digest is `{digest}`.", "", *table(patch_rows), "", *table(license_rows), ""]
     return "\n".join(lines)

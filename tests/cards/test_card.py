@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from act_lightning.cards.card import parse_card, render_card
+from act_lightning.cards.card import read_card, render_card
+from act_lightning.errors import ActError
 
 TRANSFER: dict[str, Any] = {
     "channels": 1000,
@@ -84,16 +86,26 @@ def test_a_license_is_stated_only_where_all_bases_state_it(licenses: list[dict[s
     assert any(line.startswith("| org/base |") and stated in line for line in text.splitlines())
 
 
-def test_recipe_and_record_come_back() -> None:
-    found = render_card(record({"license": "mit"}), RECIPE, TRANSFER, [["evaluation", "what"], ["a|b", "c"]])
-    assert parse_card(found) == (RECIPE, record({"license": "mit"}))
-    assert "| a\\|b | c |" in found
-    assert parse_card("# Someone else's") == ({}, {})
+def test_recipe_and_record_come_back(tmp_path: Path) -> None:
+    text = render_card(record({"license": "mit"}), RECIPE, TRANSFER, [["evaluation", "what"], ["a|b", "c"]])
+    assert "| a\\|b | c |" in text
+    (tmp_path / "README.md").write_text(text)
+    assert read_card(tmp_path) == (RECIPE, record({"license": "mit"}))
 
 
-def test_an_edited_record_is_an_error() -> None:
-    text = render_card(record(), RECIPE, TRANSFER)
-    with pytest.raises(ValueError, match=r"delimiter"):
-        parse_card(text.replace('"verb":', '"verb"'))
-    with pytest.raises(ValueError, match="mapping"):
-        parse_card("## Recipe\n\n```yaml\nnot a mapping\n```\n")
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("# Someone else's", r"must hold the record of a run"),
+        (
+            render_card(record(), RECIPE, TRANSFER).replace('"verb":', '"verb"'),
+            r"must be a readable card \(.*delimiter",
+        ),
+        ("## Recipe\n\n```yaml\nnot a mapping\n```\n", r"must be a readable card \(.*mappings"),
+        ("## Recipe\n\n```yaml\n{\n```\n", r"must be a readable card \(.*flow"),
+    ],
+)
+def test_an_edited_card_is_an_error(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text)
+    with pytest.raises(ActError, match=problem):
+        read_card(tmp_path)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from act_lightning.cards.card import result_rows
-from act_lightning.cards.recipes import localize_recipe, portable_recipe
-from act_lightning.cards.record import read_license
+from act_lightning.cards.record import localize_recipe, portable_recipe, read_license
 from act_lightning.errors import ActError
 
 RECIPE = {
