@@ -6,9 +6,12 @@ Nothing is imported from transformers before a LightningModule is searched: name
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from act_lightning.errors import ActError, ConfigIssue
@@ -137,6 +140,19 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """
     classes = set(model._no_split_modules or ())
     return {name: module for name, module in model.named_modules() if type(module).__name__ in classes}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards each module is in its own mode again, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @dataclass(frozen=True)

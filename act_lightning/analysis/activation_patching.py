@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import or_
@@ -18,7 +18,6 @@ from act_lightning.architecture import output_embedding
 from act_lightning.channels import ChannelInventory
 from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
-from act_lightning.hooks import temporary_hooks
 from act_lightning.training.loss import answer_logits
 
 Batch = Mapping[str, Tensor]
@@ -89,8 +88,9 @@ def replace_channels(model: nn.Module, indices: ModuleIndices, values: Callable[
 
 @contextmanager
 def _forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
-    handles = (model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items())
-    with temporary_hooks(handles), torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        for name, hook in hooks.items():
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 

@@ -19,13 +19,13 @@ from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.tables import ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
-from act_lightning.profiling.target import named_folder
+from act_lightning.profiling.target import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
@@ -61,7 +61,8 @@ class TransferComparison(L.Callback):
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         injection = next((callback for callback in callbacks if isinstance(callback, MaskedTaskVectorInjection)), None)
         profiler = next((one for one in callbacks if isinstance(one, ActivationDifferenceProfiler)), None)
-        target = named_folder(pl_module, profiler.target if profiler else None, None)
+        name, revision = named_checkpoint(pl_module, profiler.target if profiler else None)
+        target = None if name is None else locate(name, revision)
         model = require_language_model(pl_module)
         dtype, device = model.dtype, model.device
         with isolate_rng():

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import PretrainedConfig
 
 from act_lightning.architecture import find_language_model
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.data.cache import lengths
 from act_lightning.errors import ConfigIssue, raise_if_any
-from act_lightning.masks import overlap
-from act_lightning.profiling.channel_means import ChannelMeans, float64_device
+from act_lightning.profiling.activations import measure_activations
 from act_lightning.profiling.gradients import measure_gradients
-from act_lightning.profiling.measurement import (
-    Measurement,
-    check_compatibility,
-    groups,
-    measure_weights,
-    measurements,
-    save,
-)
-from act_lightning.profiling.pair import Pair
-from act_lightning.profiling.placement import PairSettings, open_pair
-from act_lightning.profiling.samples import MeasuredScores, Sampling
-from act_lightning.profiling.target import Target, find_target
+from act_lightning.profiling.measurement import check_compatibility, measure_weights, measurements
+from act_lightning.profiling.placement import PairSettings
+from act_lightning.profiling.samples import Sampling
+from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.transfer.report import previous_transfer
-from act_lightning.transfer.selection import partner_channels, selection_issues
+from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import (
     AbilitySource,
     TransferSettings,
@@ -142,11 +126,8 @@ class ActivationDifferenceProfiler(L.Callback):
         if self.tokens_per_batch < 1:
             problem = "must be at least 1"
             issues.append(ConfigIssue("profile.tokens_per_batch", self.tokens_per_batch, problem, "Try 8192."))
-        return issues + self._pair_settings.issues() + self.sampling(TransferSettings()).issues()
-
-    @property
-    def _pair_settings(self) -> PairSettings:
-        return PairSettings(self.placement, self.quantization, self.tokens_per_batch)
+        issues += PairSettings(self.placement, self.quantization, self.tokens_per_batch).issues()
+        return issues + self.sampling(TransferSettings()).issues()
 
     def sampling(self, settings: TransferSettings) -> Sampling:
         """In which chunks samples are read, and when to stop, given how a transfer will select."""
@@ -204,10 +185,9 @@ class ActivationDifferenceProfiler(L.Callback):
         with isolate_rng():  # a user's loader may draw random numbers
             target = find_target(pl_module, self.target, self.revision)
             required = measurements(self.sources, target, datamodule, root, scorer, self.quantization, sampling)
-            if scorer.needs_samples:
-                raise_if_any(i for m in required for i in sampling.sample_issues(m.label, len(m.samples.samples)))
             check_compatibility(target, required)
-            raise_if_any(self._pair_settings.run_issues(trainer.strategy.root_device, target, scorer))
+            pair_settings = PairSettings(self.placement, self.quantization, self.tokens_per_batch)
+            raise_if_any(pair_settings.run_issues(trainer.strategy.root_device, target, scorer))
             pending = []
             for measurement in required:
                 if reason := measurement.reason_to_measure():
@@ -221,80 +201,4 @@ class ActivationDifferenceProfiler(L.Callback):
             if isinstance(scorer, Attribution):
                 measure_gradients(pending, target, scorer, sampling, trainer)
             if isinstance(scorer, ActivationScorer):
-                for group in groups(pending):
-                    self._measure_activations(group, target, scorer, sampling, trainer)
-
-    def _measure_activations(
-        self,
-        group: Sequence[Measurement],
-        target: Target,
-        scorer: ActivationScorer,
-        sampling: Sampling,
-        trainer: L.Trainer,
-    ) -> None:
-        """Load the target and the sources of a group once, and measure all its abilities."""
-        device, channels = float64_device(trainer.strategy.root_device), target.inventory()
-        folders = dict.fromkeys(measurement.folder for measurement in group)
-        vocabularies = {folder: target.folder and match_vocabularies(target.folder, folder) for folder in folders}
-        by_samples: dict[str, list[Measurement]] = {}  # the target runs once for all sources on the same samples
-        for measurement in group:
-            by_samples.setdefault(measurement.samples.fingerprint, []).append(measurement)
-        with open_pair(target, folders, self._pair_settings, trainer) as (pair, config):
-            for same_samples in by_samples.values():
-                means = []
-                for measurement in same_samples:
-                    partners = partner_channels(channels, vocabularies[measurement.folder] or None)
-                    means.append(ChannelMeans(channels, scorer, partners, sampling.chunk_count).to(device))
-                    nothing = torch.empty(0, channels.modules[0].count)
-                    # A process may get no samples, and torchmetrics would warn then.
-                    means[-1].update(channels.modules[0].name, nothing, nothing, nothing)
-                results = self._run_pair(same_samples, pair, means, config, channels, sampling, trainer)
-                for measurement, result in zip(same_samples, results, strict=True):
-                    if trainer.is_global_zero:
-                        _report_precision(measurement, channels, result.scores, sampling)
-                    save(measurement, channels, result, trainer)
-                trainer.strategy.barrier("scores written")
-
-    def _run_pair(
-        self,
-        group: Sequence[Measurement],
-        pair: Pair,
-        means: Sequence[ChannelMeans],
-        config: PretrainedConfig,
-        channels: ChannelInventory,
-        sampling: Sampling,
-        trainer: L.Trainer,
-    ) -> list[MeasuredScores]:
-        """Run the pair on this process's share of the samples, until the masks of all sources are stable."""
-        samples, processes = group[0].samples, trainer.world_size
-        title = f"profiling {', '.join(measurement.label for measurement in group)}"
-        accumulators = [(measurement.folder, mean) for measurement, mean in zip(group, means, strict=True)]
-        total, results = sum(lengths(samples.samples)), [MeasuredScores(torch.empty(0))]
-        with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
-            for part in sampling.rounds(len(samples.samples)):
-                shard = (config, self.tokens_per_batch, trainer.global_rank, processes, sampling.chunk_count, part)
-                for batch, _ in pair.run(samples.batches(*shard), accumulators):
-                    tokens = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-                    bar.update(min(tokens * processes, total - bar.n))  # about as many in every process
-                results = []
-                for measurement, mean in zip(group, means, strict=True):
-                    scores, chunks = mean.compute().cpu(), None
-                    if mean.chunks:
-                        with mean.sync_context():  # the same on all processes
-                            chunks = mean.compute_chunks().cpu()
-                    result = MeasuredScores(scores, chunks, part.stop)
-                    results.append(sampling.with_overlap(measurement.source, samples, channels, result))
-                if all(sampling.is_stable(result.overlap) for result in results):
-                    break
-        return results
-
-
-def _report_precision(measurement: Measurement, channels: ChannelInventory, scores: Tensor, sampling: Sampling) -> None:
-    """Say how much of the mask by saved scores of another precision, now replaced, the new scores select as well."""
-    before = measurement.in_other_precision(channels)
-    if before is not None and bool(scores.isfinite().all()):
-        precision, old_scores = before
-        mask = partial(sampling.mask, measurement.source, channels)
-        share = overlap(mask(old_scores), mask(scores))
-        selected = f"{share:.1%} of the mask in {precision} is also selected in {measurement.record.dtype}"
-        rank_zero_info(f"{measurement.label}: {selected}")
+                measure_activations(pending, target, scorer, sampling, pair_settings, trainer)

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.files import write_file
 from act_lightning.data.batches import collate, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
@@ -28,7 +29,6 @@ from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.evaluation.results import Record, SetResult, results_as_json
 from act_lightning.evaluation.sandbox import network_isolation
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
-from act_lightning.hooks import evaluating
 
 
 class Evaluator:

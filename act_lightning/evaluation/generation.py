@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.models import load_config
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.hooks import evaluating
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 

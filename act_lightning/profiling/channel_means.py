@@ -107,14 +107,14 @@ class ChannelMeans(Metric):
         source_weight_output: Tensor | None = None,
         chunk: int = 0,
     ) -> None:
-        """Add the outputs of one module at some answer tokens, each ``[tokens, ..., channels]``.
+        """Add the outputs of one module at some answer tokens of a chunk, each ``[tokens, ..., channels]``.
 
         Args:
             module: The module's name.
             target: Its output in the target.
             source: Its output in the source, if the scorer needs it.
             source_weight_output: Its output in the target with the source's weights, if the scorer needs it.
-            chunk: The chunk of samples that the tokens belong to.
+            chunk: The number of the chunk.
         """
         number, span = self._spans[module]
         others = [source, source_weight_output]

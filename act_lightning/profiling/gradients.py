@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.channels import ChannelInventory, ElementSelection
+from act_lightning.channels import ElementSelection
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
@@ -22,7 +23,6 @@ from act_lightning.checkpoints.weight_delta import row_deltas
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.hooks import each_gradient
 from act_lightning.masks import top_by_parameters
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.profiling.measurement import Measurement, save
@@ -33,85 +33,6 @@ from act_lightning.training.loss import answer_loss
 
 _WEIGHT_BLOCK = 16 * 1024 * 1024  # elements of weights that are in memory in float32 at once
 _PRODUCT_BLOCK = 4 * 1024 * 1024  # elements of a gradient that are multiplied at once
-
-
-class InterpolatedModel:
-    """θ_trg + α (θ_abl − θ_trg), with the target's config; the target itself is left as it is.
-
-    Beside the model it keeps the task vector, both in the precision of the comparison: as much as a pair takes. Rows of
-    both models are read from disk a block at a time. Rows that the source lacks stay the target's.
-
-    Attributes:
-        model: The model, at θ_trg at first.
-        changes: θ_abl − θ_trg by first name of the parameter, on the model's device; differences are taken in float32.
-    """
-
-    def __init__(self, model: PreTrainedModel, target: Target, channels: ChannelInventory) -> None:
-        self.model = model
-        self.changes: dict[str, Tensor] = {}
-        self._target = target
-        self._channels = channels
-
-    @torch.no_grad()
-    def read_source(self, folder: Path) -> None:
-        """Replace the task vector by that of another source."""
-        match = match_vocabularies(self._target.folder, folder) if self._target.folder else None
-        self.changes = {}
-        with self._target.rows() as target, CheckpointReader(folder) as source:
-            for name, shape in self._channels.shapes.items():
-                change = torch.empty_like(self.model.get_parameter(name), requires_grad=False)
-                for rows, values in row_deltas(name, shape, target, source, match):
-                    change[rows] = values.to(change.device, change.dtype)
-                self.changes[name] = change
-                source.release(name)
-
-    @torch.no_grad()
-    def move_to(self, alpha: float, moved: Mapping[str, ElementSelection] | None = None) -> None:
-        """Set the weights for α; the elements in ``moved`` take the source's values, whatever α."""
-        with self._target.rows() as target:
-            for name, change in self.changes.items():
-                values = self.model.get_parameter(name).data
-                step = change.mul(alpha)
-                if moved and name in moved:
-                    step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
-                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, change[0].numel()))):
-                    rows = slice(int(index[0]), int(index[-1]) + 1)
-                    original = target.rows(name, index).to(values.device).float()
-                    values[rows] = original.add_(step[rows].float()).to(values.dtype)
-
-
-@contextmanager
-def interpolate(target: Target, channels: ChannelInventory, device: torch.device) -> Iterator[InterpolatedModel]:
-    """A model beside the target: read from its folder, or a copy of the one in memory."""
-    if target.model is None:
-        assert target.folder is not None
-        model = load_model(target.folder, target.dtype, device)
-    else:
-        model = copy.deepcopy(target.model)
-        nn.Module.to(model, device)
-        model.train(False)
-    yield InterpolatedModel(model, target, channels)
-
-
-@dataclass(frozen=True)
-class LossChange:
-    """What the source's weights of each channel alone would do to the loss, to first order.
-
-    Attributes:
-        total: Σ over answer tokens of ∂(−log p)/∂θ ⊙ (θ_abl − θ_trg), float64 ``[chunks, channels]``.
-        tokens: Answer tokens, float64 ``[chunks]``.
-    """
-
-    total: Tensor
-    tokens: Tensor
-
-    def __add__(self, other: LossChange) -> LossChange:
-        """Over the tokens of both."""
-        return LossChange(self.total + other.total, self.tokens + other.tokens)
-
-    def mean(self) -> Tensor:
-        """The change of the mean loss over all tokens, float64 ``[channels]``."""
-        return self.total.sum(0) / self.tokens.sum()
 
 
 def measure_gradients(
@@ -126,79 +47,115 @@ def measure_gradients(
         problem = f"cannot be kept of a ranking that was made in {scorer.rounds} rounds"
         hint = "Leave chunks and stop_when_stable out."
         raise ActError(ConfigIssue("profile.chunks", sampling.chunk_count, problem, hint))
-    channels = target.inventory()
-    with interpolate(target, channels, trainer.strategy.root_device) as interpolated:
-        attribution = AttributionPass(interpolated, scorer, sampling, channels, trainer)
-        for folder in dict.fromkeys(measurement.folder for measurement in pending):
-            interpolated.read_source(folder)
-            for measurement in pending:
-                if measurement.folder == folder:
-                    save(measurement, channels, attribution.measure(measurement), trainer)
-                    trainer.strategy.barrier("scores written")
+    device = trainer.strategy.root_device
+    if target.model is None:
+        assert target.folder is not None
+        model = load_model(target.folder, target.dtype, device)
+    else:
+        model = copy.deepcopy(target.model)
+        nn.Module.to(model, device)
+        model.train(False)
+    attribution = AttributionPass(model, target, scorer, sampling, trainer)
+    for folder in dict.fromkeys(measurement.folder for measurement in pending):
+        attribution.read_source(folder)
+        for measurement in pending:
+            if measurement.folder == folder:
+                save(measurement, attribution.channels, attribution.measure(measurement), trainer)
+                trainer.strategy.barrier("scores written")
 
 
 class AttributionPass:
-    """Measures attribution, with the samples shared out over the processes.
+    """Measures attribution at θ_trg + α (θ_abl − θ_trg), with the samples shared out over the processes.
+
+    Beside the model it keeps the task vector, both in the precision of the comparison: as much as a pair takes. Rows of
+    both models are read from disk a block at a time. Rows that the source lacks stay the target's.
 
     Args:
-        interpolated: The model that gradients are taken of, with the source of what is measured.
+        model: A copy of the target, whose weights are changed.
+        target: The original weights.
         scorer: What is measured.
         sampling: In which chunks samples are read, and when to stop.
-        channels: The target's channels.
         trainer: Its processes are used.
+
+    Attributes:
+        channels: The target's channels.
+        changes: θ_abl − θ_trg by first name of the parameter, on the model's device; differences are taken in float32.
     """
 
     def __init__(
-        self,
-        interpolated: InterpolatedModel,
-        scorer: Attribution,
-        sampling: Sampling,
-        channels: ChannelInventory,
-        trainer: L.Trainer,
+        self, model: PreTrainedModel, target: Target, scorer: Attribution, sampling: Sampling, trainer: L.Trainer
     ) -> None:
-        self._interpolated = interpolated
-        self._scorer = scorer
-        self._sampling = sampling
-        self._channels = channels
-        self._trainer = trainer
-        self._sizes = channels.sizes()
+        self.channels = target.inventory()
+        self.changes: dict[str, Tensor] = {}
+        self._model, self._target, self._trainer = model, target, trainer
+        self._scorer, self._sampling = scorer, sampling
+        self._sizes = self.channels.sizes()
         self._rises: dict[tuple[str, float], Tensor] = {}  # by source and α: the same for all its abilities
+
+    @torch.no_grad()
+    def read_source(self, folder: Path) -> None:
+        """Replace the task vector by that of another source."""
+        match = match_vocabularies(self._target.folder, folder) if self._target.folder else None
+        self.changes = {}
+        with self._target.rows() as target, CheckpointReader(folder) as source:
+            for name, shape in self.channels.shapes.items():
+                change = torch.empty_like(self._model.get_parameter(name), requires_grad=False)
+                for rows, values in row_deltas(name, shape, target, source, match):
+                    change[rows] = values.to(change.device, change.dtype)
+                self.changes[name] = change
+                source.release(name)
 
     def measure(self, measurement: Measurement) -> MeasuredScores:
         """The scores of one ability, the same on all processes."""
         first = self._measure_round(measurement, None)
         if self._scorer.rounds == 1:
             return first
-        allowed = torch.ones(self._channels.total, dtype=torch.bool)
-        moved = top_by_parameters(first.scores, self._scorer.first_share, allowed, self._channels)
+        allowed = torch.ones(self.channels.total, dtype=torch.bool)
+        moved = top_by_parameters(first.scores, self._scorer.first_share, allowed, self.channels)
         second = self._measure_round(measurement, moved)
         return replace(second, scores=self._scorer.in_two_rounds(first.scores, second.scores, moved))
 
     def _measure_round(self, measurement: Measurement, moved: Tensor | None) -> MeasuredScores:
         """Gradients at every α, on more and more samples until the mask is stable."""
         scorer, sampling, samples = self._scorer, self._sampling, measurement.samples
-        elements = None if moved is None else self._channels.elements(moved)
-        changes: dict[float, LossChange] = {}
+        elements = None if moved is None else self.channels.elements(moved)
+        changes: dict[float, tuple[Tensor, Tensor]] = {}
         rises: list[Tensor] = []
         measured = MeasuredScores(torch.empty(0))
         for numbers in sampling.rounds(len(samples.samples)):
             for alpha in scorer.alphas:
-                self._interpolated.move_to(alpha, elements)
-                change = self._loss_change([samples], measurement.label, numbers, sampling.chunk_count)
-                changes[alpha] = changes[alpha] + change if alpha in changes else change
+                self._move_to(alpha, elements)
+                total, tokens = self._loss_change([samples], measurement.label, numbers, sampling.chunk_count)
+                if alpha in changes:
+                    total, tokens = changes[alpha][0] + total, changes[alpha][1] + tokens
+                changes[alpha] = total, tokens
                 if measurement.keep and numbers.start == 0:
                     rises.append(self._rise(measurement, alpha, moved is None))
             rise = torch.stack(rises).mean(0) if rises else None
-            falls = -torch.stack([change.mean() for change in changes.values()]).mean(0)
+            falls = -torch.stack([total.sum(0) / tokens.sum() for total, tokens in changes.values()]).mean(0)
             measured = MeasuredScores(scorer.finish(falls, rise, self._sizes).float(), used=numbers.stop)
             if sampling.chunk_count:
-                by_chunk = [change.total / change.tokens.unsqueeze(1) for change in changes.values()]
+                by_chunk = [total / tokens.unsqueeze(1) for total, tokens in changes.values()]
                 chunks = [scorer.finish(falls, rise, self._sizes).float() for falls in -torch.stack(by_chunk).mean(0)]
                 measured = replace(measured, chunks=torch.stack(chunks))
-            measured = sampling.with_overlap(measurement.source, samples, self._channels, measured)
-            if sampling.is_stable(measured.overlap):
+            measured = sampling.with_overlap(measurement.source, samples, self.channels, measured)
+            if measured.is_stable:
                 break
         return measured
+
+    @torch.no_grad()
+    def _move_to(self, alpha: float, moved: Mapping[str, ElementSelection] | None) -> None:
+        """Set the weights for α; the elements in ``moved`` take the source's values, whatever α."""
+        with self._target.rows() as target:
+            for name, change in self.changes.items():
+                values = self._model.get_parameter(name).data
+                step = change.mul(alpha)
+                if moved and name in moved:
+                    step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
+                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, change[0].numel()))):
+                    rows = slice(int(index[0]), int(index[-1]) + 1)
+                    original = target.rows(name, index).to(values.device).float()
+                    values[rows] = original.add_(step[rows].float()).to(values.dtype)
 
     def _rise(self, measurement: Measurement, alpha: float, is_first_round: bool) -> Tensor:
         """By how much the loss on the abilities to keep rises, float64 ``[channels]``."""
@@ -206,16 +163,22 @@ class AttributionPass:
         if is_first_round and key in self._rises:
             return self._rises[key]
         label = f"what {measurement.source.label} is not to harm"
-        rise = self._loss_change(list(measurement.keep.values()), label).mean()
+        total, tokens = self._loss_change(list(measurement.keep.values()), label)
+        rise = total.sum(0) / tokens.sum()
         if is_first_round:
             self._rises[key] = rise
         return rise
 
     def _loss_change(
         self, sample_sets: Sequence[AbilitySamples], label: str, numbers: range | None = None, chunks: int = 0
-    ) -> LossChange:
-        """Over some samples on all processes, by one backward pass for each batch."""
-        model, trainer, channels = self._interpolated.model, self._trainer, self._channels
+    ) -> tuple[Tensor, Tensor]:
+        """What the source's weights of each channel alone would do to the loss, to first order, on all processes.
+
+        Returns:
+            Σ over answer tokens of ∂(−log p)/∂θ ⊙ (θ_abl − θ_trg), float64 ``[chunks, channels]``, by one backward pass
+            for each batch; and the number of answer tokens, float64 ``[chunks]``.
+        """
+        model, trainer, channels = self._model, self._trainer, self.channels
         sums_device = float64_device(model.device)
         total = torch.zeros(max(1, chunks), channels.total, dtype=torch.float64, device=sums_device)
         tokens = torch.zeros(max(1, chunks), dtype=torch.float64, device=sums_device)
@@ -232,7 +195,7 @@ class AttributionPass:
         chunk = 0  # of the batch that is read
 
         def add(name: str, gradient: Tensor) -> None:
-            _add_products(total[chunk], owners[name], gradient, self._interpolated.changes[name])
+            _add_products(total[chunk], owners[name], gradient, self.changes[name])
 
         with each_gradient(model, add):
             for batch, chunk in tqdm(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
@@ -241,7 +204,7 @@ class AttributionPass:
                 loss.backward()
                 tokens[chunk] += count
         total, tokens = (trainer.strategy.reduce(values, reduce_op="sum") for values in (total, tokens))
-        return LossChange(total.cpu(), tokens.cpu())
+        return total.cpu(), tokens.cpu()
 
 
 def _add_products(sums: Tensor, owners: Sequence[tuple[slice, int]], gradient: Tensor, change: Tensor) -> None:
@@ -254,6 +217,33 @@ def _add_products(sums: Tensor, owners: Sequence[tuple[slice, int]], gradient: T
         for span, dim in owners:
             into = sums[span][rows] if dim == 0 else sums[span]
             into += product.sum(1 - dim, dtype=torch.float64).to(sums.device)
+
+
+@contextmanager
+def each_gradient(model: nn.Module, use: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Let every backward pass in the block hand the gradient of each parameter to ``use``, and keep none.
+
+    Args:
+        model: The model. Frozen parameters take part. At the end, ``grad`` and ``requires_grad`` are as they were.
+        use: Receives the first name of a parameter and its gradient, which sums over all uses of a tied parameter.
+    """
+    parameters = dict(model.named_parameters())
+    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
+
+    def hand_over(name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad, None
+        use(name, gradient)
+
+    try:
+        with ExitStack() as stack, torch.enable_grad():
+            for name, parameter in parameters.items():
+                parameter.requires_grad_(True).grad = None
+                stack.callback(parameter.register_post_accumulate_grad_hook(partial(hand_over, name)).remove)
+            yield
+    finally:
+        for name, (required, gradient) in before.items():
+            parameters[name].requires_grad_(required).grad = gradient
 
 
 def summed_squared_gradients(model: PreTrainedModel, samples: Iterable[Sample]) -> dict[str, Tensor]:

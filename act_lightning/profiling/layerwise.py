@@ -25,12 +25,7 @@ from act_lightning.profiling.pair import Batch, ChunkBatch, ModelInputs, Pair, R
 
 
 class Call(NamedTuple):
-    """One call of a part in a forward pass.
-
-    Attributes:
-        part: The part's name.
-        number: How often it was called before.
-    """
+    """One call of a part in a forward pass: the part's name, and how often it was called before."""
 
     part: str
     number: int
@@ -60,12 +55,7 @@ class LayerwiseModel:
     the whole forward pass is called: parts of earlier stages return what they returned then (or NaN of that shape, if
     the stage was not the last one), and the pass ends when the stage's own part is done.
 
-    Args:
-        weights: The model, and how its parts are loaded.
-        device: Where they are computed with.
-
     Attributes:
-        model: The model.
         stages: Number of stages: the layers and two.
     """
 
@@ -129,10 +119,10 @@ class LayerwiseModel:
             self._load(module)
 
     def advance(self, state: LayerState, forward: Callable[[], None]) -> None:
-        """Take a micro-batch through the present stage.
+        """Take a micro-batch through the present stage, and update how far it has come.
 
         Args:
-            state: How far it has come; updated.
+            state: How far it has come.
             forward: Calls the model with the micro-batch, on the device, the same in every stage.
 
         Raises:
@@ -159,7 +149,7 @@ class LayerwiseModel:
         if call in self._state.outputs:
             return tree_map_only(Tensor, lambda values: values.to(self._device), self._state.outputs[call])
         if call in self._state.shapes:
-            return tree_map_only(Tensor, self._nan_like, self._state.shapes[call])
+            return tree_map_only(Tensor, partial(_nan_like, device=self._device), self._state.shapes[call])
         stage = self._layer_stage.get(part)
         if stage == 1 and self._stage == 0:
             raise _EndOfStage
@@ -184,15 +174,16 @@ class LayerwiseModel:
         self._weights.load(part)
         self._loaded.append(part)
 
-    def _nan_like(self, shape: Tensor) -> Tensor:
-        """NaN (of integers, 0) in place of an output that is no longer kept, and that no later stage should read."""
-        value = float("nan") if shape.is_floating_point() else 0
-        return torch.full((), value, dtype=shape.dtype, device=self._device).expand(shape.shape)
-
     def _chain_issue(self, part: str, reason: str) -> ConfigIssue:
         problem = f"must have layers that follow one another, each on the output of the last, and {part} {reason}"
         hint = "Choose profile.placement: resident or offload for this architecture."
         return ConfigIssue("profile.placement", type(self.model).__name__, problem, hint)
+
+
+def _nan_like(shape: Tensor, device: torch.device) -> Tensor:
+    """NaN (of integers, 0) in place of an output that is no longer kept, and that no later stage should read."""
+    value = float("nan") if shape.is_floating_point() else 0
+    return torch.full((), value, dtype=shape.dtype, device=device).expand(shape.shape)
 
 
 def _has_nan(tree: object) -> bool:
@@ -202,9 +193,6 @@ def _has_nan(tree: object) -> bool:
 
 class LayerwiseReader(Reader):
     """A model that takes every batch through one stage, then through the next.
-
-    Args:
-        layerwise: The model.
 
     Attributes:
         state: How far the batch that is read next has come.
@@ -230,11 +218,10 @@ class LayerwisePair(Pair):
 
     Args:
         target: The model to be improved, entered as a context manager.
-        sources: Its siblings by folder.
+        sources: Its siblings by folder, entered as well.
         device: Where they compute.
         tokens_per_pass: How many tokens, padding included, go from stage to stage together. Between stages the host's
             memory keeps a hidden state for each of them and each model.
-        shows_progress: Whether to show a bar of stages.
     """
 
     def __init__(

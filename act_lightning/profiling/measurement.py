@@ -10,7 +10,6 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from act_lightning import __version__
 from act_lightning.channels import ChannelInventory
@@ -20,6 +19,7 @@ from act_lightning.checkpoints.models import load_tokenizer, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
 from act_lightning.checkpoints.weight_files import identify, read_headers, stored_entries
+from act_lightning.data.cache import answer_tokens
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
 from act_lightning.profiling.target import Target
@@ -31,7 +31,6 @@ from act_lightning.scores import (
     chunks_path,
     read_chunk_sizes,
     read_record,
-    read_scores,
     require_finite,
     score_path,
     write_chunks,
@@ -47,9 +46,7 @@ class Measurement:
     """The scores of one ability of one source, to be measured or used again.
 
     Attributes:
-        source: The source.
-        folder: Its checkpoint.
-        ability: The ability.
+        folder: The source's checkpoint.
         samples: The samples that scores are measured on.
         record: The record of a new measurement.
         path: The score file.
@@ -87,16 +84,6 @@ class Measurement:
         except ActError as error:
             return str(error)
 
-    def in_other_precision(self, channels: ChannelInventory) -> tuple[str, Tensor] | None:
-        """Precision and scores of a saved measurement that differs from this one in precision only."""
-        try:
-            saved, expected = read_record(self.path), self.record
-            if saved.dtype == expected.dtype or replace(saved, dtype=expected.dtype).changes(expected):
-                return None
-            return saved.dtype, read_scores(self.path, channels)
-        except ActError:
-            return None
-
 
 def measurements(
     sources: Sequence[AbilitySource],
@@ -111,7 +98,7 @@ def measurements(
 
     Args:
         sources: The ability models.
-        target: The target.
+        target: The model that they are compared with.
         datamodule: Has the samples of abilities for sources without batches of their own.
         root: The folder of the scores.
         scorer: What is measured; by default the paper's score.
@@ -123,41 +110,43 @@ def measurements(
     precision = str(target.dtype).removeprefix("torch.")
     if quantization is not None and scorer.needs_samples:
         precision += f", {quantization}"
+    versions = {"act_lightning": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    chunks = sampling.chunk_count if sampling and scorer.needs_samples else 0
     cache: dict[tuple[int | None, str], AbilitySamples] = {}
-    result = []
+    result, issues = [], []
     for i, source in enumerate(sources):
         folder = locate(source.model, source.revision, f"profile.sources[{i}].model")
         identities = {"target": target_identity, "source": asdict(identify(folder))}
-
-        def read(ability: str, source: AbilitySource = source, number: int = i) -> AbilitySamples:
-            key = (number if source.loaders else None, ability)
+        samples_of: dict[str, AbilitySamples] = {}
+        for ability in [*scorer.keep, *(source.abilities if scorer.needs_samples else ())]:
+            key = (i if source.loaders else None, ability)
             if key not in cache:
                 cache[key] = ability_samples(source, ability, datamodule)
-            return cache[key]
-
-        keep = {name: read(name) for name in scorer.keep}
+            samples_of[ability] = cache[key]
+        keep = {name: samples_of[name] for name in scorer.keep}
         for ability in source.abilities:
-            samples = read(ability) if scorer.needs_samples else NO_SAMPLES
-            chunked = sampling if scorer.needs_samples else None
+            samples = samples_of[ability] if scorer.needs_samples else NO_SAMPLES
             record = ScoreRecord(
-                tokens=samples.tokens,
+                tokens=answer_tokens(samples.samples),
                 samples=len(samples.samples),
                 dropped=samples.dropped,
                 models={"target": target.name, "source": source.model},
                 identities=identities,
                 data=samples.fingerprint,
                 dtype=precision,
-                versions={
-                    "act_lightning": __version__,
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
+                versions=versions,
                 scorer=scorer.record(),
                 keep={name: others.fingerprint for name, others in keep.items()},
-                stability=chunked.record(source) if chunked else {},
+                stability=sampling.record(source) if sampling and scorer.needs_samples else {},
             )
-            path, chunks = score_path(root, source.label, ability), chunked.chunk_count if chunked else 0
-            result.append(Measurement(source, folder, ability, samples, record, path, keep, chunks))
+            path = score_path(root, source.label, ability)
+            measurement = Measurement(source, folder, ability, samples, record, path, keep, chunks)
+            result.append(measurement)
+            if record.samples < chunks:
+                problem = f"must not be more than the {record.samples} samples of {measurement.label}"
+                hint = "Lower it, or read all samples (stop_when_stable: null)."
+                issues.append(ConfigIssue("profile.chunks", chunks, problem, hint))
+    raise_if_any(issues)
     return result
 
 
@@ -167,15 +156,23 @@ def check_compatibility(target: Target, compared: Sequence[Measurement]) -> None
     Raises:
         ActError: With all issues of the weights, or else of the tokenizers.
     """
-    folders: dict[Path, str] = {}
-    for measurement in compared:
-        folders.setdefault(measurement.folder, measurement.source.model)
+    names = {measurement.folder: measurement.source.model for measurement in reversed(compared)}
     issues: list[ConfigIssue] = []
-    for folder, name in folders.items():
-        read_headers(folder, name)
-        issues += _weight_issues(target, folder, name)
+    for folder in dict.fromkeys(measurement.folder for measurement in compared):
+        read_headers(folder, names[folder])
+        issues += _weight_issues(target, folder, names[folder])
     raise_if_any(issues)
-    raise_if_any(issue for measurement in compared for issue in _token_issues(target, measurement))
+    for measurement in compared:
+        samples, folders = measurement.samples.samples, (target.folder, measurement.folder)
+        if not samples or target.folder is None:
+            continue  # weights alone are compared, or nothing says which tokenizer made the user's batches
+        has_tokenizer = (any((folder / name).is_file() for name in _TOKENIZER_FILES) for folder in folders if folder)
+        if measurement.ability in measurement.source.loaders and not all(has_tokenizer):
+            continue
+        tokenizer, source_tokenizer = load_tokenizer(target.folder), load_tokenizer(measurement.folder)
+        texts = (sample.text or str(tokenizer.decode(sample.input_ids)) for sample in samples)
+        issues += tokenizer_issues(tokenizer, source_tokenizer, texts, False, measurement.source.model)
+    raise_if_any(issues)
 
 
 def _weight_issues(target: Target, source: Path, name: str) -> list[ConfigIssue]:
@@ -193,20 +190,6 @@ def _weight_issues(target: Target, source: Path, name: str) -> list[ConfigIssue]
     problem = f"must have a vocabulary of the target's size, whose tokens no folder tells: {', '.join(resized)} differ"
     hint = "Give ActivationDifferenceProfiler(target=...) the target's folder."
     return [ConfigIssue("profile.sources", name, problem, hint)]
-
-
-def _token_issues(target: Target, measurement: Measurement) -> list[ConfigIssue]:
-    """Texts that target and source tokenize differently, as far as the tokenizers of both are known."""
-    samples = measurement.samples.samples
-    if not samples or target.folder is None:
-        return []  # weights alone are compared, or nothing says which tokenizer made the user's batches
-    if measurement.ability in measurement.source.loaders:
-        for folder in (target.folder, measurement.folder):
-            if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-                return []
-    tokenizer = load_tokenizer(target.folder)
-    texts = (sample.text or str(tokenizer.decode(sample.input_ids)) for sample in samples)
-    return tokenizer_issues(tokenizer, load_tokenizer(measurement.folder), texts, False, measurement.source.model)
 
 
 def save(measurement: Measurement, channels: ChannelInventory, measured: MeasuredScores, trainer: L.Trainer) -> None:
@@ -233,23 +216,6 @@ def save(measurement: Measurement, channels: ChannelInventory, measured: Measure
         sizes = measurement.samples.chunk_sizes(len(measured.chunks), measured.used)
         write_chunks(measurement.path, channels, ChunkScores(measured.chunks, *sizes), record)
     write_scores(measurement.path, channels, measured.scores, record)
-
-
-def groups(pending: Sequence[Measurement]) -> list[list[Measurement]]:
-    """Measurements whose sources should be in memory together: those that share an ability's samples."""
-    result: list[list[Measurement]] = []
-    for measurement in pending:
-        related = [
-            group
-            for group in result
-            if any(
-                measurement.source is other.source or measurement.samples.fingerprint == other.samples.fingerprint
-                for other in group
-            )
-        ]
-        result = [group for group in result if group not in related]
-        result.append([*(other for group in related for other in group), measurement])
-    return result
 
 
 def measure_weights(pending: Sequence[Measurement], target: Target, scorer: WeightScorer, trainer: L.Trainer) -> None:

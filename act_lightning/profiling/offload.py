@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import assign, decoder_parts
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.hooks import temporary_hooks
 from act_lightning.profiling.pair import Reader
 
 
@@ -43,11 +41,6 @@ class DiskWeights:
 
     A thread reads the parts that come next. A tied matrix is read once for each part that has it, since keeping it
     would cost its memory all along. What is read is checked for NaN and infinity, cast and moved to the device.
-
-    Args:
-        folder: A Hugging Face folder with safetensors weights.
-        dtype: The dtype of all parameters.
-        device: Where they are computed with.
 
     Attributes:
         model: The model. Buffers have values; parameters of parts that are not loaded have none.
@@ -148,12 +141,7 @@ class MemoryWeights:
 
 
 class OffloadedReader(Reader):
-    """A model in the host's memory, each part of which is on the device only while it computes.
-
-    Args:
-        model: A causal language model in evaluation mode.
-        device: Where it computes.
-    """
+    """A model in the host's memory, each part of which is on the device only while it computes."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         super().__init__(model)
@@ -163,18 +151,13 @@ class OffloadedReader(Reader):
     def ready(self) -> Iterator[OffloadedReader]:
         """Load and unload parts within the block; afterwards the model is as it was."""
         weights, parts = MemoryWeights(self.model, self._device), decoder_parts(self.model)
-
-        def register() -> Iterator[RemovableHandle]:
+        with closing(weights), ExitStack() as stack:
             for part in (*parts.outer, *parts.layers):
                 module = self.model.get_submodule(part)
-                yield module.register_forward_pre_hook(lambda *_, part=part: weights.load(part))
-                yield module.register_forward_hook(lambda *_, part=part: weights.unload(part), always_call=True)
-
-        try:
-            with temporary_hooks(register()):
-                yield self
-        finally:
-            weights.close()
+                stack.callback(module.register_forward_pre_hook(lambda *_, part=part: weights.load(part)).remove)
+                unload = module.register_forward_hook(lambda *_, part=part: weights.unload(part), always_call=True)
+                stack.callback(unload.remove)
+            yield self
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """The parameters of one module, on the device."""

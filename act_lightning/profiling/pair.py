@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import output_embedding
 from act_lightning.data.batches import AnswerPositions, BufferPool, normalize_batch
 from act_lightning.defaults import IGNORED
-from act_lightning.hooks import rerun_with_weights, temporary_hooks
 from act_lightning.profiling.channel_means import ChannelMeans
 
 Batch = Mapping[str, Tensor]
@@ -28,12 +27,7 @@ or ``position_ids`` that restart at every sample of a packed row; answer tokens 
 
 
 class ChunkBatch(NamedTuple):
-    """A batch of samples of one chunk.
-
-    Attributes:
-        batch: On any device.
-        chunk: The number of the chunk, for means by chunk.
-    """
+    """A batch of samples of one chunk, with the number of the chunk."""
 
     batch: Batch
     chunk: int = 0
@@ -41,12 +35,7 @@ class ChunkBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """A batch split into what a model takes and where its answer tokens are.
-
-    Attributes:
-        inputs: ``input_ids``, and ``attention_mask`` and ``position_ids`` where they are needed.
-        answers: The positions of answer tokens.
-    """
+    """A batch split into what a model takes and where its answer tokens are."""
 
     inputs: Batch
     answers: AnswerPositions
@@ -68,11 +57,7 @@ class ModelInputs:
 
 
 class Reader:
-    """One model of a pair. By default all its weights are on the device.
-
-    Args:
-        model: A causal language model in evaluation mode.
-    """
+    """One model of a pair, in evaluation mode. By default all its weights are on the device."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -89,6 +74,23 @@ class Reader:
     def weights(self, module: str) -> dict[str, Tensor]:
         """The parameters of one module, by their names in it, on the device."""
         return dict(self.model.get_submodule(module).named_parameters(recurse=False))
+
+
+def rerun_with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Tensor:
+    """The output of a module with other weights and the same settings. No hook is called.
+
+    Args:
+        module: A module whose parameters are all its own, none a child's.
+        weights: The parameters by their names in the module; others are ignored.
+        args: The module's inputs.
+    """
+    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    other = copy.copy(module)
+    # A shallow copy with a parameter table of its own. torch.func.functional_call would run hooks, and whatever stands
+    # in for `forward` on this instance.
+    other.__dict__["_parameters"] = {**module._parameters, **{name: weights[name] for name in names}}
+    output: Tensor = type(module).forward(other, *args)
+    return output
 
 
 Rerun = Callable[[Mapping[str, Tensor]], Tensor]
@@ -108,7 +110,7 @@ def capture_outputs(
     Args:
         model: A causal language model.
         names: Full names of modules.
-        answers: Where answer tokens are.
+        answers: The positions of answer tokens.
         sink: Receives a module's name, its output at answer tokens, and a :data:`Rerun`, in the order of the forward
             pass.
         pool: Where outputs are copied to. Without one the sink may not keep them: they may be views of what the model
@@ -116,25 +118,22 @@ def capture_outputs(
     """
     head = output_embedding(model)
 
-    def take(module: nn.Module, values: Tensor) -> Tensor:
-        return values.squeeze(0) if module is head else answers.take(values, pool)
-
     def capture(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        take = partial(torch.squeeze, dim=0) if module is head else partial(answers.take, buffers=pool)
+
         def rerun(weights: Mapping[str, Tensor]) -> Tensor:
             values, *rest = args
             if values.is_floating_point():  # all modules but embeddings treat each token alone: answer tokens suffice
-                return rerun_with_weights(module, weights, take(module, values), *rest)
-            return take(module, rerun_with_weights(module, weights, values, *rest))
+                return rerun_with_weights(module, weights, take(values), *rest)
+            return take(rerun_with_weights(module, weights, values, *rest))
 
-        sink(name, take(module, output), rerun)
+        sink(name, take(output), rerun)
 
-    def register() -> Iterator[RemovableHandle]:
+    with ExitStack() as stack:
         if head is not None:
-            yield head.register_forward_pre_hook(answers.take_from_input)
+            stack.callback(head.register_forward_pre_hook(answers.take_from_input).remove)
         for name in names:
-            yield model.get_submodule(name).register_forward_hook(partial(capture, name))
-
-    with temporary_hooks(register()):
+            stack.callback(model.get_submodule(name).register_forward_hook(partial(capture, name)).remove)
         yield
 
 
@@ -219,8 +218,8 @@ class ResidentPair(Pair):
 
     Args:
         target: The model to be improved, in evaluation mode.
-        sources: Its siblings by folder, on the same device.
-        device: That device; by default the target's.
+        sources: Its siblings by folder.
+        device: Where all of them compute; by default the target's device.
     """
 
     def __init__(

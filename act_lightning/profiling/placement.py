@@ -70,13 +70,7 @@ class PairSettings:
         return issues
 
     def run_issues(self, device: torch.device, target: Target, scorer: Scorer) -> list[ConfigIssue]:
-        """What keeps this run from holding the pair as set.
-
-        Args:
-            device: Where the pair computes.
-            target: The target.
-            scorer: What is measured.
-        """
+        """What keeps this run from holding the pair as set."""
         issues = []
         needs_gradients = not isinstance(scorer, (ActivationScorer, WeightScorer))
         if needs_gradients and self.placement not in ("auto", "resident"):
@@ -106,12 +100,6 @@ def open_pair(
     target: Target, sources: Collection[Path], settings: PairSettings, trainer: L.Trainer
 ) -> Iterator[tuple[Pair, PretrainedConfig]]:
     """Load the models of a pair; afterwards, a target that was in memory is as it was.
-
-    Args:
-        target: The target.
-        sources: The folders of its siblings.
-        settings: How they are held.
-        trainer: Tells the device, and how many processes share this machine.
 
     Yields:
         The pair, ready to read batches, and the target's config.
@@ -146,7 +134,10 @@ def open_pair(
                 weights.append(MemoryWeights(stack.enter_context(target.ready(target.model.device)), device))
             weights += [DiskWeights(folder, dtype, device) for folder in sources]
             layerwise, *siblings = (stack.enter_context(LayerwiseModel(part, device)) for part in weights)
-            tokens = _tokens_per_pass(skeleton, dtype.itemsize, len(weights), processes)
+            # Half of the memory that stages leave holds a hidden state of each token in every model.
+            size = dtype.itemsize * len(weights)
+            free = host_memory() // processes - sum(largest_stage(skeleton)) * size
+            tokens = max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size))
             named = dict(zip(sources, siblings, strict=True))
             pair = LayerwisePair(layerwise, named, device, tokens, trainer.is_global_zero)
         yield pair, skeleton.config
@@ -160,17 +151,15 @@ def _choose_placement(
     models = sources + (target.model is None or target.model.device.type != device.type)
     weights = sum(parameter.numel() for parameter in skeleton.parameters()) * size * models
     outputs = tokens * (inventory(skeleton).total + DecoderSizes.of(skeleton.config).peak_features) * size
-    free = free_memory(device) // (1 if device.type == "cuda" else processes)
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = int(torch.cuda.mem_get_info(device)[0]) + unused
+    else:
+        free = host_memory() // processes
     placement = "resident" if weights + outputs <= _USABLE * free else "layerwise"
     sizes = f"{weights / 1e9:.1f} GB of weights and up to {outputs / 1e9:.1f} GB of outputs, {free / 1e9:.1f} GB free"
     rank_zero_info(f"profile.placement: {placement} ({sizes})")
     return placement
-
-
-def _tokens_per_pass(skeleton: PreTrainedModel, size: int, models: int, processes: int) -> int:
-    """As many tokens as half of the memory that stages leave has room for, a hidden state of each in every model."""
-    free = host_memory() // processes - sum(largest_stage(skeleton)) * size * models
-    return max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size * models))
 
 
 def host_memory() -> int:
@@ -178,17 +167,9 @@ def host_memory() -> int:
 
     The limits are those of its control groups (a container is one), and its ``ulimit`` on address space and data.
     """
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = [_table_bytes("/proc/meminfo", "MemAvailable") or physical, *_free_in_cgroups()]
-    for limit, used in _ULIMITS.items():
-        soft, _ = resource.getrlimit(limit)
-        if soft != resource.RLIM_INFINITY:
-            available.append(soft - _table_bytes("/proc/self/status", used))
-    return max(0, min(available))
-
-
-def _free_in_cgroups() -> Iterator[int]:
-    """Bytes left in every control group of this process that has a limit."""
+    table = [line.split() for line in (_read("/proc/meminfo") + _read("/proc/self/status")).splitlines()]
+    sizes = {words[0].rstrip(":"): int(words[1]) * 1024 for words in table if words[-1:] == ["kB"]}
+    available = [sizes.get("MemAvailable", 0) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in _CGROUP_FILES:
@@ -200,13 +181,13 @@ def _free_in_cgroups() -> Iterator[int]:
             most = _read(folder / limit).strip()
             if folder.is_relative_to(root) and most.isdigit():
                 stat = dict(entry.split() for entry in _read(folder / "memory.stat").splitlines())
-                yield int(most) - int(_read(folder / usage).strip() or 0) + int(stat.get(reclaimable, 0))
-
-
-def _table_bytes(file: str, key: str) -> int:
-    """A value in bytes from a table in kB; 0 if it is not there."""
-    lines = [line for line in _read(file).splitlines() if line.startswith(f"{key}:")]
-    return int(lines[0].split()[1]) * 1024 if lines else 0
+                used = int(_read(folder / usage).strip() or 0) - int(stat.get(reclaimable, 0))
+                available.append(int(most) - used)
+    for resource_limit, used_key in _ULIMITS.items():
+        soft, _ = resource.getrlimit(resource_limit)
+        if soft != resource.RLIM_INFINITY:
+            available.append(soft - sizes.get(used_key, 0))
+    return max(0, min(available))
 
 
 def _read(path: str | Path) -> str:
@@ -225,14 +206,6 @@ def runs_on_host(trainer: Mapping[str, Any]) -> bool:
 def device_memory() -> int | None:
     """Bytes of the first CUDA device, or ``None`` without one."""
     return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have on a device."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    return host_memory()
 
 
 def largest_stage(model: PreTrainedModel) -> tuple[int, int]:

@@ -51,11 +51,6 @@ class AbilitySamples:
     fingerprint: str
     packing: Packing = "auto"
 
-    @property
-    def tokens(self) -> int:
-        """Number of answer tokens."""
-        return answer_tokens(self.samples)
-
     def chunk_sizes(self, chunks: int, used: int) -> tuple[list[int], list[int]]:
         """Answer tokens and number of the samples of each chunk, among the first ``used`` samples."""
         tokens, samples = [0] * chunks, [0] * chunks
@@ -78,7 +73,7 @@ class AbilitySamples:
         Args:
             config: The config of the models that read them.
             budget: Bound on the tokens of a batch, padding included.
-            rank: Number of the process.
+            rank: Number of the process, among ``world_size``.
             world_size: Number of processes.
             chunks: Number of chunks, or 0 for one of all. Sample i belongs to chunk i modulo their number, and a batch
                 to one chunk.
@@ -147,12 +142,14 @@ class MeasuredScores:
         chunks: Those of each chunk, float32 ``[chunks, channels]``; ``None`` where none are kept.
         used: How many samples were read.
         overlap: Mean bootstrap overlap of the mask; ``None`` unless reading may stop early.
+        is_stable: Whether that overlap has reached the threshold at which reading stops.
     """
 
     scores: Tensor
     chunks: Tensor | None = None
     used: int = 0
     overlap: float | None = None
+    is_stable: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,14 +181,6 @@ class Sampling:
             issues.append(ConfigIssue("profile.stop_when_stable", self.threshold, "must lie in (0, 1]", "Try 0.98."))
         return issues
 
-    def sample_issues(self, label: str, count: int) -> list[ConfigIssue]:
-        """Fewer samples than chunks."""
-        if count >= self.chunk_count:
-            return []
-        problem = f"must not be more than the {count} samples of {label}"
-        hint = "Lower it, or read all samples (stop_when_stable: null)."
-        return [ConfigIssue("profile.chunks", self.chunk_count, problem, hint)]
-
     def rounds(self, count: int) -> Iterator[range]:
         """The samples to read before each look at the mask: 4 of each chunk, then twice as many; else all at once."""
         start, end = 0, count if self.threshold is None else self.chunk_count * _FIRST_ROUND
@@ -207,11 +196,8 @@ class Sampling:
             return measured
         tokens, _ = samples.chunk_sizes(len(measured.chunks), measured.used)
         overlaps = bootstrap_overlaps(measured.chunks, tokens, partial(self.mask, source, channels))
-        return replace(measured, overlap=sum(overlaps) / len(overlaps))
-
-    def is_stable(self, overlap: float | None) -> bool:
-        """Whether the mask of an ability is stable enough to stop reading."""
-        return self.threshold is not None and overlap is not None and overlap >= self.threshold
+        overlap = sum(overlaps) / len(overlaps)
+        return replace(measured, overlap=overlap, is_stable=overlap >= self.threshold)
 
     def mask(self, source: AbilitySource, channels: ChannelInventory, scores: Tensor) -> Tensor:
         """The mask that a transfer from ``source`` would make of scores, ``[channels]`` both."""

@@ -89,21 +89,19 @@ class Target:
                 module.training = was_training
 
 
-def named_checkpoint(module: nn.Module) -> tuple[str | None, str | None]:
-    """The checkpoint and its revision that an ``AbilityTransferModule`` names.
+def named_checkpoint(
+    module: nn.Module, target: str | None = None, revision: str | None = None
+) -> tuple[str | None, str | None]:
+    """The checkpoint and its revision: those given, or else those that an ``AbilityTransferModule`` names.
 
-    That class stands above this room, so it is told by its attribute ``weights_dtype``: a ``target`` of any other
+    That class stands above this room, so its attribute ``weights_dtype`` identifies it: a ``target`` of any other
     module may mean anything.
     """
+    if target is not None:
+        return target, revision
     if not hasattr(module, "weights_dtype"):
         return None, None
     return getattr(module, "target", None), getattr(module, "revision", None)
-
-
-def named_folder(module: nn.Module, target: str | None, revision: str | None) -> Path | None:
-    """The folder of the checkpoint that ``target`` names, or else the module; see :func:`named_checkpoint`."""
-    name, revision = (target, revision) if target is not None else named_checkpoint(module)
-    return None if name is None else locate(name, revision)
 
 
 def find_target(module: nn.Module, target: str | None, revision: str | None) -> Target:
@@ -120,8 +118,8 @@ def find_target(module: nn.Module, target: str | None, revision: str | None) -> 
     Raises:
         ActError: If there are neither weights nor a name.
     """
-    name = target or named_checkpoint(module)[0]
-    folder = named_folder(module, target, revision)
+    name, revision = named_checkpoint(module, target, revision)
+    folder = None if name is None else locate(name, revision)
     model = find_language_model(module)
     if model is not None and has_weights(model) and not getattr(module, "weights_unmodified", False):
         return Target(str(name or model.name_or_path or type(model).__name__), folder, model, model.dtype)

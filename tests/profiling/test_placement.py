@@ -57,7 +57,7 @@ def test_auto_goes_by_the_memory_that_is_free(tmp_path: Path, monkeypatch: pytes
     target = tiny_model("llama")
     source = saved(sibling_of(target, seed=1), tmp_path / "s")
     for room, chosen in ((10**9, "resident"), (10**5, "layerwise")):
-        monkeypatch.setattr(placement, "free_memory", lambda _, room=room: room)
+        monkeypatch.setattr(placement, "host_memory", lambda room=room: room)
         with messages() as said:
             profile(target, source, tmp_path / chosen)
         assert [line.split(" (")[0] for line in said if "placement" in line] == [f"profile.placement: {chosen}"]

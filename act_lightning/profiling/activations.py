@@ -1,0 +1,137 @@
+"""Scores from module outputs: run target and sources over the samples of each ability, and write what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PretrainedConfig
+
+from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.data.cache import lengths
+from act_lightning.errors import ActError
+from act_lightning.masks import overlap
+from act_lightning.profiling.channel_means import ChannelMeans, float64_device
+from act_lightning.profiling.measurement import Measurement, save
+from act_lightning.profiling.pair import Pair
+from act_lightning.profiling.placement import PairSettings, open_pair
+from act_lightning.profiling.samples import MeasuredScores, Sampling
+from act_lightning.profiling.target import Target
+from act_lightning.scorers.scorer import ActivationScorer
+from act_lightning.scores import read_record, read_scores
+from act_lightning.transfer.selection import partner_channels
+
+
+def measure_activations(
+    pending: Sequence[Measurement],
+    target: Target,
+    scorer: ActivationScorer,
+    sampling: Sampling,
+    settings: PairSettings,
+    trainer: L.Trainer,
+) -> None:
+    """Load the target and the sources of a group once, measure all abilities of the group, and write their scores.
+
+    The target runs once for all sources that are measured on the same samples.
+
+    Raises:
+        ActError: If a score is NaN or infinite, or a module gives no output.
+    """
+    device, channels = float64_device(trainer.strategy.root_device), target.inventory()
+    for group in groups(pending):
+        folders = dict.fromkeys(measurement.folder for measurement in group)
+        vocabularies = {folder: target.folder and match_vocabularies(target.folder, folder) for folder in folders}
+        by_samples: dict[str, list[Measurement]] = {}
+        for measurement in group:
+            by_samples.setdefault(measurement.samples.fingerprint, []).append(measurement)
+        with open_pair(target, folders, settings, trainer) as (pair, config):
+            for same_samples in by_samples.values():
+                means = []
+                for measurement in same_samples:
+                    partners = partner_channels(channels, vocabularies[measurement.folder] or None)
+                    means.append(ChannelMeans(channels, scorer, partners, sampling.chunk_count).to(device))
+                    nothing = torch.empty(0, channels.modules[0].count)
+                    # A process may get no samples, and torchmetrics would warn then.
+                    means[-1].update(channels.modules[0].name, nothing, nothing, nothing)
+                budget = settings.tokens_per_batch
+                results = _run_pair(same_samples, pair, means, config, channels, sampling, budget, trainer)
+                for measurement, result in zip(same_samples, results, strict=True):
+                    if trainer.is_global_zero:
+                        _report_precision(measurement, channels, result.scores, sampling)
+                    save(measurement, channels, result, trainer)
+                trainer.strategy.barrier("scores written")
+
+
+def groups(pending: Sequence[Measurement]) -> list[list[Measurement]]:
+    """Measurements whose sources should be in memory together: those that share an ability's samples."""
+    result: list[list[Measurement]] = []
+    for measurement in pending:
+        related = [
+            group
+            for group in result
+            if any(
+                measurement.source is other.source or measurement.samples.fingerprint == other.samples.fingerprint
+                for other in group
+            )
+        ]
+        result = [group for group in result if group not in related]
+        result.append([*(other for group in related for other in group), measurement])
+    return result
+
+
+def _run_pair(
+    group: Sequence[Measurement],
+    pair: Pair,
+    means: Sequence[ChannelMeans],
+    config: PretrainedConfig,
+    channels: ChannelInventory,
+    sampling: Sampling,
+    budget: int,
+    trainer: L.Trainer,
+) -> list[MeasuredScores]:
+    """Run the pair on this process's share of the samples, until the masks of all sources are stable."""
+    samples, processes = group[0].samples, trainer.world_size
+    title = f"profiling {', '.join(measurement.label for measurement in group)}"
+    accumulators = [(measurement.folder, mean) for measurement, mean in zip(group, means, strict=True)]
+    total, results = sum(lengths(samples.samples)), [MeasuredScores(torch.empty(0))]
+    with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
+        for part in sampling.rounds(len(samples.samples)):
+            shard = (config, budget, trainer.global_rank, processes, sampling.chunk_count, part)
+            for batch, _ in pair.run(samples.batches(*shard), accumulators):
+                tokens = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+                bar.update(min(tokens * processes, total - bar.n))  # about as many in every process
+            results = []
+            for measurement, mean in zip(group, means, strict=True):
+                scores, chunks = mean.compute().cpu(), None
+                if mean.chunks:
+                    with mean.sync_context():  # the same on all processes
+                        chunks = mean.compute_chunks().cpu()
+                result = MeasuredScores(scores, chunks, part.stop)
+                results.append(sampling.with_overlap(measurement.source, samples, channels, result))
+            if all(result.is_stable for result in results):
+                break
+    return results
+
+
+def _report_precision(measurement: Measurement, channels: ChannelInventory, scores: Tensor, sampling: Sampling) -> None:
+    """Say how much of the mask by saved scores of another precision, now replaced, the new scores select as well."""
+    expected = measurement.record
+    try:
+        saved = read_record(measurement.path)
+        if saved.dtype == expected.dtype or replace(saved, dtype=expected.dtype).changes(expected):
+            return
+        saved_scores = read_scores(measurement.path, channels)
+    except ActError:
+        return  # there are none that can be read
+    if bool(scores.isfinite().all()):
+        mask = partial(sampling.mask, measurement.source, channels)
+        share = overlap(mask(saved_scores), mask(scores))
+        selected = f"{share:.1%} of the mask in {saved.dtype} is also selected in {expected.dtype}"
+        rank_zero_info(f"{measurement.label}: {selected}")
