@@ -87,8 +87,7 @@ def ours(rows: Path, tokenizer: Path, cache: Path, num_proc: int | None) -> dict
     """From the file to samples on disk, their fingerprint included."""
     from act_lightning.checkpoints.models import load_tokenizer
     from act_lightning.data.ability_data import AbilityData
-    from act_lightning.data.cache import lengths
-    from act_lightning.data.tokenized import tokenize_ability
+    from act_lightning.data.cache import lengths, tokenize_ability
 
     loaded = load_tokenizer(tokenizer)
     started, used = time.perf_counter(), processor_seconds()

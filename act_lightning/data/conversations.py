@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.files import Row, RowSource
-from act_lightning.data.loading import open_rows, source_issues
-from act_lightning.data.row_selection import select_rows, selection_issues
+from act_lightning.data.loading import open_rows, select_rows, selection_issues, source_issues
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 Message = dict[str, str]

@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data import cache, tokenized
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.cache import cache_key
+from act_lightning.data.cache import TokenizedAbility, cache_key, prepare_shards, tokenize_ability
 from act_lightning.data.conversations import LocatedConversation
 from act_lightning.data.labels import Encoder
 from act_lightning.data.templates import ChatTemplate, TextTemplate
-from act_lightning.data.tokenized import TokenizedAbility, prepare_shards, tokenize_ability
 from act_lightning.errors import ActError
 from tests.loops import messages
 from tests.tiny import CHATML, tiny_tokenizer, write_jsonl
@@ -262,7 +261,7 @@ def test_where_sets_lie(rows: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_source_that_cannot_tell_what_it_holds_is_not_kept(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("act_lightning.data.tokenized.rows_fingerprint", lambda *_: None)
+    monkeypatch.setattr("act_lightning.data.cache.rows_fingerprint", lambda *_: None)
     first, second = prepare(rows), prepare(rows)
     assert contents(first) == contents(second)
     assert [path.name.startswith("uncached-") for path in sets(rows)] == [True, True]

@@ -4,8 +4,7 @@ from typing import Any
 
 import datasets
 
-from act_lightning.data.tasks import shuffle_options
-from act_lightning.data.wording import clean_option
+from act_lightning.data.tasks import clean_option, shuffle_options
 
 _INCORRECT = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
