@@ -1,4 +1,4 @@
-"""Tokenized sets on disk: cached by key, verified before use, mapped into memory and read one sample at a time.
+"""Abilities as labeled token ids on disk: cached by key, verified before use, mapped into memory, read by sample.
 
 ``Dataset.map`` of ``datasets`` would copy the rows to disk before it tokenizes them, lose the locations that errors
 name, and not notice a damaged file; and importing it costs half a second that local files need not pay.
@@ -17,9 +17,10 @@ import tempfile
 import warnings
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -51,23 +52,27 @@ CACHE_VERSION = 1
 other samples, or after which shards have another layout: in reading, selecting and converting rows, in templates, in
 labels, or in this module. A change of comments, names or messages does not count."""
 _MANIFEST = "manifest.json"
+_SHARD_ROWS = 1024  # whatever the number of processes: the same files result
+_BATCH_ROWS = 64  # rows that are rendered, tokenized and labeled at once, measured: more leave the processor's caches
+_PENDING_SHARDS = 2  # for each process: rows are read no faster than they are tokenized
+_MAX_PROCESSES = 16  # unless more are requested: one process reads the rows for all
 _MAX_MAPPED_SHARDS = 1024  # the operating system limits the number of mappings
 
 Shard = dict[str, Tensor]
 
 
 def cache_key(rows: str, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """SHA-256 over everything that determines the samples: rows, template, tokenizer files, length and versions.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """SHA-256 over everything that determines the samples: rows, template, tokenizer files, length and versions."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = [(path.name, file_digest(path)) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
     versions = [CACHE_VERSION, *(module.__version__ for module in (transformers, tokenizers, jinja2))]
     parts = [rows, type(template).__name__, template.source, type(tokenizer).__name__, files, max_length, versions]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return _json_digest(parts)
+
+
+def _json_digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -91,10 +96,10 @@ def save_shard(path: Path, samples: Sequence[Sample]) -> None:
 
 
 class StoredSamples(Sequence[Sample]):
-    """Samples in shards, read when they are accessed: there may be more of them than fit into memory.
+    """Samples in files of :func:`save_shard`, read when they are accessed: they need not fit into memory.
 
     Args:
-        shards: Files written by :func:`save_shard`.
+        shards: The files.
         counts: Number of samples in each.
         span: Which of the samples, by number; by default all.
     """
@@ -134,11 +139,7 @@ class StoredSamples(Sequence[Sample]):
         return Sample(ids, labels, text, bool(shard["cut"][row]))
 
     def per_sample(self, statistic: Callable[[Shard], Tensor]) -> list[int]:
-        """A statistic of each sample, without reading the rest of its shard.
-
-        Args:
-            statistic: Computes it for all samples of a shard, ``[samples]``.
-        """
+        """What ``statistic`` computes for the samples of a shard, ``[samples]``, without reading the rest of it."""
         values = [value for path in self._shards for value in statistic(self._open(path)).tolist()]
         return [values[position] for position in self._span]
 
@@ -177,9 +178,9 @@ class PreparedShard:
 
     Attributes:
         file: Name of its file; there is none when it has no samples.
-        rows: Number of rows.
+        rows: Number of rows; those that are neither empty nor samples have no answer token within the maximum length.
         empty: Number of rows with an empty answer or none.
-        samples: Number of samples; the remaining rows have no answer token within the maximum length.
+        samples: Number of samples.
     """
 
     file: str
@@ -188,25 +189,10 @@ class PreparedShard:
     samples: int
 
 
-@dataclass(frozen=True)
-class PreparedSet:
-    """A prepared set.
-
-    Attributes:
-        samples: Its samples, read from disk when they are accessed.
-        rows: Number of rows that they were made from.
-        empty: Number of rows with an empty answer or none.
-    """
-
-    samples: StoredSamples
-    rows: int
-    empty: int
-
-
 def load_or_prepare(
     cache_dir: str | None, key: str | None, prepare: Callable[[Path], list[PreparedShard]]
-) -> PreparedSet:
-    """The prepared set of a key: the cached one if its digests match, or else prepared anew.
+) -> tuple[Path, list[PreparedShard]]:
+    """The folder and the shards of a prepared set: the cached one if its digests match, or else prepared anew.
 
     Of several processes that call this at once, one prepares and the others wait.
 
@@ -221,58 +207,38 @@ def load_or_prepare(
     """
     root = cache_folder("data") if cache_dir is None else Path(cache_dir).expanduser()
     folder = root / (key or f"uncached-{os.getpid()}-{secrets.token_hex(4)}")
-    cached = _load_verified(folder)
-    if cached is not None:
-        return cached
+    if (shards := _load_verified(folder)) is not None:
+        return folder, shards
     raise_if_any(check_writable(root, "data.cache_dir"))
     with wrap_os_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     if key is None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return _prepare_folder(folder, prepare)
-    with FileLock(root / f".{key}.lock"):
-        return _load_verified(folder) or _prepare_folder(folder, prepare)
+    with nullcontext() if key is None else FileLock(root / f".{key}.lock"):
+        if key is not None and (shards := _load_verified(folder)):
+            return folder, shards
+        with atomic_folder(folder) as unfinished:
+            shards = prepare(unfinished)
+            digests = {shard.file: file_digest(unfinished / shard.file) for shard in shards if shard.samples}
+            manifest = {"shards": [asdict(shard) for shard in shards], "digests": digests}
+            (unfinished / _MANIFEST).write_text(json.dumps(manifest | {"digest": _json_digest(manifest)}))
+    return folder, shards
 
 
-def _prepare_folder(folder: Path, prepare: Callable[[Path], list[PreparedShard]]) -> PreparedSet:
-    with atomic_folder(folder) as unfinished:
-        shards = prepare(unfinished)
-        digests = {shard.file: file_digest(unfinished / shard.file) for shard in shards if shard.samples}
-        manifest = {"shards": [asdict(shard) for shard in shards], "digests": digests}
-        (unfinished / _MANIFEST).write_text(json.dumps(manifest | {"digest": _manifest_digest(manifest)}))
-    return _open_set(folder, shards)
-
-
-def _load_verified(folder: Path) -> PreparedSet | None:
-    """The set in a folder, or ``None`` if there is none or it is damaged."""
+def _load_verified(folder: Path) -> list[PreparedShard] | None:
+    """The shards in a folder, or ``None`` if there is no set or it is damaged."""
     if not folder.exists():
         return None
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        intact = manifest.pop("digest") == _manifest_digest(manifest)
+        intact = manifest.pop("digest") == _json_digest(manifest)
         intact = intact and all(file_digest(folder / file) == digest for file, digest in manifest["digests"].items())
     except (OSError, ValueError, LookupError, AttributeError):
         intact = False
     if not intact:
         rank_zero_info(f"the prepared set in {folder} is damaged: it is prepared again")
         return None
-    return _open_set(folder, [PreparedShard(**entry) for entry in manifest["shards"]])
-
-
-def _manifest_digest(manifest: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _open_set(folder: Path, shards: list[PreparedShard]) -> PreparedSet:
-    nonempty = [shard for shard in shards if shard.samples]
-    samples = StoredSamples([folder / shard.file for shard in nonempty], [shard.samples for shard in nonempty])
-    return PreparedSet(samples, sum(shard.rows for shard in shards), sum(shard.empty for shard in shards))
-
-
-_SHARD_ROWS = 1024  # whatever the number of processes: the same files result
-_BATCH_ROWS = 64  # rows that are rendered, tokenized and labeled at once, measured: more leave the processor's caches
-_PENDING_SHARDS = 2  # for each process: rows are read no faster than they are tokenized
-_MAX_PROCESSES = 16  # unless more are requested: one process reads the rows for all
+    return [PreparedShard(**entry) for entry in manifest["shards"]]
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
@@ -354,22 +320,22 @@ def tokenize_ability(
     def prepare(folder: Path) -> list[PreparedShard]:
         return prepare_shards(iter_conversations(settings, where), encoder, folder, num_proc, f"tokenizing {name}")
 
-    rows = rows_fingerprint(settings, where)
-    key = None if rows is None else cache_key(rows, template, tokenizer, max_length)
-    prepared = load_or_prepare(cache_dir, key, prepare)
-    samples, dropped = prepared.samples, prepared.rows - len(prepared.samples)
-    reasons = (
-        f"{prepared.empty} with an empty or no answer, "
-        f"{dropped - prepared.empty} without an answer token in {max_length} tokens"
-    )
+    digest = rows_fingerprint(settings, where)
+    key = None if digest is None else cache_key(digest, template, tokenizer, max_length)
+    folder, shards = load_or_prepare(cache_dir, key, prepare)
+    rows, empty = sum(shard.rows for shard in shards), sum(shard.empty for shard in shards)
+    shards = [shard for shard in shards if shard.samples]
+    samples = StoredSamples([folder / shard.file for shard in shards], [shard.samples for shard in shards])
+    dropped = rows - len(samples)
+    reasons = f"{empty} with an empty or no answer, {dropped - empty} without an answer token in {max_length} tokens"
     if not samples:
-        problem = f"must have a row with answer tokens, but all {prepared.rows} are dropped: {reasons}"
+        problem = f"must have a row with answer tokens, but all {rows} are dropped: {reasons}"
         prompts = [encoder.prompt_length(messages) for _, messages in iter_conversations(settings, where)]
         if known := [length for length in prompts if length is not None]:
             problem += f"; the shortest prompt takes {min(known)}"
         hint = "Check the answers, or raise data.max_length."
         raise ActError(ConfigIssue(where, settings.path, problem, hint))
-    ability = TokenizedAbility(name, samples, prepared.rows, dropped, cut_samples(samples))
+    ability = TokenizedAbility(name, samples, rows, dropped, cut_samples(samples))
     counts = f"{len(samples)} samples, {ability.tokens} answer tokens, {ability.cut} cut"
     rank_zero_info(f"{name}: {counts}; dropped: {reasons}")
     return ability

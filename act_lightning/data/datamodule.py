@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from act_lightning.checkpoints.files import name_issues
 from act_lightning.checkpoints.models import load_config, load_tokenizer, locate
-from act_lightning.data.ability_data import AbilityData, EvaluationData, list_issues, positive_issues
+from act_lightning.data.ability_data import AbilityData, EvaluationData, list_issues, positive_issues, question_issues
 from act_lightning.data.batches import MAX_PADDING, Batch, Packing, should_pack, token_budget_batches
 from act_lightning.data.cache import TokenizedAbility, lengths, tokenize_ability
 from act_lightning.data.conversations import row_issues
@@ -29,7 +29,7 @@ from act_lightning.data.loaders import (
     shard_evenly,
 )
 from act_lightning.data.loading import load_from_hub, source_kind
-from act_lightning.data.tasks import Prompt, collate_prompts, question_issues, read_prompts, read_references
+from act_lightning.data.tasks import Prompt, collate_prompts, read_prompts, read_references
 from act_lightning.data.templates import template_issues
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 

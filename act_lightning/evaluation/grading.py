@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 
-from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.tasks import Item, strict_pattern
+from act_lightning.data.ability_data import EvaluationData, strict_pattern
+from act_lightning.data.tasks import Item
 from act_lightning.evaluation.sandbox import assemble_program, defines_function, passes_tests
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -15,7 +15,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data import cache, tokenized
+from act_lightning.data import cache
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import TokenizedAbility, cache_key, prepare_shards, tokenize_ability
 from act_lightning.data.conversations import LocatedConversation
@@ -36,7 +36,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "_SHARD_ROWS", 8)
+    monkeypatch.setattr(cache, "_SHARD_ROWS", 8)
 
 
 def prepare(rows: Path, tokenizer: PreTrainedTokenizerFast | None = None, **changes: Any) -> TokenizedAbility:

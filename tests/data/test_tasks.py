@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from act_lightning.data.ability_data import EvaluationData
-from act_lightning.data.tasks import (
-    LANGUAGES,
-    Item,
-    can_match,
-    question_issues,
-    read_items,
-    read_prompts,
-    strict_pattern,
-)
+from act_lightning.data.ability_data import LANGUAGES, EvaluationData, question_issues, strict_pattern
+from act_lightning.data.tasks import Item, can_match, read_items, read_prompts
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 

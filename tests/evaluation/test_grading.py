@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from act_lightning.data.tasks import LANGUAGES, math_pattern
+from act_lightning.data.ability_data import LANGUAGES, math_pattern
 from act_lightning.evaluation.grading import (
     first_match,
     grade_choice,

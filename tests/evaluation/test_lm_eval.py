@@ -15,17 +15,9 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 import act_lightning
-from act_lightning.data.ability_data import EvaluationData
+from act_lightning.data.ability_data import LANGUAGES, EvaluationData, math_pattern, science_question, strict_pattern
 from act_lightning.data.loaders import MicroBatch
-from act_lightning.data.tasks import (
-    LANGUAGES,
-    Prompt,
-    collate_prompts,
-    math_pattern,
-    read_prompts,
-    science_question,
-    strict_pattern,
-)
+from act_lightning.data.tasks import Prompt, collate_prompts, read_prompts
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.grading import grade
 from tests.evaluation.test_grading import outputs
