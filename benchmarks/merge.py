@@ -157,10 +157,10 @@ def write_scores(root: Path) -> None:
     import torch
 
     from act_lightning.checkpoints.model_spec import read_model_spec
-    from act_lightning.checkpoints.weight_files import identify, stored_entries
+    from act_lightning.checkpoints.weight_files import identify
     from act_lightning.scores import ScoreRecord, score_path, write_scores
 
-    channels = read_model_spec(root / "target", stored_entries(root / "target")).channels
+    channels = read_model_spec(root / "target").channels
     assert channels is not None
     for number, name in enumerate(SOURCES):
         identities = {role: {"digest": identify(root / folder).digest} for role, folder in _roles(name).items()}

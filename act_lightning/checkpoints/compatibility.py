@@ -13,7 +13,7 @@ from torch import Tensor
 
 from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec, summarize_names
 from act_lightning.checkpoints.models import load_config, load_tokenizer
-from act_lightning.checkpoints.weight_files import is_weightless, stored_entries
+from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -25,31 +25,17 @@ _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (_TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-@dataclass(frozen=True)
-class ConfigDifference:
-    """A value that differs between two configs; after a transfer the target's still applies."""
+def config_differences(target: Path, source: Path) -> dict[str, tuple[object, object]]:
+    """Values of target and source where their configs differ, by key, such as ``rope_parameters`` or norm epsilon.
 
-    key: str
-    target: object
-    source: object
-
-    def __str__(self) -> str:
-        """On one line.
-
-        >>> print(ConfigDifference("rms_norm_eps", 1e-06, 1e-05))
-        rms_norm_eps: 1e-06 in the target, 1e-05 in the source
-        """
-        return f"{self.key}: {self.target!r} in the target, {self.source!r} in the source"
-
-
-def config_differences(target: Path, source: Path) -> list[ConfigDifference]:
-    """Values that differ between the two configs, such as ``rope_parameters``, norm epsilon or context length."""
+    After a transfer the target's still apply.
+    """
     target_config, source_config = load_config(target).to_dict(), load_config(source).to_dict()
-    return [
-        ConfigDifference(key, target_config.get(key), source_config.get(key))
+    return {
+        key: (target_config.get(key), source_config.get(key))
         for key in sorted({*target_config, *source_config} - _IGNORED_KEYS)
         if target_config.get(key) != source_config.get(key)
-    ]
+    }
 
 
 def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
@@ -64,7 +50,7 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
     issues: list[ConfigIssue] = []
     for folder in (target, source):
         try:
-            specs.append(read_model_spec(folder, stored_entries(folder)))
+            specs.append(read_model_spec(folder))
         except ActError as error:
             issues.extend(error.issues)
     if issues:
@@ -182,11 +168,15 @@ def match_vocabularies(target: Path, source: Path) -> VocabularyMatch | None:
     Raises:
         ActError: Sizes differ, and a tokenizer is missing or broken.
     """
-    spec, source_spec = (read_model_spec(folder, stored_entries(folder)) for folder in (target, source))
+    spec, source_spec = (read_model_spec(folder) for folder in (target, source))
     size, source_size = (each.shapes[spec.vocabulary[0]][0] if spec.vocabulary else 0 for each in (spec, source_spec))
-    comparable = has_tokenizer(target) and has_tokenizer(source)
-    if size == source_size and (not comparable or _same_tokenizer(target, source)):
-        return None
+    if size == source_size:
+        if not (has_tokenizer(target) and has_tokenizer(source)):
+            return None
+        pairs = ((target / name, source / name) for name in _TOKENIZER_FILES)
+        a, b = next(pair for pair in pairs if any(file.is_file() for file in pair))
+        if a.is_file() and b.is_file() and a.read_bytes() == b.read_bytes():
+            return None
     vocabulary = read_vocabulary(target)
     rows = match_rows(vocabulary, read_vocabulary(source), size, source_size)
     if size == source_size and torch.equal(rows, torch.arange(size)):
@@ -221,15 +211,6 @@ def match_rows(target: Mapping[str, int], source: Mapping[str, int], size: int, 
 def has_tokenizer(folder: Path) -> bool:
     """Whether ``folder`` holds a tokenizer of any kind."""
     return any((folder / file).is_file() for file in _TOKENIZER_FILES)
-
-
-def _same_tokenizer(target: Path, source: Path) -> bool:
-    """Whether the first tokenizer file that either folder holds is the same in both."""
-    for name in _TOKENIZER_FILES:
-        files = [folder / name for folder in (target, source)]
-        if any(file.is_file() for file in files):
-            return all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
-    return True
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:

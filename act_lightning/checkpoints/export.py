@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
@@ -49,15 +50,53 @@ def export_model(
             incomplete.
         ValueError: ``get`` returns another shape.
     """
+    with open_output(out, target, dtype, extra_files) as (folder, reader, headers, bar):
+        for file, header in headers.items():
+            _write_shard(folder / file, header, reader, get, bar)
+
+
+@contextmanager
+def open_output(
+    out: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    extra_files: Mapping[str, str | bytes],
+    durable: bool = True,
+) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], tqdm[None]]]:
+    """Open a new folder in the layout of ``target``; the block writes its weight files, and all others follow.
+
+    Arguments and errors are those of :func:`export_model`; ``durable`` is that of
+    :func:`~act_lightning.checkpoints.files.atomic_folder`.
+
+    Yields:
+        The temporary folder, the target's reader, the header of every file to write, and a progress bar over all bytes.
+    """
     raise_if_any(output_issues(out, target, "output"))
     with CheckpointReader(target) as reader:
-        headers = output_headers(reader, dtype)
+        headers, keys = reader.headers, reader.keymap.names.keys()
+        if dtype is not None:
+            headers = {file: header.cast(keys, dtype) for file, header in headers.items()}
         require_space(out, headers)
         total = sum(header.data_size for header in headers.values())
-        with atomic_folder(out) as folder, progress_bar(f"Writing {out.name}", total) as bar:
-            for file, header in headers.items():
-                _write_shard(folder / file, header, reader, get, bar)
-            write_other_files(folder, reader, headers, dtype, extra_files)
+        with atomic_folder(out, durable) as folder, progress_bar(f"Writing {out.name}", total) as bar:
+            yield folder, reader, headers, bar
+            files = {str(path.relative_to(target)): path.read_bytes() for path in aux_files(target)}
+            if dtype is not None:
+                named = rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"'
+                files[CONFIG] = _CONFIG_DTYPE.sub(named, files[CONFIG])
+            for name, content in extra_files.items():
+                files[name] = content.encode("utf-8") if isinstance(content, str) else content
+            if len(headers) > 1 or (target / INDEX).is_file():
+                files[INDEX] = (target / INDEX).read_bytes()
+                if headers != reader.headers:
+                    index = json.loads(files[INDEX])
+                    index.setdefault("metadata", {})["total_size"] = total
+                    files[INDEX] = json.dumps(index, indent=2).encode() + b"\n"
+            for name, data in files.items():
+                path = folder / name
+                with wrap_os_errors(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(data)
 
 
 def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path] = ()) -> list[ConfigIssue]:
@@ -78,13 +117,6 @@ def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path]
     if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
         return [ConfigIssue(setting, str(out), "must be empty or hold a model, and holds other files", hint)]
     return []
-
-
-def output_headers(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, Header]:
-    """The header of each file of an export."""
-    if dtype is None:
-        return reader.headers
-    return {file: header.cast(reader.keymap.names.keys(), dtype) for file, header in reader.headers.items()}
 
 
 def require_space(out: Path, headers: Mapping[str, Header]) -> None:
@@ -134,31 +166,3 @@ def _write(file: FileIO, data: bytes | memoryview) -> None:
     with wrap_os_errors(Path(str(file.name))):
         while rest:
             rest = rest[file.write(rest) :]
-
-
-def write_other_files(
-    folder: Path,
-    reader: CheckpointReader,
-    headers: Mapping[str, Header],
-    dtype: torch.dtype | None,
-    extra_files: Mapping[str, str | bytes],
-) -> None:
-    """Write everything but weights: the target's config, tokenizer and index, and ``extra_files``."""
-    target = reader.folder
-    files = {str(path.relative_to(target)): path.read_bytes() for path in aux_files(target)}
-    if dtype is not None:
-        named = rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"'
-        files[CONFIG] = _CONFIG_DTYPE.sub(named, files[CONFIG])
-    for name, content in extra_files.items():
-        files[name] = content.encode("utf-8") if isinstance(content, str) else content
-    if len(headers) > 1 or (target / INDEX).is_file():
-        files[INDEX] = (target / INDEX).read_bytes()
-        if headers != reader.headers:
-            index = json.loads(files[INDEX])
-            index.setdefault("metadata", {})["total_size"] = sum(header.data_size for header in headers.values())
-            files[INDEX] = json.dumps(index, indent=2).encode() + b"\n"
-    for name, data in files.items():
-        path = folder / name
-        with wrap_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)

@@ -61,7 +61,7 @@ def write_file(path: Path, content: str | bytes) -> None:
         ActError: The file cannot be written.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with wrap_os_errors(path), atomic_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -72,7 +72,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         ActError: The file cannot be written.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with wrap_os_errors(path), atomic_file(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(contiguous, temporary, dict(metadata or {}))
 
 
@@ -93,18 +93,23 @@ def reflink(source: Path, target: Path) -> bool:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds, else remove it."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, path.name)
-    temporary = temporary_path(path)
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path in the same folder; rename it to ``path`` if the block succeeds, else remove it.
+
+    Raises:
+        ActError: The file cannot be written.
+    """
+    with wrap_os_errors(path):
+        path = path.resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
+        temporary = temporary_path(path)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -149,11 +154,6 @@ def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
 def temporary_path(path: Path) -> Path:
     """A new name in the folder of ``path``, which :func:`remove_leftovers` recognizes."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def is_temporary_path(path: Path) -> bool:
-    """Whether ``path`` was named by :func:`temporary_path`."""
-    return path.name.startswith(".") and ".tmp-" in path.name
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

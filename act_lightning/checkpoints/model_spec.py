@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,7 +21,7 @@ from act_lightning.architecture import names_of_key, tied_groups, vocabulary_par
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import meta_model
-from act_lightning.checkpoints.weight_files import CONFIG, FLOATS, Entry
+from act_lightning.checkpoints.weight_files import CONFIG, FLOATS, Entry, Header, is_weightless, read_headers
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
@@ -75,17 +75,23 @@ class ModelSpec:
     channels: ChannelInventory | None
 
 
-def read_model_spec(folder: Path, stored: Mapping[str, Entry] | None) -> ModelSpec:
+def read_model_spec(folder: Path, headers: Mapping[str, Header] | None = None) -> ModelSpec:
     """The spec of the checkpoint in ``folder``, from the cache if it is there.
 
     The cache lies below ``$ACT_LIGHTNING_CACHE`` (``~/.cache/act_lightning``). Its key is a hash of the config, the
     tensors' names, shapes and dtypes, the version of transformers, and :data:`CACHE_VERSION`.
 
-    ``stored`` are the folder's tensors by key; ``None`` without weights.
+    Args:
+        folder: The checkpoint, with or without weights.
+        headers: The headers of its weight files, if they have been read; empty without weights.
 
     Raises:
-        ActError: As :func:`~act_lightning.checkpoints.models.meta_model` and :func:`map_keys`.
+        ActError: As :func:`~act_lightning.checkpoints.weight_files.read_headers`,
+            :func:`~act_lightning.checkpoints.models.meta_model` and :func:`map_keys`.
     """
+    if headers is None:
+        headers = {} if is_weightless(folder) else read_headers(folder, str(folder))
+    stored = {key: entry for header in headers.values() for key, entry in header.entries.items()} if headers else None
     digest = hashlib.sha256(f"{CACHE_VERSION} {version('transformers')}\n".encode())
     with suppress(OSError):  # a missing config raises when the model is built
         digest.update((folder / CONFIG).read_bytes())
@@ -93,27 +99,24 @@ def read_model_spec(folder: Path, stored: Mapping[str, Entry] | None) -> ModelSp
     digest.update(json.dumps(table).encode())
     path = cache_folder("model_specs") / f"{digest.hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return _from_json(json.loads(path.read_bytes()))
+        values = json.loads(path.read_bytes())
+        ties = tuple(tuple(group) for group in values["ties"])
+        shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
+        keymap, channels = values["keymap"], values["channels"]
+        if keymap is not None:
+            keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), ties)
+        if channels is not None:
+            modules = tuple(
+                ModuleChannels(item["name"], item["count"], tuple(OwnedParameter(**owned) for owned in item["owned"]))
+                for item in channels["modules"]
+            )
+            owned_shapes = {name: torch.Size(shape) for name, shape in channels["shapes"].items()}
+            channels = ChannelInventory(modules, owned_shapes, channels["aliases"])
+        return ModelSpec(values["model_type"], shapes, ties, tuple(values["vocabulary"]), keymap, channels)
     spec = model_spec(meta_model(folder), stored, str(folder))
     with suppress(ActError):  # a cache that cannot be written is not an error
         write_file(path, json.dumps(asdict(spec)))
     return spec
-
-
-def _from_json(values: Mapping[str, Any]) -> ModelSpec:
-    ties = tuple(tuple(group) for group in values["ties"])
-    shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
-    keymap, channels = values["keymap"], values["channels"]
-    if keymap is not None:
-        keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), ties)
-    if channels is not None:
-        modules = tuple(
-            ModuleChannels(module["name"], module["count"], tuple(OwnedParameter(**owned) for owned in module["owned"]))
-            for module in channels["modules"]
-        )
-        owned_shapes = {name: torch.Size(shape) for name, shape in channels["shapes"].items()}
-        channels = ChannelInventory(modules, owned_shapes, channels["aliases"])
-    return ModelSpec(values["model_type"], shapes, ties, tuple(values["vocabulary"]), keymap, channels)
 
 
 def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, location: str) -> ModelSpec:

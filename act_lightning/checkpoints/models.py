@@ -131,8 +131,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The floating dtype of most elements in ``folder``; without weights, the one its config names, or float32."""
+def resolve_dtype(name: str, folder: Path, setting: str = "model.dtype") -> torch.dtype:
+    """The dtype called ``name``; ``auto`` is the floating dtype of most elements stored in ``folder``.
+
+    Without weights, ``auto`` is the dtype that the config names, or float32.
+
+    Raises:
+        ActError: The name is unknown.
+    """
+    if name in _DTYPES:
+        return _DTYPES[name]
+    if name != "auto":
+        raise ActError(ConfigIssue(setting, name, f"must be one of auto, {', '.join(_DTYPES)}", "Write one of these."))
     if is_weightless(folder):
         dtype = load_config(folder).dtype
         return dtype if isinstance(dtype, torch.dtype) else torch.float32
@@ -142,19 +152,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
             if entry.dtype in FLOATS:
                 counts[entry.dtype] += prod(entry.shape)
     return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
-
-
-def resolve_dtype(name: str, folder: Path, setting: str = "model.dtype") -> torch.dtype:
-    """The dtype called ``name``; ``auto`` is the one in which ``folder`` is stored.
-
-    Raises:
-        ActError: The name is unknown.
-    """
-    if name == "auto":
-        return stored_dtype(folder)
-    if name not in _DTYPES:
-        raise ActError(ConfigIssue(setting, name, f"must be one of auto, {', '.join(_DTYPES)}", "Write one of these."))
-    return _DTYPES[name]
 
 
 def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -211,7 +208,7 @@ def load_model(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=dtype or stored_dtype(folder),
+                dtype=dtype or resolve_dtype("auto", folder),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # reported below, with everything else that does not fit
                 output_loading_info=True,

@@ -52,23 +52,19 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         self._open = ExitStack()
         self._descriptors: dict[str, int] = {}
         self._maps: dict[str, mmap.mmap] = {}
-        self.spec: ModelSpec = read_model_spec(folder, self._entries)
-        assert self.spec.keymap is not None  # entries were given
+        self.spec: ModelSpec = read_model_spec(folder, self.headers)
+        assert self.spec.keymap is not None  # headers were given
         self.keymap = self.spec.keymap
-        try:
+        with self:
             self._check_ties()
-        finally:
-            self.close()
 
-    def __exit__(self, *_: object) -> None:
-        """Close all files."""
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Close all files; reading again opens them again."""
         self._open.close()
         self._descriptors.clear()
         self._maps.clear()
+
+    __exit__ = close
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,10 +81,6 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         keys = self.keymap.keys
         return {keys[name], *(keys[alias] for group in self.keymap.ties if name in group for alias in group)}
 
-    def file(self, name: str) -> Path:
-        """The file that holds the parameter ``name``."""
-        return self.folder / self._files[self.keymap.keys[name]]
-
     def read(self, name: str) -> Tensor:
         """The whole parameter ``name`` as stored.
 
@@ -97,7 +89,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         """
         key = self.keymap.keys[name]
         values = self.raw(key).view(self._entries[key].dtype).view(self._entries[key].shape)
-        check_finite(values, str(self.file(name)), key)
+        check_finite(values, str(self.folder / self._files[key]), key)
         return values
 
     def rows(self, name: str, index: Tensor) -> Tensor:
@@ -109,16 +101,26 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             ActError: One of these rows holds NaN or infinity.
         """
         key = self.keymap.keys[name]
-        entry = self._entries[key]
+        entry, file = self._entries[key], self._files[key]
         if len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1 and bool((index.diff() == 1).all()):
             width = prod(entry.shape[1:]) * entry.dtype.itemsize
             data = self.raw(key, int(index[0]) * width, len(index) * width)
             values = data.view(entry.dtype).view(len(index), *entry.shape[1:])
-        else:
-            values = self._mapped(key)[index]
+        else:  # from the mapped file, of which a page is read when one of its elements is
+            descriptor = self._descriptor(file)
+            with self._lock:
+                if file not in self._maps:
+                    # Copy-on-write, and never written: torch warns about read-only buffers.
+                    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+                    self._maps[file] = self._open.enter_context(mapped)
+            start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
+            tensor = torch.empty(0, dtype=entry.dtype)
+            if count > 0:
+                tensor = torch.frombuffer(self._maps[file], dtype=entry.dtype, count=count, offset=start)
+            values = tensor.view(entry.shape)[index]
             with self._lock:
                 self.bytes_read += values.nbytes
-        check_finite(values, str(self.file(name)), key, index)
+        check_finite(values, str(self.folder / file), key, index)
         return values
 
     def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
@@ -159,20 +161,6 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                 handle = self._open.enter_context((self.folder / file).open("rb", buffering=0))
                 self._descriptors[file] = handle.fileno()
             return self._descriptors[file]
-
-    def _mapped(self, key: str) -> Tensor:
-        """The tensor ``key`` as a view of its mapped file: a page is read when one of its elements is."""
-        entry, file = self._entries[key], self._files[key]
-        descriptor = self._descriptor(file)
-        with self._lock:
-            if file not in self._maps:
-                # Copy-on-write, and never written: torch warns about read-only buffers.
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-                self._maps[file] = self._open.enter_context(mapped)
-        if entry.size == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
-        return torch.frombuffer(self._maps[file], dtype=entry.dtype, count=count, offset=start).view(entry.shape)
 
     def _check_ties(self) -> None:
         """Raise if a tied parameter is stored under several keys with different bytes."""

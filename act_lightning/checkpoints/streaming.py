@@ -14,17 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.export import (
-    output_headers,
-    output_issues,
-    progress_bar,
-    require_space,
-    write_other_files,
-)
-from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors
+from act_lightning.checkpoints.export import open_output
+from act_lightning.checkpoints.files import reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import Entry, Header, check_finite
-from act_lightning.errors import raise_if_any
 
 _BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
 _MAX_REFLINK_SHARE = 0.5  # of a file's bytes that change
@@ -75,25 +68,19 @@ def merge_checkpoint(
     Raises:
         ActError: As ``export_model``; or the target holds NaN or infinity.
     """
-    raise_if_any(output_issues(out, target, "output"))
-    with CheckpointReader(target) as reader:
-        headers = output_headers(reader, dtype)
-        require_space(out, headers)
+    with open_output(out, target, dtype, extra_files, durable=False) as (folder, reader, headers, bar):
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
-        total = sum(header.data_size for header in headers.values())
-        with atomic_folder(out, durable=False) as folder, progress_bar(f"Writing {out.name}", total) as bar:
-            for file, header in headers.items():
-                tensors = []
-                for key, after in header.entries.items():
-                    updated = updated_names.get(key)
-                    rows = None if updated is None else updates.rows(updated)
-                    before = reader.headers[file].entries[key]
-                    tensors.append(_Tensor(key, reader.keymap.names.get(key), before, after, updated or "", rows))
-                with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
-                    writer = _TensorWriter(reader, shard, updates, device or torch.device("cpu"))
-                    for size in pool.map(writer.write, tensors):
-                        bar.update(size)
-            write_other_files(folder, reader, headers, dtype, extra_files)
+        for file, header in headers.items():
+            tensors = []
+            for key, after in header.entries.items():
+                updated = updated_names.get(key)
+                rows = None if updated is None else updates.rows(updated)
+                before = reader.headers[file].entries[key]
+                tensors.append(_Tensor(key, reader.keymap.names.get(key), before, after, updated or "", rows))
+            with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
+                writer = _TensorWriter(reader, shard, updates, device or torch.device("cpu"))
+                for size in pool.map(writer.write, tensors):
+                    bar.update(size)
 
 
 @dataclass(frozen=True)
@@ -213,14 +200,21 @@ class _TensorWriter:
 
     def write(self, tensor: _Tensor) -> int:
         """Write one tensor; returns its size in bytes."""
-        if tensor.name is None:
-            self._copy_bytes(tensor)
-        elif tensor.changed_share < 1:
-            self._copy_rows(tensor, tensor.name)
+        before = tensor.before
+        if tensor.name is None and not self.shard.reflinked:
+            for start in range(0, before.size, _BYTES_AT_ONCE):
+                size = min(_BYTES_AT_ONCE, before.size - start)
+                self.shard.write(tensor.key, start, self.reader.raw(tensor.key, start, size))
+        elif tensor.name is not None and tensor.changed_share < 1:  # reading checks for NaN and infinity
+            width = prod(before.shape[1:]) * before.dtype.itemsize
+            for rows in torch.arange(before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
+                values = self.reader.rows(tensor.name, rows)
+                if not self.shard.reflinked:
+                    self._write_rows(tensor, rows, values)
         if tensor.rows is not None:
             # Values are rounded once, to the dtype on disk. float64 is kept, so that unchanged elements keep every bit.
-            same = tensor.before.dtype == tensor.after.dtype
-            dtype = tensor.before.dtype if same else torch.promote_types(tensor.before.dtype, torch.float32)
+            same = before.dtype == tensor.after.dtype
+            dtype = before.dtype if same else torch.promote_types(before.dtype, torch.float32)
 
             def read(rows: Tensor) -> Tensor:
                 return self.reader.rows(tensor.updated, rows).to(self.device, dtype)
@@ -229,20 +223,6 @@ class _TensorWriter:
                 self._write_rows(tensor, rows, values)
             self.reader.release(tensor.updated)
         return tensor.after.size
-
-    def _copy_bytes(self, tensor: _Tensor) -> None:
-        """Copy a tensor that is no parameter."""
-        for start in range(0, 0 if self.shard.reflinked else tensor.before.size, _BYTES_AT_ONCE):
-            size = min(_BYTES_AT_ONCE, tensor.before.size - start)
-            self.shard.write(tensor.key, start, self.reader.raw(tensor.key, start, size))
-
-    def _copy_rows(self, tensor: _Tensor, name: str) -> None:
-        """Read a whole parameter, which checks it for NaN and infinity, and copy it unless the file is a reflink."""
-        width = prod(tensor.before.shape[1:]) * tensor.before.dtype.itemsize
-        for rows in torch.arange(tensor.before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
-            values = self.reader.rows(name, rows)
-            if not self.shard.reflinked:
-                self._write_rows(tensor, rows, values)
 
     def _write_rows(self, tensor: _Tensor, rows: Tensor, values: Tensor) -> None:
         stored = values.to("cpu", tensor.after.dtype)

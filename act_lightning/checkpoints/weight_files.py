@@ -160,31 +160,27 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER_BYTES) else b""
-        header = _parse_header(text, 8 + length)
+            table = json.loads(file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER_BYTES) else b"")
+        metadata = table.pop("__metadata__", None) or {}
+        entries = {
+            key: Entry(item["dtype"], tuple(item["shape"]), *item["data_offsets"]) for key, item in table.items()
+        }
+        entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
+        end = 0
+        for key, entry in entries.items():
+            if entry.code in DTYPES and prod(entry.shape) * entry.dtype.itemsize != entry.size:
+                raise ValueError(f"{key} has {entry.size} bytes for shape {entry.shape} of {entry.code}")
+            if entry.start != end or entry.end < end:
+                raise ValueError(f"{key} begins at byte {entry.start}, not where the tensor before it ends, at {end}")
+            end = entry.end
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"must be a readable safetensors file ({error})"
         raise ActError(ConfigIssue(str(path), path.name, problem, hint)) from error
-    expected = header.data_start + header.data_size
+    expected = 8 + length + end
     if expected != size:
         problem = f"must be {expected} bytes long by its header, and is {size}: it is truncated"
         raise ActError(ConfigIssue(str(path), path.name, problem, hint))
-    return header
-
-
-def _parse_header(text: bytes, data_start: int) -> Header:
-    table = json.loads(text)
-    metadata = table.pop("__metadata__", None) or {}
-    entries = {key: Entry(item["dtype"], tuple(item["shape"]), *item["data_offsets"]) for key, item in table.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
-    offset = 0
-    for key, entry in ordered.items():
-        if entry.code in DTYPES and prod(entry.shape) * entry.dtype.itemsize != entry.size:
-            raise ValueError(f"{key} has {entry.size} bytes for shape {entry.shape} of {entry.code}")
-        if entry.start != offset or entry.end < offset:
-            raise ValueError(f"{key} begins at byte {entry.start}, not where the tensor before it ends, at {offset}")
-        offset = entry.end
-    return Header(ordered, metadata, data_start)
+    return Header(entries, metadata, 8 + length)
 
 
 def is_weightless(folder: Path) -> bool:
@@ -235,18 +231,6 @@ def _read_index(folder: Path, setting: str) -> dict[str, str]:
         problem = f"must be a JSON index with a weight_map ({error})"
         raise ActError(ConfigIssue(str(path), path.name, problem, "Download or copy it again.")) from error
     return index
-
-
-def stored_entries(folder: Path) -> dict[str, Entry] | None:
-    """Every tensor of ``folder`` by its key; ``None`` if it has no weights.
-
-    Raises:
-        ActError: As :func:`read_headers`.
-    """
-    if is_weightless(folder):
-        return None
-    headers = read_headers(folder, str(folder)).values()
-    return {key: entry for header in headers for key, entry in header.entries.items()}
 
 
 def aux_files(folder: Path) -> Iterator[Path]:

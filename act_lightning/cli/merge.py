@@ -23,7 +23,7 @@ from act_lightning.checkpoints.files import check_writable, write_file
 from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.streaming import merge_checkpoint
-from act_lightning.checkpoints.weight_files import identify, stored_entries
+from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, raise_if_any
@@ -159,7 +159,7 @@ def _prepare(config: Namespace, recipe: str) -> Merge | None:
         return None
     root, target = Path(trainer.default_root_dir).expanduser(), locate(model.target, model.revision)
     folders = [locate(source.model, source.revision) for source in sources]
-    channels = read_model_spec(target, stored_entries(target)).channels
+    channels = read_model_spec(target).channels
     if channels is None or not 0 <= config.seed_everything <= LARGEST_SEED:
         return None
     for dtype in (model.dtype, model.export_dtype):

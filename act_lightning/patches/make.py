@@ -188,8 +188,8 @@ def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, An
     result: dict[str, Any] = {"base": base_name, "tuned": tuned_name, "act_lightning": act_lightning.__version__}
     result["licenses"] = {base_name: read_license(base)}
     result["config_differences"] = [
-        {"key": difference.key, "base": difference.target, "tuned": difference.source}
-        for difference in config_differences(base, tuned)
+        {"key": key, "base": base_value, "tuned": tuned_value}
+        for key, (base_value, tuned_value) in config_differences(base, tuned).items()
     ]
     with suppress(ActError):  # the card is missing, or of another program
         result["recipe"], result["record"] = read_card(tuned)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from act_lightning.checkpoints.files import atomic_file, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_file
 from act_lightning.checkpoints.weight_files import Entry, Header, read_header
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.patches.encoding import (
@@ -148,7 +148,7 @@ def writing_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
     Raises:
         ActError: The file cannot be written.
     """
-    with wrap_os_errors(out), atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
+    with atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
         yield PatchWriter(spool), temporary
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype, stored_dtype
+from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
 from act_lightning.planning.run import Run, process_count
@@ -116,7 +116,7 @@ def memory_forecast(run: Run, channels: ChannelInventory, target: Path, verb: st
         if run.transfer.settings.needs_fisher:
             memory["fisher"] = channels.parameters * (compared.itemsize + _FISHER_BYTES)
     if verb == "merge":
-        memory["merge"] = _MERGE_TENSORS * _largest(channels) * stored_dtype(target).itemsize + _MERGE_BYTES
+        memory["merge"] = _MERGE_TENSORS * _largest(channels) * resolve_dtype("auto", target).itemsize + _MERGE_BYTES
     if verb == "sweep":
         memory["sweep"] = channels.parameters * compared.itemsize  # one model, whatever the number of points
     if _trains(run, verb):
@@ -174,7 +174,7 @@ def _simultaneous_sources(run: Run) -> int:
 
 def disk_forecast(run: Run, channels: ChannelInventory, target: Path, verb: str) -> dict[str, int]:
     """Bytes of scores, Fisher information, exported model and a checkpoint, as far as a verb writes them, and free."""
-    stored = stored_dtype(target) if run.model.export_dtype == "auto" else resolve_dtype(run.model.export_dtype, target)
+    stored = resolve_dtype(run.model.export_dtype, target)
     root = run.root.absolute()
     existing = next(path for path in (root, *root.parents) if path.is_dir())
     abilities = [ability for source in run.sources for ability in source.abilities]

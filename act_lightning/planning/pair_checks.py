@@ -18,7 +18,7 @@ from act_lightning.checkpoints.compatibility import (
     match_vocabularies,
     read_vocabulary,
 )
-from act_lightning.checkpoints.models import load_config, stored_dtype
+from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError, ConfigIssue, Level
@@ -44,8 +44,11 @@ def weight_notes(setting: str, name: str, folder: Path) -> list[ConfigIssue]:
 def config_notes(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
     """Notes on configs that differ: values, stored dtype, size of the vocabulary."""
     hint = "Nothing to do: the target's config is kept. The paper's own pair differs in such values."
-    notes = [(str(difference), hint) for difference in config_differences(target, source)]
-    ours, theirs = (str(stored_dtype(folder)).removeprefix("torch.") for folder in (target, source))
+    notes = [
+        (f"{key}: {target_value!r} in the target, {source_value!r} in the source", hint)
+        for key, (target_value, source_value) in config_differences(target, source).items()
+    ]
+    ours, theirs = (str(resolve_dtype("auto", folder)).removeprefix("torch.") for folder in (target, source))
     if ours != theirs:
         hint = "Nothing to do: differences are taken in float32, and rounded once."
         notes.append((f"stored as {theirs}, the target as {ours}", hint))

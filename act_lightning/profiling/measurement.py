@@ -18,7 +18,7 @@ from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
 from act_lightning.checkpoints.models import load_tokenizer, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
-from act_lightning.checkpoints.weight_files import identify, read_headers, stored_entries
+from act_lightning.checkpoints.weight_files import identify, read_headers
 from act_lightning.data.cache import answer_tokens
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
@@ -180,7 +180,7 @@ def _weight_issues(target: Target, source: Path, name: str) -> list[ConfigIssue]
     if target.model is None and target.folder is not None:
         return sibling_issues(target.folder, source, name)
     target_spec = model_spec(target.skeleton(), None, target.name)
-    source_spec = read_model_spec(source, stored_entries(source))
+    source_spec = read_model_spec(source)
     issues = pair_issues(target_spec, source_spec, name, "profile.sources")
     if issues or target.folder is not None:
         return issues

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from act_lightning.checkpoints.files import (
     atomic_file,
-    is_temporary_path,
     remove,
     remove_leftovers,
     sync,
@@ -49,7 +48,8 @@ class TrainingStateIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage_options have no meaning for a checkpoint on a disk")
         path = Path(path)
-        with wrap_os_errors(path), nullcontext(path) if is_temporary_path(path) else atomic_file(path) as temporary:
+        renamed_by_caller = path.match(".*.tmp-*")  # a name that temporary_path gave
+        with wrap_os_errors(path), nullcontext(path) if renamed_by_caller else atomic_file(path) as temporary:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 try:

@@ -19,7 +19,6 @@ from act_lightning.checkpoints.models import (
     locate,
     meta_model,
     resolve_dtype,
-    stored_dtype,
 )
 from act_lightning.errors import ActError
 from tests.tiny import ARCHITECTURES, save_model, tiny_config, tiny_model, tiny_tokenizer
@@ -66,13 +65,13 @@ def test_dtype_is_that_of_most_elements(tmp_path: Path) -> None:
     model.model.norm.float()
     save_model(model, tiny_tokenizer(), tmp_path)
     edit_config(tmp_path, dtype="float32")
-    assert stored_dtype(tmp_path) == resolve_dtype("auto", tmp_path) == torch.bfloat16
+    assert resolve_dtype("auto", tmp_path) == torch.bfloat16
     assert load_model(tmp_path).model.norm.weight.dtype == torch.bfloat16
     assert resolve_dtype("float16", tmp_path) == torch.float16
     with pytest.raises(ActError, match=r"model\.dtype = 'int8'"):
         resolve_dtype("int8", tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    assert stored_dtype(tmp_path) == torch.float32
+    assert resolve_dtype("auto", tmp_path) == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ import yaml
 
 from act_lightning.callbacks import ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.checkpoints.model_spec import read_model_spec
-from act_lightning.checkpoints.weight_files import stored_entries
 from act_lightning.cli.merge import SECTIONS, merge_without_trainer
 from act_lightning.module import AbilityTransferModule
 from tests.checkpoints.test_export import contents
@@ -182,7 +181,7 @@ def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monke
     largest = target.lm_head.weight.nbytes
     t = save_model(target, tiny_tokenizer(), tmp_path / "t")
     a, b = (Path(shutil.copytree(t, tmp_path / name, copy_function=os.link)) for name in "ab")
-    read_model_spec(t, stored_entries(t))
+    read_model_spec(t)
     config = basic(tmp_path, t, a, tmp_path / "none.jsonl")
     config = changed(changed(config, "data", ...), "model.learning_rate", ...)
     config["profile"]["sources"].append({"model": str(b), "abilities": ["d"], "name": "b"})
