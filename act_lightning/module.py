@@ -34,8 +34,7 @@ from act_lightning.evaluation.generation import (
 from act_lightning.evaluation.results import results_for_logger
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.attention_compile import (
-    attention_issues,
-    compile_issues,
+    attention_compile_issues,
     compile_layers,
     set_attention,
     training_dtype,
@@ -139,7 +138,7 @@ class AbilityTransferModule(L.LightningModule):
         for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
             if value not in _DTYPES:
                 issues.append(ConfigIssue(f"model.{name}", value, problem, "Choose one."))
-        issues += attention_issues(self.attention) + compile_issues(self.compile_setting)
+        issues += attention_compile_issues(self.attention, self.compile_setting)
         setting, arguments = "model.generator", self.generator_args
         if self.generator not in (TRANSFORMERS, VLLM):
             problem = f"must be one of {TRANSFORMERS}, {VLLM}"

@@ -125,13 +125,7 @@ class ChunkScores(NamedTuple):
 
 
 def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, record: ScoreRecord) -> None:
-    """Write the scores of each chunk, float32 ``[chunks, channels]`` by module.
-
-    Args:
-        path: The file of the scores of all samples; the chunks' stands beside it.
-        inventory: The channels of the target.
-        chunks: The scores of each chunk.
-        record: The record of all samples.
+    """Write the scores of each chunk by module, beside ``path``, the file of the scores of all samples.
 
     Raises:
         ActError: If a score is NaN or infinite; nothing is written then.
@@ -182,10 +176,7 @@ def read_record(path: Path) -> ScoreRecord:
 
 
 def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
-    """Answer tokens and samples of each chunk.
-
-    Args:
-        path: The file of the scores of all samples.
+    """Answer tokens and samples of each chunk, given the file of the scores of all samples.
 
     Raises:
         ActError: If there is no readable file of chunks beside it.
@@ -201,14 +192,10 @@ def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
 
 
 def read_chunks(path: Path, inventory: ChannelInventory) -> ChunkScores:
-    """The scores of each chunk, in the order of the model's channels.
-
-    Args:
-        path: The file of the scores of all samples.
-        inventory: The channels of the target.
+    """The scores of each chunk, in the order of the model's channels, given the file of the scores of all samples.
 
     Raises:
-        ActError: If there is no such file beside it, or it is unreadable or belongs to other modules.
+        ActError: If there is no file of chunks beside it, or it is unreadable or belongs to other modules.
     """
     tokens, samples = read_chunk_sizes(path)
     expected = {module.name: (len(tokens), module.count) for module in inventory.modules}
@@ -247,12 +234,7 @@ def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], problem: st
 
 
 def require_finite(path: Path, inventory: ChannelInventory, scores: Tensor) -> None:
-    """Refuse scores that cannot be ranked.
-
-    Args:
-        path: Their file, for the message.
-        inventory: The channels of the target.
-        scores: float32 ``[channels]``.
+    """Refuse scores that cannot be ranked, float32 ``[channels]``; ``path`` is their file, for the message.
 
     Raises:
         ActError: With the module and the ability of the first score that is NaN or infinite.

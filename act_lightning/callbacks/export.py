@@ -55,12 +55,7 @@ class HuggingFaceExport(L.Callback):
         self.export(Path(trainer.default_root_dir) / "model", trainer, pl_module)
 
     def export(self, out: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the model; every process must call this, since all gather each parameter if they hold shards.
-
-        Args:
-            out: The folder to write.
-            trainer: Provides the processes.
-            pl_module: Holds the model.
+        """Write the model to ``out``. Every process must call this: all gather each parameter if they hold shards.
 
         Raises:
             ActError: A weight is NaN or infinite, or the disk is full; nothing is left behind then.

@@ -81,31 +81,28 @@ class FisherInformation(L.Callback):
                 of_target[path] = replace(_of_one_model(pair, "target", path), source=named_target)
                 path = source_fisher_path(root, pair.source.label, pair.ability)
                 of_sources.append(_of_one_model(pair, "source", path))
-            pending = [measurement for measurement in of_target.values() if _is_pending(measurement)]
-            by_folder: dict[Path, list[Measurement]] = {}
-            for measurement in of_sources:
-                if _is_pending(measurement):
+            pending_of_target, by_folder = [], dict[Path, list[Measurement]]()
+            for measurement in (*of_target.values(), *of_sources):
+                reason = measurement.reason_to_measure()
+                message = f"gathering, {reason}" if reason else f"used again ({measurement.path})"
+                rank_zero_info(f"Fisher information of {measurement.label}: {message}")
+                if reason and measurement.path in of_target:
+                    pending_of_target.append(measurement)
+                elif reason:
                     by_folder.setdefault(measurement.folder, []).append(measurement)
             trainer.strategy.barrier("gathering Fisher information starts")
             device = trainer.strategy.root_device
-            if pending:
+            if pending_of_target:
                 with target.ready(device) as model:
-                    _gather(model, pending, trainer)
-            for folder, measurements_of_source in by_folder.items():
-                _gather(load_model(folder, target.dtype, device), measurements_of_source, trainer)
+                    _gather(model, pending_of_target, trainer)
+            for folder, pending in by_folder.items():
+                _gather(load_model(folder, target.dtype, device), pending, trainer)
 
 
 def _of_one_model(pair: Measurement, role: str, path: Path) -> Measurement:
     """The measurement of one model of a pair; what it saves does not depend on the other model's weights."""
     models, identities = {role: pair.record.models[role]}, {role: pair.record.identities[role]}
     return replace(pair, record=replace(pair.record, models=models, identities=identities), path=path)
-
-
-def _is_pending(measurement: Measurement) -> bool:
-    reason = measurement.reason_to_measure()
-    message = f"gathering, {reason}" if reason else f"used again ({measurement.path})"
-    rank_zero_info(f"Fisher information of {measurement.label}: {message}")
-    return reason is not None
 
 
 def _gather(model: PreTrainedModel, pending: Sequence[Measurement], trainer: L.Trainer) -> None:

@@ -128,7 +128,7 @@ class MaskedTaskVectorInjection(TransferCallback):
         Args:
             root: The run's folder, which holds scores and Fisher information unless ``scores`` names another folder.
             sources: The ability models.
-            channels: The channels of the target.
+            channels: Those of the target.
             target_digests: Digests under which the target's weights are known.
             target: The target's checkpoint, if there is one.
         """

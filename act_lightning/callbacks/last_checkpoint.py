@@ -71,11 +71,21 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Save after an update if it is due; at the end of an epoch only after validation."""
-        if accumulation_complete(trainer) and trainer.strategy.broadcast(self._is_due(trainer)):
-            if is_last_batch_of_epoch(trainer):
-                self._save_at_epoch_end = True
-            else:
-                self.save(trainer)
+        if not accumulation_complete(trainer):
+            return
+        updates, minutes = trainer.global_step, self.every_n_minutes
+        if trainer.should_stop or updates == trainer.max_steps:
+            is_due = True  # once training has ended, Lightning counts the epoch that ends here as complete
+        elif self.every_n_updates is not None and updates % self.every_n_updates == 0:
+            is_due = updates != self._last_global_step_saved
+        else:
+            is_due = minutes is not None and time.monotonic() - self._last_saved_at >= 60 * minutes
+        if not trainer.strategy.broadcast(is_due):
+            return
+        if is_last_batch_of_epoch(trainer):
+            self._save_at_epoch_end = True
+        else:
+            self.save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, if it was due before the epoch was validated."""
@@ -119,13 +129,6 @@ class LastCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore nothing."""
-
-    def _is_due(self, trainer: L.Trainer) -> bool:
-        if trainer.should_stop or trainer.global_step == trainer.max_steps:
-            return True  # once training has ended, Lightning counts the epoch that ends here as complete
-        if self.every_n_updates is not None and trainer.global_step % self.every_n_updates == 0:
-            return trainer.global_step != self._last_global_step_saved
-        return self.every_n_minutes is not None and time.monotonic() - self._last_saved_at >= 60 * self.every_n_minutes
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """The candidates of ``ckpt_path="last"``: ours, and those that Lightning writes when SLURM requeues a job."""

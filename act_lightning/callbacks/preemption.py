@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -36,19 +36,18 @@ class PreemptionCheckpoint(L.Callback):
     (SIGUSR1) is unchanged.
     """
 
-    def __init__(self) -> None:
-        self._stop_requested = False
-        self._original_handler: Any = None
+    _stop_requested = False
+    _original_handler: Any = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Exit at once while profiling and injecting."""
         if stage == "fit" and self._original_handler is None:
             self._stop_requested, self._original_handler = False, signal.getsignal(signal.SIGTERM)
-            _set_handler(exit_handler(trainer))
+            exit_at_sigterm(trainer)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Still exit at once: Lightning has just registered its own handler."""
-        _set_handler(exit_handler(trainer))
+        exit_at_sigterm(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on only note that SIGTERM came."""
@@ -66,11 +65,11 @@ class PreemptionCheckpoint(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop before export, if any process got the signal; exit at once from now on."""
         self._stop_if_requested(trainer)
-        _set_handler(exit_handler(trainer))
+        exit_at_sigterm(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exit at once while exporting: Lightning has restored an earlier handler."""
-        _set_handler(exit_handler(trainer))
+        exit_at_sigterm(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Restore the original handler; Lightning calls no ``teardown`` after an exception."""
@@ -102,15 +101,15 @@ class PreemptionCheckpoint(L.Callback):
 def leaving_at_sigterm(trainer: L.Trainer) -> Iterator[None]:
     """Exit with status 143, and without incomplete files, if SIGTERM comes within the block."""
     original = signal.getsignal(signal.SIGTERM)
-    _set_handler(exit_handler(trainer))
+    exit_at_sigterm(trainer)
     try:
         yield
     finally:
         _set_handler(original)
 
 
-def exit_handler(trainer: L.Trainer) -> Callable[[int, FrameType | None], Any]:
-    """A handler that passes the signal to the processes that this one started, and exits by raising."""
+def exit_at_sigterm(trainer: L.Trainer) -> None:
+    """From now on, pass SIGTERM to the processes that this one started, and exit by raising."""
 
     def exit_at_once(signum: int, frame: FrameType | None) -> None:
         _set_handler(signal.SIG_IGN)  # a second signal must not interrupt cleaning up
@@ -120,7 +119,7 @@ def exit_handler(trainer: L.Trainer) -> Callable[[int, FrameType | None], Any]:
         rank_zero_info("stopped by SIGTERM; what is finished is kept, and used again by the next run")
         raise SIGTERMException(_exit_status(trainer))
 
-    return exit_at_once
+    _set_handler(exit_at_once)
 
 
 def _exit_status(trainer: L.Trainer) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +15,6 @@ from act_lightning.architecture import assign, decoder_parts
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.profiling.pair import Reader
-
-
-class PartWeights(Protocol):
-    """Loads the weights of a part (a decoder layer, an embedding) to the device, and unloads them."""
-
-    model: PreTrainedModel
-
-    def prefetch(self, parts: Iterable[str]) -> None:
-        """Begin to read the parts that come next."""
-
-    def load(self, part: str) -> None:
-        """Put the weights of a part on the device."""
-
-    def unload(self, part: str) -> None:
-        """Free that memory."""
-
-    def close(self) -> None:
-        """Leave the model as it was."""
 
 
 class DiskWeights:
@@ -116,7 +97,7 @@ class MemoryWeights:
             assign(model, name, buffer.to(device))
 
     def prefetch(self, parts: Iterable[str]) -> None:
-        """Nothing to do: they are in memory."""
+        """Do nothing: they are in memory."""
 
     def load(self, part: str) -> None:
         """Copy a part to the device."""
@@ -138,6 +119,10 @@ class MemoryWeights:
             self.unload(part)
         for name, buffer in self._host_buffers.items():
             assign(self.model, name, buffer)
+
+
+PartWeights = DiskWeights | MemoryWeights
+"""Loads the weights of a part (a decoder layer, an embedding) to the device, and unloads them."""
 
 
 class OffloadedReader(Reader):

@@ -27,22 +27,33 @@ def training_dtype(precision: str) -> torch.dtype:
     return dtypes.get(precision, torch.float32)
 
 
-def attention_issues(attention: str) -> list[ConfigIssue]:
-    """What is wrong with ``model.attention``, before a model is known.
+def attention_compile_issues(attention: str, compile: object) -> list[ConfigIssue]:
+    """What is wrong with ``model.attention`` and ``model.compile``, before a model is known.
 
     A flash attention without its package is refused here, because transformers would fetch third-party code from the
-    hub instead.
+    hub instead. Arguments of ``torch.compile`` are tried on a module that does nothing, which compiles lazily.
     """
+    issues = []
     if attention not in ATTENTION:
-        return [ConfigIssue("model.attention", attention, f"must be one of {', '.join(ATTENTION)}", "Choose one.")]
-    if attention in _FLASH:
+        problem = f"must be one of {', '.join(ATTENTION)}"
+        issues.append(ConfigIssue("model.attention", attention, problem, "Choose one."))
+    elif attention in _FLASH:
         # the oldest supported transformers have no such function for the newest flash attention
         is_available = getattr(import_utils, f"is_flash_attn_{attention[-1]}_available", None)
         if is_available is None or not is_available():
             problem = "must be installed, with a GPU that it runs on"
             hint = "Install its package (flash-attn), or write sdpa."
-            return [ConfigIssue("model.attention", attention, problem, hint)]
-    return []
+            issues.append(ConfigIssue("model.attention", attention, problem, hint))
+    if isinstance(compile, bool):
+        return issues
+    problem, hint = "must be true, false, or arguments of torch.compile", "Write true, or {mode: max-autotune}."
+    if not isinstance(compile, Mapping):
+        return [*issues, ConfigIssue("model.compile", compile, problem, hint)]
+    try:
+        nn.Identity().compile(**compile)
+    except Exception as error:  # whatever a third party's backend may raise
+        issues.append(ConfigIssue("model.compile", dict(compile), f"{problem} ({error})", hint))
+    return issues
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:
@@ -59,20 +70,6 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
         reason = str(error).splitlines()[0]
         problem = f"must be an implementation that {model.config.model_type} has ({reason})"
         raise ActError(ConfigIssue("model.attention", attention, problem, "Write auto.")) from error
-
-
-def compile_issues(setting: object) -> list[ConfigIssue]:
-    """What is wrong with ``model.compile``, found by compiling a module that does nothing, lazily."""
-    if isinstance(setting, bool):
-        return []
-    problem, hint = "must be true, false, or arguments of torch.compile", "Write true, or {mode: max-autotune}."
-    if not isinstance(setting, Mapping):
-        return [ConfigIssue("model.compile", setting, problem, hint)]
-    try:
-        nn.Identity().compile(**setting)
-    except Exception as error:  # whatever a third party's backend may raise
-        return [ConfigIssue("model.compile", dict(setting), f"{problem} ({error})", hint)]
-    return []
 
 
 def compile_layers(model: PreTrainedModel, setting: bool | dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class TrainingStateIO(TorchCheckpointIO):
         """Read the checkpoint at ``path``, a file or a folder of shards; tensors are loaded to the CPU.
 
         Args:
-            path: The checkpoint.
+            path: The file or folder.
             map_location: Where tensors go instead; for a file only.
             weights_only: Whether nothing but tensors and plain values may be in it; ``None`` means true.
 
@@ -73,7 +73,7 @@ class TrainingStateIO(TorchCheckpointIO):
         """
         tensors_only = weights_only is None or weights_only
         try:
-            if is_sharded_checkpoint(Path(path)):
+            if (Path(path) / _REST).is_file():  # a folder of shards, and complete
                 return read_sharded_checkpoint(Path(path), tensors_only)
             checkpoint: dict[str, Any] = torch.load(path, map_location=map_location or "cpu", weights_only=tensors_only)
             return checkpoint
@@ -85,11 +85,6 @@ class TrainingStateIO(TorchCheckpointIO):
             problem = f"must be a checkpoint of a fit that can be read ({str(error).splitlines()[0]})"
             hint = "Choose another, or start from the beginning without ckpt_path."
             raise ActError(ConfigIssue("ckpt_path", str(path), problem, hint)) from error
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a folder of shards, and complete."""
-    return (path / _REST).is_file()
 
 
 def read_sharded_checkpoint(folder: Path, weights_only: bool = True) -> dict[str, Any]:
@@ -118,11 +113,7 @@ def read_sharded_checkpoint(folder: Path, weights_only: bool = True) -> dict[str
 def save_whole(trainer: L.Trainer, path: Path) -> None:
     """Write the state of a fit to ``path``, where the previous checkpoint stays until the new one is complete.
 
-    Call it on every process, after an update.
-
-    Args:
-        trainer: The Trainer that fits.
-        path: A file ``*.ckpt``, or the folder that a strategy makes of it.
+    Call it on every process, after an update. ``path`` is a file ``*.ckpt``, or the folder that a strategy makes of it.
 
     Raises:
         ActError: On every process, if it could not be written; the previous checkpoint is still there then.
@@ -176,10 +167,6 @@ def resumed_settings_issues(before: Mapping[str, Any], now: Mapping[str, Any]) -
     """Settings that differ from those of a checkpoint and would be ignored, because the optimizer is restored.
 
     Warns of other settings that differ.
-
-    Args:
-        before: The settings in the checkpoint.
-        now: The settings of the fit that resumes.
     """
     issues = []
     for name in (name for name in now if name in before and before[name] != now[name]):

@@ -113,7 +113,7 @@ def make_scheduler(setting: Mapping[str, Any], optimizer: Optimizer, updates: in
 
     Args:
         setting: The class path of a schedule, and its arguments.
-        optimizer: The optimizer.
+        optimizer: Its learning rate is scheduled.
         updates: Of the run; the default of a ``total_steps`` that the class requires.
 
     Raises:

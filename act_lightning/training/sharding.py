@@ -172,7 +172,7 @@ def load_for_fsdp2(
     Args:
         folder: A Hugging Face folder with safetensors weights.
         dtype: The dtype of all parameters.
-        mesh: One dimension: the processes that share the parameters.
+        mesh: One dimension, of the processes that share the parameters.
         device: Where this process keeps its part.
         policy: Precision of the gathered parameters and of the reduction of gradients; by default ``dtype``.
 
@@ -211,11 +211,6 @@ def load_for_fsdp1(
     FSDP1 calls its ``param_init_fn`` with every module of a unit (such as a decoder layer), then shards the unit,
     before it turns to the next one (https://docs.pytorch.org/docs/stable/fsdp.html). So a process holds at most one
     unit besides its own part.
-
-    Args:
-        folder: A Hugging Face folder with safetensors weights.
-        dtype: The dtype of all parameters.
-        device: Where a unit is before it is sharded.
 
     Returns:
         The model, parameters on the meta device, and the ``param_init_fn``, which raises an ActError as

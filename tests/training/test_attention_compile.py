@@ -11,7 +11,7 @@ import torch
 
 from act_lightning.errors import ActError
 from act_lightning.module import AbilityTransferModule
-from act_lightning.training.attention_compile import attention_issues, compile_issues, compile_layers, set_attention
+from act_lightning.training.attention_compile import attention_compile_issues, compile_layers, set_attention
 from act_lightning.training.loss import answer_loss
 from tests.front_door import basic, changed, run
 from tests.loops import packed, padded, random_samples
@@ -54,7 +54,7 @@ def test_attention_that_is_not_there_is_refused(attention: str, words: str) -> N
     (issue,) = AbilityTransferModule("lab:specialist", attention=attention).issues()
     assert issue.setting == "model.attention"
     assert words in issue.problem
-    assert attention_issues("sdpa") == []
+    assert attention_compile_issues("sdpa", False) == []
 
 
 def test_attention_that_a_model_lacks_is_refused() -> None:
@@ -65,9 +65,10 @@ def test_attention_that_a_model_lacks_is_refused() -> None:
 
 @pytest.mark.parametrize("setting", ["fast", 1.5, {"backend": "no such backend"}, {"speed": 11}])
 def test_settings_of_compiling_that_are_none(setting: Any) -> None:
-    (issue,) = compile_issues(setting)
+    (issue,) = attention_compile_issues("auto", setting)
     assert issue.setting == "model.compile"
-    assert compile_issues(True) == compile_issues(False) == compile_issues({"mode": "max-autotune"}) == []
+    for correct in (True, False, {"mode": "max-autotune"}):
+        assert attention_compile_issues("auto", correct) == []
 
 
 @traced
