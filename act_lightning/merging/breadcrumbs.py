@@ -12,11 +12,10 @@ from operator import add
 
 from torch import Tensor
 
-from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_count
 from act_lightning.merging.magnitudes import Threshold, top_k_thresholds
 from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
-from act_lightning.merging.sparsify import keep_count, share_issues, sparsify
+from act_lightning.merging.sparsify import keep_count, sparsify
 
 
 def breadcrumbs(vectors: Sequence[TaskVector], masks: Sequence[Tensor]) -> Tensor:
@@ -42,13 +41,10 @@ class Breadcrumbs(TwoPassMethod):
     """
 
     per_source_scale = True
+    shares = ("density", "outliers")
 
     density: float = 0.9
     outliers: float = 0.01
-
-    def issues(self) -> list[ConfigIssue]:
-        """Settings that are no share."""
-        return share_issues(self.density, "Breadcrumbs.density") + share_issues(self.outliers, "Breadcrumbs.outliers")
 
     def first_pass(self, parts: Parts) -> list[list[Threshold]]:
         """For each source, the thresholds of the outliers and of what stays."""

@@ -9,21 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import get_args
 
 from torch import Tensor
 
-from act_lightning.errors import ConfigIssue
 from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
-from act_lightning.merging.sparsify import (
-    SMALLEST_DENSITY,
-    Rescale,
-    bernoulli,
-    l1_norm,
-    norm_factor,
-    rescale_issues,
-    share_issues,
-    sparsify,
-)
+from act_lightning.merging.sparsify import SMALLEST_DENSITY, Rescale, bernoulli, norm_factors, sparsify
 from act_lightning.merging.ties import sign_consensus
 
 
@@ -72,14 +63,11 @@ class DARE(TwoPassMethod):
     """
 
     per_source_scale = True
+    shares = ("density",)
+    choices = (("rescale", get_args(Rescale)),)
 
     density: float = 0.1
     rescale: Rescale = "density"
-
-    def issues(self) -> list[ConfigIssue]:
-        """A density that is no share, and an unknown way to rescale."""
-        name = type(self).__name__
-        return share_issues(self.density, f"{name}.density") + rescale_issues(self.rescale, f"{name}.rescale")
 
     @property
     def elementwise(self) -> bool:
@@ -90,18 +78,14 @@ class DARE(TwoPassMethod):
         """For each source ‖δ‖₁ before / after dropping; ``None`` if the whole tensor has no influence."""
         if self.elementwise:
             return None
-        before: list[float] = []
-        after: list[float] = []
-        for vectors, tensor_slice in parts():
-            before, after = before or [0.0] * len(vectors), after or [0.0] * len(vectors)
-            for i, vector in enumerate(vectors):
-                before[i] += l1_norm(vector)
-                after[i] += l1_norm(vector, self.draw_mask(vector, tensor_slice))
-        return list(map(norm_factor, before, after))
+        return norm_factors((vectors, self.draw(vectors, tensor_slice)) for vectors, tensor_slice in parts())
 
-    def draw_mask(self, vector: TaskVector, tensor_slice: TensorSlice) -> Tensor:
-        """Which elements of a task vector stay: a bit mask of its shape."""
-        return bernoulli(self.density, vector.delta.shape, tensor_slice, vector.source, vector.delta.device)
+    def draw(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> list[Tensor]:
+        """Which elements of each task vector stay: a bit mask of its shape."""
+        return [
+            bernoulli(self.density, vector.delta.shape, tensor_slice, vector.source, vector.delta.device)
+            for vector in vectors
+        ]
 
     def factors(self, vectors: Sequence[TaskVector], statistics: list[float] | None) -> list[float]:
         """What makes up for the dropped elements of each source."""
@@ -114,8 +98,7 @@ class DARE(TwoPassMethod):
         self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[float] | None
     ) -> Tensor:
         """The sum of some rows of the sparse task vectors."""
-        masks = [self.draw_mask(vector, tensor_slice) for vector in vectors]
-        return dare(vectors, masks, self.factors(vectors, statistics))
+        return dare(vectors, self.draw(vectors, tensor_slice), self.factors(vectors, statistics))
 
 
 @dataclass(frozen=True)
@@ -136,5 +119,5 @@ class DARETIES(DARE):
         self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: list[float] | None
     ) -> Tensor:
         """The sign consensus of some rows of the sparse task vectors."""
-        masks = [self.draw_mask(vector, tensor_slice) for vector in vectors]
+        masks = self.draw(vectors, tensor_slice)
         return dare_ties(vectors, masks, self.factors(vectors, statistics), self.average)

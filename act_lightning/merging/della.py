@@ -7,22 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from act_lightning.errors import ConfigIssue
 from act_lightning.merging.method import MergingMethod, TaskVector, TensorSlice
-from act_lightning.merging.sparsify import (
-    Rescale,
-    as_rows,
-    l1_norm,
-    norm_factor,
-    rescale_issues,
-    share_issues,
-    sparsify,
-    uniform,
-)
+from act_lightning.merging.sparsify import Rescale, as_rows, norm_factors, sparsify, uniform
 from act_lightning.merging.ties import sign_consensus
 
 
@@ -85,6 +77,9 @@ class DELLA(MergingMethod):
         average: Whether agreeing sources are averaged or summed.
     """
 
+    shares = ("density",)
+    choices = (("rescale", get_args(Rescale)),)
+
     density: float = 0.5
     spread: float = 0.15
     rescale: Rescale = "density"
@@ -92,7 +87,7 @@ class DELLA(MergingMethod):
 
     def issues(self) -> list[ConfigIssue]:
         """Probabilities outside (0, 1), and an unknown way to rescale."""
-        issues = share_issues(self.density, "DELLA.density") + rescale_issues(self.rescale, "DELLA.rescale")
+        issues = super().issues()
         limit = min(self.density, 1 - self.density)
         if not issues and limit and not 0 <= self.spread < limit:
             problem = f"must be at least 0 and below {limit:g}, so that density ± spread lie in (0, 1)"
@@ -115,5 +110,5 @@ class DELLA(MergingMethod):
             elif self.rescale == "density":
                 factors.append(1 / probabilities)
             else:
-                factors.append(norm_factor(l1_norm(vector), l1_norm(vector, masks[-1])))
+                factors += norm_factors([([vector], masks[-1:])])
         return della(vectors, masks, factors, self.average)

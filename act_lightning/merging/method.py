@@ -87,11 +87,15 @@ class MergingMethod(ABC):
             vector and a relative weight for each source (methods that vote or average).
         needs_fisher: Whether task vectors and tensor slices must carry Fisher information.
         negative_weights: Whether a source may have a negative weight.
+        shares: Names of its settings that are shares of elements, in [0, 1].
+        choices: Names of its settings that have a few known values, each with these values.
     """
 
     per_source_scale: bool = False
     needs_fisher: bool = False
     negative_weights: bool = True
+    shares: Sequence[str] = ()
+    choices: Sequence[tuple[str, Sequence[str]]] = ()
 
     @property
     def elementwise(self) -> bool:
@@ -104,7 +108,17 @@ class MergingMethod(ABC):
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the method's own settings; checked before any work."""
-        return []
+        owner, issues = type(self).__name__, []
+        for name in self.shares:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                hint = "Write the share to keep, such as 0.2."
+                issues.append(ConfigIssue(f"{owner}.{name}", value, "must lie in [0, 1]", hint))
+        for name, known in self.choices:
+            if (value := getattr(self, name)) not in known:
+                problem = f"must be one of {', '.join(known)}"
+                issues.append(ConfigIssue(f"{owner}.{name}", value, problem, "Choose one of these."))
+        return issues
 
     @abstractmethod
     def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:

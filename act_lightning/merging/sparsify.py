@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from act_lightning.errors import ConfigIssue
 from act_lightning.masks import ratio_count
 from act_lightning.merging.method import TaskVector, TensorSlice, masked
 
@@ -19,24 +18,6 @@ _SMALLEST_NORM = 1e-7  # below which mergekit does not divide
 _BLOCK = 1 << 16  # positions hashed at a time: their 256 KiB stay in the processor's cache
 # triple32, a 32-bit hash of very small bias: C. Wellons, https://nullprogram.com/blog/2018/07/31/
 _HASH_ROUNDS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB), (14, 1))
-
-
-def share_issues(value: float, setting: str) -> list[ConfigIssue]:
-    """What is wrong with a share of elements: it must be a number in [0, 1].
-
-    >>> [str(issue) for issue in share_issues(2, "TIES.density")]
-    ['TIES.density = 2: must lie in [0, 1]. Write the share to keep, such as 0.2.']
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        return [ConfigIssue(setting, value, "must lie in [0, 1]", "Write the share to keep, such as 0.2.")]
-    return []
-
-
-def rescale_issues(rescale: str, setting: str) -> list[ConfigIssue]:
-    """What is wrong with a way of rescaling: it must be one of :data:`Rescale`."""
-    if rescale not in get_args(Rescale):
-        return [ConfigIssue(setting, rescale, f"must be one of {', '.join(get_args(Rescale))}", "Choose one of these.")]
-    return []
 
 
 def keep_count(selected: int, density: float) -> int:
@@ -59,15 +40,22 @@ def sparsify(vector: TaskVector, mask: Tensor, factor: float | Tensor = 1.0) -> 
     return masked(vector.restricted(), mask).mul_(factor).mul_(vector.weight)
 
 
-def l1_norm(vector: TaskVector, mask: Tensor | None = None) -> float:
-    """‖δ‖₁ over the selected elements, or over those of them that ``mask`` keeps, summed in float64."""
-    size = vector.restricted().abs()
-    return float((size if mask is None else masked(size, mask)).sum(dtype=torch.float64))
+def norm_factors(parts: Iterable[tuple[Sequence[TaskVector], Sequence[Tensor]]]) -> list[float]:
+    """What restores ‖δ‖₁ of each source after elements were dropped; 1 if the norm is almost zero before or after.
 
-
-def norm_factor(before: float, after: float) -> float:
-    """What restores a norm after elements were dropped; 1 if either norm is almost zero."""
-    return before / after if min(before, after) >= _SMALLEST_NORM else 1.0
+    Args:
+        parts: The task vectors of the sources and the masks of what stays, for each part of a tensor. Norms are over
+            the selected elements, summed in float64.
+    """
+    before: list[float] = []
+    after: list[float] = []
+    for vectors, masks in parts:
+        before, after = before or [0.0] * len(vectors), after or [0.0] * len(vectors)
+        for i, (vector, mask) in enumerate(zip(vectors, masks, strict=True)):
+            size = vector.restricted().abs()
+            before[i] += float(size.sum(dtype=torch.float64))
+            after[i] += float(masked(size, mask).sum(dtype=torch.float64))
+    return [b / a if min(a, b) >= _SMALLEST_NORM else 1.0 for b, a in zip(before, after, strict=True)]
 
 
 def at_least(numbers: Tensor, limit: int | Tensor) -> Tensor:

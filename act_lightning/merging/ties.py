@@ -13,10 +13,9 @@ from operator import add
 import torch
 from torch import Tensor
 
-from act_lightning.errors import ConfigIssue
 from act_lightning.merging.magnitudes import Threshold, top_k_thresholds
 from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod, masked
-from act_lightning.merging.sparsify import keep_count, share_issues, sparsify
+from act_lightning.merging.sparsify import keep_count, sparsify
 
 
 def sign_consensus(products: Sequence[Tensor], weights: Sequence[float], average: bool) -> Tensor:
@@ -78,12 +77,10 @@ class TIES(TwoPassMethod):
         average: Whether agreeing sources are averaged, as in the paper, or summed.
     """
 
+    shares = ("density",)
+
     density: float = 0.2
     average: bool = True
-
-    def issues(self) -> list[ConfigIssue]:
-        """A density that is no share."""
-        return share_issues(self.density, "TIES.density")
 
     def first_pass(self, parts: Parts) -> list[list[Threshold]] | None:
         """The threshold of the largest magnitudes of each source; ``None`` if nothing is trimmed."""
