@@ -19,6 +19,7 @@ from act_lightning.errors import ActError
 from act_lightning.masks import bootstrap_overlaps, overlap_by_samples, scores_of, split_half_overlaps, top_channels
 from act_lightning.scorers import Attribution
 from act_lightning.scores import read_chunks, read_scores
+from act_lightning.transfer.settings import source_issues
 from tests.front_door import basic, changed, left, write_yaml
 from tests.loops import PlainModule, messages, padded, quiet_trainer, random_samples
 from tests.reference import act, attribution
@@ -178,9 +179,9 @@ def test_two_rounds_have_no_chunks(source_folder: Path, tmp_path: Path) -> None:
 
 def test_an_ability_that_is_called_like_the_chunks_of_another() -> None:
     source = AbilitySource("m", ["a", "b", "a.chunks"])
-    (issue,) = source.issues("profile.sources[0]")
+    (issue,) = source_issues([source])
     assert issue.value == "a.chunks"
-    assert AbilitySource("m", ["b", "a.chunks"]).issues("profile.sources[0]") == []
+    assert source_issues([AbilitySource("m", ["b", "a.chunks"])]) == []
 
 
 @pytest.mark.slow

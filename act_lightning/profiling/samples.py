@@ -210,6 +210,6 @@ class Sampling:
             return {}
         settings = self.settings
         ratio = settings.ratio if source.ratio is None else source.ratio
-        masks = f"{settings.selection_name}, {settings.share} {float(ratio):g}, {settings.scope}"
+        masks = f"{settings.selection}, {settings.share} {float(ratio):g}, {settings.scope}"
         masks += f" without {', '.join(settings.exclude)}" if settings.exclude else ""
         return {"threshold": self.threshold, "masks": masks}

@@ -135,7 +135,7 @@ class Sweep:
 
     def _made_from(self) -> dict[str, Any]:
         """What the points depend on besides method, λ and p, as fingerprints and settings."""
-        names = {"selection": self.transfer.selection_name, "method": repr(self.transfer.method)}
+        names = {"selection": str(self.transfer.selection), "method": repr(self.transfer.method)}
         transfer = asdict(replace(self.transfer, selection="all", method="")) | names
         evaluations = {}
         for name, settings in self.data.evaluations.items():

@@ -88,14 +88,19 @@ class SourceVectors:
         Raises:
             ActError: A value read is NaN or infinite.
         """
-        moving, mask = _selected_elements(self._elements.get(name, ElementSelection()), rows, target.ndim)
+        selection, as_column = self._elements.get(name, ElementSelection()), (-1, *[1] * (target.ndim - 1))
+        columns = selection.columns
+        by_row = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
+        moving = torch.ones_like(by_row) if columns is not None and bool(columns.any()) else by_row
+        mask = None  # every element of these rows
+        if not (bool(by_row.all()) or (columns is not None and bool(columns.all()))):
+            mask = by_row.view(as_column) if columns is None else by_row.view(as_column) | columns
         vocabulary = self._source.vocabulary
         numbers = rows if vocabulary is None or name not in vocabulary.names else vocabulary.rows[rows]
         matched = numbers >= 0
         if not bool(matched.all()):
             moving = moving & matched
-            matched = matched.view(-1, *[1] * (target.ndim - 1))
-            mask = matched if mask is None else mask & matched
+            mask = matched.view(as_column) if mask is None else mask & matched.view(as_column)
         if bool(moving.all()):
             delta = self.reader.rows(name, numbers).to(target.device).float().sub_(target)
         else:
@@ -108,22 +113,6 @@ class SourceVectors:
         mask = None if mask is None else mask.to(target.device)
         fisher = None if self._fisher is None else self._fisher.rows(name, numbers).to(target.device)
         return TaskVector(delta, self._source.scale, mask, self._source.name, fisher)
-
-
-def _selected_elements(selection: ElementSelection, rows: Tensor, ndim: int) -> tuple[Tensor, Tensor | None]:
-    """What ``selection`` selects in some rows of a parameter.
-
-    Returns:
-        The rows with any selected element, bool ``[rows]``; and the elements, bool, broadcastable to ``[rows, …]``, or
-        ``None`` if all are selected.
-    """
-    by_row = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
-    columns = selection.columns
-    moving = torch.ones_like(by_row) if columns is not None and bool(columns.any()) else by_row
-    if bool(by_row.all()) or (columns is not None and bool(columns.all())):
-        return moving, None
-    mask = by_row.view(-1, *[1] * (ndim - 1))
-    return moving, mask if columns is None else mask | columns
 
 
 @dataclass(frozen=True)

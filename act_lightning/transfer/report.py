@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -41,8 +41,8 @@ def transfer_report(
     return {
         "channels": inventory.total,
         "sources": {source.name: _source_report(inventory, source) for source in sources},
-        "selection": settings.selection_name,
-        "method": settings.method_name,
+        "selection": str(settings.selection),
+        "method": str(settings.method),
         "seed": seed,
         "hashes": {**hashes, **masks},
     }
@@ -54,13 +54,12 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
     for name, selection in inventory.elements(mask).items():
         if vocabulary is not None and name in vocabulary.names and selection.columns is not None:
             parameters -= int(selection.columns.sum()) * vocabulary.missing  # the source lacks these entries
-
-    def count_by(group_of: Callable[[str], str]) -> dict[str, int]:
-        counts: Counter[str] = Counter()
-        for module, span in inventory.spans():
-            counts[group_of(module.name)] += int(mask[span].sum())
-        return dict(counts)
-
+    by_module_type: Counter[str] = Counter()
+    by_layer: Counter[str] = Counter()
+    for module, span in inventory.spans():
+        count = int(mask[span].sum())
+        by_module_type[module_type(module.name)] += count
+        by_layer[layer_of(module.name)] += count
     report = {
         "model": source.model,
         "abilities": {
@@ -73,8 +72,8 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
         "parameter_share": parameters / inventory.parameters,
         "scale": source.scale,
         "ratio": float(source.ratio),
-        "by_module_type": count_by(module_type),
-        "by_layer": count_by(layer_of),
+        "by_module_type": dict(by_module_type),
+        "by_layer": dict(by_layer),
     }
     return report if vocabulary is None else {**report, "vocabulary": vocabulary.to_json()}
 
@@ -113,7 +112,7 @@ def resumed_issues(
     if sorted(before) != sorted(labels):
         changes.append(("profile.sources", labels, sorted(before) or "none"))
     elif sources:
-        names = (("selection", settings.selection), ("method", settings.method_name))
+        names = (("selection", settings.selection), ("method", str(settings.method)))
         changes += [(f"transfer.{key}", now, report[key]) for key, now in names if now != report[key]]
         for source in sources:
             old = before[source.label]

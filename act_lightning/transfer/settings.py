@@ -57,16 +57,6 @@ class TransferSettings:
         return None if scorer is None or name_issues(scorer.label, "transfer.selection") else scorer
 
     @property
-    def selection_name(self) -> str:
-        """The selection's name, or the scorer with its settings."""
-        return self.selection if isinstance(self.selection, str) else repr(self.selection)
-
-    @property
-    def method_name(self) -> str:
-        """The method's name, or the method with its settings."""
-        return self.method if isinstance(self.method, str) else repr(self.method)
-
-    @property
     def needs_fisher(self) -> bool:
         """Whether this method weights by Fisher information."""
         try:
@@ -143,24 +133,6 @@ class AbilitySource:
         """Batches by ability, if this source brings its own."""
         return self.abilities if isinstance(self.abilities, dict) else {}
 
-    def issues(self, setting: str) -> list[ConfigIssue]:
-        """What is wrong with this source, without looking at its files."""
-        issues = [] if self.scale is None else scale_issues(self.scale, f"{setting}.scale")
-        issues += [] if self.ratio is None else ratio_issues(self.ratio, f"{setting}.ratio")
-        issues += name_issues(self.label, f"{setting}.name")
-        where = f"{setting}.abilities"
-        if not self.abilities:
-            issues.append(ConfigIssue(where, self.abilities, "must name an ability", "Name one or more."))
-        for ability, count in Counter(list(self.abilities)).items():
-            issues += name_issues(ability, where)
-            if count > 1:
-                issues.append(ConfigIssue(where, ability, "must not name an ability twice", "Name it once."))
-            if (chunks := f"{ability}{CHUNKS}") in self.abilities:
-                problem = f"must not be another ability's name, {ability!r}, followed by {CHUNKS!r}"
-                hint = "Rename it: a file of that name holds the other ability's scores by chunk."
-                issues.append(ConfigIssue(where, chunks, problem, hint))
-        return issues
-
 
 def source_issues(sources: Sequence[AbilitySource] | None, setting: str = "profile.sources") -> list[ConfigIssue]:
     """What is wrong with a list of sources: it is empty, two share a name, or one of them has an issue."""
@@ -169,7 +141,22 @@ def source_issues(sources: Sequence[AbilitySource] | None, setting: str = "profi
     if not sources:
         hint = "Name a source, or leave it out (null) for plain fine-tuning."
         return [ConfigIssue(setting, [], "must not be empty", hint)]
-    issues = [issue for i, source in enumerate(sources) for issue in source.issues(f"{setting}[{i}]")]
+    issues = []
+    for i, source in enumerate(sources):
+        of_source, of_abilities = f"{setting}[{i}]", f"{setting}[{i}].abilities"
+        issues += [] if source.scale is None else scale_issues(source.scale, f"{of_source}.scale")
+        issues += [] if source.ratio is None else ratio_issues(source.ratio, f"{of_source}.ratio")
+        issues += name_issues(source.label, f"{of_source}.name")
+        if not source.abilities:
+            issues.append(ConfigIssue(of_abilities, source.abilities, "must name an ability", "Name one or more."))
+        for ability, count in Counter(list(source.abilities)).items():
+            issues += name_issues(ability, of_abilities)
+            if count > 1:
+                issues.append(ConfigIssue(of_abilities, ability, "must not name an ability twice", "Name it once."))
+            if (chunks := f"{ability}{CHUNKS}") in source.abilities:
+                problem = f"must not be another ability's name, {ability!r}, followed by {CHUNKS!r}"
+                hint = "Rename it: a file of that name holds the other ability's scores by chunk."
+                issues.append(ConfigIssue(of_abilities, chunks, problem, hint))
     for name, count in Counter(source.label for source in sources).items():
         if count > 1:
             problem = "must not be the name of two sources"
