@@ -29,14 +29,10 @@ TARGET, SOURCE = "target", "source"
 
 @torch.no_grad()
 def sample_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean −log p over the answer tokens of every sample.
+    """Mean −log p over the answer tokens of every sample, float64 ``[samples]`` on the CPU.
 
-    Args:
-        model: A causal language model.
-        batch: ``input_ids``, ``labels`` and ``attention_mask``, ``[samples, length]``, a sample in each row.
-
-    Returns:
-        float64 ``[samples]`` on the CPU; NaN for a sample none of whose answer tokens is predicted.
+    ``batch`` holds ``input_ids``, ``labels`` and ``attention_mask``, ``[samples, length]``, a sample in each row. The
+    loss of a sample none of whose answer tokens is predicted is NaN.
     """
     logits, labels = answer_logits(model, batch)
     rows = (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
@@ -68,11 +64,8 @@ def record_channels(model: nn.Module, indices: ModuleIndices) -> Iterator[dict[s
 def replace_channels(model: nn.Module, indices: ModuleIndices, values: Callable[[str, int], Tensor]) -> Iterator[None]:
     """While active, these channels give other values than their own; weights stay as they are.
 
-    Args:
-        model: The model.
-        indices: The channels.
-        values: From a module's name and the number of its call in this forward pass to the values, broadcastable to
-            ``[..., channels]`` of the module's output.
+    ``values`` maps a module's name and the number of its call in this forward pass to the values, broadcastable to
+    ``[..., channels]`` of the module's output.
     """
     calls = dict.fromkeys(indices, 0)
 
@@ -176,15 +169,8 @@ class PatchingExperiment:
 def position_sums(model: PreTrainedModel, batches: Iterable[Batch], indices: ModuleIndices) -> dict[str, Tensor]:
     """Sums of channels over all positions that are not padding; of the head's, over those that predict answer tokens.
 
-    A norm inside each attention head is averaged over the heads.
-
-    Args:
-        model: The model.
-        batches: As for :func:`sample_losses`, on the model's device.
-        indices: The channels.
-
-    Returns:
-        By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
+    A norm inside each attention head is averaged over the heads. Batches are as for :func:`sample_losses`, on the
+    model's device. By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
     """
     head = output_embedding(model)
     sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in indices.items()}

@@ -48,32 +48,16 @@ _TOKENS_PER_BATCH = 2048
 
 
 def random_channels(mask: Tensor, *key: object) -> Tensor:
-    """As many channels as ``mask`` selects, drawn from all of the model's by a key such as a seed and a name.
-
-    Args:
-        mask: Bool ``[channels]``.
-        key: The key.
-
-    Returns:
-        Bool ``[channels]``.
-    """
+    """As many channels as ``mask`` selects, drawn from all by a key such as seed and name; both bool ``[channels]``."""
     drawn = torch.zeros_like(mask)
     drawn[torch.topk(random_scores(mask.numel(), "random", *key), int(mask.sum())).indices] = True
     return drawn
 
 
 def like_by_module(mask: Tensor, inventory: ChannelInventory, *key: object) -> Tensor:
-    """As many channels of every module, so of every layer and type, as ``mask`` selects of it.
+    """As many channels of every module as ``mask`` selects of it, drawn by a key; both bool ``[channels]``.
 
     They are drawn from those that ``mask`` leaves; if it takes more than half of a module, its own fill the rest.
-
-    Args:
-        mask: Bool ``[channels]``.
-        inventory: The channels of the model.
-        key: The key of the draw, such as a seed and a name.
-
-    Returns:
-        Bool ``[channels]``.
     """
     order = random_scores(mask.numel(), "like by module", *key) + (~mask).float()  # unselected channels come first
     drawn = torch.zeros_like(mask)
@@ -153,18 +137,9 @@ def check_causes(
     """Intervene on the target for every source and ability, and write ``<root>/causes/<source>/<ability>.json``.
 
     In the target, the channels of a mask give the source's activations (patch), or their own mean (ablate), at every
-    position; the change of the answer tokens' loss is compared with that of as many random channels, and of as many
-    of the same modules. Weights are not changed. Every process takes a share of the samples.
-
-    Args:
-        trainer: Its processes and devices are used.
-        target: The target.
-        prepared: The sources with their masks.
-        held_out: Samples that no score was measured on, by the abilities' names.
-        settings: Section ``causes``.
-
-    Returns:
-        The content of the files, in order.
+    position; the change of the answer tokens' loss is compared with that of as many random channels, and of as many of
+    the same modules. Weights are not changed. ``held_out`` has samples that no score was measured on, by the abilities'
+    names; every process takes a share of them. Returns the content of the files, in order.
 
     Raises:
         ActError: An ability has no held-out sample, or a loss is NaN.
@@ -251,11 +226,7 @@ def _measure_losses(
 
 
 def print_causes(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print a table for every source and ability: intervention, channels, and change of the loss.
-
-    Args:
-        results: As from :func:`check_causes`.
-    """
+    """Print a table for every source and ability: intervention, channels, and change of the loss."""
     for result in results:
         name = f"{result['source']}/{result['ability']}"
         title = f"{name}: {result['channels']:,} channels, {result['samples']} held-out samples"

@@ -27,12 +27,7 @@ class CausesSettings:
     repeats: int = 3
 
     def issues(self, abilities: Mapping[str, AbilityData], checked: Sequence[str]) -> list[ConfigIssue]:
-        """What is wrong with these settings, without reading data.
-
-        Args:
-            abilities: Section ``data.abilities``.
-            checked: Names of the abilities to check.
-        """
+        """What is wrong with these settings, without reading data."""
         issues = [
             ConfigIssue(f"causes.{name}", value, "must be at least 1", "Write a number such as 64.")
             for name, value in (("samples", self.samples), ("repeats", self.repeats))

@@ -24,17 +24,10 @@ OUTSIDE = "outside"
 
 
 def ccdf(values: Tensor, points: int = 400) -> pd.DataFrame:
-    """The complementary cumulative distribution function, P(value > threshold), at some of the values.
+    """The complementary cumulative distribution function, P(value > threshold), of finite values, float ``[n]``.
 
-    The thresholds are values at ranks that are evenly spaced on a logarithmic scale, so that every one of the
-    largest is there, and the shares are exact.
-
-    Args:
-        values: float ``[n]``, finite.
-        points: How many ranks.
-
-    Returns:
-        Columns ``threshold``, ascending, and ``share``, from below 1 to 0.
+    The thresholds are values at ranks that are evenly spaced on a logarithmic scale, so that every one of the largest
+    is there, and the shares are exact. Columns: ``threshold``, ascending, and ``share``, from below 1 to 0.
 
     >>> ccdf(torch.tensor([4.0, 1.0, 2.0, 2.0])).to_dict("list")
     {'threshold': [1.0, 2.0, 4.0], 'share': [0.75, 0.25, 0.0]}
@@ -59,8 +52,7 @@ def _concat(column: str, frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def gini(values: Tensor) -> float:
     """The Gini coefficient, ``Σ_i (2i − n − 1) x_(i) / (n Σ x)`` over ascending values: 0 all alike, 1 all in one.
 
-    Args:
-        values: float ``[n]``, none negative, not all 0.
+    No value, float ``[n]``, may be negative, and not all may be 0.
 
     >>> gini(torch.tensor([1.0, 1.0])), gini(torch.tensor([0.0, 0.0, 0.0, 1.0]))
     (0.0, 0.75)
@@ -83,16 +75,11 @@ def share_held(values: Tensor, ratio: float) -> float:
 def concentration(
     scores: Mapping[str, Tensor], ratio: float = 0.01, thresholds: Sequence[float] = THRESHOLDS
 ) -> pd.DataFrame:
-    """How few channels hold how much, a row per ability.
-
-    Args:
-        scores: float32 ``[channels]`` by ability.
-        ratio: The share p of channels whose smallest score and whose part of the total is given.
-        thresholds: Scores above which channels are counted.
+    """How few channels hold how much, a row per ability; scores are float32 ``[channels]``.
 
     Returns:
         Columns ``mean``, ``median``, ``lowest selected`` (the smallest score among the top p), ``max``, ``Gini``,
-        ``held by top p`` and, as shares of all channels, ``> threshold``.
+        ``held by top p`` (of the total) and, as shares of all channels, ``> threshold``.
     """
     rows = {}
     for name, values in scores.items():
@@ -135,16 +122,9 @@ def places(inventory: ChannelInventory) -> pd.DataFrame:
 
 
 def ccdfs_by(values: Tensor, inventory: ChannelInventory, by: str, points: int = 200) -> pd.DataFrame:
-    """The CCDF of the scores within each layer, or within each type of module.
+    """The CCDF of the scores, float32 ``[channels]``, within each ``layer``, or within each ``type`` of module.
 
-    Args:
-        values: float32 ``[channels]``.
-        inventory: The channels.
-        by: ``layer`` or ``type``.
-        points: At most how many thresholds each.
-
-    Returns:
-        Columns ``layer`` or ``type``, ``threshold`` and ``share``.
+    Columns: ``layer`` or ``type``, ``threshold`` and ``share``.
     """
     groups = places(inventory).groupby(by, sort=False).indices
     spans = [span for _, span in inventory.spans()]
@@ -153,14 +133,9 @@ def ccdfs_by(values: Tensor, inventory: ChannelInventory, by: str, points: int =
 
 
 def selected_by_module(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:
-    """How many channels of each module each mask selects, and which share of its rows.
+    """How many channels of each module each mask, bool ``[channels]``, selects, and which share of its rows.
 
-    Args:
-        masks: Bool ``[channels]`` by ability.
-        inventory: The channels.
-
-    Returns:
-        A row per ability and module: ``ability``, the columns of :func:`places`, ``selected`` and ``share``.
+    A row per ability and module: ``ability``, the columns of :func:`places`, ``selected`` and ``share``.
     """
     modules, frames = places(inventory), {}
     for name, mask in masks.items():
@@ -181,11 +156,9 @@ def size(mask: Tensor) -> int:
 
 
 def by_layer_and_type(selected: pd.DataFrame, value: str) -> pd.DataFrame:
-    """One ability's part of :func:`selected_by_module` as a matrix, layers × types; NaN where there is no module.
+    """Column ``selected`` or ``share`` of one ability's part of :func:`selected_by_module` as a matrix, layers × types.
 
-    Args:
-        selected: The rows of one ability.
-        value: ``selected`` or ``share``.
+    It is NaN where there is no module.
     """
     matrix = selected.pivot(index="layer", columns="type", values=value)
     matrix = matrix.loc[selected["layer"].unique(), selected["type"].unique()]
@@ -217,8 +190,7 @@ def vocabulary_modules(inventory: ChannelInventory) -> tuple[Tensor, Tensor]:
 def head_and_embedding(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:
     """How many of the selected channels are rows of the head or features of an embedding, a row per mask.
 
-    Returns:
-        Columns ``selected``, ``lm_head`` and ``embedding`` (channels), and the last two again as shares.
+    Columns: ``selected``, ``lm_head`` and ``embedding`` (channels), and the last two again as shares.
     """
     head, embedding = vocabulary_modules(inventory)
     rows = {name: [size(mask & part) for part in (mask, head, embedding)] for name, mask in masks.items()}

@@ -34,13 +34,7 @@ _REPEATS = 20
 
 
 def top_masks(scores: Mapping[str, Tensor], ratio: float, allowed: Tensor | None = None) -> dict[str, Tensor]:
-    """The mask of the top p of every ability.
-
-    Args:
-        scores: float32 ``[channels]`` by ability.
-        ratio: p in (0, 1].
-        allowed: Bool ``[channels]``, the channels that are ranked; by default all.
-    """
+    """The mask of the top p among ``allowed`` channels (bool ``[channels]``, by default all) of every ability."""
     masks = {}
     for name, values in scores.items():
         ranked = torch.ones_like(values, dtype=torch.bool) if allowed is None else allowed
@@ -85,10 +79,9 @@ def chance_overlap_by_module(masks: Masks, inventory: ChannelInventory) -> pd.Da
 def cross_language_overlap(masks: Masks, abilities: Mapping[str, Ability]) -> pd.DataFrame:
     """What each mask shares with the union of another language's domains (last column of Table 1).
 
-    Returns:
-        A row per ability with a language and, in ``language``, each other language, and ``others`` for the union of
-        several: ``shared`` channels, ``overlap``, and ``chance``, the union's share of all channels. Empty with fewer
-        than two languages.
+    A row per ability with a language and, in ``language``, each other language, and ``others`` for the union of
+    several: ``shared`` channels, ``overlap``, and ``chance``, the union's share of all channels. Empty with fewer than
+    two languages.
     """
     by_language: dict[str, list[Tensor]] = {}
     for label, ability in abilities.items():
@@ -113,15 +106,9 @@ def _compare(row: Tensor, column: Tensor) -> tuple[int, float, float]:
 def overlap_over_ratios(
     scores: Mapping[str, Tensor], ratios: Sequence[float], groups: Mapping[tuple[str, str], str]
 ) -> pd.DataFrame:
-    """Mean overlap of groups of pairs of abilities at several p.
+    """Mean overlap of groups of pairs of abilities (row, column), such as "same language", at several p.
 
-    Args:
-        scores: float32 ``[channels]`` by ability.
-        ratios: Values of p.
-        groups: Name of the group of each pair (row, column), such as "same language".
-
-    Returns:
-        Columns ``ratio``, ``group``, ``pairs`` and ``overlap``.
+    Columns: ``ratio``, ``group``, ``pairs`` and ``overlap``.
     """
     largest = top_masks(scores, max(ratios))
     ranking = {name: rank(values, largest[name]) for name, values in scores.items()}
@@ -135,15 +122,7 @@ def overlap_over_ratios(
 
 
 def overlap_by_group(matrices: Mapping[str, pd.DataFrame], groups: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """Means of overlaps over groups of pairs of abilities.
-
-    Args:
-        matrices: Overlaps, rows × columns, by what they are.
-        groups: Name of the group of each pair (row, column).
-
-    Returns:
-        A row per group: ``pairs``, and the mean of each matrix.
-    """
+    """Means of overlaps, a row per group of pairs of abilities: ``pairs``, and the mean of each matrix."""
     members = pd.Series(groups)
     values = {
         name: pd.Series({pair: matrix.loc[pair] for pair in groups}, dtype=float) for name, matrix in matrices.items()
@@ -173,12 +152,9 @@ def pair_groups(abilities: Mapping[str, Ability]) -> dict[tuple[str, str], str]:
 def consistency(masks: Mapping[str, Masks]) -> pd.DataFrame:
     """What the masks of one ability share across pairs of models (Figures 3 and 21).
 
-    Args:
-        masks: Bool ``[channels]`` by ability, by pair of models.
-
-    Returns:
-        A row for every two pairs of models and ability that both have: ``first``, ``second``, ``ability``,
-        ``shared``, ``overlap`` (of the first pair's mask) and ``chance``.
+    ``masks`` holds bool ``[channels]`` by ability, by pair of models. A row for every two pairs of models and ability
+    that both have: ``first``, ``second``, ``ability``, ``shared``, ``overlap`` (of the first pair's mask) and
+    ``chance``.
     """
     rows = [
         (first, second, ability, *_compare(masks[first][ability], masks[second][ability]))
@@ -192,14 +168,8 @@ def consistency(masks: Mapping[str, Masks]) -> pd.DataFrame:
 def mask_stability(chunks: Mapping[str, ChunkScores], ratio: float, repeats: int = _REPEATS) -> pd.DataFrame:
     """How much of a mask other samples of the same ability would have selected.
 
-    Args:
-        chunks: Scores of each chunk of an ability's samples, by ability.
-        ratio: p.
-        repeats: Number of draws.
-
-    Returns:
-        A row per ability: ``samples``, ``chunks``, the mean ``bootstrap`` overlap with its lowest and highest twentieth
-        (``5 %``, ``95 %``), and the mean ``split half`` overlap.
+    A row per ability: ``samples``, ``chunks``, the mean ``bootstrap`` overlap with its lowest and highest twentieth
+    (``5 %``, ``95 %``), and the mean ``split half`` overlap.
     """
     rows = {}
     for name, chunk in chunks.items():
@@ -218,15 +188,9 @@ def mask_stability(chunks: Mapping[str, ChunkScores], ratio: float, repeats: int
 
 
 def overlaps_by_samples(chunks: Mapping[str, ChunkScores], ratio: float, repeats: int = _REPEATS) -> pd.DataFrame:
-    """The overlap of each whole mask with that of fewer samples.
+    """The overlap of each whole mask with that of fewer samples, ``repeats`` subsets of each size.
 
-    Args:
-        chunks: Scores of each chunk of an ability's samples, by ability.
-        ratio: p.
-        repeats: Number of subsets of each size.
-
-    Returns:
-        Columns ``ability``, ``chunks``, ``samples`` (mean number of samples of these chunks) and ``overlap`` (mean).
+    Columns: ``ability``, ``chunks``, ``samples`` (mean number of samples of these chunks) and ``overlap`` (mean).
     """
     rows = []
     for name, chunk in chunks.items():
@@ -238,12 +202,7 @@ def overlaps_by_samples(chunks: Mapping[str, ChunkScores], ratio: float, repeats
 
 
 def samples_for(overlaps: pd.DataFrame, wanted: float) -> dict[str, float | None]:
-    """How many samples give each ability at least this overlap with its whole mask; ``None`` if all are needed.
-
-    Args:
-        overlaps: As :func:`overlaps_by_samples` gives it.
-        wanted: An overlap in (0, 1].
-    """
+    """How many samples give each ability at least the overlap ``wanted`` with its whole mask, or ``None`` for all."""
     samples: dict[str, float | None] = {}
     for name, part in overlaps.groupby("ability", sort=False):
         fewer = part[(part["overlap"] >= wanted) & (part["chunks"] < part["chunks"].max())]
@@ -252,17 +211,12 @@ def samples_for(overlaps: pd.DataFrame, wanted: float) -> dict[str, float | None
 
 
 def contenders(chunks: Tensor, ratio: float) -> tuple[Tensor, Choose]:
-    """The channels that a mean of some of the chunks can select at all, and a function that selects as many of them.
+    """The channels that a mean of some chunks, float32 ``[chunks, channels]``, can select, and a function that selects
+    them.
 
     Of ⌊n·p⌋ channels every chunk's score is at least t, so no mean selects a channel whose highest score is below it:
-    of 1.75 million, a few in a hundred are left.
-
-    Args:
-        chunks: The scores of each chunk, float32 ``[chunks, channels]``.
-        ratio: p.
-
-    Returns:
-        float32 ``[chunks, contenders]``, and the function from contenders' scores to their mask.
+    of 1.75 million, a few in a hundred are left. Returns float32 ``[chunks, contenders]``, and the function from
+    contenders' scores to their mask, of as many channels.
     """
     count = ratio_count(chunks.shape[1], ratio)
     least = chunks.amin(0)

@@ -71,11 +71,7 @@ def read_abilities(names: Iterable[str], readings: Mapping[str, str] | None = No
     """The abilities of a run by their labels, in the order of tables and figures.
 
     Ordered by language (the paper's first, in its order), then by domain. If several names would get one label, they
-    keep their names.
-
-    Args:
-        names: Names of abilities.
-        readings: Names to read instead of uninformative ones, such as ``{"gsm8k": "math-en"}``.
+    keep their names. ``readings`` are names to read instead of uninformative ones.
 
     Raises:
         ActError: A reading is of another name than these.

@@ -73,11 +73,7 @@ class SavedScores:
 
 
 def read_runs(runs: Sequence[Path], mixed_versions: bool = False) -> SavedScores:
-    """Read ``<run>/scores/<source>/<ability>.safetensors`` of every run.
-
-    Args:
-        runs: Folders of runs.
-        mixed_versions: Whether scores of different versions of the packages may be mixed.
+    """Read ``<run>/scores/<source>/<ability>.safetensors`` of every run, with one version of the packages or several.
 
     Raises:
         ActError: A run without scores; a file that is damaged; files of one pair that were measured on other models,

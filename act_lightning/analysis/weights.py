@@ -28,9 +28,7 @@ class NotOnDisk(Exception):
 def find_models(pair: Pair, folders: Mapping[str, Path]) -> tuple[Path, Path]:
     """The folders of target and source, with the weights that the scores were measured on.
 
-    Args:
-        pair: The scores, with the models' names and digests.
-        folders: Folders of models, by the names in the score files.
+    ``folders`` has folders of models, by the names in the score files.
 
     Raises:
         NotOnDisk: One of them is missing, or has other weights.
@@ -86,16 +84,8 @@ def weight_change(
 ) -> Tensor:
     """The ℓ2 norm of the difference of all weights that a channel owns: its row, its bias, an embedding's column.
 
-    Both models are read a block of rows at a time, in float32, with squares summed in float64.
-
-    Args:
-        target: The target's weights.
-        source: The source's weights.
-        inventory: The channels of the target, with what they own.
-        quiet: Whether to show no progress.
-
-    Returns:
-        float32 ``[channels]``.
+    Both models are read a block of rows at a time, in float32, with squares summed in float64; ``inventory`` holds the
+    target's channels with what they own. Returns float32 ``[channels]``.
 
     Raises:
         ActError: A weight is NaN or infinite.
@@ -104,16 +94,10 @@ def weight_change(
 
 
 def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01) -> pd.DataFrame:
-    """How far rankings by score and by weight change agree, a row per ability (Table 2).
+    """How far rankings by score and by weight change, both float32 ``[channels]``, agree, a row per ability (Table 2).
 
-    Args:
-        scores: float32 ``[channels]`` by ability.
-        change: The ℓ2 norm of the weight change, float32 ``[channels]``.
-        ratio: p, the share that each ranking selects.
-
-    Returns:
-        Columns ``overlap`` (of the top p of both), ``shared`` channels, ``chance`` (k / n) and ``rank correlation``
-        (Spearman's ρ over all channels).
+    Columns: ``overlap`` (of the top p of both), ``shared`` channels, ``chance`` (k / n) and ``rank correlation``
+    (Spearman's ρ over all channels).
     """
     allowed = torch.ones_like(change, dtype=torch.bool)
     by_weight, change_ranks = top_channels(change, ratio, allowed), average_ranks(change)

@@ -34,9 +34,6 @@ from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_
 class Evaluator:
     """Collects the graded answers of a test, batch by batch, and summarizes them over all processes.
 
-    Args:
-        data: The data module, set up for testing.
-
     Attributes:
         records: The answers that this process graded, by set.
     """
@@ -128,15 +125,9 @@ def score_model(
     """Which items of all evaluation sets a model in memory answers correctly, without keeping its answers.
 
     An answer that is one exact string is decided by a teacher-forced pass over the references; any other is generated
-    greedily and graded.
-
-    Args:
-        data: The data module, set up for testing.
-        model: A causal language model.
-        tokens_per_batch: Bound on rows × length of a batch, with the tokens to be generated.
-        rank: Index of this process among those that share the items.
-        world_size: Number of processes that share the items; all of them get the scores of all items.
-        progress: Called with the number of items of each batch that this process has scored.
+    greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch, with the
+    tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores; ``progress`` is
+    called with the number of items of each batch that this process has scored.
     """
     scored: dict[str, list[tuple[int, bool]]] = {}
     for name, settings in data.evaluations.items():
@@ -184,20 +175,15 @@ def _locations(data: AbilityDataModule, name: str, rows: Sequence[int]) -> list[
 
 
 def greedy_matches(model: PreTrainedModel, batch: Mapping[str, Tensor], locations: Sequence[str] = ()) -> Tensor:
-    """Whether greedy decoding would give each row's reference answer, token for token.
+    """Whether greedy decoding would give each row's reference answer, token for token, bool ``[rows]``.
 
     Greedy decoding gives the reference if and only if every argmax along the reference does, because up to the first
     difference both have read the same tokens. So one teacher-forced pass decides, including the token that ends the
     turn. An answer that is spelled with other tokens than the tokenizer's own counts as different.
 
-    Args:
-        model: A causal language model.
-        batch: ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
-            labels stand at their own token (not shifted), -100 where there is no answer token.
-        locations: Where each row comes from, for messages; by default its index in the batch.
-
-    Returns:
-        bool ``[rows]``.
+    ``batch`` holds ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, positions]``, padded on the right;
+    labels stand at their own token (not shifted), -100 where there is no answer token. ``locations`` say where each row
+    comes from, for messages; by default its index in the batch.
 
     Raises:
         ActError: A row has no answer token, or the logits are NaN.

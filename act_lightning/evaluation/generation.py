@@ -45,10 +45,8 @@ class Generator(Protocol):
     ) -> list[Generation]:
         """One output per row.
 
-        Args:
-            batch: ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left.
-            max_new_tokens: Length at which an answer is cut.
-            locations: Where each row comes from, for messages; by default its index in the batch.
+        ``batch`` holds ``input_ids`` and ``attention_mask``, int64 ``[rows, positions]``, padded on the left;
+        ``locations`` say where each row comes from, for messages; by default its index in the batch.
         """
 
 
@@ -146,11 +144,7 @@ class VLLMGenerator:
     end a turn are found as for transformers. Outputs come back as token ids and are decoded here.
 
     Args:
-        folder: A Hugging Face folder.
-        tokenizer: The tokenizer of the prompts.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         arguments: Arguments of ``vllm.LLM``, such as ``{"tensor_parallel_size": 8}``.
-        progress: Whether the engine shows its progress bar.
 
     Raises:
         ActError: The engine refuses the model or the arguments.

@@ -83,18 +83,12 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def bootstrap(values: Tensor, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of a mean, from means of resamples drawn with replacement.
+    """The percentile interval of a mean of float ``[values]``, from means of resamples drawn with replacement.
 
     (B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979.)
 
-    Args:
-        values: float ``[values]``, in any order.
-        confidence: How often such intervals contain the true mean, for many values.
-        resamples: Number of resamples.
-        seed: Seed of the draws, which are the same for the same number of values.
-
-    Returns:
-        Lower and upper bound; NaN without values.
+    The order of the values makes no difference, and draws are the same for the same number of values. Returns lower and
+    upper bound; NaN without values.
     """
     if len(values) == 0:
         return nan, nan
@@ -167,11 +161,9 @@ def paired_test(before: Sequence[Any], after: Sequence[Any]) -> McNemar:
 def paired_difference(gained: int, lost: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
     """The interval of a difference of two shares of the same items: ``(b - c)/n ± z √(b + c - (b - c)²/n)/n``.
 
-    This is Wald's interval after half an item is added to each of the four cells gained, lost, both and neither.
-    (A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Stat. Med. 24, 2005.)
-
-    Returns:
-        Lower and upper bound, within [-1, 1].
+    Within [-1, 1]. This is Wald's interval after half an item is added to each of the four cells gained, lost, both and
+    neither. (A. Agresti, Y. Min, "Simple improved confidence intervals for comparing matched proportions", Stat. Med.
+    24, 2005.)
     """
     b, c, n = gained + 0.5, lost + 0.5, total + 2
     z = NormalDist().inv_cdf((1 + confidence) / 2)

@@ -89,16 +89,7 @@ def network_isolation() -> tuple[str, ...]:
 
 _FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 # Where EvalPlus cuts the output of a model that goes on after its function: provider/utility.py, version 0.3.1.
-_STOPS = (
-    "\nif __name__",
-    "\ndef main(",
-    "\nprint(",
-    "\ndef ",
-    "\nclass ",
-    "\nimport ",
-    "\nfrom ",
-    "\nassert ",
-)
+_STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 
 
 def assemble_program(prompt: str, output: str, entry_point: str) -> str:

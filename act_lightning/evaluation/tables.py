@@ -163,9 +163,7 @@ class ModelRow:
 def models_table(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> Table:
     """A table for the terminal: a row per model, a column per set with its 95 % interval, and means over sets.
 
-    Args:
-        rows: At least one; the others are compared with the first, item by item.
-        roles: ``keep`` or ``recover`` by evaluation set.
+    There must be a first row; the others are compared with it, item by item.
     """
     by_role = {role: [name for name in roles if roles[name] == role] for role in ROLES}
     names = [name for role in ROLES for name in by_role[role]]

@@ -54,10 +54,6 @@ _LAUNCH_VARIABLES = (
 def finalize(sweep: Sweep, device: torch.device) -> None:
     """Fine-tune points if that is configured; write results, comparison, best config and page; print a summary.
 
-    Args:
-        sweep: A sweep whose points were evaluated.
-        device: Where fine-tuned models are evaluated.
-
     Raises:
         ActError: If a fit fails, or something cannot be written.
     """

@@ -177,7 +177,6 @@ class Workers:
     """The processes of a run.
 
     Args:
-        rank: Index of this process.
         size: Number of processes; several must share a process group.
     """
 
@@ -248,11 +247,7 @@ def apply_and_revert(
     """The model with a transfer applied; afterwards, and after an error, every bit is as it was.
 
     The original values of all rows that change are kept on the model's device, as much memory as a transfer has rows.
-
-    Args:
-        model: The target.
-        prepare: Returns the transfer.
-        stopwatch: Gets the seconds of ``selecting``, ``applying`` and ``reverting``.
+    ``stopwatch`` gets the seconds of ``selecting``, ``applying`` and ``reverting``.
     """
     originals: list[tuple[Tensor, Tensor | slice, Tensor]] = []
     try:

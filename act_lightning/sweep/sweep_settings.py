@@ -74,12 +74,7 @@ class SweepSettings:
         return others if own is None else {ACT: own, **others}
 
     def issues(self, transfer: TransferSettings, roles: Iterable[str]) -> list[ConfigIssue]:
-        """Everything that is wrong with these settings, without looking at a model.
-
-        Args:
-            transfer: The run's own settings.
-            roles: The roles of the evaluation sets.
-        """
+        """Everything that is wrong with these settings, without looking at a model."""
         issues = []
         lists: dict[str, Sequence[float | str]] = {
             "scales": self.tried_scales,

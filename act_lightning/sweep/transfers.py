@@ -67,12 +67,7 @@ class TransferOverride:
 
 
 class Transfers:
-    """Prepares the transfers of a sweep.
-
-    Args:
-        plan: The run's own transfer.
-        score_folders: Folders of saved scores, by method.
-    """
+    """Prepares the transfers of a sweep."""
 
     def __init__(self, plan: TransferPlan, score_folders: Mapping[str, Path]) -> None:
         self._plan = plan

@@ -46,13 +46,7 @@ def outcome_row(outcome: Outcome, target: Outcome) -> dict[str, Any]:
 
 
 def results_as_json(rows: Sequence[Mapping[str, Any]], best: Outcome | None, front: Sequence[Outcome]) -> str:
-    """The target, all points, which of them are on the Pareto front, and the best.
-
-    Args:
-        rows: Rows of :func:`outcome_row`, that of the target first.
-        best: The best point, if one keeps enough.
-        front: The points on the Pareto front.
-    """
+    """The target (the first of the rows), all points, which of them are on the Pareto front, and the best."""
     content = {
         "target": rows[0],
         "points": rows[1:],
@@ -126,26 +120,13 @@ class SweepFindings:
 def write_page(folder: Path, findings: SweepFindings) -> Path:
     """Write the page with its figures (SVG, PNG) and tables (CSV).
 
-    Args:
-        folder: The page's folder; an earlier page is replaced.
-        findings: The content of the page.
-
-    Returns:
-        Path of ``index.html``.
-
     Raises:
         ActError: If the folder holds something else.
     """
     section = Section("points", "All points")
     table = _without_details(findings.frame().set_index("method"))
     section.content.append(ReportTable("points", "Every point that was tried.", table, _SHARES, shown=False))
-    parts = [
-        _best_section(findings),
-        _heat_maps(findings),
-        _front_section(findings),
-        _sensitivity(findings),
-        section,
-    ]
+    parts = [_best_section(findings), _heat_maps(findings), _front_section(findings), _sensitivity(findings), section]
     return write_report(folder, "Sweep over λ and p", parts, _LIMITS, about=_ABOUT)
 
 

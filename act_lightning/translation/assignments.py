@@ -142,10 +142,7 @@ class Assignment:
 def correction(reply: str, issues: Sequence[str]) -> list[Message]:
     """The messages that follow a reply with issues, and ask for another."""
     listed = "\n".join(f"- {issue}" for issue in issues)
-    return [
-        {"role": "assistant", "content": reply},
-        {"role": "user", "content": _CORRECTION.format(issues=listed)},
-    ]
+    return [{"role": "assistant", "content": reply}, {"role": "user", "content": _CORRECTION.format(issues=listed)}]
 
 
 class UnreadableReplyError(ValueError):
@@ -173,10 +170,6 @@ def read_reply(reply: str) -> Texts:
 
 def assignments(abilities: Mapping[str, AbilityData], settings: TranslationSettings) -> list[Assignment]:
     """Everything that is to be translated, ability by ability, language by language.
-
-    Args:
-        abilities: Section ``data.abilities``.
-        settings: Section ``translate``.
 
     Raises:
         ActError: Rows cannot be read, are not one question and one answer, or are too few for all languages.

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 _MINUTE = 60.0
 _LONGEST_PAUSE = 60.0
 _CHARACTERS_PER_TOKEN = 3  # for a first estimate, on the safe side for English; usage corrects it
-_ACCOUNT_ERRORS = {
-    401: "refuses the key",
-    403: "refuses access",
-    404: "knows no such model or address",
-}
+_ACCOUNT_ERRORS = {401: "refuses the key", 403: "refuses access", 404: "knows no such model or address"}
 _EXHAUSTED = "insufficient_quota"
 _TEMPORARY = (408, 409, 425, 429)
 _SERVER_ERROR = 500
@@ -38,12 +34,6 @@ class RateLimiter:
 
     A request may start when the shares of the minute that earlier ones took have passed:
     ``60 / requests_per_minute`` seconds and ``60 · tokens / tokens_per_minute`` seconds, whichever ends later.
-
-    Args:
-        requests_per_minute: Requests that may start in a minute.
-        tokens_per_minute: Tokens that may be sent and received in a minute.
-        clock: The time in seconds.
-        sleep: Waits for some seconds.
     """
 
     def __init__(
@@ -97,7 +87,6 @@ class NoReplyError(Exception):
     """No reply to one request: the endpoint refuses it, or failed too often.
 
     Args:
-        reason: The endpoint's last message.
         refused: Whether asking again is of no use.
     """
 
@@ -116,9 +105,6 @@ class _TemporaryError(Exception):
 
 class Endpoint:
     """Asks for chat completions.
-
-    Args:
-        settings: Section ``translate``.
 
     Attributes:
         requests: Number of requests that were sent.
@@ -153,10 +139,6 @@ class Endpoint:
 
     async def ask(self, model: str, messages: Sequence[Message]) -> Reply:
         """The reply to a conversation.
-
-        Args:
-            model: Name of the model.
-            messages: Messages with ``role`` and ``content``.
 
         Raises:
             NoReplyError: The endpoint refuses this request, or failed too often.

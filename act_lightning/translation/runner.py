@@ -49,9 +49,6 @@ class Journal:
 
     A run after a kill finds every reply that was paid for, and pays for none twice.
 
-    Args:
-        path: The file; it is created if there is none.
-
     Raises:
         ActError: On entering, if another process writes the file, or a line other than the last is broken.
     """
@@ -154,13 +151,7 @@ class RunResult:
 
 
 def run(work: Sequence[Assignment], settings: TranslationSettings, journal: Journal) -> RunResult:
-    """Ask for everything that no reply in the journal answers.
-
-    Args:
-        work: What is to be translated; equal questions are asked once.
-        settings: Section ``translate``.
-        journal: Replies of earlier runs; those of this run are added.
-    """
+    """Ask, equal questions once, for everything that no reply in the journal answers, and add the replies to it."""
     return asyncio.run(_Workers(work, settings, journal).run())
 
 

@@ -92,10 +92,6 @@ def translate(abilities: Mapping[str, AbilityData], settings: TranslationSetting
     reasons, ``report.json`` the figures. A run after a kill, a failure or a change of other rows asks only for what the
     ledger does not answer.
 
-    Args:
-        abilities: What is to be translated, by name.
-        settings: Section ``translate``.
-
     Raises:
         ActError: Settings are wrong, rows cannot be read, another run writes the same ledger, the endpoint refuses
             everything (after all files that can be were written), or an ability keeps no row at all.

@@ -96,12 +96,7 @@ class TranslationSettings:
 
 
 def translation_issues(settings: TranslationSettings, abilities: Mapping[str, AbilityData]) -> list[ConfigIssue]:
-    """Everything that is wrong with the settings, without reading a row or paying for a reply.
-
-    Args:
-        settings: Section ``translate``.
-        abilities: Section ``data.abilities``.
-    """
+    """Everything that is wrong with the settings, without reading a row or paying for a reply."""
     issues = _language_issues(settings) + _ability_issues(settings, abilities)
     for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "attempts"):
         issues += positive_issues(getattr(settings, name), f"translate.{name}")

@@ -66,9 +66,7 @@ class Protected:
 def protect(text: str, final_answer: FinalAnswer | None = None) -> Protected:
     """Replace what must not change by marks.
 
-    Args:
-        text: A prompt or an answer.
-        final_answer: Whether to keep the whole ``line`` of a final answer or its ``value``; ``None`` for a prompt.
+    Of a final answer, the whole ``line`` is kept, or its ``value``; ``final_answer`` is ``None`` for a prompt.
     """
     final = _final_answer(text, final_answer) if final_answer else None
     limit = final[0] if final else len(text)
@@ -121,11 +119,6 @@ _SCRIPTS = {
 
 def broken_rules(source: Protected, translated: str, language: str) -> list[str]:
     """What a translation did not keep; empty if it may be used.
-
-    Args:
-        source: The text that was sent.
-        translated: The reply, with marks.
-        language: Code of the language it should be in.
 
     >>> broken_rules(Protected("He has <k1/> of 12.", ("$x$",)), "Hat 13 közül.", "hu")
     ['mark <k1/> is missing', 'the number 12 is missing', 'the number 13 was added']

@@ -48,12 +48,10 @@ _LABELS = 1.3  # inches for the names of rows and columns
 
 @styled
 def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float) -> Figure:
-    """CCDFs of the scores of all abilities in one plot (Figures 1a, 6 to 12).
+    """CCDFs of the scores of all abilities in one plot (Figures 1a, 6 to 12), with the height of p = ``ratio`` marked.
 
-    Args:
-        curves: As from :func:`~act_lightning.analysis.distribution.ccdfs`.
-        colors: Color by ability; those of one color are told apart by their labels.
-        ratio: p, whose height is marked.
+    ``curves`` is from :func:`~act_lightning.analysis.distribution.ccdfs`; abilities of one color are told apart by
+    labels.
     """
     height = max(3.6, 0.165 * len(colors) + 0.9)
     figure, (axes,) = panels((7.4,), height)
@@ -73,10 +71,7 @@ def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float) -
 def places_figure(by_layer: pd.DataFrame, by_type: pd.DataFrame, quantity: str = SCORE) -> Figure:
     """CCDFs within each layer and within each type of module (Figures 1b, 1c, 13 to 19, 22).
 
-    Args:
-        by_layer: As from :func:`~act_lightning.analysis.distribution.ccdfs_by`.
-        by_type: The same by type.
-        quantity: The label of the horizontal axis.
+    Both tables are from :func:`~act_lightning.analysis.distribution.ccdfs_by`; ``quantity`` labels the horizontal axis.
     """
     figure, (left, right) = panels((4.9, 4.9), 3.7)
     layers = [str(layer) for layer in by_layer["layer"].unique() if layer != OUTSIDE]
@@ -133,8 +128,7 @@ def _log_log(axes: Axes, quantity: str) -> None:
 def ratios_figure(curves: pd.DataFrame) -> Figure:
     """Mean overlap of two abilities' masks against p, with that of chance.
 
-    Args:
-        curves: As from :func:`~act_lightning.analysis.overlaps.overlap_over_ratios`.
+    ``curves`` is from :func:`~act_lightning.analysis.overlaps.overlap_over_ratios`.
     """
     figure, (axes,) = panels((7.4,), 3.2)
     ends = []
@@ -155,8 +149,7 @@ def ratios_figure(curves: pd.DataFrame) -> Figure:
 def samples_figure(overlaps: pd.DataFrame) -> Figure:
     """A line per ability: share of its whole mask against the number of samples, with its name at the left end.
 
-    Args:
-        overlaps: Columns ``ability``, ``samples`` and ``overlap``.
+    ``overlaps`` has the columns ``ability``, ``samples`` and ``overlap``.
     """
     figure, (axes,) = panels((6.2,), 3.4)
     ends = []
@@ -184,13 +177,10 @@ def ability_colors(domains: Mapping[str, str]) -> dict[str, str]:
 def dots_figure(
     values: pd.DataFrame, quantity: str, references: Mapping[str, float] | None = None, percent: bool = False
 ) -> Figure:
-    """A row per ability, a dot per column (Figures 3 and 21).
+    """A row per ability, a dot per column (Figures 3 and 21); NaN leaves a dot out.
 
-    Args:
-        values: The values; NaN leaves a dot out.
-        quantity: The label of the horizontal axis.
-        references: Values such as chance, by name, marked by a line over all rows.
-        percent: Whether values are shares; otherwise the axis is logarithmic.
+    ``references`` are values such as chance, by name, marked by a line over all rows. Without ``percent``, for shares,
+    the horizontal axis is logarithmic.
     """
     figure, (axes,) = panels((7.4,), 0.2 * len(values) + 1.15)
     rows = list(range(len(values)))
@@ -218,12 +208,9 @@ def dots_figure(
 
 @styled
 def intervals_figure(values: pd.DataFrame, panel_names: Sequence[str], quantity: str) -> Figure:
-    """A row per ability, in it one dot with its interval per series; panels share the rows.
+    """A row per ability, in it one dot with its interval per series; panels share the rows, and zero is marked.
 
-    Args:
-        values: Columns ``panel``, ``row``, ``series``, ``value``, ``low`` and ``high``.
-        panel_names: The panels, from left to right.
-        quantity: The label of the horizontal axes; zero is marked.
+    ``values`` has the columns ``panel``, ``row``, ``series``, ``value``, ``low`` and ``high``.
     """
     rows, series = list(dict.fromkeys(values["row"])), list(dict.fromkeys(values["series"]))
     figure, axes = panels([3.7] * len(panel_names), _ROW * len(rows) + 1.15)
@@ -248,11 +235,9 @@ def intervals_figure(values: pd.DataFrame, panel_names: Sequence[str], quantity:
 
 @styled
 def overlap_figure(matrix: pd.DataFrame, groups: Sequence[object]) -> Figure:
-    """Overlap of every two masks in % of the row's mask (Figure 20).
+    """Overlap of every two masks in % of the row's mask (Figure 20), with lines between groups such as languages.
 
-    Args:
-        matrix: As from :func:`~act_lightning.analysis.overlaps.overlap_matrix`.
-        groups: The group of each row, such as its language; a line separates two groups.
+    ``matrix`` is from :func:`~act_lightning.analysis.overlaps.overlap_matrix`; ``groups`` has the group of each row.
     """
     size = max(3.2, _CELL * len(matrix) + _LABELS)
     figure, (axes,) = panels((size + 0.4,), size)
@@ -271,8 +256,7 @@ def overlap_figure(matrix: pd.DataFrame, groups: Sequence[object]) -> Figure:
 def layers_figure(selected: pd.DataFrame) -> Figure:
     """Selected channels of one ability, layer × type of module: their number, and the share of the rows there.
 
-    Args:
-        selected: One ability's rows from :func:`~act_lightning.analysis.distribution.selected_by_module`.
+    ``selected`` has one ability's rows from :func:`~act_lightning.analysis.distribution.selected_by_module`.
     """
     counts, shares = (by_layer_and_type(selected, value) for value in ("selected", "share"))
     size = _CELL * len(counts.columns) + 1.0
@@ -288,8 +272,7 @@ def layers_figure(selected: pd.DataFrame) -> Figure:
 def composition_figure(shares: pd.DataFrame) -> Figure:
     """Which share of each mask lies in which type of module, in %; the last row is that of all channels.
 
-    Args:
-        shares: As from :func:`~act_lightning.analysis.distribution.composition`.
+    ``shares`` is from :func:`~act_lightning.analysis.distribution.composition`.
     """
     width, height = 0.55 * len(shares.columns) + 1.4, 0.22 * len(shares) + _LABELS
     figure, (axes,) = panels((width,), max(2.2, height))
@@ -299,14 +282,7 @@ def composition_figure(shares: pd.DataFrame) -> Figure:
 
 
 def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize, write: Callable[[float], str]) -> None:
-    """Draw colored cells with numbers, rows from top to bottom; NaN stays empty.
-
-    Args:
-        axes: The panel.
-        values: The matrix.
-        norm: From values to the color ramp.
-        write: From a value to the text of its cell.
-    """
+    """Draw colored cells with numbers as ``write`` gives them, rows from top to bottom; NaN stays empty."""
     grid = values.to_numpy(dtype=float)
     axes.pcolormesh(np.ma.masked_invalid(grid), cmap=SEQUENTIAL, norm=norm, edgecolors=SURFACE, linewidth=0.8)
     for (row, column), value in np.ndenumerate(grid):

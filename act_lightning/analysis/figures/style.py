@@ -200,10 +200,7 @@ class EndLabel(NamedTuple):
 def label_ends(axes: Axes, labels: Sequence[EndLabel], gap: float = 0.052) -> None:
     """Write names right of the panel at the height of the lines' ends, apart from each other, each tied to its end.
 
-    Args:
-        axes: The panel, with its final limits.
-        labels: The names.
-        gap: Least distance between two of them, as a share of the panel's height.
+    The panel must have its final limits; ``gap`` is the least distance between two names as a share of its height.
     """
     to_panel = axes.transAxes.inverted()
     heights = {label: float(to_panel.transform(axes.transData.transform((label.x, label.y)))[1]) for label in labels}

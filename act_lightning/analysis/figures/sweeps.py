@@ -36,10 +36,7 @@ _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 def heat_map_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
     """Mean accuracy in % over λ (rows) and p (columns), with the target's in the title.
 
-    Args:
-        points: Columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method.
-        role: ``keep`` or ``recover``.
-        target: The target's own accuracy.
+    ``points`` has the columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method.
     """
     grid = points.pivot_table(index="scale", columns="ratio", values=role).sort_index(ascending=False)
     named = grid.rename(index=lambda scale: f"{scale:.3g}", columns=lambda ratio: f"{100 * ratio:.3g}")
@@ -77,12 +74,7 @@ def front_figure(
 ) -> Figure:
     """Keep against recover: all points, and a closer view of the Pareto front; target and best point are marked.
 
-    Args:
-        points: Columns ``method``, ``keep`` and ``recover``.
-        front: The same columns, of the Pareto front, in the order of the line.
-        target: ``keep`` and ``recover`` of the target.
-        best: The same of the best point, if there is one.
-        colors: Color by method.
+    ``points`` has the columns ``method``, ``keep`` and ``recover``; so has ``front``, in the order of the line.
     """
     figure, axes = panels((4.5, 4.5), 3.6)
     for panel in axes:
@@ -128,13 +120,9 @@ def _ring(axes: Axes, point: Mapping[str, float], name: str, color: str) -> None
 def sensitivity_figure(
     curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str]
 ) -> Figure:
-    """Keep and recover against λ or p (Figure 5), a line per method with its 95 % interval, and the target's.
+    """Keep and recover against ``along`` (``ratio`` or ``scale``), a line per method with its 95 % interval (Figure 5).
 
-    Args:
-        curves: Columns ``method``, ``along``, and ``keep`` and ``recover`` with ``_low`` and ``_high``.
-        along: ``ratio`` or ``scale``.
-        target: ``keep`` and ``recover`` of the target.
-        colors: Color by method.
+    ``curves`` has the columns ``method``, ``along``, and ``keep`` and ``recover`` with ``_low`` and ``_high``.
     """
     figure, axes = panels((4.5, 4.5), 3.1)
     for panel, role in zip(axes, ROLES, strict=True):

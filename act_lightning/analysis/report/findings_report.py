@@ -51,7 +51,7 @@ def make_report(
     mixed_versions: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Write the paper's figures and tables of one or several runs as a page.
+    """Write the paper's figures and tables of one or several runs as a page, and return its path.
 
     Args:
         runs: Folders of runs, each with ``scores/<source>/<ability>.safetensors``.
@@ -63,9 +63,6 @@ def make_report(
         weights: Whether to read both models' weights, if they are on disk (Finding 5).
         mixed_versions: Whether scores of different versions of packages may be mixed.
         quiet: Whether to show no progress.
-
-    Returns:
-        The page.
 
     Raises:
         ActError: Scores are missing, damaged or mixed; a setting is wrong; or ``out`` holds something else.

@@ -162,21 +162,12 @@ def write_report(
     now: datetime | None = None,
     about: str = FINDINGS,
 ) -> Path:
-    """Write the report to ``out``, whole or not at all; an earlier report there is replaced.
+    """Write the report to ``out``, whole or not at all, and return its page; an earlier report there is replaced.
 
-    Args:
-        out: A folder that is new, empty, or an earlier report.
-        title: The page's title.
-        parts: Its sections, and those that could not be made.
-        limits: What the report does not show, whatever the data.
-        now: The time of the report; by default the current one.
-        about: A sentence or two below the title.
-
-    Returns:
-        The page.
+    ``limits`` are what it does not show, whatever the data; ``about`` is a sentence or two below the title.
 
     Raises:
-        ActError: ``out`` holds something else, or cannot be written.
+        ActError: ``out`` holds something other than a report, or cannot be written.
     """
     require_report_folder(out)
     with atomic_folder(out) as folder:
