@@ -89,12 +89,7 @@ def _forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | 
 
 @dataclass(frozen=True)
 class Variant:
-    """Channels to intervene on.
-
-    Attributes:
-        name: Such as ``selected`` or ``random 1``.
-        mask: Bool ``[channels]``; none of them without a partner in the source.
-    """
+    """Channels to intervene on, bool ``[channels]``, each with a partner in the source; named such as ``random 1``."""
 
     name: str
     mask: Tensor

@@ -211,12 +211,11 @@ def samples_for(overlaps: pd.DataFrame, wanted: float) -> dict[str, float | None
 
 
 def contenders(chunks: Tensor, ratio: float) -> tuple[Tensor, Choose]:
-    """The channels that a mean of some chunks, float32 ``[chunks, channels]``, can select, and a function that selects
-    them.
+    """The channels that a mean of some chunks can select at all, and a function that selects as many of them.
 
-    Of ⌊n·p⌋ channels every chunk's score is at least t, so no mean selects a channel whose highest score is below it:
-    of 1.75 million, a few in a hundred are left. Returns float32 ``[chunks, contenders]``, and the function from
-    contenders' scores to their mask, of as many channels.
+    Chunks are float32 ``[chunks, channels]``. Of ⌊n·p⌋ channels every chunk's score is at least t, so no mean selects a
+    channel whose highest score is below it: of 1.75 million, a few in a hundred are left. Returns float32 ``[chunks,
+    contenders]``, and the function from contenders' scores to their mask.
     """
     count = ratio_count(chunks.shape[1], ratio)
     least = chunks.amin(0)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from act_lightning.analysis.saved import short_name
 from act_lightning.errors import ActError, ConfigIssue
@@ -130,42 +131,41 @@ class PaperPair:
     cross_lingual: Mapping[str, float] = field(default_factory=dict)
 
 
-def _weight(languages: Sequence[str], math: str, science: str) -> dict[str, float]:
-    """From two rows of a table, in %."""
-    rows = {"Math": math.split(), "Science": science.split()}
-    return {
-        f"{language}-{domain}": round(float(cell) / 100, 4)
-        for domain, cells in rows.items()
-        for language, cell in zip(languages, cells, strict=True)
-    }
-
-
 def _symmetric(values: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
     """Masks of one size overlap alike both ways."""
     return {**values, **{(column, row): value for (row, column), value in values.items()}}
 
 
-def _english(math_science: float, math_code: float, science_code: float) -> dict[tuple[str, str], float]:
-    pairs = {("Math", "Science"): math_science, ("Math", "Code"): math_code, ("Science", "Code"): science_code}
-    return _symmetric({**pairs, **{(f"EN-{a}", f"EN-{b}"): value for (a, b), value in pairs.items()}})
+def _qwen_pair(kind: str, size: str, table: str, languages: Sequence[str], math: str, science: str) -> PaperPair:
+    """A pair of Qwen2.5 models; ``math`` and ``science`` are the rows of the table, in %, a number per language."""
+    weight = {
+        f"{language}-{domain}": round(float(cell) / 100, 4)
+        for domain, cells in (("Math", math.split()), ("Science", science.split()))
+        for language, cell in zip(languages, cells, strict=True)
+    }
+    words = ("qwen2.5", kind.lower(), size.lower(), "instruct"), ("qwen2.5", size.lower(), "instruct")
+    return PaperPair(f"Qwen2.5-{kind}-{size}-Instruct vs. Qwen2.5-{size}-Instruct", words, table, weight)
 
 
-def _english_weight(**shares: float) -> dict[str, float]:
-    plain = {domain.capitalize(): share for domain, share in shares.items()}
-    return {**plain, **{f"EN-{domain}": share for domain, share in plain.items()}}
+def _llama_pair(
+    name: str, words: tuple[str, ...], part: str, weight: Sequence[float], overlaps: Sequence[float]
+) -> PaperPair:
+    """A pair of 13B models from a part of Tables 5 and 10: math, science, code; and their overlaps in this order."""
+    labels = [[f"{language}{domain}" for domain in ("Math", "Science", "Code")] for language in ("", "EN-")]
+    weights = {label: share for row in labels for label, share in zip(row, weight, strict=True)}
+    pairs = {pair: share for row in labels for pair, share in zip(combinations(row, 2), overlaps, strict=True)}
+    models = (words, ("llama2", "13b"))
+    return PaperPair(f"{name} vs. LLaMA-2-13B", models, f"Table 10{part}", weights, f"Table 5{part}", _symmetric(pairs))
 
 
-QWEN_7B_MATH = PaperPair(
-    "Qwen2.5-Math-7B-Instruct vs. Qwen2.5-7B-Instruct",
-    (("qwen2.5", "math", "7b", "instruct"), ("qwen2.5", "7b", "instruct")),
-    "Tables 2 and 6",
-    _weight(
-        _LANGUAGES,
+QWEN_7B_MATH = replace(
+    _qwen_pair(
+        *("Math", "7B", "Tables 2 and 6", _LANGUAGES),
         "4.66 5.62 2.68 9.80 9.74 18.72 21.69 20.53 15.67 5.81 10.28",
         "5.35 3.83 3.44 11.84 9.74 14.40 21.06 4.11 8.32 5.42 8.26",
     ),
-    "Table 1",
-    _symmetric(
+    overlap_table="Table 1",
+    overlaps=_symmetric(
         {
             ("AR-Math", "EN-Math"): 0.253,
             ("EN-Science", "EN-Math"): 0.676,
@@ -175,64 +175,28 @@ QWEN_7B_MATH = PaperPair(
             ("AR-Science", "EN-Science"): 0.265,
         }
     ),
-    {"EN-Math": 0.264, "AR-Math": 0.357, "EN-Science": 0.332, "AR-Science": 0.305},
+    cross_lingual={"EN-Math": 0.264, "AR-Math": 0.357, "EN-Science": 0.332, "AR-Science": 0.305},
 )
 PAPER_PAIRS = (
     QWEN_7B_MATH,
-    PaperPair(
-        "Qwen2.5-Coder-7B-Instruct vs. Qwen2.5-7B-Instruct",
-        (("qwen2.5", "coder", "7b", "instruct"), ("qwen2.5", "7b", "instruct")),
-        "Table 7",
-        _weight(
-            _LANGUAGES_OF_CODER,
-            "10.36 12.43 5.00 25.15 5.76 5.49 17.05 10.54 9.55 7.15 3.94",
-            "8.92 14.35 5.34 25.54 6.08 6.55 14.30 11.69 8.60 8.55 4.25",
-        ),
+    _qwen_pair(
+        *("Coder", "7B", "Table 7", _LANGUAGES_OF_CODER),
+        "10.36 12.43 5.00 25.15 5.76 5.49 17.05 10.54 9.55 7.15 3.94",
+        "8.92 14.35 5.34 25.54 6.08 6.55 14.30 11.69 8.60 8.55 4.25",
     ),
-    PaperPair(
-        "Qwen2.5-Math-1.5B-Instruct vs. Qwen2.5-1.5B-Instruct",
-        (("qwen2.5", "math", "1.5b", "instruct"), ("qwen2.5", "1.5b", "instruct")),
-        "Table 8",
-        _weight(
-            _LANGUAGES,
-            "6.85 5.44 7.78 4.97 5.62 6.39 9.03 9.29 6.36 4.00 4.42",
-            "7.15 5.51 7.58 5.69 5.71 6.68 9.89 7.83 6.70 4.14 4.95",
-        ),
+    _qwen_pair(
+        *("Math", "1.5B", "Table 8", _LANGUAGES),
+        "6.85 5.44 7.78 4.97 5.62 6.39 9.03 9.29 6.36 4.00 4.42",
+        "7.15 5.51 7.58 5.69 5.71 6.68 9.89 7.83 6.70 4.14 4.95",
     ),
-    PaperPair(
-        "Qwen2.5-Coder-1.5B-Instruct vs. Qwen2.5-1.5B-Instruct",
-        (("qwen2.5", "coder", "1.5b", "instruct"), ("qwen2.5", "1.5b", "instruct")),
-        "Table 9",
-        _weight(
-            _LANGUAGES_OF_CODER,
-            "5.76 7.72 4.89 7.23 6.99 8.02 6.61 7.70 6.17 5.59 7.73",
-            "5.60 8.14 5.42 7.26 7.15 8.09 6.09 8.10 6.21 6.06 7.65",
-        ),
+    _qwen_pair(
+        *("Coder", "1.5B", "Table 9", _LANGUAGES_OF_CODER),
+        "5.76 7.72 4.89 7.23 6.99 8.02 6.61 7.70 6.17 5.59 7.73",
+        "5.60 8.14 5.42 7.26 7.15 8.09 6.09 8.10 6.21 6.06 7.65",
     ),
-    PaperPair(
-        "Tulu-2-DPO-13B vs. LLaMA-2-13B",
-        (("tulu2", "dpo", "13b"), ("llama2", "13b")),
-        "Table 10a",
-        _english_weight(math=0.1877, science=0.1993, code=0.1937),
-        "Table 5a",
-        _english(0.891, 0.875, 0.894),
-    ),
-    PaperPair(
-        "WizardLM-13B vs. LLaMA-2-13B",
-        (("wizardlm", "13b"), ("llama2", "13b")),
-        "Table 10b",
-        _english_weight(math=0.3001, science=0.3624, code=0.3235),
-        "Table 5b",
-        _english(0.824, 0.818, 0.860),
-    ),
-    PaperPair(
-        "WizardMath-13B vs. LLaMA-2-13B",
-        (("wizardmath", "13b"), ("llama2", "13b")),
-        "Table 10c",
-        _english_weight(math=0.0941, science=0.0921, code=0.0964),
-        "Table 5c",
-        _english(0.894, 0.859, 0.892),
-    ),
+    _llama_pair("Tulu-2-DPO-13B", ("tulu2", "dpo", "13b"), "a", (0.1877, 0.1993, 0.1937), (0.891, 0.875, 0.894)),
+    _llama_pair("WizardLM-13B", ("wizardlm", "13b"), "b", (0.3001, 0.3624, 0.3235), (0.824, 0.818, 0.860)),
+    _llama_pair("WizardMath-13B", ("wizardmath", "13b"), "c", (0.0941, 0.0921, 0.0964), (0.894, 0.859, 0.892)),
 )
 
 

@@ -131,32 +131,25 @@ def score_model(
     """
     scored: dict[str, list[tuple[int, bool]]] = {}
     for name, settings in data.evaluations.items():
-        if settings.kind == "exact":
+        is_exact, prompts = settings.kind == "exact", data.prompts[name]
+        if is_exact:
             lengths = [len(sample.input_ids) for sample in data.references[name]]
-            score = partial(_score_teacher_forced, data, name, model)
         else:
-            lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in data.prompts[name]]
-            score = partial(_score_by_generation, data, name, model)
+            lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in prompts]
         scored[name] = []
         for rows in token_budget_batches(lengths, tokens_per_batch)[rank::world_size]:
-            scored[name] += zip(rows, score(rows), strict=True)
+            if is_exact:
+                references = collate([data.references[name][row] for row in rows], 0)
+                correct = greedy_matches(model, references, _locations(data, name, rows)).tolist()
+            else:
+                batch = collate_prompts(prompts, 0, MicroBatch(tuple(rows)))
+                generate = partial(generate_answers, model, data.tokenizer)
+                correct = [result.correct for _, _, result in generate_and_grade(data, name, generate, batch)]
+            scored[name] += zip(rows, correct, strict=True)
             progress(len(rows))
     if world_size > 1:
         scored = gather_lists(scored)
     return ItemScores({name: "".join("01"[correct] for _, correct in sorted(pairs)) for name, pairs in scored.items()})
-
-
-def _score_teacher_forced(
-    data: AbilityDataModule, name: str, model: PreTrainedModel, rows: Sequence[int]
-) -> list[bool]:
-    batch = collate([data.references[name][row] for row in rows], 0)
-    return cast(list[bool], greedy_matches(model, batch, _locations(data, name, rows)).tolist())
-
-
-def _score_by_generation(data: AbilityDataModule, name: str, model: PreTrainedModel, rows: Sequence[int]) -> list[bool]:
-    batch = collate_prompts(data.prompts[name], 0, MicroBatch(tuple(rows)))
-    generate = partial(generate_answers, model, data.tokenizer)
-    return [result.correct for _, _, result in generate_and_grade(data, name, generate, batch)]
 
 
 def generate_and_grade(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import string
-import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 
 from act_lightning.data.ability_data import EvaluationData, strict_pattern
@@ -165,12 +163,7 @@ def last_choice(output: str, options: Sequence[str]) -> str | None:
 
 def _plain(text: str) -> str:
     """``text`` in lower case, without any Unicode punctuation."""
-    return text.lower().translate(_unicode_punctuation())
-
-
-@cache
-def _unicode_punctuation() -> dict[int, None]:
-    return {code: None for code in range(sys.maxunicode) if unicodedata.category(chr(code)).startswith("P")}
+    return "".join(letter for letter in text.lower() if not unicodedata.category(letter).startswith("P"))
 
 
 def can_identify_language() -> bool:

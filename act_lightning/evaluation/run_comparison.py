@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,30 +54,25 @@ def compare_runs(runs: Sequence[Path]) -> Comparison:
     """
     results = [read_results(run / "evaluations" / "results.json") for run in runs]
     differences: dict[str, list[dict[str, Difference]]] = {EXACT: [], FLEXIBLE: []}
-    baseline = _read_all_records(runs[0], results[0])
+    baseline = {name: read_records(runs[0] / "evaluations" / f"{name}.jsonl") for name in results[0]}
     for run, result in zip(runs[1:], results[1:], strict=True):
         if result.keys() != results[0].keys():
             problem = f"must have the sets of {runs[0]}: {', '.join(sorted(results[0]))}"
             hint = "Test both runs with the same data.evaluations."
             raise ActError(ConfigIssue(str(run), sorted(result), problem, hint))
-        records = _read_all_records(run, results[0])
-        exact, flexible = {}, {}
+        records = {name: read_records(run / "evaluations" / f"{name}.jsonl") for name in results[0]}
         for name in results[0]:
-            before, after = baseline[name], records[name]
-            _require_same_rows(name, runs[0], before, run, after)
-            exact[name] = _difference([item.correct for item in before], [item.correct for item in after])
-            flexible[name] = _difference(
-                [item.flexible_correct for item in before], [item.flexible_correct for item in after]
-            )
-        differences[EXACT].append(exact)
-        differences[FLEXIBLE].append(flexible)
+            _require_same_rows(name, runs[0], baseline[name], run, records[name])
+        for match, field in ((EXACT, "correct"), (FLEXIBLE, "flexible_correct")):
+            changes = {}
+            for name, before in baseline.items():
+                test = paired_test(*([getattr(item, field) for item in items] for items in (before, records[name])))
+                interval = paired_difference(test.gained, test.lost, len(before))
+                changes[name] = Difference(((test.gained - test.lost) / len(before), *interval), test)
+            differences[match].append(changes)
     names = [run.resolve().name for run in runs]
     labels = names if len(set(names)) == len(names) else [str(run) for run in runs]
     return Comparison(labels, results, differences)
-
-
-def _read_all_records(run: Path, sets: Iterable[str]) -> dict[str, list[Record]]:
-    return {name: read_records(run / "evaluations" / f"{name}.jsonl") for name in sets}
 
 
 def _require_same_rows(
@@ -93,12 +88,6 @@ def _require_same_rows(
             return
         value, problem = f"row {different[0]}", f"must ask what set {name} of {first} asks"
     raise ActError(ConfigIssue(str(run), value, problem, "Test both runs with the same data.evaluations."))
-
-
-def _difference(before: Sequence[bool], after: Sequence[bool]) -> Difference:
-    test, total = paired_test(before, after), len(before)
-    change = (test.gained - test.lost) / total
-    return Difference((change, *paired_difference(test.gained, test.lost, total)), test)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

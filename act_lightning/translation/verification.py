@@ -125,25 +125,18 @@ def broken_rules(source: Protected, translated: str, language: str) -> list[str]
     """
     if source.text.strip() and not translated.strip():
         return ["it is empty"]
-    issues = _mark_issues(source, translated) + _number_issues(source.text, translated)
+    marks = Counter(int(mark[1]) for mark in MARK.finditer(translated))
+    expected = range(1, len(source.kept) + 1)
+    issues = [f"mark <k{number}/> is missing" for number in expected if not marks[number]]
+    issues += [f"mark <k{number}/> stands {times} times" for number, times in sorted(marks.items()) if times > 1]
+    issues += [f"mark <k{number}/> is not in the original" for number in sorted(marks) if number not in expected]
+    before, after = _numbers(source.text), _numbers(translated)
+    spelled = {_NUMBER_WORDS.get(word) for word in re.findall(r"[a-z]+", source.text.lower())}
+    issues += [f"the number {number} is missing" for number in before - after]
+    issues += [f"the number {number} was added" for number in after - before if number not in spelled]
     if source.final and not issues and not _keeps_last(source, translated):
         issues.append(f"mark <k{len(source.kept)}/> must end the last line, as it does in the original")
     return issues + _language_issues(source.text, translated, language)
-
-
-def _mark_issues(source: Protected, translated: str) -> list[str]:
-    counts = Counter(int(mark[1]) for mark in MARK.finditer(translated))
-    expected = range(1, len(source.kept) + 1)
-    issues = [f"mark <k{number}/> is missing" for number in expected if not counts[number]]
-    issues += [f"mark <k{number}/> stands {count} times" for number, count in sorted(counts.items()) if count > 1]
-    return issues + [f"mark <k{number}/> is not in the original" for number in sorted(counts) if number not in expected]
-
-
-def _number_issues(source: str, translated: str) -> list[str]:
-    before, after = _numbers(source), _numbers(translated)
-    spelled = {_NUMBER_WORDS[word] for word in re.findall(r"[a-z]+", source.lower()) if word in _NUMBER_WORDS}
-    issues = [f"the number {number} is missing" for number in before - after]
-    return issues + [f"the number {number} was added" for number in after - before if number not in spelled]
 
 
 def _numbers(text: str) -> Counter[str]:

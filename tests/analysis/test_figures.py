@@ -38,7 +38,7 @@ from act_lightning.analysis.figures.findings import (
     ratios_figure,
     total_figure,
 )
-from act_lightning.analysis.figures.style import COLORS, as_png, as_svg, with_variables
+from act_lightning.analysis.figures.style import COLORS, render, with_variables
 from tests.analysis.runs import tiny_channels
 
 CHANNELS = tiny_channels()
@@ -104,7 +104,7 @@ def test_zeros_have_no_place_on_a_logarithmic_axis() -> None:
     figure = total_figure(ccdf(torch.tensor([0.0, 0.0, 1.0, 2.0])))
     (line,) = figure.axes[0].lines
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([1.0], [0.25])
-    assert as_png(total_figure(ccdf(torch.zeros(4)))).startswith(b"\x89PNG")
+    assert render(total_figure(ccdf(torch.zeros(4))), "png").startswith(b"\x89PNG")
 
 
 def test_the_overlap_of_22_abilities(scores: dict[str, torch.Tensor]) -> None:
@@ -155,11 +155,11 @@ def test_overlaps_at_every_ratio_stand_beside_chance(scores: dict[str, torch.Ten
 
 def test_every_color_is_one_of_the_palettes_and_keeps_its_bytes() -> None:
     figure = total_figure(ccdf(torch.rand(100)))
-    svg = as_svg(figure)
+    svg = render(figure, "svg").decode()
     inline = with_variables(svg)
     assert not re.search(r"#[0-9a-fA-F]{6}", inline)
     assert {name for name in re.findall(r"var\(--([\w-]+)\)", inline)} <= set(COLORS)
-    assert as_svg(figure) == svg
+    assert render(figure, "svg").decode() == svg
     with pytest.raises(ValueError, match="#123456 is no color"):
         with_variables("fill: #123456")
     assert len({light for light, _ in COLORS.values()}) == len(COLORS)

@@ -27,7 +27,7 @@ from act_lightning.analysis.figures.style import (
     log_axis,
     ordinal,
     panels,
-    percent_axis,
+    percent_axes,
     styled,
 )
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES
@@ -139,8 +139,7 @@ def ratios_figure(curves: pd.DataFrame) -> Figure:
     axes.plot(ratios, ratios, color=MUTED, ls=_DOTTED, gid="chance")
     axes.set(xlabel="transfer ratio p", ylabel="mean overlap", ylim=(0, 1))
     log_axis(axes, "x")
-    percent_axis(axes.xaxis)
-    percent_axis(axes.yaxis)
+    percent_axes(axes.xaxis, axes.yaxis)
     label_ends(axes, [*ends, EndLabel(ratios[-1], ratios[-1], "chance", MUTED)], 0.07)
     return figure
 
@@ -159,7 +158,7 @@ def samples_figure(overlaps: pd.DataFrame) -> Figure:
         row = curve.iloc[-2] if len(curve) > 1 else curve.iloc[-1]  # all lines end at 1
         ends.append(EndLabel(float(row["samples"]), float(row["overlap"]), str(name), color))
     axes.set(xlabel="samples", ylabel="share of the whole mask", ylim=(min(0.5, overlaps["overlap"].min()), 1.0))
-    percent_axis(axes.yaxis)
+    percent_axes(axes.yaxis)
     log_axis(axes, "x")
     if len(ends) <= _MAX_NAMES:
         label_ends(axes, ends)
@@ -198,7 +197,7 @@ def dots_figure(
     axes.grid(visible=False, axis="y")
     if percent:
         axes.set_xlim(left=0)
-        percent_axis(axes.xaxis)
+        percent_axes(axes.xaxis)
     else:
         log_axis(axes, "x")
     if len(values.columns) > 1:

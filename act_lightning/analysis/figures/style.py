@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -142,20 +142,12 @@ def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[0])
 
 
-def as_svg(figure: Figure) -> str:
-    """The figure as SVG text, cropped to its content: labels may lie outside of the figure's own size."""
-    return _saved(figure, format="svg", metadata={"Date": None}).decode()
-
-
-def as_png(figure: Figure, dpi: int = 144) -> bytes:
-    """The figure as PNG, cropped to its content."""
-    return _saved(figure, format="png", dpi=dpi)
-
-
-def _saved(figure: Figure, **options: Any) -> bytes:
+def render(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    """The figure as a file, cropped to its content: labels may lie outside of the figure's own size."""
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 144}
     with mpl.rc_context(_STYLE):
         data = io.BytesIO()
-        figure.savefig(data, bbox_inches=figure.get_tightbbox().padded(0.08), **options)
+        figure.savefig(data, format=kind, bbox_inches=figure.get_tightbbox().padded(0.08), **options)
     return data.getvalue()
 
 
@@ -172,9 +164,10 @@ def log_axis(axes: Axes, which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def percent_axis(axis: Axis) -> None:
-    """Write the ticks of an axis of shares in %."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+def percent_axes(*axes: Axis, spec: str = "g") -> None:
+    """Write the ticks of axes of shares in %."""
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:{spec}} %"))
 
 
 def plain_number(value: float) -> str:

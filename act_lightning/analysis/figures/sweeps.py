@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from act_lightning.analysis.figures.findings import draw_cells
 from act_lightning.analysis.figures.style import (
@@ -22,6 +22,7 @@ from act_lightning.analysis.figures.style import (
     label_ends,
     log_axis,
     panels,
+    percent_axes,
     styled,
 )
 
@@ -77,18 +78,21 @@ def front_figure(
     ``points`` has the columns ``method``, ``keep`` and ``recover``; so has ``front``, in the order of the line.
     """
     figure, axes = panels((4.5, 4.5), 3.6)
+    markers = dict(zip(colors, cycle(_MARKERS), strict=False))
+    rings = [(target, "target", MUTED), *([] if best is None else [(best, "best", INK)])]
     for panel in axes:
         panel.plot(front["recover"], front["keep"], color=MUTED, lw=0.9, drawstyle="steps-pre", gid="front", zorder=2)
         for method, part in points.groupby("method", sort=False):
             panel.plot(
-                part["recover"], part["keep"], ls="", marker=_marker(colors, str(method)), ms=4,
+                part["recover"], part["keep"], ls="", marker=markers[str(method)], ms=4,
                 color=colors[str(method)], mec=SURFACE, mew=0.4, label=str(method), gid=str(method), zorder=3,
             )  # fmt: skip
-        _ring(panel, target, "target", MUTED)
-        if best is not None:
-            _ring(panel, best, "best", INK)
+        for point, name, color in rings:
+            x, y = point["recover"], point["keep"]
+            panel.plot([x], [y], ls="", marker="o", ms=9, mec=color, mfc="none", mew=1.3, gid=name, zorder=4)
+            panel.annotate(name, (x, y), (7, -9), textcoords="offset points", color=color, fontsize=7.5, zorder=5)
         panel.set(xlabel="recover", ylabel="keep")
-        _percent_axes(panel, "xy")
+        percent_axes(panel.xaxis, panel.yaxis, spec=".3g")
         panel.margins(0.06)
     axes[0].set_title("all points")
     axes[1].set_title("about the front")
@@ -106,16 +110,6 @@ def method_colors(methods: Sequence[str]) -> dict[str, str]:
     return {method: SERIES[number % len(SERIES)] for number, method in enumerate(dict.fromkeys(methods))}
 
 
-def _marker(colors: Mapping[str, str], method: str) -> str:
-    return _MARKERS[list(colors).index(method) % len(_MARKERS)]
-
-
-def _ring(axes: Axes, point: Mapping[str, float], name: str, color: str) -> None:
-    x, y = point["recover"], point["keep"]
-    axes.plot([x], [y], ls="", marker="o", ms=9, mec=color, mfc="none", mew=1.3, gid=name, zorder=4)
-    axes.annotate(name, (x, y), (7, -9), textcoords="offset points", color=color, fontsize=7.5, zorder=5)
-
-
 @styled
 def sensitivity_figure(
     curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str]
@@ -125,19 +119,20 @@ def sensitivity_figure(
     ``curves`` has the columns ``method``, ``along``, and ``keep`` and ``recover`` with ``_low`` and ``_high``.
     """
     figure, axes = panels((4.5, 4.5), 3.1)
+    markers = dict(zip(colors, cycle(_MARKERS), strict=False))
     for panel, role in zip(axes, ROLES, strict=True):
         ends = []
         for name, part in curves.groupby("method", sort=False):
             curve, method, color = part.sort_values(along), str(name), colors[str(name)]
             x, y = curve[along], curve[role]
             panel.fill_between(x, curve[f"{role}_low"], curve[f"{role}_high"], color=color, alpha=0.1, lw=0)
-            panel.plot(x, y, color=color, marker=_marker(colors, method), ms=3.2, gid=method)
+            panel.plot(x, y, color=color, marker=markers[method], ms=3.2, gid=method)
             ends.append(EndLabel(float(x.iloc[-1]), float(y.iloc[-1]), method, color))
         panel.axhline(target[role], color=MUTED, lw=0.8, ls=(0, (2, 2)), gid="target", zorder=1)
         panel.set(title=role, xlabel=RATIO if along == "ratio" else SCALE, ylabel="accuracy" if role == "keep" else "")
         if along == "ratio":
             _ratio_axis(panel, curves["ratio"])
-        _percent_axes(panel, "y")
+        percent_axes(panel.yaxis, spec=".3g")
         last = float(curves[along].max())
         label_ends(panel, [*ends, EndLabel(last, target[role], "target", MUTED)], 0.075)
     return figure
@@ -146,10 +141,4 @@ def sensitivity_figure(
 def _ratio_axis(axes: Axes, ratios: Sequence[float] | pd.Series) -> None:
     if max(ratios) > _LOGARITHMIC * min(ratios):
         log_axis(axes, "x")
-    _percent_axes(axes, "x")
-
-
-def _percent_axes(axes: Axes, which: str) -> None:
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.axis_name in which:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
+    percent_axes(axes.xaxis, spec=".3g")

@@ -14,7 +14,6 @@ from act_lightning.analysis.paper import RATIO, Ability, PaperPair, paper_pair, 
 from act_lightning.analysis.saved import Pair, SavedScores, read_runs
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import ratio_count, ratio_issues
-from act_lightning.scores import chunks_path, score_path
 
 _SHOWN = 1  # by default; each takes seconds
 
@@ -50,8 +49,15 @@ class Evidence:
 
     @cached_property
     def views(self) -> list[PairView]:
-        """The pairs of models, numbered from 1."""
-        return [PairView(self, number, pair) for number, pair in enumerate(self.saved.pairs, 1)]
+        """The pairs of models as the report shows them."""
+        pairs, views = self.saved.pairs, []
+        for number, pair in enumerate(pairs, 1):
+            abilities = {label: ability for label, ability in self.abilities.items() if ability.name in pair.scores}
+            scores = {label: pair.scores[ability.name] for label, ability in abilities.items()}
+            heading = [pair.label] if len(pairs) > 1 else []
+            masks, paper = top_masks(scores, self.ratio), paper_pair(*pair.models)
+            views.append(PairView(self, number, pair, heading, abilities, scores, masks, paper))
+        return views
 
 
 @dataclass(frozen=True)
@@ -60,46 +66,23 @@ class PairView:
 
     Attributes:
         evidence: All evidence.
-        number: Its number in the report, which ends the names of its files.
+        number: Its number in the report, from 1, which ends the names of its files.
         pair: The pair.
+        heading: Its name as a heading; empty if there are no other pairs.
+        abilities: Its abilities by label, in the order of labels.
+        scores: float32 ``[channels]`` by label.
+        masks: The masks at the report's p, bool ``[channels]`` by label.
+        paper: The paper's numbers, if it is one of the paper's pairs.
     """
 
     evidence: Evidence
     number: int
     pair: Pair
-
-    @cached_property
-    def abilities(self) -> dict[str, Ability]:
-        """The abilities of this pair by label, in the order of labels."""
-        labels = self.evidence.abilities.items()
-        return {label: ability for label, ability in labels if ability.name in self.pair.scores}
-
-    @cached_property
-    def scores(self) -> dict[str, Tensor]:
-        """float32 ``[channels]`` by label."""
-        return {label: self.pair.scores[ability.name] for label, ability in self.abilities.items()}
-
-    @cached_property
-    def masks(self) -> dict[str, Tensor]:
-        """The masks at the report's p, bool ``[channels]`` by label."""
-        return top_masks(self.scores, self.evidence.ratio)
-
-    @cached_property
-    def chunk_files(self) -> dict[str, Path]:
-        """The score files that have chunks saved with them, by label."""
-        folder, source = self.pair.run / "scores", self.pair.source
-        paths = {label: score_path(folder, source, ability.name) for label, ability in self.abilities.items()}
-        return {label: path for label, path in paths.items() if chunks_path(path).is_file()}
-
-    @property
-    def paper(self) -> PaperPair | None:
-        """The paper's numbers of this pair, if it is one of the paper's."""
-        return paper_pair(*self.pair.models)
-
-    @property
-    def heading(self) -> list[str]:
-        """The pair's name as a heading, if there are several pairs."""
-        return [] if len(self.evidence.saved.pairs) == 1 else [self.pair.label]
+    heading: list[str]
+    abilities: Mapping[str, Ability]
+    scores: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    paper: PaperPair | None
 
     def file_name(self, name: str) -> str:
         """``name`` for a file, with the pair's number if there are several pairs."""
@@ -108,11 +91,6 @@ class PairView:
     def sentence_start(self, word: str) -> str:
         """The first word of a sentence, after the pair's name if there are several pairs."""
         return f"{self.pair.label}: {word}" if self.heading else word.capitalize()
-
-    @property
-    def shown(self) -> list[str]:
-        """Labels of abilities whose layers and modules are shown."""
-        return [label for label in self.evidence.shown if label in self.scores]
 
 
 def gather(

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import act_lightning
-from act_lightning.analysis.figures.style import as_png, as_svg, css_variables, with_variables
+from act_lightning.analysis.figures.style import css_variables, render, with_variables
 from act_lightning.checkpoints.files import atomic_folder
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -80,12 +80,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Absent:
-    """A part that could not be shown.
-
-    Attributes:
-        title: What it would be.
-        reason: Why it is not there.
-    """
+    """A part that could not be shown, and the reason."""
 
     title: str
     reason: str
@@ -143,12 +138,7 @@ _GENERATOR = '<meta name="generator" content="act_lightning report">'
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table.
-
-    Attributes:
-        text: As shown.
-        value: The number itself, as Python writes it; ``None`` for text.
-    """
+    """One cell of a table as shown, and the number itself as Python writes it; ``None`` for text."""
 
     text: str
     value: str | None = None
@@ -217,9 +207,9 @@ def _write_table(folder: Path, table: ReportTable) -> list[list[Cell]]:
 def _write_picture(folder: Path, picture: Picture) -> Markup:
     """Draw a figure, write it as SVG and PNG, and return the SVG for the page."""
     figure = picture.draw()
-    svg = as_svg(figure)
+    svg = render(figure, "svg").decode()
     (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{picture.name}.png").write_bytes(as_png(figure))
+    (folder / f"{picture.name}.png").write_bytes(render(figure, "png"))
     return inline_svg(svg, picture.name)
 
 

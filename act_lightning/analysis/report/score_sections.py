@@ -39,7 +39,7 @@ from act_lightning.analysis.report.page import (
     percent,
     percents,
 )
-from act_lightning.scores import read_chunks
+from act_lightning.scores import chunks_path, read_chunks, score_path
 
 _CONCENTRATION_CLAIM = (
     "Finding 1: “Large activation differences are concentrated in a small fraction of channels.” For Qwen2.5-7B "
@@ -169,7 +169,7 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
                 shown=False,
             ),
         ]
-        for label in view.shown:
+        for label in (label for label in evidence.shown if label in view.scores):
             section.content += _location_figures(view, label)
     return [section]
 
@@ -195,17 +195,17 @@ def _location_figures(view: PairView, label: str) -> list[Item]:
 
 def stability_section(evidence: Evidence) -> list[Section | Absent]:
     """Overlaps of masks with those of other samples, and of fewer."""
-    views = [view for view in evidence.views if view.chunk_files]
-    if not views:
-        reason = "scores are means over all samples; with `profile.chunks: 16` they are kept in parts."
-        return [Absent(_STABILITY_TITLE, reason)]
     section = Section("sureness", _STABILITY_TITLE, _STABILITY_CLAIM)
     p = percent(evidence.ratio)
-    for view in views:
+    for view in evidence.views:
         tables = []
-        for label, path in view.chunk_files.items():  # one at a time: chunks take sixteen times the memory of scores
-            chunks = {label: read_chunks(path, evidence.saved.inventory)}
-            tables.append((mask_stability(chunks, evidence.ratio), overlaps_by_samples(chunks, evidence.ratio)))
+        for label, ability in view.abilities.items():  # one at a time: chunks take sixteen times the memory of scores
+            path = score_path(view.pair.run / "scores", view.pair.source, ability.name)
+            if chunks_path(path).is_file():
+                chunks = {label: read_chunks(path, evidence.saved.inventory)}
+                tables.append((mask_stability(chunks, evidence.ratio), overlaps_by_samples(chunks, evidence.ratio)))
+        if not tables:
+            continue
         stability = pd.concat([table for table, _ in tables])
         fewer = pd.concat([table for _, table in tables], ignore_index=True)
         section.summary.append(_stability_sentence(view, stability, fewer))
@@ -232,7 +232,8 @@ def stability_section(evidence: Evidence) -> list[Section | Absent]:
                 shown=False,
             ),
         ]
-    return [section]
+    reason = "scores are means over all samples; with `profile.chunks: 16` they are kept in parts."
+    return [section if section.content else Absent(_STABILITY_TITLE, reason)]
 
 
 def _stability_sentence(view: PairView, stability: pd.DataFrame, fewer: pd.DataFrame) -> str:
