@@ -97,14 +97,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class PatchingExperiment:
-    """A pair of models and the channels to intervene on.
+    """A target in evaluation mode, a source on the same device, and the target's channels to intervene on.
 
-    Attributes:
-        target: The model that is intervened on, in evaluation mode.
-        source: Its sibling, on the same device.
-        inventory: The target's channels.
-        variants: The channels to intervene on.
-        partners: The source's number of each channel, by module, for modules that it numbers differently.
+    ``partners`` has the source's number of each channel, by module, for modules that it numbers differently.
     """
 
     target: PreTrainedModel

@@ -28,13 +28,7 @@ _ISO_639_1 = frozenset(
 
 @dataclass(frozen=True)
 class Ability:
-    """An ability by its name in the run.
-
-    Attributes:
-        name: As in ``data.abilities``.
-        domain: Such as ``science``.
-        language: Two letters of ISO 639-1, or ``None`` where the name says none.
-    """
+    """An ability by its name in the run, with its domain and, where the name says one, its language in ISO 639-1."""
 
     name: str
     domain: str

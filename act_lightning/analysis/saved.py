@@ -47,10 +47,6 @@ class Pair:
         record = next(iter(self.records.values()))
         return record.models.get("target", "?"), record.models.get("source", "?")
 
-    def identity(self, role: str) -> Mapping[str, str | None]:
-        """Digest of the weights, and commit, of ``target`` or ``source``."""
-        return next(iter(self.records.values())).identities.get(role, {})
-
 
 @dataclass(frozen=True)
 class SavedScores:

@@ -34,17 +34,18 @@ def find_models(pair: Pair, folders: Mapping[str, Path]) -> tuple[Path, Path]:
         NotOnDisk: One of them is missing, or has other weights.
         ActError: A folder in ``folders`` does not hold the model's weights.
     """
-    found = []
+    paths = []
     for role, name in zip(("target", "source"), pair.models, strict=True):
-        folder = folders[name] if name in folders else _find(name, pair.identity(role).get("commit"))
-        problem = _weight_problem(folder, pair.identity(role).get("digest"))
+        identity = next(iter(pair.records.values())).identities.get(role, {})
+        folder = folders[name] if name in folders else _find(name, identity.get("commit"))
+        problem = _weight_problem(folder, identity.get("digest"))
         if problem and name in folders:
             problem = f"must be the folder of {name}, and {problem}"
             raise ActError(ConfigIssue("--model", str(folder), problem, "Correct the path."))
         if problem:
             raise NotOnDisk(problem)
-        found.append(folder)
-    return found[0], found[1]
+        paths.append(folder)
+    return paths[0], paths[1]
 
 
 def _find(name: str, commit: str | None) -> Path:

@@ -45,10 +45,8 @@ class BestRecovery(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
-        if stage == "fit":
-            raise_if_any(self._issues(trainer))
-
-    def _issues(self, trainer: L.Trainer) -> list[ConfigIssue]:
+        if stage != "fit":
+            return
         issues = []
         if not 0 <= self.keep_within <= _POINTS:
             problem, hint = f"must lie in [0, {_POINTS}]", "Write points of accuracy, such as 1.0."
@@ -64,7 +62,7 @@ class BestRecovery(L.Callback):
         if any(isinstance(callback, MaskedTaskVectorInjection) for callback in before):
             problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
             issues.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
-        return issues
+        raise_if_any(issues)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the target, unless the fit resumes from a checkpoint, which holds the measured value."""
@@ -104,10 +102,8 @@ class BestRecovery(L.Callback):
             return
         self.best = value
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        exports = [callback for callback in callbacks if isinstance(callback, HuggingFaceExport)] or [
-            HuggingFaceExport()
-        ]
-        exports[0].export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        configured = (callback for callback in callbacks if isinstance(callback, HuggingFaceExport))
+        next(configured, HuggingFaceExport()).export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
         rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class TransferComparison(L.Callback):
             return  # restored from a checkpoint
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         injection = next((callback for callback in callbacks if isinstance(callback, MaskedTaskVectorInjection)), None)
-        profiler = next((one for one in callbacks if isinstance(one, ActivationDifferenceProfiler)), None)
+        profiler = next((each for each in callbacks if isinstance(each, ActivationDifferenceProfiler)), None)
         name, revision = named_checkpoint(pl_module, profiler.target if profiler else None)
         target = None if name is None else locate(name, revision)
         model = require_language_model(pl_module)

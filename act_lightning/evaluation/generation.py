@@ -24,13 +24,7 @@ TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
 class Generation(NamedTuple):
-    """One output.
-
-    Attributes:
-        text: What the model wrote, without special tokens, with all white space.
-        tokens: Length in tokens, without the token that ends the turn.
-        truncated: Whether the output was cut before the model ended its turn.
-    """
+    """One output: text without special tokens, tokens before the end of the turn, whether it was cut before that."""
 
     text: str
     tokens: int

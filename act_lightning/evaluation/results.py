@@ -124,7 +124,9 @@ Results = Mapping[str, SetResult]
 
 def role_means(results: Results) -> dict[str, Interval]:
     """The mean exact match of the sets of each role, each set with the same weight as in the paper."""
-    by_role = {role: [(one.correct, one.total) for one in results.values() if one.role == role] for role in ROLES}
+    by_role = {
+        role: [(result.correct, result.total) for result in results.values() if result.role == role] for role in ROLES
+    }
     return {role: mean_of_shares(counts) for role, counts in by_role.items() if counts}
 
 

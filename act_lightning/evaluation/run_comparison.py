@@ -33,13 +33,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Evaluations of several runs.
-
-    Attributes:
-        labels: Name of each run.
-        results: Results of each run, by set.
-        differences: Differences of every run but the first from the first, by set, for each kind of match.
-    """
+    """Results of several runs by set, and how all others differ from the first, by set, for each kind of match."""
 
     labels: list[str]
     results: list[dict[str, SetResult]]

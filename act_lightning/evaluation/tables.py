@@ -108,11 +108,7 @@ def _text_rows(results: Results) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Which items of each evaluation set a model answered correctly.
-
-    Attributes:
-        digits: By set, a digit for each item in its order: 1 where the answer is correct, else 0.
-    """
+    """Which items of each evaluation set a model answered correctly: by set, a digit 0 or 1 for each item."""
 
     digits: Mapping[str, str]
 
@@ -131,13 +127,7 @@ class ItemScores:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of a comparison.
-
-    Attributes:
-        model: Label of the model.
-        share: Share of the target's parameters that a transfer changed; ``None`` where there was none.
-        scores: Which items the model answered correctly.
-    """
+    """One model of a comparison; the share is that of the parameters that a transfer changed, if there was one."""
 
     model: str
     share: float | None

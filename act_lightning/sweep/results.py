@@ -72,12 +72,7 @@ _DENSITY_DIGITS = 6
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One row of the comparison of methods.
-
-    Attributes:
-        basis: Where the method is compared: ``equal λ``, ``equal parameters``, ``its best``, or several of these.
-        outcome: The outcome there.
-    """
+    """One row of the comparison of methods: the outcome, and at which basis, or bases, it is compared."""
 
     basis: str
     outcome: Outcome
@@ -144,7 +139,8 @@ def compare_methods(
     reference = reference_outcome(outcomes, target, settings)
     rows = [MethodResult(BEST, reference)]
     for method, points in equal_points(reference, settings, transfer).items():
-        best = best_point([one for one in outcomes if one.point.method == method], target, settings.keep_within)
+        of_method = [outcome for outcome in outcomes if outcome.point.method == method]
+        best = best_point(of_method, target, settings.keep_within)
         bases: dict[Point, list[str]] = {}
         for basis, point in (points | ({} if best is None else {BEST: best.point})).items():
             bases.setdefault(point, []).append(basis)

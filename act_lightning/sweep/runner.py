@@ -47,12 +47,8 @@ class Sweep:
     Attributes:
         settings: Section ``sweep``, without issues.
         transfer: The run's own settings.
-        sources: The run's sources.
-        data: The data module.
-        target: The target.
         root: The run's folder.
         scores: Folder of saved scores; by default the run's own.
-        seed: Seed of random draws.
         recipe: The run's config as YAML.
     """
 
@@ -136,6 +132,7 @@ class Sweep:
     def _made_from(self) -> dict[str, Any]:
         """What the points depend on besides method, λ and p, as fingerprints and settings."""
         names = {"selection": str(self.transfer.selection), "method": repr(self.transfer.method)}
+        sources = self.sources
         transfer = asdict(replace(self.transfer, selection="all", method="")) | names
         evaluations = {}
         for name, settings in self.data.evaluations.items():
@@ -144,7 +141,7 @@ class Sweep:
             evaluations[name] = _digest([rules, *prompts])
         return {
             "target": self.target.digests()[-1],
-            "sources": {one.label: identify(locate(one.model, one.revision)).digest for one in self.sources},
+            "sources": {source.label: identify(locate(source.model, source.revision)).digest for source in sources},
             "scores": self._score_digests(ACT),
             "evaluations": evaluations,
             "transfer": {key: value for key, value in transfer.items() if key not in ("ratio", "scale")},
@@ -174,11 +171,7 @@ def _digest(content: object) -> str:
 
 
 class Workers:
-    """The processes of a run.
-
-    Args:
-        size: Number of processes; several must share a process group.
-    """
+    """The processes of a run; several must share a process group."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -220,12 +213,7 @@ class Workers:
 
 @dataclass
 class Stopwatch:
-    """How long each part of a point took.
-
-    Attributes:
-        device: Device whose queued work belongs to the part.
-        seconds: Seconds by part.
-    """
+    """Seconds of each part of a point, with the work that the part has queued on the device."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -271,15 +259,7 @@ def apply_and_revert(
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """Evaluates all points of a sweep, each on one of the processes.
-
-    Attributes:
-        sweep: The sweep.
-        workers: The processes.
-        store: The points that were tried, on the first process; ``None`` on the others.
-        model: The target, to which points are applied.
-        transfers: Prepares the transfers of points.
-    """
+    """Evaluates all points of a sweep, each on one of the processes; only the first process has the store."""
 
     sweep: Sweep
     workers: Workers
@@ -302,8 +282,13 @@ class TrialRunner:
 
     def run(self) -> None:
         """Evaluate the target, then every point that is missing, then those where the methods are compared."""
-        self._run_rounds(self._sweep_points, "sweeping", count_points(self.sweep.settings, self.sweep.transfer))
-        self._run_rounds(self._comparison_points, "comparing", 0)
+        settings, transfer, done = self.sweep.settings, self.sweep.transfer, 0
+        if self.store is not None and settings.sampler == "grid":
+            done = len({outcome.point for outcome in self.store.outcomes()} & {*grid(settings, transfer)})
+        elif self.store is not None:
+            done = sum(map(self.store.count_sampled, settings.compared))
+        self._run_rounds(self._sweep_points, "sweeping", count_points(settings, transfer), done)
+        self._run_rounds(self._comparison_points, "comparing")
 
     def _sweep_points(self, store: TrialStore) -> Iterator[Suggestion]:
         settings, transfer = self.sweep.settings, self.sweep.transfer
@@ -325,33 +310,26 @@ class TrialRunner:
         by_method = equal_points(reference, self.sweep.settings, self.sweep.transfer)
         yield from _missing(chain.from_iterable(points.values() for points in by_method.values()), store)
 
-    def _run_rounds(self, suggest: Callable[[TrialStore], Iterator[Suggestion]], title: str, total: int) -> None:
+    def _run_rounds(
+        self, suggest: Callable[[TrialStore], Iterator[Suggestion]], title: str, total: int = 0, done: int = 0
+    ) -> None:
         """In each round, every process takes a point, and all wait for each other; until there are none left."""
         workers, store = self.workers, self.store
         queue = iter(()) if store is None else suggest(store)
         with tqdm(desc=title, unit="point", total=total or None, disable=store is None) as bar:
-            if store is not None and total:
-                bar.update(min(total, self._count_done(store)))
+            bar.update(min(total, done))
             while True:
                 suggestions = list(islice(queue, workers.size))
-                points: list[Point] = workers.run_on_first(partial(list, [one.point for one in suggestions]))
+                chosen = [suggestion.point for suggestion in suggestions]
+                points = workers.run_on_first(partial(list, chosen))
                 if not points:
                     return
                 own = points[workers.rank : workers.rank + 1]  # none, where there are fewer points than processes
-                outcomes = workers.run_on_all(partial(self._evaluate_all, own))
+                outcomes: list[list[Outcome]] = workers.run_on_all(partial(list, map(self.evaluate, own)))
                 if store is not None:
                     for suggestion, outcome in zip(suggestions, chain.from_iterable(outcomes), strict=True):
                         store.record(suggestion, outcome)
                     bar.update(sum(point != UNMODIFIED for point in points))
-
-    def _evaluate_all(self, points: Sequence[Point]) -> list[Outcome]:
-        return [self.evaluate(point) for point in points]
-
-    def _count_done(self, store: TrialStore) -> int:
-        settings = self.sweep.settings
-        if settings.sampler == "grid":
-            return len({outcome.point for outcome in store.outcomes()} & {*grid(settings, self.sweep.transfer)})
-        return sum(store.count_sampled(method) for method in settings.compared)
 
 
 def _missing(points: Iterable[Point], store: TrialStore) -> Iterator[Suggestion]:

@@ -28,12 +28,7 @@ _TUNED = "+fit"
 
 
 class Suggestion(NamedTuple):
-    """A point to evaluate.
-
-    Attributes:
-        point: The point.
-        trial: Optuna's trial, if a sampler has chosen the point; others get a trial when they are recorded.
-    """
+    """A point to evaluate, with Optuna's trial if a sampler chose it; others get one when they are recorded."""
 
     point: Point
     trial: optuna.Trial | None = None

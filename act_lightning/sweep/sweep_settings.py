@@ -98,9 +98,9 @@ class SweepSettings:
             if method not in known:
                 problem = f"must be one of {', '.join(known)}"
                 issues.append(ConfigIssue("sweep.methods", method, problem, "Others are not built yet."))
-        return issues + self._search_issues() + _role_issues({*roles})
+        return issues + self._search_issues({*roles})
 
-    def _search_issues(self) -> list[ConfigIssue]:
+    def _search_issues(self, roles: set[str]) -> list[ConfigIssue]:
         issues = []
         if not 0 <= self.keep_within <= 100:
             hint = "Write points of accuracy, such as 1.0."
@@ -111,6 +111,10 @@ class SweepSettings:
         if self.sampler != "grid" and (self.trials is None or self.trials < 1):
             problem = f"must say how many points {self.sampler} tries"
             issues.append(ConfigIssue("sweep.trials", self.trials, problem, "Write a number such as 40."))
+        if missing := [role for role in ("keep", "recover") if role not in roles]:
+            problem = f"must hold a set with role: {' and one with role: '.join(missing)}"
+            hint = "Add what the target must not lose (keep) and what it must regain (recover)."
+            issues.append(ConfigIssue("data.evaluations", sorted(roles), problem, hint))
         return issues
 
     def selection_issues(self, channels: ChannelInventory, transfer: TransferSettings) -> list[ConfigIssue]:
@@ -134,15 +138,6 @@ def _parse_numbers(value: Sequence[float] | float | str) -> list[float | str]:
         except ValueError:
             numbers.append(word)
     return list(dict.fromkeys(numbers))
-
-
-def _role_issues(roles: set[str]) -> list[ConfigIssue]:
-    missing = [role for role in ("keep", "recover") if role not in roles]
-    if not missing:
-        return []
-    problem = f"must hold a set with role: {' and one with role: '.join(missing)}"
-    hint = "Add what the target must not lose (keep) and what it must regain (recover)."
-    return [ConfigIssue("data.evaluations", sorted(roles), problem, hint)]
 
 
 @dataclass(frozen=True)

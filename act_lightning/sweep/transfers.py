@@ -30,12 +30,7 @@ def read_recipe(text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TransferOverride:
-    """Settings and sources of a point, which replace those of the run.
-
-    Attributes:
-        settings: Settings of the transfer.
-        sources: The ability models.
-    """
+    """Settings of the transfer and sources of a point, which replace those of the run."""
 
     settings: TransferSettings
     sources: Sequence[AbilitySource]
@@ -72,7 +67,9 @@ class Transfers:
     def __init__(self, plan: TransferPlan, score_folders: Mapping[str, Path]) -> None:
         self._plan = plan
         self._score_folders = score_folders
-        self._select = lru_cache(_CACHED_RATIOS)(self._select_uncached)
+        self._select = lru_cache(_CACHED_RATIOS)(
+            lambda method, ratio: self._prepare(method, self.override(Point(method, 1.0, ratio)))
+        )
         self._sized_like_act = lru_cache(_CACHED_RATIOS)(self._sized_like_act_uncached)
 
     def override(self, point: Point) -> TransferOverride:
@@ -106,9 +103,6 @@ class Transfers:
     def parameter_share(self, point: Point) -> float:
         """The share of the target's parameters that a point moves; with a density, the most that it may move."""
         return self.prepare(point).parameter_share * (point.ratio if has_density(point.method) else 1.0)
-
-    def _select_uncached(self, method: str, ratio: float) -> PreparedTransfer:
-        return self._prepare(method, self.override(Point(method, 1.0, ratio)))
 
     def _prepare(self, method: str, override: TransferOverride) -> PreparedTransfer:
         scores = self._score_folders.get(method)

@@ -99,11 +99,9 @@ class SweepFindings:
     """The content of the page.
 
     Attributes:
-        target: The outcome of the target itself.
         outcomes: The outcomes of all points.
         best: The best of them, if one keeps enough.
         within: How many points of keep it may lose.
-        methods: The comparison of methods.
     """
 
     target: Outcome
@@ -112,21 +110,22 @@ class SweepFindings:
     within: float
     methods: Sequence[MethodResult]
 
-    def frame(self) -> pd.DataFrame:
-        """All points, a row per point."""
-        return pd.DataFrame([outcome_row(outcome, self.target) for outcome in self.outcomes])
-
 
 def write_page(folder: Path, findings: SweepFindings) -> Path:
-    """Write the page with its figures (SVG, PNG) and tables (CSV).
+    """Write the page with its figures (SVG, PNG) and tables (CSV), and return its path; an earlier page is replaced.
 
     Raises:
         ActError: If the folder holds something else.
     """
-    section = Section("points", "All points")
-    table = _without_details(findings.frame().set_index("method"))
-    section.content.append(ReportTable("points", "Every point that was tried.", table, _SHARES, shown=False))
-    parts = [_best_section(findings), _heat_maps(findings), _front_section(findings), _sensitivity(findings), section]
+    best = Section("best", "The best point, and methods side by side", summary=[describe_best(findings)])
+    methods = pd.DataFrame(methods_rows(findings.methods, findings.target)).set_index("method")
+    caption = "Table 3: methods at the λ and p of the first one's best point, at as many parameters, and at their best."
+    best.content.append(ReportTable("methods", caption, _without_details(methods), _SHARES))
+    points = Section("points", "All points")
+    frame = pd.DataFrame([outcome_row(outcome, findings.target) for outcome in findings.outcomes])
+    table = _without_details(frame.set_index("method"))
+    points.content.append(ReportTable("points", "Every point that was tried.", table, _SHARES, shown=False))
+    parts = [best, _heat_maps(findings, frame), _front_section(findings, frame), _sensitivity(findings, frame), points]
     return write_report(folder, "Sweep over λ and p", parts, _LIMITS, about=_ABOUT)
 
 
@@ -144,24 +143,15 @@ def describe_best(findings: SweepFindings) -> str:
     )
 
 
-def _best_section(findings: SweepFindings) -> Section:
-    section = Section("best", "The best point, and methods side by side")
-    section.summary.append(describe_best(findings))
-    frame = pd.DataFrame(methods_rows(findings.methods, findings.target)).set_index("method")
-    caption = "Table 3: methods at the λ and p of the first one's best point, at as many parameters, and at their best."
-    section.content.append(ReportTable("methods", caption, _without_details(frame), _SHARES))
-    return section
-
-
 def _without_details(frame: pd.DataFrame) -> pd.DataFrame:
     """A table without single sets and seconds, which are in the CSV files of the sweep."""
     columns = ("compared_at", "scale", "ratio", "tuned", "parameter_share", *sorted(_MEANS))
     return frame[[name for name in columns if name in frame]]
 
 
-def _heat_maps(findings: SweepFindings) -> Section | Absent:
+def _heat_maps(findings: SweepFindings, frame: pd.DataFrame) -> Section | Absent:
     section = Section("heat-maps", "Keep and recover over λ and p")
-    for method, points in findings.frame().groupby("method", sort=False):
+    for method, points in frame.groupby("method", sort=False):
         scales, ratios = points["scale"].nunique(), points["ratio"].nunique()
         if ratios < 2 or scales < 2:
             continue
@@ -175,14 +165,14 @@ def _heat_maps(findings: SweepFindings) -> Section | Absent:
     return section if section.content else Absent(section.title, "no method was tried at several λ and several p.")
 
 
-def _front_section(findings: SweepFindings) -> Section:
+def _front_section(findings: SweepFindings, frame: pd.DataFrame) -> Section:
     section, front = Section("front", "What keeping costs: the Pareto front"), pareto_front(findings.outcomes)
-    frame = pd.DataFrame([outcome_row(outcome, findings.target) for outcome in front])
+    line = pd.DataFrame([outcome_row(outcome, findings.target) for outcome in front])
     best = None if findings.best is None else _means(findings.best)
-    draw = partial(front_figure, findings.frame(), frame, _means(findings.target), best, _colors(findings))
+    draw = partial(front_figure, frame, line, _means(findings.target), best, method_colors(list(frame["method"])))
     caption = "All points; the line joins those that no other beats in keep or recover without losing in the other."
     section.content.append(Picture("front", caption, draw))
-    table = _without_details(frame.set_index("method"))
+    table = _without_details(line.set_index("method"))
     section.content.append(ReportTable("front", "The points on the line.", table, _SHARES, shown=len(front) <= 12))
     return section
 
@@ -191,13 +181,10 @@ def _means(outcome: Outcome) -> dict[str, float]:
     return {role: outcome.mean(role)[0] for role in ROLES}
 
 
-def _colors(findings: SweepFindings) -> dict[str, str]:
-    return method_colors([outcome.point.method for outcome in findings.outcomes])
-
-
-def _sensitivity(findings: SweepFindings) -> Section | Absent:
+def _sensitivity(findings: SweepFindings, frame: pd.DataFrame) -> Section | Absent:
     """A figure along each of λ and p, the other having the paper's value, or the nearest to it that was tried."""
-    section, frame = Section("sensitivity", "Sensitivity to p and to λ (Figure 5)"), findings.frame()
+    section = Section("sensitivity", "Sensitivity to p and to λ (Figure 5)")
+    means, colors = _means(findings.target), method_colors(list(frame["method"]))
     first = frame[frame["method"] == frame["method"].iloc[0]]
     ratios = frame.groupby("method")["ratio"].transform("nunique")
     for along, fixed in (("ratio", "scale"), ("scale", "ratio")):
@@ -215,6 +202,6 @@ def _sensitivity(findings: SweepFindings) -> Section | Absent:
         )
         key = "along-p" if along == "ratio" else "along-lambda"
         table = points[["method", along, *_MEANS]].sort_values(["method", along], kind="stable").set_index("method")
-        draw = partial(sensitivity_figure, points, along, _means(findings.target), _colors(findings))
+        draw = partial(sensitivity_figure, points, along, means, colors)
         section.content += [Picture(key, caption, draw), ReportTable(key, caption, table, _SHARES, shown=False)]
     return section if section.content else Absent(section.title, "no method was tried at several λ or several p.")

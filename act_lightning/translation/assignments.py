@@ -73,13 +73,7 @@ _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Original:
-    """One row.
-
-    Attributes:
-        location: Its file and line, such as ``math.jsonl:3``.
-        prompt: Its question.
-        answer: Its answer.
-    """
+    """One row, and its file and line, such as ``math.jsonl:3``."""
 
     location: str
     prompt: str
@@ -88,14 +82,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One row that is to be translated into one language.
-
-    Attributes:
-        original: The row.
-        ability: Name of its ability.
-        language: Code of the language.
-        settings: Section ``translate``.
-    """
+    """One row of an ability that is to be translated into the language of a code."""
 
     original: Original
     ability: str

@@ -68,14 +68,7 @@ class RateLimiter:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply that was paid for.
-
-    Attributes:
-        text: The text.
-        finish: The reason for its end: ``stop``, ``length``, ``content_filter``, ….
-        input_tokens: Tokens that were sent.
-        output_tokens: Tokens that came back.
-    """
+    """A reply that was paid for, and the reason for its end: ``stop``, ``length``, ``content_filter``, …."""
 
     text: str
     finish: str

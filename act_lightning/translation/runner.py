@@ -25,16 +25,7 @@ _UNFINISHED = {"length": "it was cut at the model's longest output", "content_fi
 
 @dataclass(frozen=True)
 class Entry:
-    """One reply that was paid for.
-
-    Attributes:
-        key: Fingerprint of the model and everything it was told.
-        model: Name of the model.
-        text: The reply, with marks.
-        finish: The endpoint's reason for its end.
-        input_tokens: Tokens that were sent.
-        output_tokens: Tokens that came back.
-    """
+    """A reply that was paid for, with marks in its text, by the fingerprint of the model and everything it was told."""
 
     key: str
     model: str
@@ -110,22 +101,17 @@ class Journal:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
         except OSError as error:
-            problem, hint = (
-                f"cannot be written ({error})",
-                "Free some space, and run again: the file's entries are kept.",
-            )
+            problem = f"cannot be written ({error})"
+            hint = "Free some space, and run again: the file's entries are kept."
             raise ActError(ConfigIssue("translate.out", str(self.path), problem, hint)) from error
         self._entries[entry.key].append(entry)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result for one row in one language.
+    """The translation of one row, or the reasons why there is none.
 
-    Attributes:
-        texts: The translation; ``None`` if there is none.
-        reasons: Why there is none.
-        final: Whether the next run would get the same result; otherwise it asks again.
+    ``final`` says whether the next run would get the same result; otherwise it asks again.
     """
 
     texts: Texts | None
@@ -135,13 +121,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run.
+    """The outcome of every question by its key, the number of requests, and why the run ended early, if it did.
 
-    Attributes:
-        outcomes: The outcome of every question, by its key.
-        requests: Number of requests that were sent.
-        retries: Number of those that were sent again after a temporary failure of the endpoint.
-        stopped: Why the run ended early, if it did.
+    ``retries`` counts the requests that were sent again after a temporary failure of the endpoint.
     """
 
     outcomes: dict[str, Outcome]

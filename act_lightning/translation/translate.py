@@ -54,13 +54,9 @@ class SetReport:
 
 @dataclass(frozen=True)
 class TranslationReport:
-    """A whole translation.
+    """Figures of a whole translation by set (``<ability>-<language>``), and how often each reason kept a row from it.
 
-    Attributes:
-        sets: Figures by name, ``<ability>-<language>``.
-        reasons: How often each reason kept a row from being translated.
-        requests: Requests that this run sent.
-        retries: Those that were sent again after a temporary failure of the endpoint.
+    ``requests`` are those of this run; ``retries`` were sent again after a temporary failure of the endpoint.
     """
 
     sets: dict[str, SetReport]

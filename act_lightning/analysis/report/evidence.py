@@ -23,14 +23,11 @@ class Evidence:
     """Saved scores and how to show them.
 
     Attributes:
-        runs: Folders of the runs.
-        saved: Their scores.
         abilities: The abilities by label.
         ratios: Values of p; the first is that of all findings, overlaps are shown at every one.
         shown: Labels of abilities whose layers and modules are shown.
         folders: Folders of models, by the names in the score files, where those names are no folders.
         weights: Whether weights may be read.
-        quiet: Whether to show no progress.
     """
 
     runs: Sequence[Path]
@@ -65,9 +62,7 @@ class PairView:
     """One pair of models as the report shows it.
 
     Attributes:
-        evidence: All evidence.
         number: Its number in the report, from 1, which ends the names of its files.
-        pair: The pair.
         heading: Its name as a heading; empty if there are no other pairs.
         abilities: Its abilities by label, in the order of labels.
         scores: float32 ``[channels]`` by label.

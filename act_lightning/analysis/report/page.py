@@ -23,12 +23,9 @@ from act_lightning.errors import ActError, ConfigIssue
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure.
+    """A figure with the name of its files, unique in the report; its caption begins with what it is in the paper.
 
-    Attributes:
-        name: The name of its files, unique in the report.
-        caption: What it shows; what it is in the paper comes first.
-        draw: Makes the figure when it is written: matplotlib takes seconds for a dozen.
+    ``draw`` makes it when it is written: matplotlib takes seconds for a dozen.
     """
 
     name: str
@@ -38,14 +35,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table.
+    """A table with the name of its file, unique in the report, and a caption that begins with what it is in the paper.
 
-    Attributes:
-        name: The name of its file, unique in the report.
-        caption: What it shows; what it is in the paper comes first.
-        frame: Its cells; names of rows are the index.
-        shares: Columns whose values are shares, shown in %.
-        shown: Whether the page opens with it unfolded; large ones are folded.
+    Names of rows are the index of the frame. Columns in ``shares`` are shown in %; on the page a table that is not
+    ``shown`` is folded.
     """
 
     name: str
@@ -61,15 +54,7 @@ Item = Picture | ReportTable | str
 
 @dataclass
 class Section:
-    """A part of the report.
-
-    Attributes:
-        key: The id of its heading.
-        title: Its heading.
-        claim: What the paper says, to compare.
-        summary: Sentences for the top of the page, computed from the data.
-        content: Figures, tables and headings, in order.
-    """
+    """A part of the report: id and heading, the paper's claim, sentences for the top of the page, and the content."""
 
     key: str
     title: str
@@ -169,7 +154,11 @@ def write_report(
             if isinstance(item, ReportTable):
                 contents["table", item.name] = _write_table(folder / "tables", item)
             elif isinstance(item, Picture):
-                contents["figure", item.name] = _write_picture(folder / "figures", item)
+                figure = item.draw()
+                svg = render(figure, "svg").decode()
+                (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
+                (folder / "figures" / f"{item.name}.png").write_bytes(render(figure, "png"))
+                contents["figure", item.name] = inline_svg(svg, item.name)
         page = _render(title, parts, limits, contents, now or datetime.now(UTC), about)
         (folder / PAGE).write_text(page, encoding="utf-8")
     return out / PAGE
@@ -202,15 +191,6 @@ def _write_table(folder: Path, table: ReportTable) -> list[list[Cell]]:
         others = (cell(value, column in table.shares) for column, value in zip(frame.columns, values, strict=True))
         rows.append([first, *others])
     return rows
-
-
-def _write_picture(folder: Path, picture: Picture) -> Markup:
-    """Draw a figure, write it as SVG and PNG, and return the SVG for the page."""
-    figure = picture.draw()
-    svg = render(figure, "svg").decode()
-    (folder / f"{picture.name}.svg").write_text(svg, encoding="utf-8")
-    (folder / f"{picture.name}.png").write_bytes(render(figure, "png"))
-    return inline_svg(svg, picture.name)
 
 
 def cell(value: object, share: bool) -> Cell:
