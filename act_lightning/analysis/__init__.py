@@ -84,41 +84,21 @@ __all__ = [
     "top_masks",
     "weight_change",
 ]
-_HOMES = {
-    "Ability": "act_lightning.analysis.paper",
-    "Pair": "act_lightning.analysis.saved",
-    "SavedScores": "act_lightning.analysis.saved",
-    "agreement": "act_lightning.analysis.weights",
-    "average_ranks": "act_lightning.analysis.weights",
-    "by_layer_and_type": "act_lightning.analysis.distribution",
-    "ccdf": "act_lightning.analysis.distribution",
-    "ccdfs": "act_lightning.analysis.distribution",
-    "ccdfs_by": "act_lightning.analysis.distribution",
-    "chance_overlap": "act_lightning.analysis.overlaps",
-    "chance_overlap_by_module": "act_lightning.analysis.overlaps",
-    "composition": "act_lightning.analysis.distribution",
-    "concentration": "act_lightning.analysis.distribution",
-    "consistency": "act_lightning.analysis.overlaps",
-    "cross_language_overlap": "act_lightning.analysis.overlaps",
-    "gini": "act_lightning.analysis.distribution",
-    "head_and_embedding": "act_lightning.analysis.distribution",
-    "mask_stability": "act_lightning.analysis.overlaps",
-    "overlap_by_group": "act_lightning.analysis.overlaps",
-    "overlap_matrix": "act_lightning.analysis.overlaps",
-    "overlap_over_ratios": "act_lightning.analysis.overlaps",
-    "overlaps_by_samples": "act_lightning.analysis.overlaps",
-    "pair_groups": "act_lightning.analysis.overlaps",
-    "parse_ability": "act_lightning.analysis.paper",
-    "places": "act_lightning.analysis.distribution",
-    "read_abilities": "act_lightning.analysis.paper",
-    "read_runs": "act_lightning.analysis.saved",
-    "samples_for": "act_lightning.analysis.overlaps",
-    "selected_by_module": "act_lightning.analysis.distribution",
-    "share_held": "act_lightning.analysis.distribution",
-    "shared_channels": "act_lightning.analysis.overlaps",
-    "top_masks": "act_lightning.analysis.overlaps",
-    "weight_change": "act_lightning.analysis.weights",
+_NAMES = {
+    "paper": "Ability parse_ability read_abilities",
+    "saved": "Pair SavedScores read_runs",
+    "weights": "agreement average_ranks weight_change",
+    "distribution": (
+        "by_layer_and_type ccdf ccdfs ccdfs_by composition concentration gini head_and_embedding places "
+        "selected_by_module share_held"
+    ),
+    "overlaps": (
+        "chance_overlap chance_overlap_by_module consistency cross_language_overlap mask_stability "
+        "overlap_by_group overlap_matrix overlap_over_ratios overlaps_by_samples pair_groups samples_for "
+        "shared_channels top_masks"
+    ),
 }
+_HOMES = {name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the functions and classes

@@ -321,7 +321,7 @@ class TrialRunner:
             while True:
                 suggestions = list(islice(queue, workers.size))
                 chosen = [suggestion.point for suggestion in suggestions]
-                points = workers.run_on_first(partial(list, chosen))
+                points: list[Point] = workers.run_on_first(partial(list, chosen))
                 if not points:
                     return
                 own = points[workers.rank : workers.rank + 1]  # none, where there are fewer points than processes

@@ -222,9 +222,8 @@ def _weight_items(view: PairView, change: Tensor, summary: list[str]) -> list[It
     table = agreement(view.scores, change, view.evidence.ratio)
     paper, p = view.paper or QWEN_7B_MATH, percent(view.evidence.ratio)
     if view.evidence.ratio == RATIO:
-        table["paper"] = pd.Series(
-            {label: share for label, share in paper.weight.items() if label in table.index}, dtype=float
-        )
+        shares = {label: share for label, share in paper.weight.items() if label in table.index}
+        table["paper"] = pd.Series(shares, dtype=float)
     summary.append(
         f"{view.sentence_start('the')} channels with the largest weight change are {percents(table['overlap'])} of "
         f"those with the largest scores (top {p} of both; random {percent(table['chance'].iloc[0])}; the paper's Table "
@@ -236,28 +235,14 @@ def _weight_items(view: PairView, change: Tensor, summary: list[str]) -> list[It
     if "paper" in columns:
         note = "" if view.paper else ", another pair than ours"
         caption += f" The paper's ({paper.weight_table}) are of {paper.name}{note}."
-    references = {"random": float(table["chance"].iloc[0])}
+    name, references = view.file_name("weight-overlap"), {"random": float(table["chance"].iloc[0])}
+    draw = partial(dots_figure, table[columns], "overlap", references, percent=True)
+    note = f"{caption} Rank correlation: Spearman's, over all channels."
+    rows = ReportTable(name, note, table, frozenset({"overlap", "chance", "paper"}))
+    total_caption = "Figure 22, left. CCDF of channel-wise ℓ2 weight differences."
+    total = Picture(view.file_name("weight-ccdf"), total_caption, partial(total_figure, ccdf(change)))
     by_layer, by_type = (ccdfs_by(change, view.evidence.saved.inventory, by) for by in ("layer", "type"))
-    return [
-        Picture(
-            view.file_name("weight-overlap"),
-            caption,
-            partial(dots_figure, table[columns], "overlap", references, percent=True),
-        ),
-        ReportTable(
-            view.file_name("weight-overlap"),
-            f"{caption} Rank correlation: Spearman's, over all channels.",
-            table,
-            frozenset({"overlap", "chance", "paper"}),
-        ),
-        Picture(
-            view.file_name("weight-ccdf"),
-            "Figure 22, left. CCDF of channel-wise ℓ2 weight differences.",
-            partial(total_figure, ccdf(change)),
-        ),
-        Picture(
-            view.file_name("weight-places"),
-            "Figure 22, middle and right. The same within each layer and within each type of module.",
-            partial(places_figure, by_layer, by_type, CHANGE),
-        ),
-    ]
+    places_caption = "Figure 22, middle and right. The same within each layer and within each type of module."
+    draw_places = partial(places_figure, by_layer, by_type, CHANGE)
+    places = Picture(view.file_name("weight-places"), places_caption, draw_places)
+    return [Picture(name, caption, draw), rows, total, places]
