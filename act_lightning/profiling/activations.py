@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -44,28 +45,18 @@ def measure_activations(
     Raises:
         ActError: If a score is NaN or infinite, or a module gives no output.
     """
-    device, channels = float64_device(trainer.strategy.root_device), target.inventory()
+    channels = target.inventory()
     for group in groups(pending):
         folders = dict.fromkeys(measurement.folder for measurement in group)
         vocabularies = {folder: target.folder and match_vocabularies(target.folder, folder) for folder in folders}
+        partners = {folder: partner_channels(channels, match or None) for folder, match in vocabularies.items()}
         by_samples: dict[str, list[Measurement]] = {}
         for measurement in group:
             by_samples.setdefault(measurement.samples.fingerprint, []).append(measurement)
         with open_pair(target, folders, settings, trainer) as (pair, config):
             for same_samples in by_samples.values():
-                means = []
-                for measurement in same_samples:
-                    partners = partner_channels(channels, vocabularies[measurement.folder] or None)
-                    means.append(ChannelMeans(channels, scorer, partners, sampling.chunk_count).to(device))
-                    nothing = torch.empty(0, channels.modules[0].count)
-                    # A process may get no samples, and torchmetrics would warn then.
-                    means[-1].update(channels.modules[0].name, nothing, nothing, nothing)
-                budget = settings.tokens_per_batch
-                results = _run_pair(same_samples, pair, means, config, channels, sampling, budget, trainer)
-                for measurement, result in zip(same_samples, results, strict=True):
-                    if trainer.is_global_zero:
-                        _report_precision(measurement, channels, result.scores, sampling)
-                    save(measurement, channels, result, trainer)
+                batching = config, settings.tokens_per_batch, trainer.global_rank, trainer.world_size
+                _measure_samples(same_samples, pair, batching, channels, partners, scorer, sampling, trainer)
                 trainer.strategy.barrier("scores written")
 
 
@@ -86,38 +77,51 @@ def groups(pending: Sequence[Measurement]) -> list[list[Measurement]]:
     return result
 
 
-def _run_pair(
+def _measure_samples(
     group: Sequence[Measurement],
     pair: Pair,
-    means: Sequence[ChannelMeans],
-    config: PretrainedConfig,
+    batching: tuple[PretrainedConfig, int, int, int],
     channels: ChannelInventory,
+    partners: Mapping[Path, Mapping[str, Tensor]],
+    scorer: ActivationScorer,
     sampling: Sampling,
-    budget: int,
     trainer: L.Trainer,
-) -> list[MeasuredScores]:
-    """Run the pair on this process's share of the samples, until the masks of all sources are stable."""
-    samples, processes = group[0].samples, trainer.world_size
-    title = f"profiling {', '.join(measurement.label for measurement in group)}"
+) -> None:
+    """Run the pair on this process's share of the same samples until the masks of all sources are stable; save scores.
+
+    Args:
+        group: Measurements on the same samples.
+        pair: The target and the sources of the group.
+        batching: Config, tokens per batch, rank and number of processes, for the batches of the samples.
+        channels: The target's channels.
+        partners: By source folder, the source's number of each channel; see :class:`ChannelMeans`.
+        scorer: What is averaged.
+        sampling: In which chunks samples are read, and when to stop.
+        trainer: Its processes are used.
+    """
+    device, samples = float64_device(trainer.strategy.root_device), group[0].samples
+    means = [ChannelMeans(channels, scorer, partners[m.folder], sampling.chunk_count).to(device) for m in group]
+    for mean in means:  # a process may get no samples, and torchmetrics would warn then
+        nothing = torch.empty(0, channels.modules[0].count)
+        mean.update(channels.modules[0].name, nothing, nothing, nothing)
     accumulators = [(measurement.folder, mean) for measurement, mean in zip(group, means, strict=True)]
     total, results = sum(lengths(samples.samples)), [MeasuredScores(torch.empty(0))]
+    title = f"profiling {', '.join(measurement.label for measurement in group)}"
     with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
         for part in sampling.rounds(len(samples.samples)):
-            shard = (config, budget, trainer.global_rank, processes, sampling.chunk_count, part)
-            for batch, _ in pair.run(samples.batches(*shard), accumulators):
+            for batch, _ in pair.run(samples.batches(*batching, sampling.chunk_count, part), accumulators):
                 tokens = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
-                bar.update(min(tokens * processes, total - bar.n))  # about as many in every process
+                bar.update(min(tokens * trainer.world_size, total - bar.n))  # about as many in every process
             results = []
             for measurement, mean in zip(group, means, strict=True):
-                scores, chunks = mean.compute().cpu(), None
-                if mean.chunks:
-                    with mean.sync_context():  # the same on all processes
-                        chunks = mean.compute_chunks().cpu()
-                result = MeasuredScores(scores, chunks, part.stop)
+                result = MeasuredScores(mean.compute().cpu(), mean.compute_chunks(), part.stop)
                 results.append(sampling.with_overlap(measurement.source, samples, channels, result))
             if all(result.is_stable for result in results):
                 break
-    return results
+    for measurement, result in zip(group, results, strict=True):
+        if trainer.is_global_zero:
+            _report_precision(measurement, channels, result.scores, sampling)
+        save(measurement, channels, result, trainer)
 
 
 def _report_precision(measurement: Measurement, channels: ChannelInventory, scores: Tensor, sampling: Sampling) -> None:

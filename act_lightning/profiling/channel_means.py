@@ -140,16 +140,17 @@ class ChannelMeans(Metric):
         """
         return self._scores(self.total, self.count)
 
-    def compute_chunks(self) -> Tensor:
-        """The scores that each chunk of samples gives by itself, float32 ``[chunks, channels]``.
-
-        Call it within ``sync_context``, so that the sums of all processes are added up.
+    def compute_chunks(self) -> Tensor | None:
+        """The scores of each chunk of samples, float32 ``[chunks, channels]`` on the CPU; ``None`` if there are none.
 
         Raises:
             ActError: If a module gave no output at any answer token of a chunk.
         """
-        chunks = zip(self.chunk_total, self.chunk_count, strict=True)
-        return torch.stack([self._scores(total, count) for total, count in chunks])
+        if not self.chunks:
+            return None
+        with self.sync_context():  # adds up the sums of all processes
+            chunks = zip(self.chunk_total, self.chunk_count, strict=True)
+            return torch.stack([self._scores(total, count) for total, count in chunks]).cpu()
 
     def _scores(self, total: Tensor, count: Tensor) -> Tensor:
         silent = [name for name, (number, _) in self._spans.items() if not count[number]]

@@ -192,20 +192,16 @@ def _has_nan(tree: object) -> bool:
 
 
 class LayerwiseReader(Reader):
-    """A model that takes every batch through one stage, then through the next.
-
-    Attributes:
-        state: How far the batch that is read next has come.
-    """
+    """A model that takes one batch through one stage at each call, and keeps how far the batch has come."""
 
     def __init__(self, layerwise: LayerwiseModel) -> None:
         super().__init__(layerwise.model)
         self.layerwise = layerwise
-        self.state = LayerState()
+        self._state = LayerState()
 
     def read(self, inputs: Batch) -> None:
-        """Take a batch through the present stage."""
-        self.layerwise.advance(self.state, partial(super().read, inputs))
+        """Take the batch through the present stage."""
+        self.layerwise.advance(self._state, partial(super().read, inputs))
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """The parameters of one module of the present stage."""
@@ -257,19 +253,16 @@ class LayerwisePair(Pair):
     def _run_stages(self, batches: Sequence[ChunkBatch], means: Sequence[tuple[Path, ChannelMeans]]) -> None:
         models = [self.target, *(self.sources[folder] for folder, _ in means)]
         metrics = [metric for _, metric in means]
-        readers = [LayerwiseReader(model) for model in models]
         waiting = []
         for batch, chunk in batches:
             inputs = ModelInputs.of(batch, self.target.model)
             if inputs.answers.tokens:
-                waiting.append((inputs, chunk, [LayerState() for _ in models]))
+                waiting.append((inputs, chunk, [LayerwiseReader(model) for model in models]))
         stages = range(self.target.stages if waiting else 0)
         for stage in tqdm(stages, desc="layers", leave=False, disable=not self.shows_progress):
             with ExitStack() as stack:
                 for model in dict.fromkeys(models):
                     stack.enter_context(model.at(stage))
-                for inputs, chunk, states in waiting:
-                    for reader, state in zip(readers, states, strict=True):
-                        reader.state = state
+                for inputs, chunk, readers in waiting:
                     names = self.target.stage_modules()
                     compare(readers[0], readers[1:], inputs.to(self.device), metrics, chunk, names)

@@ -63,9 +63,8 @@ class PairSettings:
             problem = f"must be null or one of {', '.join(QUANTIZATIONS)}"
             issues.append(self._quantization_issue(problem, "Leave it out for full precision."))
         elif self.placement not in ("auto", "resident"):
-            problem = (
-                f"must be null under placement {self.placement}: quantized models are compared whole on the device"
-            )
+            reason = "quantized models are compared whole on the device"
+            problem = f"must be null under placement {self.placement}: {reason}"
             issues.append(self._quantization_issue(problem, "Choose one of the two."))
         return issues
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import find_language_model, has_weights
+from act_lightning.architecture import evaluating, find_language_model, has_weights
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.models import load_model, locate, meta_model, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
@@ -77,16 +77,12 @@ class Target:
             assert self.folder is not None
             yield load_model(self.folder, self.dtype, device)
             return
-        training = {module: module.training for module in model.modules()}
         original_device = next(model.parameters()).device
         try:
-            model.train(False)
-            nn.Module.to(model, device)
-            yield model
+            with evaluating(model):
+                yield nn.Module.to(model, device)
         finally:
             nn.Module.to(model, original_device)
-            for module, was_training in training.items():
-                module.training = was_training
 
 
 def named_checkpoint(
