@@ -21,11 +21,9 @@ _BIN_INDEX = f"{_BIN}.index.json"
 
 
 def convert_bin(folder: Path, setting: str) -> Path:
-    """Convert a folder to safetensors in the cache, once, and return it; shards, keys and dtypes stay the same.
+    """Convert a folder with ``pytorch_model.bin``, sharded or not, to safetensors in the cache, once, and return that.
 
-    Args:
-        folder: A Hugging Face folder with ``pytorch_model.bin``, sharded or not.
-        setting: The setting that names the model, for messages.
+    Shards, keys and dtypes stay the same. ``setting`` is the one that names the model, for messages.
 
     Raises:
         ActError: A file is missing or damaged, holds more than tensors, or the disk is full.

@@ -117,11 +117,8 @@ def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a new, empty folder next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
     An existing folder stays until the new one is complete. Between the two renames there is nothing at ``path``, never
-    half of something.
-
-    Args:
-        path: The folder to write.
-        durable: Whether to flush everything to disk before renaming, so that a power failure leaves no partial folder.
+    half of something. If ``durable``, everything is flushed to disk before renaming, so that a power failure leaves no
+    partial folder.
 
     Raises:
         ActError: The folder cannot be written.

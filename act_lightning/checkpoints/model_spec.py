@@ -131,12 +131,7 @@ def model_spec(model: PreTrainedModel, stored: Mapping[str, Entry] | None, locat
 
 
 def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str) -> KeyMap:
-    """Find the key of every parameter of ``model`` among the ``stored`` tensors.
-
-    Args:
-        model: The causal language model, on any device; only names and shapes are used.
-        stored: The checkpoint's tensors by key.
-        location: The checkpoint's folder, for messages.
+    """Find the key of every parameter of ``model`` (on any device) among the ``stored`` tensors, given by key.
 
     Raises:
         ActError: Parameters are missing or fused when loading, tensors belong to no parameter, shapes differ, or

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -78,8 +79,10 @@ def merge_checkpoint(
                 before = reader.headers[file].entries[key]
                 tensors.append(_Tensor(key, reader.keymap.names.get(key), before, after, updated or "", rows))
             with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
-                writer = _TensorWriter(reader, shard, updates, device or torch.device("cpu"))
-                for size in pool.map(writer.write, tensors):
+                write = partial(
+                    _write_tensor, reader=reader, shard=shard, updates=updates, device=device or torch.device("cpu")
+                )
+                for size in pool.map(write, tensors):
                     bar.update(size)
 
 
@@ -137,15 +140,21 @@ class ShardFile(AbstractContextManager["ShardFile"]):
         self.write_bytes(data.numpy().data, self._data_start + self._header.entries[key].start + start)
 
     def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
-        """Write some rows of a tensor.
+        """Write some rows of a tensor, rounded to its dtype on disk.
 
         Args:
             key: The tensor's key.
             rows: Indices of the rows, ascending int64.
-            values: ``[rows, …]`` in the dtype of the header, on the CPU.
+            values: ``[rows, …]``, any dtype and device.
+
+        Raises:
+            ActError: A value is not finite once rounded.
         """
-        width = prod(values.shape[1:]) * values.dtype.itemsize
-        data = values.contiguous().view(-1).view(torch.uint8)
+        stored = values.to("cpu", self._header.entries[key].dtype)
+        if stored.dtype != values.dtype:
+            check_finite(stored, "output", key, rows)
+        width = prod(stored.shape[1:]) * stored.dtype.itemsize
+        data = stored.contiguous().view(-1).view(torch.uint8)
         ends = ((rows.diff() != 1).nonzero().squeeze(1) + 1).tolist()  # of runs of consecutive rows
         for first, end in zip([0, *ends], [*ends, len(rows)], strict=True):
             self.write(key, int(rows[first]) * width, data[first * width : end * width])
@@ -189,43 +198,30 @@ def _thread_pool() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(count)
 
 
-@dataclass(frozen=True)
-class _TensorWriter:
-    """Writes the tensors of one file, each in a thread of the pool."""
+def _write_tensor(
+    tensor: _Tensor, reader: CheckpointReader, shard: ShardFile, updates: RowUpdates, device: torch.device
+) -> int:
+    """Write one tensor in a thread of the pool; returns its size in bytes."""
+    before = tensor.before
+    if tensor.name is None and not shard.reflinked:
+        for start in range(0, before.size, _BYTES_AT_ONCE):
+            size = min(_BYTES_AT_ONCE, before.size - start)
+            shard.write(tensor.key, start, reader.raw(tensor.key, start, size))
+    elif tensor.name is not None and tensor.changed_share < 1:  # reading checks for NaN and infinity
+        width = prod(before.shape[1:]) * before.dtype.itemsize
+        for rows in torch.arange(before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
+            values = reader.rows(tensor.name, rows)
+            if not shard.reflinked:
+                shard.write_rows(tensor.key, rows, values)
+    if tensor.rows is not None:
+        # Values are rounded once, to the dtype on disk. float64 is kept, so that unchanged elements keep every bit.
+        same = before.dtype == tensor.after.dtype
+        dtype = before.dtype if same else torch.promote_types(before.dtype, torch.float32)
 
-    reader: CheckpointReader
-    shard: ShardFile
-    updates: RowUpdates
-    device: torch.device
+        def read(rows: Tensor) -> Tensor:
+            return reader.rows(tensor.updated, rows).to(device, dtype)
 
-    def write(self, tensor: _Tensor) -> int:
-        """Write one tensor; returns its size in bytes."""
-        before = tensor.before
-        if tensor.name is None and not self.shard.reflinked:
-            for start in range(0, before.size, _BYTES_AT_ONCE):
-                size = min(_BYTES_AT_ONCE, before.size - start)
-                self.shard.write(tensor.key, start, self.reader.raw(tensor.key, start, size))
-        elif tensor.name is not None and tensor.changed_share < 1:  # reading checks for NaN and infinity
-            width = prod(before.shape[1:]) * before.dtype.itemsize
-            for rows in torch.arange(before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
-                values = self.reader.rows(tensor.name, rows)
-                if not self.shard.reflinked:
-                    self._write_rows(tensor, rows, values)
-        if tensor.rows is not None:
-            # Values are rounded once, to the dtype on disk. float64 is kept, so that unchanged elements keep every bit.
-            same = before.dtype == tensor.after.dtype
-            dtype = before.dtype if same else torch.promote_types(before.dtype, torch.float32)
-
-            def read(rows: Tensor) -> Tensor:
-                return self.reader.rows(tensor.updated, rows).to(self.device, dtype)
-
-            for rows, values in self.updates.changes(tensor.updated, read, tensor.rows, self.device):
-                self._write_rows(tensor, rows, values)
-            self.reader.release(tensor.updated)
-        return tensor.after.size
-
-    def _write_rows(self, tensor: _Tensor, rows: Tensor, values: Tensor) -> None:
-        stored = values.to("cpu", tensor.after.dtype)
-        if stored.dtype != values.dtype:
-            check_finite(stored, "output", tensor.key, rows)
-        self.shard.write_rows(tensor.key, rows, stored)
+        for rows, values in updates.changes(tensor.updated, read, tensor.rows, device):
+            shard.write_rows(tensor.key, rows, values)
+        reader.release(tensor.updated)
+    return tensor.after.size

@@ -37,14 +37,9 @@ class ModelRows:
 def row_deltas(
     name: str, shape: torch.Size, target: Rows, source: Rows, match: VocabularyMatch | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """θ_abl − θ_trg of one parameter, a block of rows at a time.
+    """θ_abl − θ_trg of the parameter ``name``, a block of rows at a time.
 
-    Args:
-        name: The parameter's name.
-        shape: Its shape in the target.
-        target: The target's weights.
-        source: The source's weights.
-        match: ``None`` if every token has the same row in both.
+    ``shape`` is that in the target; ``match`` is ``None`` if every token has the same row in both.
 
     Yields:
         The rows, and their float32 differences; zero in rows that the source lacks.
@@ -69,13 +64,8 @@ def channel_sums(
 ) -> Tensor:
     """For each channel, Σ ``function(θ_abl − θ_trg)`` over its weights: its row, its bias, an embedding's column.
 
-    Args:
-        function: Elementwise, float32 to float32.
-        target: The target's weights.
-        source: The source's weights.
-        inventory: The target's channels.
-        match: As for :func:`row_deltas`.
-        quiet: Whether to hide the progress bar.
+    ``function`` is elementwise, float32 to float32; ``match`` is as for :func:`row_deltas`, and ``quiet`` hides the
+    progress bar.
 
     Returns:
         float64 ``[channels]``.

@@ -63,15 +63,7 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
 def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = False, name: str | None = None) -> str:
     """Write ``model`` without ``patches``: the inverse of :func:`apply_patch`, to the last bit.
 
-    Args:
-        model: A folder with exactly these patches applied.
-        patches: All patches that were applied to the base, in that order.
-        out: The folder to write.
-        stack: Whether they were stacked.
-        name: The model's name in the card; by default its folder's.
-
-    Returns:
-        The digest of the weights written, which is the base's.
+    Exactly these patches must have been applied to the base, in this order. The digest returned is the base's.
 
     Raises:
         ActError: The patches are not applied to this model, or are damaged; or ``out`` cannot be written.
@@ -109,12 +101,7 @@ class PatchStack:
         return any(key in patch.record.tensors for patch in self.patches)
 
     def xor_(self, key: str, tensor: StoredTensor, words: Words) -> None:
-        """Apply all patches to the tensor ``key``, in place; a second time reverts them.
-
-        Args:
-            key: The tensor's key.
-            tensor: Its dtype and shape, to compare with the patches'.
-            words: Its bits, ``[height, width]``.
+        """Apply all patches to a tensor's bits ``[height, width]``, in place; a second time reverts them.
 
         Raises:
             ActError: A patch is damaged, or is for a tensor of another dtype or shape.
@@ -161,28 +148,22 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> PatchStack:
             problem = "must fit the base of the patch before it, or the result of that patch"
             raise ActError(ConfigIssue("patch", str(patch.path), problem, "Give patches in the order of their making."))
     issues = []
-    for step in steps:
-        for number, patch in enumerate(step):
-            for other in step[:number]:
-                if other.record.result == patch.record.result:
-                    issue = ConfigIssue("patch", str(patch.path), "must be named once", "Leave one of them out.")
-                    issues.append(issue)
-                elif not stack:
-                    issues += _overlap_issues(other, patch)
+    pairs = ((first, second) for step in steps for number, second in enumerate(step) for first in step[:number])
+    for first, second in pairs:
+        if first.record.result == second.record.result:
+            hint = "Leave one of them out."
+            issues.append(ConfigIssue("patch", str(second.path), "must be named once", hint))
+        elif not stack:
+            common = [key for key in first.record.tensors if key in second.record.tensors]
+            counts = {key: first.region(key).overlap(second.region(key)) for key in common}
+            if overlaps := [f"{count:,} of {key}" for key, count in counts.items() if count]:
+                listed = summarize_names(overlaps, 3)
+                problem = f"must touch no element that {first.path.name} touches, and touches {listed}"
+                hint = "Give --stack to apply them in this order, where the later one wins."
+                issues.append(ConfigIssue("patch", str(second.path), problem, hint))
     raise_if_any(issues)
     result = steps[-1][0].record.result if len(steps[-1]) == 1 else None
     return PatchStack(patches, steps, patches[0].record.base, result)
-
-
-def _overlap_issues(first: PatchFile, second: PatchFile) -> list[ConfigIssue]:
-    common = [key for key in first.record.tensors if key in second.record.tensors]
-    counts = {key: first.region(key).overlap(second.region(key)) for key in common}
-    overlaps = [f"{count:,} of {key}" for key, count in counts.items() if count]
-    if not overlaps:
-        return []
-    problem = f"must touch no element that {first.path.name} touches, and touches {summarize_names(overlaps, 3)}"
-    hint = "Give --stack to apply them in this order, where the later one wins."
-    return [ConfigIssue("patch", str(second.path), problem, hint)]
 
 
 def _open(

@@ -52,13 +52,9 @@ def _group_changes(record: PatchRecord, group_of: Callable[[str], str]) -> list[
 
 
 def patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied: bool) -> str:
-    """The card of a model to which patches were applied, or from which they were reverted.
+    """The card of a model to which patches were applied, in this order, or from which they were reverted.
 
-    Args:
-        patches: In the order in which they were applied.
-        model: How the user named the model.
-        digest: Digest of the weights that were written.
-        applied: Whether they were applied, or reverted.
+    ``model`` is how the user named it, ``digest`` that of the weights that were written.
     """
     licenses: dict[str, Any] = {}
     for patch in patches:

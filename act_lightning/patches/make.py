@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
 from act_lightning.checkpoints.export import progress_bar
+from act_lightning.checkpoints.files import atomic_file
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest, word_of
-from act_lightning.patches.patch_file import PatchFile, PatchRecord, open_patch, writing_patch
+from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter, open_patch
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,6 @@ class TensorPair:
     name: str
     base: StoredTensor
     tuned: StoredTensor
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How the bits of a pair differ.
-
-    Attributes:
-        base: SHA-256 of the base's bytes.
-        tuned: SHA-256 of the tuned model's.
-        changes: XOR of the two, ``[height, width]``; ``None`` if they are equal.
-    """
-
-    base: str
-    tuned: str
-    changes: Words | None
 
 
 def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None = None) -> PatchFile:
@@ -77,13 +64,13 @@ def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None
     pairs = match_tensors(base, tuned)
     total = sum(pair.base.entry.size for pair in pairs)
     base_hashes, tuned_hashes = {}, {}
-    with writing_patch(out) as (writer, temporary):
+    with atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
+        writer = PatchWriter(spool)
         with progress_bar("Comparing", total) as bar:
             for pair in pairs:
-                difference = compare(pair)
-                base_hashes[pair.key], tuned_hashes[pair.key] = difference.base, difference.tuned
-                if difference.changes is not None:
-                    writer.add(pair.key, pair.name, pair.base, difference.changes)
+                base_hashes[pair.key], tuned_hashes[pair.key], changes = compare(pair)
+                if changes is not None:
+                    writer.add(pair.key, pair.name, pair.base, changes)
                 bar.update(pair.base.entry.size)
         if not writer.tensors:
             problem = "must differ from the base, and every weight is equal"
@@ -153,8 +140,11 @@ def match_tensors(base: Path, tuned: Path) -> list[TensorPair]:
     return pairs
 
 
-def compare(pair: TensorPair) -> Difference:
+def compare(pair: TensorPair) -> tuple[str, str, Words | None]:
     """Read both tensors once, some rows at a time.
+
+    Returns:
+        SHA-256 of the bytes of base and tuned model, and the XOR of the two, ``[height, width]``; ``None`` if equal.
 
     Raises:
         ActError: Either holds NaN or infinity.
@@ -169,7 +159,7 @@ def compare(pair: TensorPair) -> Difference:
             changes = np.zeros(pair.base.matrix_shape, word_of(pair.base.entry.code)) if changes is None else changes
             changes[first : first + len(difference)] = difference
         first += len(difference)
-    return Difference(hashes[0].hexdigest(), hashes[1].hexdigest(), changes)
+    return hashes[0].hexdigest(), hashes[1].hexdigest(), changes
 
 
 def _finite_blocks(tensor: StoredTensor, key: str) -> Iterator[Words]:

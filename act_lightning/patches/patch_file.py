@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from act_lightning.checkpoints.files import atomic_file
 from act_lightning.checkpoints.weight_files import Entry, Header, read_header
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.patches.encoding import (
@@ -81,12 +78,7 @@ class PatchRecord:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PatchRecord:
-        """The record from its JSON values; unknown keys are ignored.
-
-        Raises:
-            KeyError: Something is missing.
-            TypeError: Something has another form.
-        """
+        """The record from its JSON values; unknown keys are ignored. KeyError or TypeError if it is damaged."""
         tensors = {
             key: TensorChange(
                 str(change["name"]),
@@ -104,13 +96,9 @@ class PatchRecord:
 
 
 class PatchWriter:
-    """Collects the changes of one tensor after the other on disk.
+    """Collects the changes of one tensor after the other in ``tensors``, and their packed parts in a temporary file.
 
-    Args:
-        spool: A temporary file for the packed parts: the header comes first in a patch, and is known last.
-
-    Attributes:
-        tensors: The tensors added so far.
+    The header comes first in a patch, and is known last.
     """
 
     def __init__(self, spool: BinaryIO) -> None:
@@ -141,25 +129,11 @@ class PatchWriter:
             shutil.copyfileobj(self._spool, file, 1 << 24)
 
 
-@contextmanager
-def writing_patch(out: Path) -> Iterator[tuple[PatchWriter, Path]]:
-    """Yield a writer and a temporary path for its ``finish``; rename the path to ``out`` if the block succeeds.
-
-    Raises:
-        ActError: The file cannot be written.
-    """
-    with atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
-        yield PatchWriter(spool), temporary
-
-
 @dataclass(frozen=True)
 class PatchFile:
     """An open patch: its record has been read, its parts have not.
 
-    Attributes:
-        path: The file.
-        record: Its metadata.
-        header: Offsets of its parts.
+    ``header`` has the offsets of the parts.
     """
 
     path: Path
