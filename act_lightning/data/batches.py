@@ -25,11 +25,7 @@ MAX_PADDING = 0.02
 
 
 def collate(samples: Sequence[Sample], pad_id: int) -> Batch:
-    """One batch, padded on the right.
-
-    Args:
-        samples: One sample or more.
-        pad_id: Token id that fills up ``input_ids``.
+    """One batch, padded on the right with ``pad_id``.
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``labels`` (−100 at padding), int64 ``[rows, length]``.
@@ -48,9 +44,6 @@ def pack(samples: Sequence[Sample]) -> Batch:
     There is no attention mask: without one, transformers keeps the attention of a row whose positions restart inside
     each run of positions, by a block-diagonal mask or flash attention's lengths of sequences
     (https://huggingface.co/docs/transformers/attention_interface).
-
-    Args:
-        samples: One sample or more.
 
     Returns:
         ``input_ids``, ``position_ids`` and ``labels``, int64 ``[1, tokens]``.
@@ -136,9 +129,8 @@ _ALIGNMENT = 64  # bytes, a cache line
 class BufferPool:
     """Memory for copies that are needed until :meth:`clear`, and then reused.
 
-    On a CPU, freed memory returns to the kernel and comes back page by page, each zeroed and faulted in: a tenth of the
-    time of reading a batch, where all outputs of one model wait for another. The allocators of accelerators keep what
-    is freed, so nothing is pooled there.
+    On a CPU, freed memory returns to the kernel and comes back page by page, zeroed and faulted in, which takes a tenth
+    of the time of reading a batch. The allocators of accelerators keep freed memory, so nothing is pooled there.
     """
 
     def __init__(self) -> None:
@@ -150,14 +142,11 @@ class BufferPool:
         self._block = self._used = 0
 
     def select(self, values: Tensor, index: Tensor) -> Tensor:
-        """Some rows of ``values``.
+        """A copy ``[count, …]`` of rows of ``values``, valid until :meth:`clear`.
 
         Args:
             values: ``[rows, …]``, without gradients.
             index: Row numbers, int64 ``[count]``.
-
-        Returns:
-            ``[count, …]``, a copy that is valid until :meth:`clear`.
         """
         if values.device.type != "cpu":
             return values.index_select(0, index)
@@ -175,11 +164,8 @@ class BufferPool:
 class AnswerPositions:
     """Where the answer tokens of a batch are.
 
-    Args:
-        mask: Bool ``[rows, length]``.
-        index: What ``mask`` says as int64 ``[tokens]``, where that is known.
-
     Attributes:
+        mask: Bool ``[rows, length]``.
         index: Positions of the answer tokens in the flattened batch, int64 ``[tokens]``.
         tokens: Number of answer tokens.
     """
@@ -228,7 +214,7 @@ def normalize_batch(batch: Mapping[str, Tensor], config: object) -> Mapping[str,
 
     Args:
         batch: ``input_ids``, ``labels`` and so on, ``[rows, length]``.
-        config: The config of the model that reads it.
+        config: The config of the model.
     """
     heads = {getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}
     while batch["input_ids"].shape[1] in heads:

@@ -64,12 +64,7 @@ def row_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
 
 
 class LocatedConversation(NamedTuple):
-    """A row's conversation with the row's location.
-
-    Attributes:
-        location: Such as ``data/science-ar.jsonl:3``, for messages.
-        messages: Turns with ``role`` and ``content``.
-    """
+    """A row's conversation with the row's location, such as ``data/science-ar.jsonl:3``, for messages."""
 
     location: str
     messages: Conversation
@@ -112,11 +107,7 @@ def _empty_error(source: RowSource, settings: AbilityData, where: str) -> ActErr
 def rows_fingerprint(settings: AbilityData, where: str) -> str | None:
     """SHA-256 over what determines the conversations of a data set: the contents of its source, and the settings.
 
-    Returns:
-        64 hexadecimal digits, or ``None`` if the source cannot say whether it has changed: cache nothing then.
-
-    Raises:
-        ActError: If the settings are wrong, or the source cannot be read.
+    ``None`` if the source cannot say whether it has changed: cache nothing then.
     """
     raise_if_any(row_issues(settings, where))
     source = open_rows(settings, where).fingerprint()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -82,7 +82,17 @@ class OffsetTokenizer:
         if self.by_decoding:
             ids, starts = _starts_by_decoding(self.tokenizer, text, add_special_tokens)
             return Tokens(ids, starts, [token in self.special_ids for token in ids])
-        encoding = self._encode(text, add_special_tokens)
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        if self._can_call_backend:  # without the batches that transformers makes even of one text
+            if backend.truncation is not None:
+                backend.no_truncation()
+            if backend.padding is not None:
+                backend.no_padding()
+            backend.encode_special_tokens = self.tokenizer.split_special_tokens
+            encoding = backend.encode(text, add_special_tokens=add_special_tokens)
+        else:
+            options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
+            encoding = self.tokenizer(text, truncation=False, verbose=False, **options).encodings[0]
         ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
         if self._has_trimmed_offsets:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
@@ -95,29 +105,11 @@ class OffsetTokenizer:
                 starts[index] = start if in_text[index] else -1 if index < first else len(text)
         return Tokens(ids, starts, [token in self.special_ids for token in ids])
 
-    def _encode(self, text: str, add_special_tokens: bool) -> Encoding:
-        """The backend's encoding, where possible without the batches that transformers makes even of one text."""
-        if not self._can_call_backend:
-            options = {"add_special_tokens": add_special_tokens, "return_offsets_mapping": True}
-            encoding: Encoding = self.tokenizer(text, truncation=False, verbose=False, **options).encodings[0]
-            return encoding
-        backend: Tokenizer = self.tokenizer.backend_tokenizer
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        return backend.encode(text, add_special_tokens=add_special_tokens)
-
 
 def _starts_by_decoding(
     tokenizer: PreTrainedTokenizerBase, text: str, add_special_tokens: bool
 ) -> tuple[list[int], list[int]]:
-    """The ids of a text, and the first character of each, as ``Tokens.starts`` has them.
-
-    Raises:
-        ActError: If the tokens decode to another text, in which no position can be found again.
-    """
+    """The ids of a text, and the first character of each, as ``Tokens.starts`` has them."""
 
     def encode(special: bool) -> list[int]:
         return list(tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"])
@@ -173,9 +165,7 @@ def answer_spans(tokens: Tokens, answers: Sequence[tuple[int, int]]) -> list[tup
     A token belongs to an answer if it starts at or after the answer's first character, up to and including the first
     special token at or after the answer's end. If there is none before the next answer, the answer ends with its text.
 
-    Args:
-        tokens: A tokenized text.
-        answers: Where each answer starts and ends in the text, in order.
+    ``answers`` are the start and the end of each answer in the text, in order.
 
     >>> tokens = Tokens(ids=[7, 8, 9, 2, 5], starts=[0, 2, 4, 6, 7], special=[False, False, False, True, False])
     >>> answer_spans(tokens, [(2, 6)])
@@ -244,11 +234,7 @@ class Encoder:
         ]
 
     def prompt_length(self, conversation: Conversation) -> int | None:
-        """Number of tokens before the first answer token; ``None`` if there is none, whatever the limit.
-
-        Raises:
-            ActError: If the template or the tokenizer cannot process the conversation.
-        """
+        """Number of tokens before the first answer token; ``None`` if there is none, whatever the limit."""
         if not has_answers(conversation):
             return None
         rendered = self.template.render(conversation)
@@ -273,9 +259,8 @@ class Encoder:
         if not spans or spans[0][0] >= self.max_length:
             return None
         end = spans[-1][1]
-        ids = torch.frombuffer(  # several times as fast as from a list
-            array("q", tokens.ids[: min(end, self.max_length)]), dtype=torch.int64
-        )
+        # A buffer is read several times as fast as a list.
+        ids = torch.frombuffer(array("q", tokens.ids[: min(end, self.max_length)]), dtype=torch.int64)
         labels = torch.full_like(ids, IGNORED)
         for first, stop in spans:
             labels[first:stop] = ids[first:stop]

@@ -32,7 +32,7 @@ _DATASET_ROWS = 1000  # read at once
 
 @dataclass
 class DatasetRows(RowSource):
-    """The rows of one split of a ``datasets.Dataset``, which is memory-mapped: any row can be read directly."""
+    """The rows of a ``datasets.Dataset``, which is memory-mapped: any row can be read directly."""
 
     data: datasets.Dataset
     path: str
@@ -107,7 +107,7 @@ _HUB_ID = re.compile(r"(?![.-])[\w.-]+(/[\w.-]+)?")
 
 
 def source_kind(path: str) -> SourceKind:
-    """What ``path`` names.
+    """The kind of data set that ``path`` names.
 
     >>> source_kind("data/science-ar.jsonl"), source_kind("meta-math/MetaMathQA"), source_kind("lab:words-de")
     ('file', 'hub', 'lab')
@@ -242,7 +242,7 @@ def selection_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
     """Issues of the settings that select rows."""
     problem = "must read column == value or column != value, column in [a, b] or not in, or column >= number or < <= >"
     hint = "Write, for example, subject == physics, without quotes."
-    conditions = _as_list(settings.filter)
+    conditions = [settings.filter] if isinstance(settings.filter, str) else settings.filter or []
     issues = [ConfigIssue(f"{where}.filter", text, problem, hint) for text in conditions if not parse_condition(text)]
     quota = settings.per_group
     bounds = [(where, settings.limit, settings.skip)]
@@ -260,10 +260,6 @@ def selection_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
         hint = "Add limit or per_group, or leave out streaming."
         issues.append(ConfigIssue(f"{where}.streaming", True, problem, hint))
     return issues
-
-
-def _as_list(filters: str | Sequence[str] | None) -> list[str]:
-    return [filters] if isinstance(filters, str) else list(filters or ())
 
 
 def parse_condition(text: str) -> Condition | None:
@@ -317,7 +313,8 @@ def select_rows(source: RowSource, settings: AbilityData, where: str) -> Iterato
     Raises:
         ActError: If a row lacks a column that ``filter`` or ``per_group`` names, or a group has too few rows.
     """
-    conditions = [condition for text in _as_list(settings.filter) if (condition := parse_condition(text))]
+    texts = [settings.filter] if isinstance(settings.filter, str) else settings.filter or []
+    conditions = [condition for text in texts if (condition := parse_condition(text))]
 
     def passes(located: LocatedRow) -> bool:
         return all(condition(located[1], located[0]) for condition in conditions)

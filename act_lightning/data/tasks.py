@@ -250,11 +250,7 @@ class Prompt:
 def read_prompts(
     name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> list[Prompt]:
-    """The items of an evaluation set, in the order of its rows.
-
-    Raises:
-        ActError: If its rows cannot be read or rendered, or one of them has no reference, or none that can be matched.
-    """
+    """The items of an evaluation set as a model reads them, in the order of the rows."""
     where = f"data.evaluations.{name}"
     set_template = resolve_template(settings, where, tokenizer, template)
     tokenize = OffsetTokenizer(tokenizer)
@@ -291,11 +287,7 @@ def collate_prompts(prompts: Sequence[Prompt], pad_id: int, micro_batch: MicroBa
 def read_references(
     name: str, settings: EvaluationData, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> list[Sample]:
-    """The items of an evaluation set, in the order of its rows; only the last answer of each is labeled.
-
-    Raises:
-        ActError: If its rows cannot be read or rendered, or one of them has no reference.
-    """
+    """The items of an evaluation set, in the order of its rows; only the last answer of each is labeled."""
     where = f"data.evaluations.{name}"
     encoder = Encoder(resolve_template(settings, where, tokenizer, template), tokenizer, sys.maxsize)
     samples = []
@@ -307,10 +299,7 @@ def read_references(
 
 
 def last_answer(labels: Tensor) -> Tensor:
-    """``labels`` with all answers but the last ignored.
-
-    Args:
-        labels: int64 ``[tokens]``, at least one of them not ignored.
+    """``labels``, int64 ``[tokens]`` with at least one answer, with all answers but the last ignored.
 
     >>> last_answer(torch.tensor([-100, 5, -100, 7, 8])).tolist()
     [-100, -100, -100, 7, 8]

@@ -61,7 +61,7 @@ class Rendered:
 
 @dataclass
 class Template(ABC):
-    """Renders conversations as text.
+    """Renders conversations as text; raises :class:`ActError` at those that it cannot render.
 
     Attributes:
         source: The text or the Jinja source.
@@ -75,19 +75,11 @@ class Template(ABC):
 
     @abstractmethod
     def render(self, messages: Conversation) -> Rendered:
-        """The conversation up to its last answer, for training and profiling; it has an assistant's turn.
-
-        Raises:
-            ActError: If the template cannot render this conversation.
-        """
+        """The conversation up to its last answer, for training and profiling; it has an assistant's turn."""
 
     @abstractmethod
     def render_prompt(self, messages: Conversation) -> Rendered:
-        """What a model reads before it generates the last answer; ``answers`` is empty.
-
-        Raises:
-            ActError: If the template cannot render this conversation.
-        """
+        """What a model reads before it generates the last answer; ``answers`` is empty."""
 
 
 def template_issues(template: str, setting: str) -> list[ConfigIssue]:
@@ -119,11 +111,7 @@ def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
 
 
 def resolve_template(settings: AbilityData, where: str, tokenizer: PreTrainedTokenizerBase, default: str) -> Template:
-    """The template of one data set: its own, or ``data.template``.
-
-    Raises:
-        ActError: If there is no such template, or the tokenizer lacks what it needs.
-    """
+    """The template of one data set: its own, or ``data.template``."""
     setting = "data.template" if settings.template is None else f"{where}.template"
     return make_template(settings.template or default, tokenizer, setting)
 
