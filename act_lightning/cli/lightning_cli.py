@@ -6,34 +6,40 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import act_lightning
 from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
-from act_lightning.callbacks.preemption import leaving_at_sigterm
+from act_lightning.callbacks.last_checkpoint import LastCheckpoint
+from act_lightning.callbacks.preemption import PreemptionCheckpoint, leaving_at_sigterm
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
-from act_lightning.cli.trainer_defaults import default_callbacks, logger_issues, remove_empty_run, trainer_defaults
 from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.module import AbilityTransferModule
-from act_lightning.planning.checks import deepspeed_issues, run_issues
+from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
-from act_lightning.planning.run import Run
 from act_lightning.sweep.sweep_settings import SweepSettings
+from act_lightning.training.checkpoint_io import TrainingStateIO
+from act_lightning.training.lightning_compat import has_own_checkpoint_io
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -45,6 +51,7 @@ _INSPECT = "Show labeled samples in color, lengths and losses of every set, and 
 _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
 _OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
 _WITHOUT_TRAINER = ("plan", "inspect")
+_LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
 _WRITING_VERBS = ("fit", "profile", "merge", "sweep", "causes")
 
 
@@ -75,8 +82,8 @@ class ActCLI(LightningCLI):
     exit_status = 0
 
     def __init__(self, arguments: ArgsType = None) -> None:
-        given = sys.argv[1:] if arguments is None else arguments
-        self._requested_verbs = set(given if isinstance(given, list) else self.subcommands())
+        words = sys.argv[1:] if arguments is None else arguments
+        self._requested_verbs = set(words if isinstance(words, list) else self.subcommands())
         super().__init__(
             AbilityTransferModule,
             AbilityDataModule,
@@ -187,11 +194,12 @@ class ActCLI(LightningCLI):
         Raises:
             ActError: If Lightning refuses the settings of section ``trainer``.
         """
-        section, verb = self._get(self.config_init, "trainer"), str(self.subcommand)
         export = HuggingFaceExport(dtype=self.model.export_dtype, recipe=self.recipe())
-        self.trainer_defaults = {"callbacks": default_callbacks(section, verb, export)}
+        section, root = self._get(self.config_init, "trainer"), self.run.root
+        defaults, callbacks = trainer_defaults(section, root, str(self.subcommand), export)
+        self.trainer_defaults = {"callbacks": callbacks}  # which follow those of the config
         try:
-            return super().instantiate_trainer(**trainer_defaults(section, self.run.root, verb), **kwargs)
+            return super().instantiate_trainer(**defaults, **kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             settings = self._get(self.config, "trainer")
             names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
@@ -226,6 +234,70 @@ class ActCLI(LightningCLI):
                 write_predictions(self.trainer, self.run, predictions or [])
             else:
                 super()._run_subcommand(subcommand)
+
+
+def trainer_defaults(
+    settings: Namespace, root: Path, verb: str, export: Callback
+) -> tuple[dict[str, Any], list[Callback]]:
+    """What section ``trainer``, with its objects instantiated, leaves open.
+
+    Returns:
+        Arguments of the Trainer, and callbacks that follow those of the config, unless it has one of their kind;
+        ``export`` is for ``fit`` only.
+    """
+    defaults: dict[str, Any] = {}
+    if settings.logger is None:  # both in one folder: logs/version_0 and so on
+        table = CSVLogger(str(root), name="logs")
+        defaults["logger"] = [table, TensorBoardLogger(str(root), name="logs", version=table.version)]
+    if settings.log_every_n_steps is None:
+        defaults["log_every_n_steps"] = 1  # updates are few
+    if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
+        defaults["max_epochs"] = 1  # as in the paper; Lightning's default is 1000
+    plugins, configured = _as_list(settings.plugins), _as_list(settings.callbacks)
+    if not has_own_checkpoint_io(settings.strategy) and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        defaults["plugins"] = [*plugins, TrainingStateIO()]
+    fits, saves = verb == "fit" and not settings.fast_dev_run, settings.enable_checkpointing is not False
+    if fits and saves and not any(isinstance(callback, PreemptionCheckpoint) for callback in configured):
+        defaults["callbacks"] = [PreemptionCheckpoint(), *configured]  # before profiling begins
+    callbacks = [export] if fits and not any(type(item) is type(export) for item in configured) else []
+    keeps_last = any(
+        isinstance(item, LastCheckpoint) or (isinstance(item, ModelCheckpoint) and item.save_last and item.dirpath)
+        for item in configured
+    )
+    return defaults, callbacks if keeps_last or not saves else [*callbacks, LastCheckpoint()]
+
+
+def logger_issues(settings: Mapping[str, Any]) -> list[ConfigIssue]:
+    """Find loggers whose package is not installed, in section ``trainer`` before its objects are instantiated."""
+    loggers = [logger for logger in _as_list(settings.get("logger")) if isinstance(logger, Mapping)]
+    return [
+        ConfigIssue("trainer.logger", path, "needs the package wandb, which is not installed", "Run: pip install wandb")
+        for path in (str(logger["class_path"]) for logger in loggers)
+        if path.rpartition(".")[2] == "WandbLogger" and find_spec("wandb") is None
+    ]
+
+
+def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - a list, one of its items, or None
+    return list(value) if isinstance(value, list) else [value] if value else []
+
+
+@contextmanager
+def remove_empty_run(root: Path) -> Iterator[None]:
+    """Remove the empty log folders that Lightning made for a run, if it is refused with an :class:`ActError`."""
+    root_existed, earlier = root.is_dir(), set(root.glob(_LOG_FOLDERS))
+    try:
+        yield
+    except ActError:
+        folders = set(root.glob(_LOG_FOLDERS))
+        for folder in folders - earlier:
+            files = list(folder.iterdir())
+            if all(file.match(_TENSORBOARD_FILES) for file in files):  # nothing was logged: CSV begins with a value
+                for file in files:
+                    file.unlink(missing_ok=True)
+        for folder in (*folders, root / "logs", *([] if root_existed else [root])):
+            with suppress(OSError):  # it is not empty, or another process removed it
+                folder.rmdir()
+        raise
 
 
 def main(arguments: ArgsType) -> int:

@@ -20,7 +20,7 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.cli.merge import Merge
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import gather_lists
-from act_lightning.planning.run import Run
+from act_lightning.planning.checks import Run
 from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer

@@ -1,22 +1,33 @@
-"""Checks before any work: mistakes that no section of a config can see alone."""
+"""The sections of a run before anything is loaded, and checks that no section of a config can make alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from act_lightning.analysis.causes_settings import CausesSettings
+from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.checkpoints.weight_files import identify, is_weightless
+from act_lightning.checkpoints.models import load_config, locate, meta_model
+from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.planning.run import Models, Run, inspect_models, strategy_of
+from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import score_path
-from act_lightning.sweep.sweep_settings import ACT
+from act_lightning.sweep.sweep_settings import ACT, SweepSettings
 from act_lightning.training.optimizers import sharding_issue
 from act_lightning.transfer.preparation import checked_record
+from act_lightning.transfer.settings import AbilitySource
 
+_Result = TypeVar("_Result")
 _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
 _EVALUATING = ("validate", "test", "predict")
 _LIGHTNINGS_CHECKPOINTS = ("best", "last", "hpc", "registry")  # names that Lightning looks up itself
@@ -30,6 +41,134 @@ _FOLDERS = {
 _EXPORTS = {"fit": "model", "merge": "merged"}
 
 
+@dataclass(frozen=True)
+class Run:
+    """The sections of a config.
+
+    Attributes:
+        model: Section ``model``.
+        data: Section ``data``.
+        profiler: Section ``profile``.
+        transfer: Section ``transfer``.
+        trainer: Section ``trainer``, as written in the config.
+        seed: ``seed_everything``, as written in the config.
+        checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
+        sweep: Section ``sweep``, if the verb has one.
+        causes: Section ``causes``, if the verb has one.
+    """
+
+    model: AbilityTransferModule
+    data: AbilityDataModule
+    profiler: ActivationDifferenceProfiler
+    transfer: MaskedTaskVectorInjection
+    trainer: Mapping[str, Any]
+    seed: bool | int = True
+    checkpoint: str | None = None
+    sweep: SweepSettings | None = None
+    causes: CausesSettings | None = None
+
+    @property
+    def sources(self) -> list[AbilitySource]:
+        """The ability models; none for plain fine-tuning."""
+        return self.profiler.sources or []
+
+    @property
+    def root(self) -> Path:
+        """The folder that the run writes to: Lightning's reading of ``trainer.default_root_dir``."""
+        return Path(self.trainer.get("default_root_dir") or ".").expanduser()
+
+
+def strategy_of(trainer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The strategy's class name in lower case, without its package, and its arguments.
+
+    >>> strategy_of({"strategy": {"class_path": "lightning.pytorch.strategies.FSDPStrategy", "init_args": {}}})
+    ('fsdpstrategy', {})
+    """
+    strategy = trainer.get("strategy") or "auto"
+    if isinstance(strategy, Mapping):
+        return str(strategy.get("class_path")).rpartition(".")[2].lower(), strategy.get("init_args") or {}
+    return str(strategy).lower(), {}
+
+
+def process_count(trainer: Mapping[str, Any]) -> int | None:
+    """How many processes a config asks for, or ``None`` if Lightning counts the devices at start.
+
+    >>> process_count({"devices": 8, "num_nodes": 2}), process_count({"devices": "0,1"}), process_count({})
+    (16, 2, None)
+    """
+    devices, nodes = trainer.get("devices", "auto"), trainer.get("num_nodes") or 1
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part.strip()]
+    elif isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return int(devices * nodes)
+    return int(nodes) if trainer.get("accelerator") == "cpu" else None
+
+
+@dataclass
+class Models:
+    """The models of a run, as far as they can be found.
+
+    Attributes:
+        target: Folder of the target, unless something is wrong with it.
+        sources: Folders of the sources that fit the target, by their index in ``profile.sources``.
+        channels: The target's channels.
+        issues: What is wrong with any of them.
+    """
+
+    target: Path | None = None
+    sources: dict[int, Path] = field(default_factory=dict)
+    channels: ChannelInventory | None = None
+    issues: list[ConfigIssue] = field(default_factory=list)
+
+    def attempt(self, work: Callable[[], _Result]) -> _Result | None:
+        """The result of ``work``; or ``None``, with the issues that it raised added to ``issues``."""
+        try:
+            return work()
+        except ActError as error:
+            self.issues += [issue for issue in error.issues if issue not in self.issues]
+            return None
+
+
+def inspect_models(run: Run, compare: bool = True, weights: bool = False) -> Models:
+    """Find the models of a run, and compare their configs and headers.
+
+    Args:
+        run: Its target is inspected, and its sources.
+        compare: Whether to inspect the sources, too.
+        weights: Whether a folder without weights is an error. Weights on the hub are fetched later.
+    """
+    models, folders = Models(), dict[int, Path]()
+    sources = run.sources if compare else []
+    named = [(-1, "model.target", run.model.target, run.model.revision)]
+    named += [(i, f"profile.sources[{i}].model", source.model, source.revision) for i, source in enumerate(sources)]
+    for i, setting, name, revision in named:
+        issue_count = len(models.issues)
+        folder = models.attempt(partial(locate, name, revision, setting, weights=False))
+        if folder is None:
+            continue
+        models.attempt(partial(load_config, folder))
+        if not is_weightless(folder) or (weights and Path(name).expanduser().is_dir()):
+            models.attempt(partial(read_headers, folder, setting))
+        if len(models.issues) == issue_count:
+            folders[i] = folder
+    models.target = target = folders.pop(-1, None)
+    if target is None:
+        models.sources = folders
+        return models
+    if sources:
+        models.channels = models.attempt(lambda: inventory(meta_model(target)))
+    for i, folder in folders.items():
+        issues = models.attempt(partial(sibling_issues, target, folder, f"profile.sources[{i}].model"))
+        models.issues += issues or []
+        if issues == []:
+            models.sources[i] = folder
+    return models
+
+
 def run_issues(run: Run, verb: str, models: Models | None = None) -> list[ConfigIssue]:
     """Every mistake that settings, configs and headers reveal, each once.
 
@@ -41,7 +180,9 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     transfers = verb not in _EVALUATING and run.checkpoint is None
     if models is None:
         models = inspect_models(run, compare=transfers, weights=True)
-    issues = _setting_issues(run, verb) + models.issues
+    issues = _setting_issues(run, verb)
+    issues += [] if verb in _EVALUATING else _transfer_setting_issues(run, verb)
+    issues += models.issues
     if transfers:
         issues += _transfer_issues(run, models, verb)
     setting, root = "trainer.default_root_dir", run.root
@@ -53,21 +194,53 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
 
 
 def _setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
-    """What is wrong with the settings, before a model or data set is opened."""
-    issues = _start_issues(run, verb) + run.model.issues() + _data_issues(run, verb)
+    """What is wrong with seed, checkpoint, model, data and folder, before a model or data set is opened."""
+    issues, checkpoint = [], run.checkpoint
+    if isinstance(run.seed, int) and not 0 <= run.seed <= LARGEST_SEED:
+        problem = f"must lie between 0 and {LARGEST_SEED}"
+        issues.append(ConfigIssue("seed_everything", run.seed, problem, f"Write a number such as {SEED}."))
+    if checkpoint is not None and verb in _NEED_SOURCES:
+        problem = f"has no meaning for `{verb}`, which trains nothing"
+        issues.append(ConfigIssue("ckpt_path", checkpoint, problem, "Leave it out."))
+    elif checkpoint and checkpoint.split(":")[0] not in _LIGHTNINGS_CHECKPOINTS and not Path(checkpoint).exists():
+        hint = "Correct the path, or leave it out."
+        issues.append(ConfigIssue("ckpt_path", checkpoint, "must be a checkpoint that exists", hint))
+    issues += run.model.issues()
+    stage: str | None = verb if verb in _EVALUATING else "fit"
+    if verb in ("profile", "merge", "sweep") and run.sources and not _needs_samples(run, verb):
+        stage = "test" if verb == "sweep" else None
+    issues += run.data.issues(stage) if stage else []
+    if verb == "validate" and not run.data.validation:
+        hint = "Name abilities, or write a share to hold out of each, such as 0.1."
+        issues.append(ConfigIssue("data.validation", run.data.validation, "must name an ability to validate on", hint))
     issues += check_writable(run.root, "trainer.default_root_dir")
-    if run.model.answers_whole_sets and run.checkpoint is not None and verb in ("test", "predict"):
+    if run.model.answers_whole_sets and checkpoint is not None and verb in ("test", "predict"):
         hint = "Leave it out; export the checkpoint's model, and name its folder as model.target."
-        issues.append(ConfigIssue("ckpt_path", run.checkpoint, "cannot be read where model.generator is vllm", hint))
-    if verb in _EVALUATING:
-        return issues
+        issues.append(ConfigIssue("ckpt_path", checkpoint, "cannot be read where model.generator is vllm", hint))
+    return issues
+
+
+def _transfer_setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
+    """What is wrong with the settings of a transfer: of sweep, causes, profiler, selection, sources and strategy."""
+    issues: list[ConfigIssue] = []
     if run.sweep is not None and verb == "sweep":
         roles = [evaluation.role for evaluation in run.data.evaluations.values()]
         issues += run.sweep.issues(run.transfer.settings, roles)
+    sources = enumerate(run.sources)
+    named = [(f"profile.sources[{i}].abilities", name) for i, source in sources for name in source.abilities]
     if run.causes is not None:
-        abilities = list(dict.fromkeys(name for source in run.sources for name in source.abilities))
-        issues += run.causes.issues(run.data.abilities, abilities)
-    issues += run.profiler.issues() + run.transfer.issues() + _source_issues(run, verb)
+        issues += run.causes.issues(run.data.abilities, list(dict.fromkeys(name for _, name in named)))
+    issues += run.profiler.issues() + run.transfer.issues()
+    if run.profiler.sources is None and (verb in _NEED_SOURCES or run.transfer.scores):
+        purpose = f"when `{verb}` runs" if verb in _NEED_SOURCES else "of scores"
+        hint = "Add {model: …, abilities: […]} for each source."
+        issues.append(ConfigIssue("profile.sources", None, f"must name the sources {purpose}", hint))
+    if run.sources and _needs_samples(run, verb):
+        scorer = run.transfer.settings.scorer
+        problem = f"must be one of data.abilities: {', '.join(run.data.abilities) or 'none'}"
+        named += [("transfer.selection.keep", name) for name in (scorer.keep if scorer else ())]
+        unknown = [(setting, name) for setting, name in named if name not in run.data.abilities]
+        issues += [ConfigIssue(setting, name, problem, "Add its data there.") for setting, name in unknown]
     if verb == "fit":
         issues += deepspeed_issues(run.trainer) if run.sources else []
         optimizer = run.model.optimizer
@@ -88,61 +261,6 @@ def deepspeed_issues(trainer: Mapping[str, Any]) -> list[ConfigIssue]:
     problem = "must leave weights where a transfer can reach them; DeepSpeed copies them for its optimizer before that"
     hint = "Use ddp, FSDP1 or FSDP2; or run `merge`, and fine-tune merged/ without profile.sources."
     return [ConfigIssue("trainer.strategy", name, problem, hint)] if "deepspeed" in name else []
-
-
-def _start_issues(run: Run, verb: str) -> list[ConfigIssue]:
-    """What is wrong with the seed and the checkpoint that a run starts from."""
-    issues, checkpoint = [], run.checkpoint
-    if isinstance(run.seed, int) and not 0 <= run.seed <= LARGEST_SEED:
-        problem = f"must lie between 0 and {LARGEST_SEED}"
-        issues.append(ConfigIssue("seed_everything", run.seed, problem, f"Write a number such as {SEED}."))
-    if checkpoint is None:
-        return issues
-    if verb in _NEED_SOURCES:
-        problem = f"has no meaning for `{verb}`, which trains nothing"
-        issues.append(ConfigIssue("ckpt_path", checkpoint, problem, "Leave it out."))
-    elif checkpoint.split(":")[0] not in _LIGHTNINGS_CHECKPOINTS and not Path(checkpoint).exists():
-        hint = "Correct the path, or leave it out."
-        issues.append(ConfigIssue("ckpt_path", checkpoint, "must be a checkpoint that exists", hint))
-    return issues
-
-
-def _data_issues(run: Run, verb: str) -> list[ConfigIssue]:
-    stage = verb if verb in _EVALUATING else "fit"
-    if verb in ("profile", "merge", "sweep") and run.sources and not _needs_samples(run, verb):
-        if verb != "sweep":
-            return []
-        stage = "test"
-    issues = run.data.issues(stage)
-    if verb == "validate" and not run.data.validation:
-        hint = "Name abilities, or write a share to hold out of each, such as 0.1."
-        issues.append(ConfigIssue("data.validation", run.data.validation, "must name an ability to validate on", hint))
-    return issues
-
-
-def _source_issues(run: Run, verb: str) -> list[ConfigIssue]:
-    """Sources that are missing, and abilities that have no data."""
-    if not run.sources:
-        if run.profiler.sources is not None or not (verb in _NEED_SOURCES or run.transfer.scores):
-            return []
-        purpose = f"when `{verb}` runs" if verb in _NEED_SOURCES else "of scores"
-        hint = "Add {model: …, abilities: […]} for each source."
-        return [ConfigIssue("profile.sources", None, f"must name the sources {purpose}", hint)]
-    if not _needs_samples(run, verb):
-        return []
-    settings = [
-        (f"profile.sources[{i}].abilities", name) for i, source in enumerate(run.sources) for name in source.abilities
-    ]
-    settings += [
-        ("transfer.selection.keep", name)
-        for name in (run.transfer.settings.scorer.keep if run.transfer.settings.scorer else ())
-    ]
-    problem = f"must be one of data.abilities: {', '.join(run.data.abilities) or 'none'}"
-    return [
-        ConfigIssue(setting, name, problem, "Add its data there.")
-        for setting, name in settings
-        if name not in run.data.abilities
-    ]
 
 
 def _needs_samples(run: Run, verb: str) -> bool:

@@ -17,7 +17,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
-from act_lightning.planning.run import Run, process_count
+from act_lightning.planning.checks import Run, process_count
 from act_lightning.planning.training_forecast import optimizer_bytes, trained_dtype, training_parts
 from act_lightning.profiling.placement import (
     device_memory,

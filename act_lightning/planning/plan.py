@@ -15,7 +15,7 @@ from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.errors import ActError, ConfigIssue, Level
-from act_lightning.planning.checks import run_issues
+from act_lightning.planning.checks import Models, Run, inspect_models, run_issues
 from act_lightning.planning.forecast import (
     disk_forecast,
     memory_forecast,
@@ -25,7 +25,6 @@ from act_lightning.planning.forecast import (
     time_forecast,
 )
 from act_lightning.planning.pair_checks import config_notes, lineage, tokenizer_issues, weight_notes
-from act_lightning.planning.run import Models, Run, inspect_models
 from act_lightning.planning.training_forecast import training_issues
 from act_lightning.sweep.sweep_settings import count_points
 

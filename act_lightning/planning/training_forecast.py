@@ -13,7 +13,7 @@ from torch import Tensor
 from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config
 from act_lightning.errors import ActError, ConfigIssue, Level
-from act_lightning.planning.run import Run, process_count, strategy_of
+from act_lightning.planning.checks import Run, process_count, strategy_of
 from act_lightning.training.attention_compile import training_dtype
 from act_lightning.training.loss import LOGITS_AT_ONCE
 from act_lightning.training.optimizers import make_optimizer

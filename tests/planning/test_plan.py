@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from act_lightning.planning.run import process_count
+from act_lightning.planning.checks import process_count
 from act_lightning.planning.training_forecast import optimizer_bytes, shares
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
