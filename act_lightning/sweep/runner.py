@@ -75,15 +75,9 @@ class Sweep:
 
     def plan(self) -> TransferPlan:
         """The run's own transfer, which points override."""
-        return TransferPlan(
-            self.transfer,
-            self.sources,
-            self.target.inventory(),
-            self.target.digests(),
-            self.seed,
-            self.target.folder,
-            fisher=self.root / FISHER_FOLDER,
-        )
+        channels, digests, fisher = self.target.inventory(), self.target.digests(), self.root / FISHER_FOLDER
+        folder = self.target.folder
+        return TransferPlan(self.transfer, self.sources, channels, digests, self.seed, folder, fisher=fisher)
 
     def ignored_settings(self) -> list[str]:
         """Messages about settings of sources that a sweep ignores."""

@@ -42,6 +42,7 @@ class TrialStore:
     and its fine-tuned points have one of their own, such as ``act+fit``.
 
     Args:
+        path: A journal file, or SQLite.
         made_from: What the points depend on besides method, λ and p: fingerprints of models and data, settings.
         made_from_by_method: What the points of single methods depend on besides that.
         tuned_from: What fine-tuned points depend on besides that; ``None`` if there will be none.

@@ -76,11 +76,8 @@ class SweepSettings:
     def issues(self, transfer: TransferSettings, roles: Iterable[str]) -> list[ConfigIssue]:
         """Everything that is wrong with these settings, without looking at a model."""
         issues = []
-        lists: dict[str, Sequence[float | str]] = {
-            "scales": self.tried_scales,
-            "ratios": self.tried_ratios,
-            "methods": self.compared,
-        }
+        lists: dict[str, Sequence[float | str]] = {"scales": self.tried_scales, "ratios": self.tried_ratios}
+        lists["methods"] = self.compared
         values = {"scales": self.scales, "ratios": self.ratios, "methods": self.methods}
         for name, parsed in lists.items():
             if not parsed:

@@ -141,13 +141,6 @@ class Transfers:
         for source in self._plan.sources:
             abilities = list(source.abilities) if ranks_abilities else list(source.abilities)[:1]
             sources.append(replace(source, scale=None, ratio=shares[source.label], abilities=abilities))
-        settings = replace(
-            self._plan.settings,
-            scale=1.0,
-            ratio=max(shares.values()),
-            share="parameters",
-            scope="global",
-            selection=method,
-            method="task_arithmetic",
-        )
+        settings = replace(self._plan.settings, scale=1.0, ratio=max(shares.values()), share="parameters")
+        settings = replace(settings, scope="global", selection=method, method="task_arithmetic")
         return TransferOverride(settings, sources)

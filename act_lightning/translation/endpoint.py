@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from act_lightning.errors import ActError, ConfigIssue
@@ -77,11 +76,7 @@ class Reply:
 
 
 class NoReplyError(Exception):
-    """No reply to one request: the endpoint refuses it, or failed too often.
-
-    Args:
-        refused: Whether asking again is of no use.
-    """
+    """No reply to one request: the endpoint failed too often, or ``refused`` it, so that asking again is of no use."""
 
     def __init__(self, reason: str, refused: bool) -> None:
         super().__init__(reason)
@@ -97,12 +92,7 @@ class _TemporaryError(Exception):
 
 
 class Endpoint:
-    """Asks for chat completions.
-
-    Attributes:
-        requests: Number of requests that were sent.
-        retries: Number of those that were sent again after a temporary failure.
-    """
+    """Asks for chat completions; counts the requests that were sent, and those sent again after a temporary failure."""
 
     def __init__(self, settings: TranslationSettings) -> None:
         import openai  # here, because it is an optional package
@@ -120,13 +110,7 @@ class Endpoint:
             self._options["response_format"] = {"type": "json_object"}
         self.requests = self.retries = 0
 
-    async def __aenter__(self) -> Endpoint:
-        """The endpoint itself."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def aclose(self) -> None:
         """Close all connections."""
         await self._client.close()
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -153,7 +154,7 @@ class _Workers:
     async def run(self) -> RunResult:
         """Answer every question, or stop when the endpoint answers none."""
         with self._bar:
-            async with Endpoint(self._settings) as self._endpoint:
+            async with aclosing(Endpoint(self._settings)) as self._endpoint:
                 await asyncio.gather(*(self._work() for _ in range(self._settings.concurrency)))
         return RunResult(self._outcomes, self._endpoint.requests, self._endpoint.retries, self._stopped)
 

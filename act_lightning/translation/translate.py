@@ -28,15 +28,10 @@ class SetReport:
     """One ability in one language.
 
     Attributes:
-        model: Name of the model that translated it.
-        rows: Rows that were to be translated.
-        translated: Rows that were translated.
         set_aside: Rows without a usable reply, or refused by the endpoint.
         unanswered: Rows that the endpoint did not answer; the next run asks again.
-        attempts: Replies that were paid for, those of earlier runs included.
+        attempts: Replies that were paid for, those of earlier runs included; their tokens are counted.
         corrected: Rows that took more than one reply.
-        input_tokens: Tokens that were sent, in all attempts.
-        output_tokens: Tokens that came back, in all attempts.
         cost: US dollars for them; ``None`` if the model has no price.
     """
 

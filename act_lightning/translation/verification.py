@@ -118,7 +118,7 @@ _SCRIPTS = {
 
 
 def broken_rules(source: Protected, translated: str, language: str) -> list[str]:
-    """What a translation did not keep; empty if it may be used.
+    """What a translation (a reply with marks) into a language did not keep; empty if it may be used.
 
     >>> broken_rules(Protected("He has <k1/> of 12.", ("$x$",)), "Hat 13 közül.", "hu")
     ['mark <k1/> is missing', 'the number 12 is missing', 'the number 13 was added']

@@ -109,27 +109,21 @@ def concentration_section(evidence: Evidence) -> list[Section | Absent]:
         )
         colors = ability_colors({label: ability.domain for label, ability in view.abilities.items()})
         shares = frozenset({"held by top p", *(name for name in table.columns if name.startswith(">"))})
-        section.content += [
-            *view.heading,
-            Picture(
-                view.file_name("ccdf"),
-                "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a "
-                "threshold. Labels stand at the largest score of each ability.",
-                partial(ccdf_figure, curves, colors, evidence.ratio),
-            ),
-            Picture(
-                view.file_name("thresholds"),
-                f"The lowest score among the top {p} of each ability, and its largest score.",
-                partial(dots_figure, table[["lowest selected", "max"]], SCORE),
-            ),
-            ReportTable(
-                view.file_name("concentration"),
-                f"Concentration of scores: Gini coefficient, the share of the total score that the top p = {p} of "
-                f"channels hold, the lowest score among them, and the share of channels above thresholds.",
-                table,
-                shares,
-            ),
-        ]
+        section.content += view.heading
+        caption = (
+            "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a "
+            "threshold. Labels stand at the largest score of each ability."
+        )
+        draw = partial(ccdf_figure, curves, colors, evidence.ratio)
+        section.content.append(Picture(view.file_name("ccdf"), caption, draw))
+        caption = f"The lowest score among the top {p} of each ability, and its largest score."
+        draw = partial(dots_figure, table[["lowest selected", "max"]], SCORE)
+        section.content.append(Picture(view.file_name("thresholds"), caption, draw))
+        caption = (
+            f"Concentration of scores: Gini coefficient, the share of the total score that the top p = {p} of "
+            f"channels hold, the lowest score among them, and the share of channels above thresholds."
+        )
+        section.content.append(ReportTable(view.file_name("concentration"), caption, table, shares))
     return [section]
 
 
@@ -147,28 +141,20 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
             f"and {percents(vocabulary['embedding share'])} features of the embedding; of all channels these are "
             f"{percent(all_channels['lm_head share'])} and {percent(all_channels['embedding share'])}."
         )
-        section.content += [
-            *view.heading,
-            Picture(
-                view.file_name("composition"),
-                f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; "
-                "last row: all channels, what a random mask would hold.",
-                partial(composition_figure, composition(view.masks, inventory)),
-            ),
-            ReportTable(
-                view.file_name("head-and-embedding"),
-                "Selected channels that are rows of lm_head or features of the embedding.",
-                vocabulary,
-                frozenset({"lm_head share", "embedding share"}),
-            ),
-            ReportTable(
-                view.file_name("selected-by-module"),
-                "Selected channels and share of rows selected, of every ability and module.",
-                selected_by_module(view.masks, inventory).set_index("ability"),
-                frozenset({"share"}),
-                shown=False,
-            ),
-        ]
+        section.content += view.heading
+        caption = (
+            f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; "
+            "last row: all channels, what a random mask would hold."
+        )
+        draw = partial(composition_figure, composition(view.masks, inventory))
+        section.content.append(Picture(view.file_name("composition"), caption, draw))
+        caption = "Selected channels that are rows of lm_head or features of the embedding."
+        name, shares = view.file_name("head-and-embedding"), frozenset({"lm_head share", "embedding share"})
+        section.content.append(ReportTable(name, caption, vocabulary, shares))
+        caption = "Selected channels and share of rows selected, of every ability and module."
+        name, rows = view.file_name("selected-by-module"), selected_by_module(view.masks, inventory)
+        shares = frozenset({"share"})
+        section.content.append(ReportTable(name, caption, rows.set_index("ability"), shares, shown=False))
         for label in (label for label in evidence.shown if label in view.scores):
             section.content += _location_figures(view, label)
     return [section]
@@ -177,20 +163,17 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
 def _location_figures(view: PairView, label: str) -> list[Item]:
     inventory, name = view.evidence.saved.inventory, view.abilities[label].name
     by_layer, by_type = (ccdfs_by(view.scores[label], inventory, by) for by in ("layer", "type"))
-    return [
-        Picture(
-            view.file_name(f"places-{name}"),
-            f"Figures 1b, 1c, 13–19. {label}: CCDFs within each layer and within each type of module; “outside” are "
-            "embedding, final norm and head.",
-            partial(places_figure, by_layer, by_type),
-        ),
-        Picture(
-            view.file_name(f"layers-{name}"),
-            f"{label}: channels selected at p = {percent(view.evidence.ratio)}, layer × type of module: how many, and "
-            "which share of the rows there.",
-            partial(layers_figure, selected_by_module({label: view.masks[label]}, inventory)),
-        ),
-    ]
+    caption = (
+        f"Figures 1b, 1c, 13–19. {label}: CCDFs within each layer and within each type of module; “outside” are "
+        "embedding, final norm and head."
+    )
+    places = Picture(view.file_name(f"places-{name}"), caption, partial(places_figure, by_layer, by_type))
+    caption = (
+        f"{label}: channels selected at p = {percent(view.evidence.ratio)}, layer × type of module: how many, and "
+        "which share of the rows there."
+    )
+    draw = partial(layers_figure, selected_by_module({label: view.masks[label]}, inventory))
+    return [places, Picture(view.file_name(f"layers-{name}"), caption, draw)]
 
 
 def stability_section(evidence: Evidence) -> list[Section | Absent]:
@@ -209,29 +192,20 @@ def stability_section(evidence: Evidence) -> list[Section | Absent]:
         stability = pd.concat([table for table, _ in tables])
         fewer = pd.concat([table for _, table in tables], ignore_index=True)
         section.summary.append(_stability_sentence(view, stability, fewer))
-        section.content += [
-            *view.heading,
-            Picture(
-                view.file_name("samples"),
-                f"Share of the whole mask (top {p}) that fewer of the same samples select; the smaller set lies "
-                "within the larger, which flatters its right end: split halves share no sample.",
-                partial(samples_figure, fewer),
-            ),
-            ReportTable(
-                view.file_name("stability"),
-                "Share of a mask that chunks drawn again with replacement select (mean, and the middle nine tenths of "
-                "the draws), and that one half of the chunks shares with the other.",
-                stability,
-                frozenset({"bootstrap", "5 %", "95 %", "split half"}),
-            ),
-            ReportTable(
-                view.file_name("samples"),
-                "The same in numbers.",
-                fewer.set_index("ability"),
-                frozenset({"overlap"}),
-                shown=False,
-            ),
-        ]
+        caption = (
+            f"Share of the whole mask (top {p}) that fewer of the same samples select; the smaller set lies "
+            "within the larger, which flatters its right end: split halves share no sample."
+        )
+        name = view.file_name("samples")
+        section.content += [*view.heading, Picture(name, caption, partial(samples_figure, fewer))]
+        caption = (
+            "Share of a mask that chunks drawn again with replacement select (mean, and the middle nine tenths of "
+            "the draws), and that one half of the chunks shares with the other."
+        )
+        shares = frozenset({"bootstrap", "5 %", "95 %", "split half"})
+        section.content.append(ReportTable(view.file_name("stability"), caption, stability, shares))
+        rows, shares = fewer.set_index("ability"), frozenset({"overlap"})
+        section.content.append(ReportTable(name, "The same in numbers.", rows, shares, shown=False))
     reason = "scores are means over all samples; with `profile.chunks: 16` they are kept in parts."
     return [section if section.content else Absent(_STABILITY_TITLE, reason)]
 
