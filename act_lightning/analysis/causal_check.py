@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,15 @@ def effects(losses: Mapping[str, Tensor]) -> list[Effect]:
             raise ActError(ConfigIssue(f"loss of {name}", "NaN or infinity", problem, hint))
     target, source = losses[TARGET], losses[SOURCE]
     way = float((source - target).mean())
-    found = [_effect(SOURCE, SOURCE, TARGET, source - target, way)]
+    rows = [_effect(SOURCE, SOURCE, TARGET, source - target, way)]
     for kind in (PATCH, ABLATE):
         groups = {}
         for name in (SELECTED, *_CONTROLS):
             draws = [values for key, values in losses.items() if key.startswith(f"{kind}/{name}")]
             groups[name] = torch.stack(draws).mean(0)
-        found += [_effect(kind, name, TARGET, values - target, way) for name, values in groups.items()]
-        found += [_effect(kind, SELECTED, name, groups[SELECTED] - groups[name], way) for name in _CONTROLS]
-    return found
+        rows += [_effect(kind, name, TARGET, values - target, way) for name, values in groups.items()]
+        rows += [_effect(kind, SELECTED, name, groups[SELECTED] - groups[name], way) for name in _CONTROLS]
+    return rows
 
 
 def _effect(kind: str, channels: str, against: str, differences: Tensor, way: float) -> Effect:
@@ -146,53 +146,50 @@ def check_causes(
     """
     device, results = trainer.strategy.root_device, []
     with target.ready(device) as model:
-        for source in prepared.sources:
-            source_model = load_model(source.folder, target.dtype, device)
-            for ability in source.masks:
-                experiment = _experiment(model, source_model, prepared, source, ability, settings.repeats)
-                samples = held_out.tokenized[ability].samples
-                losses = _measure_losses(experiment, samples, trainer, f"{source.name}/{ability}")
-                result = {
-                    "source": source.name,
-                    "ability": ability,
-                    "selection": prepared.report["selection"],
-                    "ratio": float(source.ratio),
-                    "channels": int(source.masks[ability].sum()),
-                    "samples": len(losses[TARGET]),
-                    "repeats": settings.repeats,
-                    "seed": prepared.seed,
-                    "hashes": prepared.report["hashes"],
-                    "effects": [
-                        {name: None if value != value else value for name, value in asdict(effect).items()}
-                        for effect in effects(losses)  # JSON has no NaN
-                    ],
-                    "losses": {name: values.tolist() for name, values in losses.items()},
-                }
-                if trainer.is_global_zero:
-                    path = Path(trainer.default_root_dir) / FOLDER / source.name / f"{ability}.json"
-                    write_file(path, json.dumps(result, indent=2) + "\n")
-                results.append(result)
+        for source, ability, experiment in _experiments(model, target.dtype, prepared, settings.repeats):
+            samples = held_out.tokenized[ability].samples
+            losses = _measure_losses(experiment, samples, trainer, f"{source.name}/{ability}")
+            result = {
+                "source": source.name,
+                "ability": ability,
+                "selection": prepared.report["selection"],
+                "ratio": float(source.ratio),
+                "channels": int(source.masks[ability].sum()),
+                "samples": len(losses[TARGET]),
+                "repeats": settings.repeats,
+                "seed": prepared.seed,
+                "hashes": prepared.report["hashes"],
+                "effects": [
+                    {name: None if value != value else value for name, value in asdict(effect).items()}
+                    for effect in effects(losses)  # JSON has no NaN
+                ],
+                "losses": {name: values.tolist() for name, values in losses.items()},
+            }
+            if trainer.is_global_zero:
+                path = Path(trainer.default_root_dir) / FOLDER / source.name / f"{ability}.json"
+                write_file(path, json.dumps(result, indent=2) + "\n")
+            results.append(result)
     return results
 
 
-def _experiment(
-    target: PreTrainedModel,
-    source_model: PreTrainedModel,
-    prepared: PreparedTransfer,
-    source: SelectedSource,
-    ability: str,
-    repeats: int,
-) -> PatchingExperiment:
-    """The selected channels, and several draws of each control."""
-    inventory, mask = prepared.inventory, source.masks[ability]
-    variants = [Variant(SELECTED, mask)]
-    for number in range(1, repeats + 1):
-        key = prepared.seed, source.name, ability, number
-        controls = {RANDOM: random_channels(mask, *key), ALIKE: like_by_module(mask, inventory, *key)}
-        for name, control in controls.items():
-            variants.append(Variant(f"{name} {number}", drop_unmatched(inventory, control, source.vocabulary)))
-    partners = partner_channels(inventory, source.vocabulary)
-    return PatchingExperiment(target, source_model, inventory, variants, partners)
+def _experiments(
+    target: PreTrainedModel, dtype: torch.dtype, prepared: PreparedTransfer, repeats: int
+) -> Iterator[tuple[SelectedSource, str, PatchingExperiment]]:
+    """For every source and ability, the selected channels and several draws of each control."""
+    inventory = prepared.inventory
+    for source in prepared.sources:
+        source_model = load_model(source.folder, dtype, target.device)
+        partners = partner_channels(inventory, source.vocabulary)
+        for ability, mask in source.masks.items():
+            variants = [Variant(SELECTED, mask)]
+            for number in range(1, repeats + 1):
+                key = prepared.seed, source.name, ability, number
+                controls = {RANDOM: random_channels(mask, *key), ALIKE: like_by_module(mask, inventory, *key)}
+                variants += [
+                    Variant(f"{name} {number}", drop_unmatched(inventory, control, source.vocabulary))
+                    for name, control in controls.items()
+                ]
+            yield source, ability, PatchingExperiment(target, source_model, inventory, variants, partners)
 
 
 def _measure_losses(

@@ -53,27 +53,26 @@ def passes_tests(code: str, test: str, entry_point: str, seconds: float = 10.0, 
 
 def _run(command: list[str], program: str, seconds: float) -> str:
     """Standard output of a process; empty if it fails or runs out of time. Its children are killed with it."""
-    with tempfile.TemporaryDirectory(prefix="act-code-", ignore_cleanup_errors=True) as folder:
-        stdout = Path(folder) / ".stdout"
-        with stdout.open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=file,
-                stderr=subprocess.DEVNULL,
-                cwd=folder,
-                env={"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
-            try:
-                process.communicate(program.encode("utf-8", "replace"), timeout=seconds)
-            except subprocess.TimeoutExpired:
-                return ""
-            finally:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        return stdout.read_text("utf-8", "replace") if process.returncode == 0 else ""
+    temporary = tempfile.TemporaryDirectory(prefix="act-code-", ignore_cleanup_errors=True)
+    with temporary as folder, Path(folder, ".stdout").open("wb") as stdout:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        try:
+            process.communicate(program.encode("utf-8", "replace"), timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return ""
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return Path(stdout.name).read_text("utf-8", "replace") if process.returncode == 0 else ""
 
 
 @cache

@@ -238,11 +238,9 @@ def apply_and_revert(
         with stopwatch.timing("applying"), prepared.injection() as injection:
             for name in injection.names:
                 values, numbers = model.get_parameter(name).data, injection.rows(name)
-                if len(numbers) == len(values):
-                    originals.append((values, slice(None), values.clone()))
-                else:
-                    rows = numbers.to(values.device)
-                    originals.append((values, rows, values[rows]))
+                whole = len(numbers) == len(values)
+                rows = slice(None) if whole else numbers.to(values.device)
+                originals.append((values, rows, values.clone() if whole else values[rows]))
                 injection.apply_(name, values)
         yield
     finally:
@@ -320,10 +318,11 @@ class TrialRunner:
                     return
                 own = points[workers.rank : workers.rank + 1]  # none, where there are fewer points than processes
                 outcomes: list[list[Outcome]] = workers.run_on_all(partial(list, map(self.evaluate, own)))
-                if store is not None:
-                    for suggestion, outcome in zip(suggestions, chain.from_iterable(outcomes), strict=True):
-                        store.record(suggestion, outcome)
-                    bar.update(sum(point != UNMODIFIED for point in points))
+                if store is None:
+                    continue
+                for suggestion, outcome in zip(suggestions, chain.from_iterable(outcomes), strict=True):
+                    store.record(suggestion, outcome)
+                bar.update(sum(point != UNMODIFIED for point in points))
 
 
 def _missing(points: Iterable[Point], store: TrialStore) -> Iterator[Suggestion]:

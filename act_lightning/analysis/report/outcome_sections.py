@@ -41,14 +41,13 @@ def outcome_section(evidence: Evidence) -> list[Section | Absent]:
     section = Section("outcome", _OUTCOME_TITLE)
     for number, run in enumerate(evidence.runs, 1):
         end = "" if len(evidence.runs) == 1 else f"-{number}"
-        for name, make_table in (
-            ("transfer.json", _transfer_table),
-            ("evaluations/comparison.json", _evaluation_table),
-        ):
+        tables = {"transfer.json": _transfer_table, "evaluations/comparison.json": _evaluation_table}
+        for name, make_table in tables.items():
             content = read_json(run / name)
-            if content is not None:
-                with _parsing(run / name, "a run", "run again"):
-                    section.content.append(make_table(content, end, section.summary))
+            if content is None:
+                continue
+            with _parsing(run / name, "a run", "run again"):
+                section.content.append(make_table(content, end, section.summary))
     if section.content:
         return [section]
     return [Absent(_OUTCOME_TITLE, "the run has neither transfer.json nor evaluations/comparison.json.")]
@@ -111,16 +110,8 @@ def causes_section(evidence: Evidence) -> list[Section | Absent]:
     effects = pd.DataFrame(rows)
     summary = [_effect_sentence(*group) for group in effects.groupby("ability", sort=False)]
     changes = effects[(effects["against"] == "target") & effects["intervention"].isin(_PANELS)]
-    drawn = pd.DataFrame(
-        {
-            "panel": changes["intervention"].map(_PANELS),
-            "row": changes["ability"],
-            "series": changes["channels"],
-            "value": changes["change"],
-            "low": changes["95 % from"],
-            "high": changes["to"],
-        }
-    )
+    names = {"ability": "row", "channels": "series", "change": "value", "95 % from": "low", "to": "high"}
+    drawn = changes.rename(columns=names).assign(panel=changes["intervention"].map(_PANELS))
     caption = (
         "Change of the loss at answer tokens, with 95 % bootstrap intervals over held-out samples: of the selected "
         "channels, of as many random ones, and of as many of the same layers and modules. Left of zero is better."

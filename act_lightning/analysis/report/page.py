@@ -174,8 +174,8 @@ def require_report_folder(out: Path) -> None:
         return
     names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
     page = out / PAGE
-    ours = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
-    if names and not (ours and names <= _CONTENT):
+    is_report = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if names and not (is_report and names <= _CONTENT):
         problem = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
         hint = "Name another folder: an earlier report is replaced as a whole."
         raise ActError(ConfigIssue("--out", str(out), problem, hint))
