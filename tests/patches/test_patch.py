@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, base: Path, patch: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("act_lightning.patches.apply.shutil.copyfile", full)
-    monkeypatch.setattr("act_lightning.checkpoints.files.reflink", lambda *_: False)
+    monkeypatch.setattr("act_lightning.patches.apply.reflink", lambda *_: False)
     with pytest.raises(ActError, match="No space left"):
         apply_patch(base, [patch], tmp_path / "out")
     assert left(tmp_path) == []
