@@ -248,18 +248,10 @@ def overlap_by_samples(
     repeats: int = 20,
     seed: int = 0,
 ) -> list[SubsetOverlap]:
-    """The overlap of the whole mask with that of 1, 2, 4 … random chunks, and of all.
+    """The overlap of the whole mask with that of 1, 2, 4 … random chunks (``repeats`` of each number), and of all.
 
     The samples of a subset are among those of the whole, which flatters large subsets: see
-    :func:`split_half_overlaps` for fresh samples.
-
-    Args:
-        chunks: Scores of each chunk, ``[chunks, channels]``.
-        tokens: Answer tokens of each.
-        samples: Samples of each.
-        choose: Makes a mask of scores.
-        repeats: How many subsets of each size are drawn.
-        seed: Seed of the draws.
+    :func:`split_half_overlaps` for fresh samples, and :func:`bootstrap_overlaps` for the arguments.
     """
     mask, generator, count = choose(scores_of(chunks, tokens)), torch.Generator().manual_seed(seed), len(chunks)
     result, size = [], 1

@@ -155,7 +155,7 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
 
 
 def _metadata(inventory: ChannelInventory, record: ScoreRecord, sizes: Mapping[str, Any]) -> dict[str, str]:
-    """One entry, for the library writes several in any order; with the order of modules, for it sorts tensors."""
+    """One entry, since safetensors writes several in any order; with the order of modules, since it sorts tensors."""
     order = {"modules": [module.name for module in inventory.modules]}
     return {"act": json.dumps({**asdict(record), **order, **sizes}, sort_keys=True)}
 

@@ -92,8 +92,8 @@ def _measure_samples(
     Args:
         group: Measurements on the same samples.
         pair: The target and the sources of the group.
-        batching: Config, tokens per batch, rank and number of processes, for the batches of the samples.
-        channels: The target's channels.
+        batching: Config, tokens per batch, rank and number of processes, as :meth:`AbilitySamples.batches` takes them.
+        channels: Those of the target.
         partners: By source folder, the source's number of each channel; see :class:`ChannelMeans`.
         scorer: What is averaged.
         sampling: In which chunks samples are read, and when to stop.

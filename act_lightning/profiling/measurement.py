@@ -102,8 +102,11 @@ def measurements(
         datamodule: Has the samples of abilities for sources without batches of their own.
         root: The folder of the scores.
         scorer: What is measured; by default the paper's score.
-        quantization: The bits to which both models are quantized, such as ``4bit``.
+        quantization: ``8bit`` or ``4bit``, if both models are quantized.
         sampling: In which chunks samples are read, and when to stop; by default all at once.
+
+    Raises:
+        ActError: If a model or an ability is not there, or an ability has fewer samples than chunks.
     """
     scorer = scorer or Activation()
     target_identity = asdict(target.identity())

@@ -79,8 +79,8 @@ def compile_layers(model: PreTrainedModel, setting: bool | dict[str, Any]) -> No
     of each layer (https://docs.pytorch.org/tutorials/recipes/regional_compilation.html).
 
     Args:
-        model: A model of transformers.
-        setting: ``True``, or arguments of ``torch.compile``; shapes are dynamic unless these say otherwise.
+        model: The model.
+        setting: Whether to compile, or arguments of ``torch.compile``; shapes are dynamic unless these say otherwise.
 
     Raises:
         ActError: If the model does not say what its layers are.

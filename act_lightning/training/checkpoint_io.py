@@ -63,10 +63,8 @@ class TrainingStateIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read the checkpoint at ``path``, a file or a folder of shards; tensors are loaded to the CPU.
 
-        Args:
-            path: The file or folder.
-            map_location: Where tensors go instead; for a file only.
-            weights_only: Whether nothing but tensors and plain values may be in it; ``None`` means true.
+        ``map_location`` is for a file only. With ``weights_only`` (``None`` means true), nothing but tensors and plain
+        values may be in it.
 
         Raises:
             ActError: If it is cut short, no checkpoint, or holds other objects, whose loading could run code.
@@ -90,10 +88,8 @@ class TrainingStateIO(TorchCheckpointIO):
 def read_sharded_checkpoint(folder: Path, weights_only: bool = True) -> dict[str, Any]:
     """A folder of shards as the checkpoint that one process without shards would have written.
 
-    Args:
-        folder: The folder.
-        weights_only: Whether its file without tensors may hold nothing but plain values. The index of the shards is
-            torch's own pickle in any case: resume only from folders that you trust.
+    With ``weights_only``, its file without tensors may hold nothing but plain values. The index of the shards is a pickle
+    of torch's own in any case: resume only from folders that you trust.
     """
     rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
     stored = load_sharded_checkpoint(folder)

@@ -66,11 +66,7 @@ def score_answers(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: 
 
 
 def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The logits that predict the answer tokens of a batch, all in memory together, and these tokens.
-
-    Args:
-        model: A causal language model.
-        batch: As for :func:`answer_loss`.
+    """The logits that predict the answer tokens of a batch (see :func:`answer_loss`), all in memory, and these tokens.
 
     Returns:
         Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
