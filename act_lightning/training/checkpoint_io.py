@@ -88,8 +88,8 @@ class TrainingStateIO(TorchCheckpointIO):
 def read_sharded_checkpoint(folder: Path, weights_only: bool = True) -> dict[str, Any]:
     """A folder of shards as the checkpoint that one process without shards would have written.
 
-    With ``weights_only``, its file without tensors may hold nothing but plain values. The index of the shards is a pickle
-    of torch's own in any case: resume only from folders that you trust.
+    With ``weights_only``, its file without tensors may hold nothing but plain values. The index of the shards is
+    torch's own pickle in any case: resume only from folders that you trust.
     """
     rest = torch.load(folder / _REST, map_location="cpu", weights_only=weights_only)
     stored = load_sharded_checkpoint(folder)
