@@ -42,7 +42,7 @@ from transformers import PreTrainedTokenizerBase
 from act_lightning.checkpoints.files import atomic_folder, check_writable, wrap_os_errors
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import LocatedConversation, iter_conversations, rows_fingerprint
-from act_lightning.data.labels import Encoder, Sample, has_answers
+from act_lightning.data.labels import Encoder, Sample, fingerprint, has_answers
 from act_lightning.data.templates import Template, resolve_template
 from act_lightning.defaults import IGNORED, cache_folder
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -174,13 +174,9 @@ def cut_samples(samples: Sequence[Sample]) -> int:
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """What became of the rows of one shard.
+    """The name of a shard's file, which is not written without samples; its numbers of rows, empty rows and samples.
 
-    Attributes:
-        file: Name of its file; there is none when it has no samples.
-        rows: Number of rows; those that are neither empty nor samples have no answer token within the maximum length.
-        empty: Number of rows with an empty answer or none.
-        samples: Number of samples.
+    Rows that are neither empty nor samples have no answer token within the maximum length.
     """
 
     file: str
@@ -197,13 +193,10 @@ def load_or_prepare(
     Of several processes that call this at once, one prepares and the others wait.
 
     Args:
-        cache_dir: The folder of all prepared sets, by default ``data`` in :func:`~act_lightning.defaults.cache_folder`;
-            it need not be writable if the set is cached.
-        key: The cache key; a set without one is prepared for this process alone, and removed when the process ends.
-        prepare: Writes shards into the folder it is given.
-
-    Raises:
-        ActError: If the folder cannot be written, or preparing fails.
+        cache_dir: Folder of all prepared sets, by default ``data`` in :func:`~act_lightning.defaults.cache_folder`; it
+            need not be writable if the set is cached.
+        key: A set without one is prepared for this process alone, and removed when the process ends.
+        prepare: Writes shards into a folder.
     """
     root = cache_folder("data") if cache_dir is None else Path(cache_dir).expanduser()
     folder = root / (key or f"uncached-{os.getpid()}-{secrets.token_hex(4)}")
@@ -241,23 +234,13 @@ def _load_verified(folder: Path) -> list[PreparedShard] | None:
     return [PreparedShard(**entry) for entry in manifest["shards"]]
 
 
-def fingerprint(samples: Iterable[Sample]) -> str:
-    """SHA-256 over the length, the ids and the labels of every sample, in order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(len(sample.input_ids).to_bytes(8, "little"))
-        digest.update(sample.input_ids.numpy().astype("<i8").tobytes())
-        digest.update(sample.labels.numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class TokenizedAbility:
     """The samples of one ability.
 
     Attributes:
         name: Name of the ability.
-        samples: Those that have answer tokens, in the order of the rows; read from disk when they are accessed.
+        samples: Those that have answer tokens, in the order of the rows.
         rows: Number of rows read.
         dropped: Number of rows with an empty answer, or without any answer token.
         cut: Number of samples that were cut at ``max_length``.
@@ -280,14 +263,7 @@ class TokenizedAbility:
         return answer_tokens(self.samples)
 
     def hold_out(self, share: float) -> tuple[TokenizedAbility, TokenizedAbility]:
-        """Split off the last ⌊n · share⌋ samples, at least one; ``share`` is taken as the decimal it is written as.
-
-        Returns:
-            The other samples, and those held out.
-
-        Raises:
-            ActError: If no other sample is left.
-        """
+        """The samples to train on, and the last ⌊n · share⌋, at least one; ``share`` is the decimal as written."""
         held_out = max(1, int(len(self.samples) * Fraction(str(share))))
         rest = len(self.samples) - held_out
         if rest < 1:
@@ -316,13 +292,12 @@ def tokenize_ability(
     where = f"data.abilities.{name}"
     template = resolve_template(settings, where, tokenizer, default_template)
     encoder = Encoder(template, tokenizer, max_length)
-
-    def prepare(folder: Path) -> list[PreparedShard]:
-        return prepare_shards(iter_conversations(settings, where), encoder, folder, num_proc, f"tokenizing {name}")
-
     digest = rows_fingerprint(settings, where)
     key = None if digest is None else cache_key(digest, template, tokenizer, max_length)
-    folder, shards = load_or_prepare(cache_dir, key, prepare)
+    title = f"tokenizing {name}"
+    folder, shards = load_or_prepare(
+        cache_dir, key, lambda path: prepare_shards(iter_conversations(settings, where), encoder, path, num_proc, title)
+    )
     rows, empty = sum(shard.rows for shard in shards), sum(shard.empty for shard in shards)
     shards = [shard for shard in shards if shard.samples]
     samples = StoredSamples([folder / shard.file for shard in shards], [shard.samples for shard in shards])
@@ -344,13 +319,10 @@ def tokenize_ability(
 def prepare_shards(
     conversations: Iterable[LocatedConversation], encoder: Encoder, folder: Path, num_proc: int | None, title: str
 ) -> list[PreparedShard]:
-    """Write the samples of all conversations into an empty folder, shard by shard.
+    """Write the samples of all conversations into an empty folder; the shards are the same for any ``num_proc``.
 
     By default there is one process for each core, up to 16. Where a set has only one shard, or the system cannot fork,
     this process does the work.
-
-    Returns:
-        The shards in the order of the rows, the same for any number of processes.
 
     Raises:
         ActError: If a row cannot be read or rendered, with its location, or a process was killed.

@@ -28,13 +28,7 @@ _SHAPES: tuple[tuple[str, ...], ...] = (
 )
 _LIST_COLUMNS = ("messages", "conversations")
 _COLUMNS = frozenset({"input"}.union(*_SHAPES))
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
 """Keys of a message besides its content that chat templates render."""
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
@@ -151,10 +145,8 @@ def to_conversation(row: Row, columns: Mapping[str, str], location: str) -> Conv
     prompt = _text(renamed, shape[0], location)
     if shape[0] == "instruction" and renamed.get("input"):
         prompt += "\n\n" + _text(renamed, "input", location)
-    return [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": _text(renamed, shape[1], location)},
-    ]
+    answer = _text(renamed, shape[1], location)
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def _rename_columns(row: Row, columns: Mapping[str, str], location: str) -> Row:

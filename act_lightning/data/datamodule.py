@@ -148,11 +148,7 @@ class AbilityDataModule(L.LightningDataModule):
         return load_config(locate(self.target, self.revision, weights=False))
 
     def prepare_data(self) -> None:
-        """Download tokenizer and hub data sets, and tokenize the abilities, on one process of each node.
-
-        Raises:
-            ActError: If settings are wrong, or something cannot be loaded.
-        """
+        """Download tokenizer and hub data sets, and tokenize the abilities, on one process of each node."""
         stage = self.trainer.state.fn if self.trainer else None
         raise_if_any(self.issues(stage))
         _ = self.tokenizer
@@ -214,7 +210,7 @@ class AbilityDataModule(L.LightningDataModule):
     def references(self) -> dict[str, list[Sample]]:
         """Every evaluation set by name, with its references as labels."""
         return _read_all(
-            self.evaluations, lambda name, settings: read_references(name, settings, self.tokenizer, self.template)
+            self.evaluations, lambda name, sets: read_references(name, sets, self.tokenizer, self.template)
         )
 
     @property
@@ -272,11 +268,7 @@ class AbilityDataModule(L.LightningDataModule):
         return loaders
 
     def test_dataloader(self) -> list[MicroBatchLoader[dict[str, Any]]]:
-        """One loader for each evaluation set, in batches bounded by their tokens after generation.
-
-        Raises:
-            ActError: If there is no evaluation set.
-        """
+        """One loader for each evaluation set, in batches bounded by their tokens after generation."""
         if not self.evaluations:
             raise ActError(_no_evaluations("must hold a set to test or predict on"))
         # What the model module declares: a generator of its own, such as vLLM, takes a set whole.
@@ -341,8 +333,7 @@ def _no_evaluations(problem: str) -> ConfigIssue:
 
 def _read_all(sets: Mapping[str, Settings], read: Callable[[str, Settings], Read]) -> dict[str, Read]:
     """Read every data set, and raise the issues of all of them at once."""
-    results: dict[str, Read] = {}
-    issues: list[ConfigIssue] = []
+    results, issues = dict[str, Read](), list[ConfigIssue]()
     for name, settings in sets.items():
         try:
             results[name] = read(name, settings)

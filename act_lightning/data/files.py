@@ -31,23 +31,16 @@ class RowSource(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[LocatedRow]:
-        """All rows, read as they are consumed.
-
-        Raises:
-            ActError: At the first row that cannot be read.
-        """
+        """All rows, read as they are consumed, up to the first that cannot be read, where an ActError is raised."""
 
     @abstractmethod
     def fingerprint(self) -> str | None:
         """A text that changes whenever the rows do, or ``None`` if that cannot be known."""
 
     def select(self, indices: Sequence[int]) -> Iterator[LocatedRow]:
-        """Some rows in the order of ``indices``.
+        """Some rows in the order of ``indices``, which count from 0 and do not repeat.
 
         The source is read once for every 100,000 rows, so that a sequential source can be shuffled in bounded memory.
-
-        Args:
-            indices: Row numbers counted from 0, without repeats.
         """
         for start in range(0, len(indices), _MAX_ROWS_HELD):
             window = indices[start : start + _MAX_ROWS_HELD]

@@ -27,12 +27,7 @@ MAX_OVERLAP = 0.01
 _SHORTEST_BIN = 16  # tokens
 _BARS = " ▁▂▃▄▅▆▇█"
 _MAX_PIECE = 800  # characters of one piece that are shown
-_STYLES = {
-    (False, False): "dim",
-    (False, True): "cyan",
-    (True, False): "bold green",
-    (True, True): "bold magenta",
-}
+_STYLES = {(False, False): "dim", (False, True): "cyan", (True, False): "bold green", (True, True): "bold magenta"}
 """Style of a piece by whether it is an answer and whether it is special."""
 _CONTROL_PICTURES = 0x2400  # where Unicode has a picture of each control character
 _BIDI_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -41,13 +36,7 @@ _ESCAPES |= {0x7F: "␡"} | {code: f"<U+{code:04X}>" for code in (*range(0x80, 0
 
 
 class Piece(NamedTuple):
-    """Consecutive tokens of one kind.
-
-    Attributes:
-        text: Their text.
-        answer: Whether they are answer tokens; scores and loss ignore others.
-        special: Whether they are special tokens.
-    """
+    """The text of consecutive tokens of one kind: answer tokens or ignored ones, special or not."""
 
     text: str
     answer: bool
@@ -236,7 +225,7 @@ def escape_controls(text: str) -> str:
 
 
 def print_inspection(inspection: Inspection, as_json: bool, console: Console | None = None) -> None:
-    """Print an inspection."""
+    """Print an inspection: labeled samples, then two tables, then overlaps; or all of it as JSON."""
     if as_json:
         print(json.dumps(inspection.to_json(), indent=2, ensure_ascii=False))
         return

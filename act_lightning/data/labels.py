@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,16 @@ class Sample:
     labels: Tensor
     text: str = ""
     cut: bool = False
+
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """SHA-256 over the length, the ids and the labels of every sample, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(len(sample.input_ids).to_bytes(8, "little"))
+        digest.update(sample.input_ids.numpy().astype("<i8").tobytes())
+        digest.update(sample.labels.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -138,10 +138,7 @@ def _hash_runs(batch: list[str], first: int) -> _Runs:
     for position, multiplier in enumerate(_MULTIPLIERS):
         sums += codes[position : position + count] * multiplier
     whole = owners[:count] == owners[RUN - 1 :]  # no run continues into the next prompt
-    runs, owners = (
-        (sums ^ (sums >> np.uint64(32)))[whole],
-        owners[:count][whole],
-    )  # the low bits alone would tell little
+    runs, owners = (sums ^ (sums >> np.uint64(32)))[whole], owners[:count][whole]  # low bits alone would tell little
     order = np.lexsort((runs, owners))
     runs, owners = runs[order], owners[order]
     is_new = np.ones(len(runs), dtype=np.bool_)
@@ -159,8 +156,7 @@ def overlaps(
 ) -> list[Overlap]:
     """Pairs of abilities, or of one and an evaluation set, that share more than ``more_than`` of the prompts of one.
 
-    Returns:
-        The pairs, the largest share first.
+    The largest share comes first.
     """
     names = [("ability", name) for name in abilities] + [("evaluation", name) for name in evaluations]
     sets = [*abilities.values(), *evaluations.values()]

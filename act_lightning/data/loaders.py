@@ -90,9 +90,9 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
         self.resumed = (0, 0)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """This process's remaining micro-batches of the current epoch, composed when the first is requested.
+        """This process's remaining micro-batches of the current epoch.
 
-        No sooner: when a fit resumes, Lightning creates the iterator before it sets the epoch.
+        They are composed late, because Lightning creates the iterator before it sets the epoch when a fit resumes.
         """
         yield from shard_evenly(self.composition(), self.rank, self.num_replicas)
 
@@ -103,8 +103,7 @@ class MicroBatchSampler(DistributedSampler[MicroBatch]):
     @property
     def consumed(self) -> int:
         """Number of samples of the current epoch that were consumed before the fit was interrupted."""
-        epoch, consumed = self.resumed
-        return consumed if epoch == self.epoch else 0
+        return self.resumed[1] if self.resumed[0] == self.epoch else 0
 
     def composition(self) -> list[list[int]]:
         """The remaining micro-batches of all processes in the current epoch, as indices of samples."""

@@ -181,11 +181,7 @@ def _load_saved(settings: AbilityData, where: str) -> DatasetRows:
 
 
 def load_from_hub(settings: AbilityData, where: str) -> RowSource:
-    """A hub data set: downloaded at first use, or streamed.
-
-    Raises:
-        ActError: If the data set, its configuration or its split cannot be loaded, or the split is ambiguous.
-    """
+    """A hub data set: downloaded at first use, or streamed."""
     import datasets
 
     options: dict[str, Any] = {"split": settings.split, "revision": settings.revision}
@@ -225,12 +221,7 @@ Condition = Callable[[Row, str], bool]
 """Whether a row passes, given the row and its location."""
 Item = TypeVar("Item")
 
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+_COMPARISONS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 _EQUALITY = re.compile(r"\s*(?P<column>.+?)\s*(?P<sign>==|!=)\s*(?P<value>.*?)\s*", re.DOTALL)
 _MEMBERSHIP = re.compile(r"\s*(?P<column>.+?)\s+(?P<sign>not\s+in|in)\s*\[(?P<value>.*)\]\s*", re.DOTALL)
 _INEQUALITY = re.compile(
@@ -281,7 +272,7 @@ def parse_condition(text: str) -> Condition | None:
         def passes(row: Row, location: str) -> bool:
             value = _cell(row, column, location, "filter")
             try:
-                return compare(float(str(value)), bound)
+                return bool(compare(float(str(value)), bound))
             except ValueError as error:
                 hint = "Correct the row, or compare as text with == or !=."
                 issue = ConfigIssue(f"{location}, {column}", value, "must be a number, for filter", hint)

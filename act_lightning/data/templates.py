@@ -103,7 +103,24 @@ def make_template(template: str, tokenizer: PreTrainedTokenizerBase, setting: st
     raise_if_any(template_issues(template, setting))
     if _PROMPT in template:
         return TextTemplate(template, setting)
-    source = _jinja_source(template, tokenizer, setting)
+    if template in TEMPLATE_NAMES:
+        special = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
+        if missing := [token for token in _SPECIAL_TOKENS.get(template, ()) if token not in special]:
+            problem = f"writes {', '.join(missing)}, which the target's tokenizer does not have as special tokens"
+            hint = "Name the template that the target was trained with."
+            raise ActError(ConfigIssue(setting, template, problem, hint))
+        source = (_FOLDER / f"{template}.jinja").read_text(encoding="utf-8")
+    elif template == _CHAT and not tokenizer.chat_template:
+        problem = "needs a tokenizer with a chat template, and the target's has none"
+        hint = f"Name one of {', '.join(TEMPLATE_NAMES)} or a .jinja file, or write a text that contains {_PROMPT}."
+        raise ActError(ConfigIssue(setting, template, problem, hint))
+    else:
+        try:
+            is_chat = template == _CHAT
+            source = str(tokenizer.get_chat_template()) if is_chat else Path(template).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            hint = "Name a .jinja file in UTF-8."
+            raise ActError(ConfigIssue(setting, template, f"cannot be read: {error}", hint)) from error
     if "eos_token" in source and tokenizer.eos_token is None:
         problem = "writes the end-of-sequence token, and the target's tokenizer has none"
         raise ActError(ConfigIssue(setting, template, problem, "Name another template, or a target that has one."))
@@ -114,26 +131,6 @@ def resolve_template(settings: AbilityData, where: str, tokenizer: PreTrainedTok
     """The template of one data set: its own, or ``data.template``."""
     setting = "data.template" if settings.template is None else f"{where}.template"
     return make_template(settings.template or default, tokenizer, setting)
-
-
-def _jinja_source(template: str, tokenizer: PreTrainedTokenizerBase, setting: str) -> str:
-    if template in TEMPLATE_NAMES:
-        special = {entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special}
-        missing = [token for token in _SPECIAL_TOKENS.get(template, ()) if token not in special]
-        if missing:
-            problem = f"writes {', '.join(missing)}, which the target's tokenizer does not have as special tokens"
-            hint = "Name the template that the target was trained with."
-            raise ActError(ConfigIssue(setting, template, problem, hint))
-        return (_FOLDER / f"{template}.jinja").read_text(encoding="utf-8")
-    if template == _CHAT and not tokenizer.chat_template:
-        problem = "needs a tokenizer with a chat template, and the target's has none"
-        hint = f"Name one of {', '.join(TEMPLATE_NAMES)} or a .jinja file, or write a text that contains {_PROMPT}."
-        raise ActError(ConfigIssue(setting, template, problem, hint))
-    try:
-        return str(tokenizer.get_chat_template()) if template == _CHAT else Path(template).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        hint = "Name a .jinja file in UTF-8."
-        raise ActError(ConfigIssue(setting, template, f"cannot be read: {error}", hint)) from error
 
 
 @dataclass

@@ -20,9 +20,9 @@ from act_lightning.data.batches import (
     token_budget_batches,
     unbatch,
 )
-from act_lightning.data.cache import answer_tokens, fingerprint, lengths
+from act_lightning.data.cache import answer_tokens, lengths
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.labels import Sample
+from act_lightning.data.labels import Sample, fingerprint
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
 from act_lightning.profiling.pair import ChunkBatch

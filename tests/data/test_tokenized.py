@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.cache import TokenizedAbility, fingerprint, tokenize_ability
-from act_lightning.data.labels import Sample
+from act_lightning.data.cache import TokenizedAbility, tokenize_ability
+from act_lightning.data.labels import Sample, fingerprint
 from act_lightning.errors import ActError
 from tests.tiny import write_jsonl
 
