@@ -41,9 +41,6 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         setting: The setting that names the model, for messages.
         weights: Whether to download the weights of a hub model too; a plan needs only its config.
 
-    Returns:
-        A folder with a ``config.json``.
-
     Raises:
         ActError: The model or its config does not exist or cannot be downloaded, or a revision is given for a folder.
     """
@@ -247,13 +244,8 @@ def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quant
     """The causal language model of ``folder`` with its layers' matrices quantized by bitsandbytes, in evaluation mode.
 
     LLM.int8() (https://arxiv.org/abs/2208.07339) or 4-bit NormalFloat (https://arxiv.org/abs/2305.14314). Embedding,
-    norms and head stay as they are.
-
-    Args:
-        folder: A Hugging Face folder with safetensors weights, not quantized.
-        dtype: The dtype of activations, and of weights that are not quantized.
-        device: The device of the weights.
-        quantization: One of :data:`QUANTIZATIONS`.
+    norms and head stay as they are, in ``dtype``, which is that of activations too. ``quantization`` is one of
+    :data:`QUANTIZATIONS`.
 
     Raises:
         ActError: Files are missing, or the model cannot be loaded.

@@ -27,7 +27,6 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
     threads may read. All values returned are copies, and are checked for NaN and infinity.
 
     Attributes:
-        folder: The folder.
         headers: The header of each file by its name.
         spec: The model's parameters and channels.
         keymap: Which key holds which parameter.
@@ -124,15 +123,9 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         return values
 
     def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
-        """Bytes of the tensor stored under ``key``, parameter or not, unchecked.
+        """Bytes of the tensor stored under ``key``, parameter or not, unchecked: uint8 ``[size]``.
 
-        Args:
-            key: The checkpoint's key.
-            start: Offset of the first byte within the tensor.
-            size: Number of bytes; by default all that follow.
-
-        Returns:
-            ``[size]`` uint8.
+        They begin at byte ``start`` of the tensor; by default all that follow are read.
         """
         entry, file = self._entries[key], self._files[key]
         buffer = torch.empty(entry.size - start if size is None else size, dtype=torch.uint8)

@@ -58,13 +58,8 @@ def merge_checkpoint(
     Unlike an export, whose training would be lost, the files are not flushed: the kernel does that in its own time, as
     after ``cp``.
 
-    Args:
-        out: The folder to write, as in :func:`~act_lightning.checkpoints.export.export_model`.
-        target: The folder of the model to change.
-        updates: The new values.
-        dtype: The dtype on disk, to which new values are rounded once; by default each parameter has the target's.
-        extra_files: More files by name.
-        device: The device on which rows are merged; by default the CPU.
+    Args are those of :func:`~act_lightning.checkpoints.export.export_model`; new values are rounded once, to ``dtype``,
+    and rows are merged on ``device``, by default the CPU.
 
     Raises:
         ActError: As ``export_model``; or the target holds NaN or infinity.
@@ -113,13 +108,9 @@ class _Tensor:
 
 
 class ShardFile(AbstractContextManager["ShardFile"]):
-    """A file open for writing at any offset, by several threads.
+    """A file open for writing at any offset, by several threads; created if it does not exist.
 
-    Args:
-        path: The file; created if it does not exist.
-        header: The header it will have.
-        data_start: Offset of its first tensor.
-        reflinked: Whether it holds the target's bytes already.
+    Its first tensor begins at ``data_start``; if ``reflinked``, it holds the target's bytes already.
     """
 
     def __init__(self, path: Path, header: Header, data_start: int, reflinked: bool = False) -> None:
@@ -140,12 +131,7 @@ class ShardFile(AbstractContextManager["ShardFile"]):
         self.write_bytes(data.numpy().data, self._data_start + self._header.entries[key].start + start)
 
     def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
-        """Write some rows of a tensor, rounded to its dtype on disk.
-
-        Args:
-            key: The tensor's key.
-            rows: Indices of the rows, ascending int64.
-            values: ``[rows, …]``, any dtype and device.
+        """Write some rows (ascending int64) of a tensor: ``values`` ``[rows, …]``, rounded to its dtype on disk.
 
         Raises:
             ActError: A value is not finite once rounded.

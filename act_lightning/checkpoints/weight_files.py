@@ -240,16 +240,12 @@ def aux_files(folder: Path) -> Iterator[Path]:
 
 
 def check_finite(values: Tensor, location: str, name: str, index: Tensor | None = None) -> None:
-    """Raise if ``values`` holds NaN or infinity.
+    """Raise if ``values`` (any shape) has a floating dtype and holds NaN or infinity.
 
-    Args:
-        values: Any shape; only floating dtypes are checked.
-        location: The file, or whatever else holds the tensor.
-        name: The tensor's name.
-        index: ``[rows]``, the position in the full tensor of each row of ``values``, if these are only some rows.
+    If these are only some rows of the tensor, ``index`` has their positions in it: int64 ``[rows]``.
 
     Raises:
-        ActError: Naming file, tensor and the first row with such a value.
+        ActError: Naming location, tensor and the first row with such a value.
     """
     number = first_row_not_finite(values)
     if number is None:

@@ -13,9 +13,8 @@ from rich.table import Table
 from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.patches.apply import apply_patch, revert_patch
-from act_lightning.patches.description import summarize_patch
 from act_lightning.patches.make import make_patch
-from act_lightning.patches.patch_file import PatchFile, find_patch, open_patch
+from act_lightning.patches.patch_file import PatchFile, find_patch, open_patch, summarize_patch
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from act_lightning.cards.record import CARD
+from act_lightning.cards.card import front_matter, table
+from act_lightning.cards.record import CARD, common_license, license_text, short_name
 from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
 from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.weight_files import INDEX, aux_files, read_headers
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.patches.description import patched_card
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest
 from act_lightning.patches.patch_file import PatchFile, open_patch
 
@@ -55,7 +56,7 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
         names = ", ".join(patch.path.name for patch in stacked.patches)
         problem = "must make the weights that it promises, and makes others"
         raise ActError(ConfigIssue("patch", names, problem, "Download it again."))
-    card = patched_card(stacked.patches, name or model.resolve().name, after, applied=True)
+    card = _patched_card(stacked.patches, name or model.resolve().name, after, applied=True)
     _write(model, out, tensors, stacked, card)
     return after
 
@@ -74,7 +75,7 @@ def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = 
             "none" if before == stacked.base else f"other weights ({before[:12]}…)"
         )
         raise ActError(ConfigIssue("model", str(model), problem, "Name every patch that was applied, in its order."))
-    card = patched_card(stacked.patches, name or model.resolve().name, after, applied=False)
+    card = _patched_card(stacked.patches, name or model.resolve().name, after, applied=False)
     _write(model, out, tensors, stacked, card)
     return after
 
@@ -193,6 +194,29 @@ def _open(
             bar.update(tensor.entry.size)
     entries = {key: tensor.entry for key, tensor in tensors.items()}
     return stacked, tensors, weights_digest(entries, before), weights_digest(entries, after)
+
+
+def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied: bool) -> str:
+    """The card of a model to which patches were applied, in this order, or from which they were reverted.
+
+    ``model`` is how the user named it, ``digest`` that of the weights that were written.
+    """
+    licenses: dict[str, Any] = {}
+    for patch in patches:
+        licenses |= patch.record.provenance.get("licenses", {})
+    base = str(patches[0].record.provenance.get("base", model))
+    verb = "applied" if applied else "taken out again"
+    sentence = f"`{short_name(model)}` with {'a patch' if len(patches) == 1 else 'patches'} {verb} by act-lightning."
+    patch_rows = [["patch", "made from", "base", "result"]]
+    for patch in patches:
+        record = patch.record
+        origin = f"{record.provenance.get('tuned', '')} over {record.provenance.get('base', '')}"
+        patch_rows.append([patch.path.name, origin, record.base, record.result])
+    license_rows = [["model", "license"], *([short_name(name), license_text(one)] for name, one in licenses.items())]
+    lines = front_matter([base, *licenses], common_license(list(licenses.values())), ["act-lightning", "ability-patch"])
+    lines += [f"# {short_name(model)}, patches {verb}", "", sentence]
+    lines += [f"The weights' digest is `{digest}`.", "", *table(patch_rows), "", *table(license_rows), ""]
+    return "\n".join(lines)
 
 
 def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: PatchStack, card: str) -> None:

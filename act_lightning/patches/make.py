@@ -51,11 +51,8 @@ def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None
     A patch holds weights, bit for bit, and nothing else: ``base`` keeps its config, tokenizer, shards and key names.
     After full fine-tuning every row is in it, and the patch is about as large as the model.
 
-    Args:
-        base: The folder of the model to which the patch is to be applied.
-        tuned: The folder of a model of the same parameters and dtypes; its shards may differ.
-        out: The file to write.
-        names: The names of base and tuned model in the patch; by default those of their folders.
+    ``tuned`` has the parameters and dtypes of ``base``; its shards may differ. ``names`` are those of base and tuned
+    model in the patch, by default those of their folders.
 
     Raises:
         ActError: The two do not match or are equal, a value is NaN or infinite, or the file cannot be written.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from act_lightning.architecture import module_type
 from act_lightning.checkpoints.weight_files import Entry, Header, read_header
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.patches.encoding import (
@@ -26,6 +29,7 @@ from act_lightning.patches.encoding import (
     unpack,
     word_of,
 )
+from act_lightning.transfer.report import layer_of
 
 FORMAT = 1
 _METADATA = "act_patch"
@@ -66,7 +70,6 @@ class PatchRecord:
         tensors: What changes, by the key in the base's files; all other tensors keep every bit.
         provenance: Names of base and tuned model, values in which their configs differ, versions, and the tuned
             folder's own recipe and record of its transfer.
-        format: Version of the layout.
     """
 
     base: str
@@ -194,6 +197,43 @@ def open_patch(path: Path) -> PatchFile:
         problem = f"must have format {FORMAT}, and has {values['format']}"
         raise ActError(ConfigIssue("patch", str(path), problem, "Use the version of act-lightning that made it."))
     return PatchFile(path, record, header)
+
+
+def summarize_patch(record: PatchRecord) -> dict[str, Any]:
+    """What a patch changes, as plain values: hashes, counts, and groups ``by_layer`` and ``by_module_type``."""
+    changed = sum(change.changed for change in record.tensors.values())
+    return {
+        "base": record.base,
+        "result": record.result,
+        "parameters": record.parameters,
+        "changed": changed,
+        "changed_share": changed / record.parameters,
+        "by_layer": _group_changes(record, layer_of),
+        "by_module_type": _group_changes(record, module_type),
+        "provenance": dict(record.provenance),
+    }
+
+
+def _group_changes(record: PatchRecord, group_of: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Counts by group; layers in numerical order, parameters outside of layers last.
+
+    ``rows`` and ``columns`` count whole ones (of vectors, elements), ``elements`` those of all tensors that change.
+    """
+    groups: defaultdict[str, list[TensorChange]] = defaultdict(list)
+    for change in record.tensors.values():
+        groups[group_of(change.name.rpartition(".")[0] or change.name)].append(change)
+    order = sorted(groups, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0))
+    return [
+        {
+            "name": name,
+            "tensors": len(groups[name]),
+            "rows": sum(change.rows for change in groups[name]),
+            "columns": sum(change.columns for change in groups[name]),
+            "changed": sum(change.changed for change in groups[name]),
+            "elements": sum(prod(change.shape) for change in groups[name]),
+        }
+        for name in order
+    ]
 
 
 def find_patch(reference: str) -> Path:
