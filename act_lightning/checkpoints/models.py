@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -214,13 +214,6 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise ActError(_load_issue(folder, "must load as a causal language model", error)) from error
     model: PreTrainedModel = loaded[0]
-    _check_loaded(model, loaded[1], folder)
-    module: nn.Module = model  # whose methods have types, unlike transformers' wrappers
-    module.eval().to(device or "cpu")
-    return model
-
-
-def _check_loaded(model: PreTrainedModel, loading_info: Mapping[str, Any], folder: Path) -> None:
     problems = {
         "missing_keys": "must hold every parameter of the model",
         "unexpected_keys": "must hold parameters of the model only",
@@ -228,9 +221,9 @@ def _check_loaded(model: PreTrainedModel, loading_info: Mapping[str, Any], folde
     }
     hint = "Give the folder of a plain causal language model whose config belongs to its weights."
     raise_if_any(
-        ConfigIssue(str(folder), sorted(map(str, loading_info[kind]))[:5], problem, hint)
+        ConfigIssue(str(folder), sorted(map(str, loaded[1][kind]))[:5], problem, hint)
         for kind, problem in problems.items()
-        if loading_info[kind]
+        if loaded[1][kind]
     )
     # transformers unties weights that the config ties but that are stored with different values, and only logs it.
     tied = {name for group in tied_groups(model) for name in group}
@@ -238,6 +231,9 @@ def _check_loaded(model: PreTrainedModel, loading_info: Mapping[str, Any], folde
         raise ActError(untied_issue(str(folder), untied))
     for name, parameter in model.named_parameters():
         check_finite(parameter, str(folder), name)
+    module: nn.Module = model  # whose methods have types, unlike transformers' wrappers
+    module.eval().to(device or "cpu")
+    return model
 
 
 def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> PreTrainedModel:

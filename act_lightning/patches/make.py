@@ -30,13 +30,10 @@ from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter
 
 @dataclass(frozen=True)
 class TensorPair:
-    """A tensor of the base and its counterpart.
+    """A tensor of the base, with its key in the base's files, and the tuned model's.
 
-    Attributes:
-        key: The key in the base's files.
-        name: The parameter's name in the model; the key if it is no parameter.
-        base: The base's tensor.
-        tuned: The tuned model's; the base's own if the tuned model stores none, as of rotary frequencies.
+    ``name`` is the parameter's in the model, or the key if it is no parameter. ``tuned`` is the base's own tensor if
+    the tuned model stores none, as of rotary frequencies.
     """
 
     key: str
@@ -118,13 +115,9 @@ def match_tensors(base: Path, tuned: Path) -> list[TensorPair]:
     for key, tensor in base_tensors.items():
         name = base_map.names.get(key, key)
         pairs.append(TensorPair(key, name, tensor, tuned_tensors.get(tuned_map.keys.get(name, key), tensor)))
-    cast, reshaped = [], []
-    for pair in pairs:
-        before, after = pair.base.entry, pair.tuned.entry
-        if before.shape != after.shape:
-            reshaped.append(f"{pair.key} ({after.shape}, not {before.shape})")
-        elif before.code != after.code:
-            cast.append(f"{pair.key} ({after.code}, not {before.code})")
+    entries = [(pair.key, pair.base.entry, pair.tuned.entry) for pair in pairs]
+    reshaped = [f"{key} ({b.shape}, not {a.shape})" for key, a, b in entries if a.shape != b.shape]
+    cast = [f"{key} ({b.code}, not {a.code})" for key, a, b in entries if a.shape == b.shape and a.code != b.code]
     if cast:
         problem = f"must store the base's dtypes, and {summarize_names(cast)} differ"
         hint = "Export the tuned model in the base's precision (model.export_dtype: auto), then make the patch."
