@@ -107,7 +107,6 @@ class PaperPair:
     """What the paper reports of one pair of models at the top 1 %, by its labels of abilities.
 
     Attributes:
-        name: As the paper writes it.
         words: Lower-case words that identify the two models' names, in either order.
         weight_table: The table of the overlap with the largest weight changes.
         weight: That overlap, as a share.

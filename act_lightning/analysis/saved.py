@@ -25,10 +25,9 @@ _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "gate_proj
 
 @dataclass(frozen=True)
 class Pair:
-    """A pair of models with the scores of its abilities.
+    """The scores of a pair of models in a run.
 
     Attributes:
-        run: The folder of the run.
         source: The source's name in the run.
         label: As the paper writes it, ``<target> vs. <source>``.
         records: What each ability's scores were measured on, by the ability's name.
@@ -50,12 +49,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class SavedScores:
-    """All scores of a report.
+    """All scores of a report, by pairs of models in the order of runs and of the sources' names.
 
-    Attributes:
-        inventory: The channels: names and counts of modules; what parameters they own is not known from scores.
-        ordered: Whether the files say the model's order of modules. If not, equal scores are ranked in the usual one.
-        pairs: The pairs of models, in the order of runs and of the sources' names.
+    Of the channels, names and counts of modules are known, not what parameters they own. ``ordered`` says whether the
+    files give the model's order of modules. If not, equal scores are ranked in the usual one.
     """
 
     inventory: ChannelInventory

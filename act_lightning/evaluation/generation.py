@@ -152,10 +152,7 @@ class VLLMGenerator:
         arguments: Mapping[str, Any] | None = None,
         progress: bool = False,
     ) -> None:
-        from vllm import (
-            LLM,
-            SamplingParams,  # an optional dependency
-        )
+        from vllm import LLM, SamplingParams  # an optional dependency
 
         if (folder / "generation_config.json").is_file():
             config = GenerationConfig.from_pretrained(folder)

@@ -71,9 +71,6 @@ class SetResult:
 
     Attributes:
         role: ``keep`` or ``recover``.
-        kind: Kind of answers.
-        language: Language of the set.
-        total: Number of items.
         correct: Correct answers in the required form: exact matches.
         flexible: Correct answers anywhere in the output: flexible matches.
         answered: Outputs with an answer in the required form.

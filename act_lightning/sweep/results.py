@@ -17,7 +17,6 @@ class Outcome:
     """A point that was evaluated.
 
     Attributes:
-        point: The point.
         roles: ``keep`` or ``recover`` by evaluation set.
         scores: Which items were answered correctly.
         share: Share of the target's parameters that moved; with a density, an upper bound.

@@ -48,10 +48,8 @@ _DEFINITE = re.compile(r"[\d\\$`]|\W*[A-J]\W*\Z")  # a number, a formula, or the
 class Protected:
     """A text in which marks replace the parts that must not change.
 
-    Attributes:
-        text: The text with marks in it.
-        kept: The original parts; the n-th, counted from one, has the mark ``<kn/>``.
-        final: Whether the last mark replaces a final answer: the last line, or the end of it.
+    The n-th of the parts in ``kept``, counted from one, has the mark ``<kn/>``. If ``final``, the last mark replaces a
+    final answer: the last line, or the end of it.
     """
 
     text: str
