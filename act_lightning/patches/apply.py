@@ -219,6 +219,15 @@ def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied
     return "\n".join(lines)
 
 
+def _write_changed(path: Path, key: str, tensor: StoredTensor, stacked: PatchStack) -> None:
+    """Overwrite a tensor in a copy of its file."""
+    words = tensor.read()
+    stacked.xor_(key, tensor, words)
+    with path.open("r+b") as file:
+        file.seek(tensor.start)
+        file.write(words.data)
+
+
 def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: PatchStack, card: str) -> None:
     require_space(out, read_headers(model))
     total = sum(tensor.entry.size for tensor in tensors.values())
@@ -230,11 +239,7 @@ def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: Pa
                     shutil.copyfile(path, copy)
                 for key, tensor in group:
                     if stacked.changes(key):
-                        words = tensor.read()
-                        stacked.xor_(key, tensor, words)
-                        with copy.open("r+b") as file:
-                            file.seek(tensor.start)
-                            file.write(words.data)
+                        _write_changed(copy, key, tensor, stacked)
                     bar.update(tensor.entry.size)
         index = [model / INDEX] if (model / INDEX).is_file() else []
         for path in (*index, *aux_files(model)):

@@ -112,7 +112,7 @@ def resumed_issues(
     if sorted(before) != sorted(labels):
         changes.append(("profile.sources", labels, sorted(before) or "none"))
     elif sources:
-        names = (("selection", settings.selection), ("method", str(settings.method)))
+        names = (("selection", str(settings.selection)), ("method", str(settings.method)))
         changes += [(f"transfer.{key}", now, report[key]) for key, now in names if now != report[key]]
         for source in sources:
             old = before[source.label]

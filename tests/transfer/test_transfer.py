@@ -15,6 +15,9 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from act_lightning.scorers import Attribution
+from act_lightning.transfer.report import resumed_issues
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 from tests.checkpoints.test_bin_conversion import pickled
 from tests.front_door import Config, basic, changed, run
 from tests.reference import act as reference
@@ -255,3 +258,13 @@ def test_pickled_models_are_read_where_they_are_called_so(
     for name, before in tiny_model("llama", dtype=torch.bfloat16).named_parameters():
         expected = (before.float() + 0.5 * (source_parameters[name] - before.float())).bfloat16()
         assert torch.equal(stored(tmp_path / "run" / "merged")[name], expected), name
+
+
+def test_a_scorer_with_settings_is_the_same_selection_after_a_checkpoint() -> None:
+    source = AbilitySource("models/s", ["d"], scale=0.4, ratio=0.1)
+    settings = TransferSettings(selection=Attribution(alpha=0.3))
+    entry = {"abilities": {"d": {}}, "scale": 0.4, "ratio": 0.1}
+    report = {"sources": {"s": entry}, "selection": str(settings.selection), "method": "task_arithmetic"}
+    assert resumed_issues(report, [source], settings) == []
+    (issue,) = resumed_issues(report, [source], TransferSettings(selection=Attribution()))
+    assert issue.setting == "transfer.selection"
