@@ -48,10 +48,12 @@ def config_notes(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
         (f"{key}: {target_value!r} in the target, {source_value!r} in the source", hint)
         for key, (target_value, source_value) in config_differences(target, source).items()
     ]
-    ours, theirs = (str(resolve_dtype("auto", folder)).removeprefix("torch.") for folder in (target, source))
-    if ours != theirs:
+    target_dtype, source_dtype = (
+        str(resolve_dtype("auto", folder)).removeprefix("torch.") for folder in (target, source)
+    )
+    if target_dtype != source_dtype:
         hint = "Nothing to do: differences are taken in float32, and rounded once."
-        notes.append((f"stored as {theirs}, the target as {ours}", hint))
+        notes.append((f"stored as {source_dtype}, the target as {target_dtype}", hint))
     target_size, source_size = (int(load_config(folder).get_text_config().vocab_size) for folder in (target, source))
     if target_size != source_size:
         message = f"a vocabulary of {source_size:,} entries, and the target's has {target_size:,}"
@@ -106,9 +108,14 @@ def lineage(target: Path, source: Path) -> Lineage | None:
         pairs = list(_sample_rows(target_reader, source_reader))
     if not pairs:
         return None
-    cosines = torch.cat([cosine_similarity(ours, theirs, dim=1) for ours, theirs in pairs])
-    chances = torch.cat([cosine_similarity(ours, theirs.roll(1, 0), dim=1) for ours, theirs in pairs])
-    squares = [torch.stack([(theirs - ours).square().sum(), ours.square().sum()]) for ours, theirs in pairs]
+    cosines = torch.cat([cosine_similarity(target_rows, source_rows, dim=1) for target_rows, source_rows in pairs])
+    chances = torch.cat(
+        [cosine_similarity(target_rows, source_rows.roll(1, 0), dim=1) for target_rows, source_rows in pairs]
+    )
+    squares = [
+        torch.stack([(source_rows - target_rows).square().sum(), target_rows.square().sum()])
+        for target_rows, source_rows in pairs
+    ]
     change, size = torch.stack(squares).sum(0).tolist()
     return Lineage(float(cosines.mean()), float(chances.mean()), (change / size) ** 0.5 if size else 0.0, len(cosines))
 
@@ -143,13 +150,18 @@ def tokenizer_issues(target: Path, source: Path, setting: str) -> list[ConfigIss
 
 
 def _token_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
-    ours, theirs = read_vocabulary(target), read_vocabulary(source)
+    target_vocabulary, source_vocabulary = read_vocabulary(target), read_vocabulary(source)
     issues = []
-    if renumbered := [token for token, number in ours.items() if theirs.get(token, number) != number]:
+    if renumbered := [
+        token for token, number in target_vocabulary.items() if source_vocabulary.get(token, number) != number
+    ]:
         message = f"{len(renumbered)} tokens have another number in the source: {_examples(renumbered)}"
         hint = "Rows of the vocabulary are matched by token; profiling refuses texts that the two encode differently."
         issues.append(ConfigIssue(setting, ..., message, hint, "warning"))
-    for owner, tokens in (("target", ours.keys() - theirs.keys()), ("source", theirs.keys() - ours.keys())):
+    for owner, tokens in (
+        ("target", target_vocabulary.keys() - source_vocabulary.keys()),
+        ("source", source_vocabulary.keys() - target_vocabulary.keys()),
+    ):
         if tokens:
             message = f"{len(tokens)} tokens are the {owner}'s alone: {_examples(sorted(tokens))}"
             hint = "Nothing to do, unless the abilities' texts use them."
@@ -168,17 +180,17 @@ def _examples(tokens: list[str]) -> str:
 
 def _template_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
     """Chat templates and special tokens that differ."""
-    ours, theirs = _tokenizer_settings(target), _tokenizer_settings(source)
+    target_settings, source_settings = _tokenizer_settings(target), _tokenizer_settings(source)
     issues = []
-    if ours["chat_template"] != theirs["chat_template"]:
-        level: Level = "warning" if ours["chat_template"] is None else "note"
-        used = "the target has none" if ours["chat_template"] is None else "the target's is used for both"
+    if target_settings["chat_template"] != source_settings["chat_template"]:
+        level: Level = "warning" if target_settings["chat_template"] is None else "note"
+        used = "the target has none" if target_settings["chat_template"] is None else "the target's is used for both"
         message = f"the chat templates differ: {used}, also where the source was trained on its own"
         hint = "Nothing to do, or write a data.template that suits both."
         issues.append(ConfigIssue(setting, ..., message, hint, level))
     for key in _SPECIAL_TOKENS:
-        if ours[key] != theirs[key]:
-            message = f"{key}: {ours[key]!r} in the target, {theirs[key]!r} in the source"
+        if target_settings[key] != source_settings[key]:
+            message = f"{key}: {target_settings[key]!r} in the target, {source_settings[key]!r} in the source"
             hint = "Nothing to do: the target's tokenizer is kept."
             issues.append(ConfigIssue(setting, ..., message, hint, "note"))
     return issues
