@@ -39,7 +39,7 @@ from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path, scores_folder, write_scores
 from act_lightning.transfer.injection import MaskedInjection
-from act_lightning.transfer.report import layer_of, transfer_report
+from act_lightning.transfer.preparation import layer_of, transfer_report
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings, scale_issues
 

@@ -37,7 +37,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.masks import random_scores
-from act_lightning.profiling.target import Target
+from act_lightning.profiling.measurement import Target
 from act_lightning.transfer.preparation import PreparedTransfer
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, partner_channels
 

@@ -16,7 +16,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
-from act_lightning.transfer.report import previous_transfer
+from act_lightning.transfer.preparation import previous_transfer
 
 FOLDER = "best"
 _POINTS = 100

@@ -25,7 +25,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.tables import ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
-from act_lightning.profiling.target import named_checkpoint
+from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings

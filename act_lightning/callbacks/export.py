@@ -16,9 +16,9 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.profiling.target import named_checkpoint
+from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.sharding import Layout, is_sharded
-from act_lightning.transfer.report import previous_transfer
+from act_lightning.transfer.preparation import previous_transfer
 
 
 class HuggingFaceExport(L.Callback):

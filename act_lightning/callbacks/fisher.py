@@ -19,10 +19,9 @@ from act_lightning.checkpoints.files import check_writable, save_tensors
 from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
-from act_lightning.profiling.measurement import Measurement, check_compatibility, measurements
-from act_lightning.profiling.target import find_target
+from act_lightning.profiling.measurement import Measurement, check_compatibility, find_target, measurements
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
-from act_lightning.transfer.report import previous_transfer
+from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.saved_fisher import ALIASES, FISHER_FOLDER, source_fisher_path, target_fisher_path
 from act_lightning.transfer.settings import AbilitySource, source_issues
 

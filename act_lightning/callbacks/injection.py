@@ -26,8 +26,15 @@ from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, start_averages_from, strategy_issues
-from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
-from act_lightning.transfer.report import describe_transfer, mark_transferred, previous_transfer, resumed_issues
+from act_lightning.transfer.preparation import (
+    PreparedTransfer,
+    TransferPlan,
+    describe_transfer,
+    mark_transferred,
+    prepare,
+    previous_transfer,
+    resumed_issues,
+)
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings
 

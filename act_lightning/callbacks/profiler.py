@@ -15,24 +15,17 @@ from act_lightning.checkpoints.files import check_writable
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.profiling.activations import measure_activations
 from act_lightning.profiling.gradients import measure_gradients
-from act_lightning.profiling.measurement import check_compatibility, measure_weights, measurements
+from act_lightning.profiling.measurement import check_compatibility, find_target, measure_weights, measurements
 from act_lightning.profiling.placement import PairSettings
 from act_lightning.profiling.samples import Sampling
-from act_lightning.profiling.target import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
-from act_lightning.transfer.report import previous_transfer
+from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.selection import selection_issues
-from act_lightning.transfer.settings import (
-    AbilitySource,
-    TransferSettings,
-    source_issues,
-    source_ratios,
-    weight_issues,
-)
+from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios, weight_issues
 
 
 class TransferCallback(L.Callback):

@@ -29,8 +29,7 @@ from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, raise_if_any
 from act_lightning.merging import merging_method
 from act_lightning.scorers import scorer_of
-from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
-from act_lightning.transfer.report import describe_transfer
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, describe_transfer, prepare
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios
 

@@ -21,7 +21,7 @@ from act_lightning.cli.merge import Merge
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.planning.checks import Run
-from act_lightning.profiling.target import find_target
+from act_lightning.profiling.measurement import find_target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.sweep.sweep_settings import ACT
@@ -101,7 +101,11 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
 
 def run_causes(trainer: L.Trainer, run: Run) -> None:
     """Profile where scores are missing, then intervene on the target's channels, on held-out samples."""
-    from act_lightning.analysis.causal_check import FOLDER, check_causes, print_causes  # only this verb needs them
+    from act_lightning.analysis.causal_check import (
+        FOLDER,
+        check_causes,
+        print_causes,  # only this verb needs them
+    )
 
     assert run.causes is not None
     target, root, causes = find_target(run.model, None, None), Path(trainer.default_root_dir), run.causes

@@ -29,7 +29,7 @@ from act_lightning.patches.encoding import (
     unpack,
     word_of,
 )
-from act_lightning.transfer.report import layer_of
+from act_lightning.transfer.preparation import layer_of
 
 FORMAT = 1
 _METADATA = "act_patch"

@@ -20,11 +20,10 @@ from act_lightning.data.cache import lengths
 from act_lightning.errors import ActError
 from act_lightning.masks import overlap
 from act_lightning.profiling.channel_means import ChannelMeans, float64_device
-from act_lightning.profiling.measurement import Measurement, save
+from act_lightning.profiling.measurement import Measurement, Target, save
 from act_lightning.profiling.pair import Pair
 from act_lightning.profiling.placement import PairSettings, open_pair
 from act_lightning.profiling.samples import MeasuredScores, Sampling
-from act_lightning.profiling.target import Target
 from act_lightning.scorers.scorer import ActivationScorer
 from act_lightning.scores import read_record, read_scores
 from act_lightning.transfer.selection import partner_channels

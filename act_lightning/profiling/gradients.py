@@ -25,9 +25,8 @@ from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_by_parameters
 from act_lightning.profiling.channel_means import float64_device
-from act_lightning.profiling.measurement import Measurement, save
+from act_lightning.profiling.measurement import Measurement, Target, save
 from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
-from act_lightning.profiling.target import Target
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.training.loss import answer_loss
 

@@ -1,8 +1,9 @@
-"""What is to be measured: a source and an ability with its samples, unless saved scores can be used again."""
+"""The target before training, and what is to be measured: a source and an ability, unless saved scores answer it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -10,19 +11,21 @@ import lightning as L
 import torch
 import transformers
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from transformers import PreTrainedModel
 
 from act_lightning import __version__
-from act_lightning.channels import ChannelInventory
+from act_lightning.architecture import evaluating, find_language_model, has_weights
+from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies, pair_issues, sibling_issues, tokenizer_issues
 from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
-from act_lightning.checkpoints.models import load_tokenizer, locate
+from act_lightning.checkpoints.models import load_model, load_tokenizer, locate, meta_model, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.weight_delta import channel_sums
-from act_lightning.checkpoints.weight_files import identify, read_headers
+from act_lightning.checkpoints.weight_delta import ModelRows, Rows, channel_sums
+from act_lightning.checkpoints.weight_files import Identity, identify, identify_module, read_headers
 from act_lightning.data.cache import answer_tokens
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
-from act_lightning.profiling.target import Target
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer, WeightScorer
 from act_lightning.scores import (
@@ -37,6 +40,113 @@ from act_lightning.scores import (
     write_scores,
 )
 from act_lightning.transfer.settings import AbilitySource
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the target's original weights are.
+
+    Attributes:
+        name: How the user named it.
+        folder: Its checkpoint, if there is one.
+        model: The model in memory, if it is there; otherwise the checkpoint is loaded.
+        dtype: Precision in which the pair is compared.
+    """
+
+    name: str
+    folder: Path | None
+    model: PreTrainedModel | None
+    dtype: torch.dtype
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model in memory, or one without weights."""
+        if self.model is not None:
+            return self.model
+        assert self.folder is not None
+        return meta_model(self.folder)
+
+    def inventory(self) -> ChannelInventory:
+        """The target's channels."""
+        return inventory(self.skeleton())
+
+    def identity(self) -> Identity:
+        """The identity of the weights that are compared."""
+        if self.model is not None:
+            return identify_module(self.model)
+        assert self.folder is not None
+        return identify(self.folder)
+
+    def digests(self) -> list[str]:
+        """Digests of these weights: in memory, and as the checkpoint that the user names."""
+        in_folder = [identify(self.folder).digest] if self.folder is not None else []
+        return [self.identity().digest, *in_folder]
+
+    @contextmanager
+    def rows(self) -> Iterator[Rows]:
+        """The original weights, read some rows at a time."""
+        if self.model is not None:
+            yield ModelRows(self.model)
+        else:
+            assert self.folder is not None
+            with CheckpointReader(self.folder) as reader:
+                yield reader
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[PreTrainedModel]:
+        """The target on ``device`` in evaluation mode; afterwards, a model in memory is where and as it was."""
+        model = self.model
+        if model is None:
+            assert self.folder is not None
+            yield load_model(self.folder, self.dtype, device)
+            return
+        original_device = next(model.parameters()).device
+        try:
+            with evaluating(model):
+                yield nn.Module.to(model, device)
+        finally:
+            nn.Module.to(model, original_device)
+
+
+def named_checkpoint(
+    module: nn.Module, target: str | None = None, revision: str | None = None
+) -> tuple[str | None, str | None]:
+    """The checkpoint and its revision: those given, or else those that an ``AbilityTransferModule`` names.
+
+    That class stands above this room, so its attribute ``weights_dtype`` identifies it: a ``target`` of any other
+    module may mean anything.
+    """
+    if target is not None:
+        return target, revision
+    if not hasattr(module, "weights_dtype"):
+        return None, None
+    return getattr(module, "target", None), getattr(module, "revision", None)
+
+
+def find_target(module: nn.Module, target: str | None, revision: str | None) -> Target:
+    """The target of ``module``: its weights if it has them, else the checkpoint named by ``target``.
+
+    Args:
+        module: A LightningModule. One that builds its model in ``configure_model`` has no weights yet; if it is an
+            ``AbilityTransferModule``, it names its checkpoint. One whose ``weights_unmodified`` is true (as ours after
+            a test, or where weights are averaged) holds the checkpoint's weights in the precision of training, so that
+            the checkpoint is compared.
+        target: Folder or hub id given to the profiler.
+        revision: Revision of the hub id.
+
+    Raises:
+        ActError: If there are neither weights nor a name.
+    """
+    name, revision = named_checkpoint(module, target, revision)
+    folder = None if name is None else locate(name, revision)
+    model = find_language_model(module)
+    if model is not None and has_weights(model) and not getattr(module, "weights_unmodified", False):
+        return Target(str(name or model.name_or_path or type(model).__name__), folder, model, model.dtype)
+    if folder is None:
+        problem = "must hold one causal language model of transformers before fit, or the profiler must name one"
+        hint = "Give ActivationDifferenceProfiler(target=...) the folder or hub id that configure_model loads."
+        raise ActError(ConfigIssue("LightningModule", type(module).__name__, problem, hint))
+    return Target(str(name), folder, None, resolve_dtype(getattr(module, "weights_dtype", "auto"), folder))
+
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

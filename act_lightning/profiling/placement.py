@@ -21,9 +21,9 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.models import QUANTIZATIONS, load_model, load_quantized
 from act_lightning.errors import ConfigIssue
 from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
+from act_lightning.profiling.measurement import Target
 from act_lightning.profiling.offload import DiskWeights, MemoryWeights, OffloadedReader, PartWeights
 from act_lightning.profiling.pair import Pair, ResidentPair
-from act_lightning.profiling.target import Target
 from act_lightning.scorers.scorer import ActivationScorer, Scorer, WeightScorer
 
 _CGROUPS = Path("/sys/fs/cgroup")

@@ -27,7 +27,7 @@ from act_lightning.checkpoints.weight_files import identify
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.evaluation.evaluator import score_model
-from act_lightning.profiling.target import Target
+from act_lightning.profiling.measurement import Target
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.results import Outcome, equal_points, reference_outcome
 from act_lightning.sweep.study import Suggestion, TrialStore, exclusive_storage

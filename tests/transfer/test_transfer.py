@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from act_lightning.scorers import Attribution
-from act_lightning.transfer.report import resumed_issues
+from act_lightning.transfer.preparation import resumed_issues
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 from tests.checkpoints.test_bin_conversion import pickled
 from tests.front_door import Config, basic, changed, run
