@@ -95,8 +95,8 @@ FAULTS = (
     Fault(
         "columns of the embedding stay",
         "transfer/injection.py",
-        "mask if columns is None else mask | columns",
-        "mask",
+        "by_row.view(as_column) | columns",
+        "by_row.view(as_column)",
         "tests/transfer",
     ),
     Fault(
