@@ -170,7 +170,8 @@ class AbilityTransferModule(L.LightningModule):
                 hint = "Write devices: 1, and model.generator_args: {tensor_parallel_size: 8}, say."
                 raise ActError(ConfigIssue("trainer.devices", self.trainer.world_size, problem, hint))
             bar, tokenizer = self.trainer.progress_bar_callback is not None, self._evaluation_data.tokenizer
-            self._vllm = VLLMGenerator(folder, tokenizer, self.weights_dtype, self.generator_args, bar)
+            with torch.device("cpu"):  # the engine chooses devices itself; Lightning made its own the default
+                self._vllm = VLLMGenerator(folder, tokenizer, self.weights_dtype, self.generator_args, bar)
             return
         if self.attention != "auto":
             set_attention(meta_model(folder), self.attention)  # refused before weights are read

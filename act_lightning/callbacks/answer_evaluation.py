@@ -16,6 +16,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.results import SetResult
+from act_lightning.training.sharding import back_on_device
 
 
 class AnswerEvaluation(L.Callback):
@@ -46,7 +47,7 @@ class AnswerEvaluation(L.Callback):
         data, model = self._evaluation_data(trainer), require_language_model(pl_module)
         data.trainer = trainer  # it gives each process its share of the rows
         evaluator = Evaluator(data)
-        with isolate_rng():
+        with isolate_rng(), back_on_device(trainer):
             for set_index, loader in enumerate(data.test_dataloader()):
                 name = data.evaluation_names[set_index]
                 for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):

@@ -27,6 +27,7 @@ from act_lightning.evaluation.tables import ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
+from act_lightning.training.sharding import back_on_device
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
@@ -85,7 +86,8 @@ class TransferComparison(L.Callback):
         """Evaluate the result, print the table and write it."""
         share = next((row.share for row in self.rows if row.model == "transfer"), None)
         label = "fine-tuning" if share is None else "transfer + fine-tuning"
-        self._evaluate(label, require_language_model(pl_module), share, trainer)
+        with back_on_device(trainer):
+            self._evaluate(label, require_language_model(pl_module), share, trainer)
         if trainer.is_global_zero:
             roles = {name: settings.role for name, settings in _evaluation_data(trainer).evaluations.items()}
             folder = Path(trainer.default_root_dir) / "evaluations"

@@ -190,7 +190,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of ``folder`` with all its weights, in evaluation mode.
 
-    Its dtype is by default that in which most parameters are stored, its device the CPU.
+    Its dtype is by default that in which most parameters are stored, its device the CPU, whatever torch's default is.
 
     Raises:
         ActError: Files are missing or truncated; weights are missing, unexpected, of other shapes, not finite or
@@ -201,7 +201,8 @@ def load_model(
     config = load_config(folder)
     read_headers(folder, str(folder))  # names every missing or truncated file at once
     try:
-        with _quiet_transformers():
+        # A Trainer builds modules with its device as torch's default, which transformers would take for a device_map.
+        with _quiet_transformers(), torch.device("cpu"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ class PairSettings:
         if device.type != "cuda":
             problem = f"needs a GPU, and this run computes on {device.type}"
             issues.append(self._quantization_issue(problem, "Leave it out, or run where there is a CUDA device."))
+        if find_spec("accelerate") is None:
+            problem = "needs the package accelerate, with which transformers loads quantized models"
+            issues.append(self._quantization_issue(problem, "Run: pip install accelerate"))
         if target.model is not None:
             problem = "needs a target that is loaded from its folder, and this one is in memory"
             hint = "Build the model in configure_model, and name its folder (target=...)."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,23 @@ _BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory while a parameter is read
 def is_sharded(trainer: L.Trainer) -> bool:
     """Whether no process holds the whole model while training."""
     return isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+
+
+@contextmanager
+def back_on_device(trainer: L.Trainer) -> Iterator[None]:
+    """Have the model on its device in ``on_fit_end``: by then Lightning has moved it to the host, unless it is sharded.
+
+    No earlier hook will do: training that is already complete calls no ``on_train_end``, and in that hook other
+    callbacks still change weights, such as ``WeightAveraging``.
+    """
+    if is_sharded(trainer):
+        yield
+        return
+    trainer.strategy.model_to_device()
+    try:
+        yield
+    finally:
+        trainer.lightning_module.cpu()
 
 
 def strategy_issues(trainer: L.Trainer) -> list[ConfigIssue]:

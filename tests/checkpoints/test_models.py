@@ -60,6 +60,14 @@ def test_model_is_loaded_quietly(
     assert (verbosity, bars) == (hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled())
 
 
+def test_model_is_loaded_on_the_host_whatever_the_default_device_is(target_folder: Path) -> None:
+    """A Trainer builds modules with its device as the default; transformers would dispatch to it with accelerate."""
+    with torch.device("meta"):
+        model = load_model(target_folder)
+    assert {values.device.type for values in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert torch.equal(model.get_input_embeddings().weight, tiny_model().get_input_embeddings().weight)
+
+
 def test_dtype_is_that_of_most_elements(tmp_path: Path) -> None:
     model = tiny_model(dtype=torch.bfloat16)
     model.model.norm.float()

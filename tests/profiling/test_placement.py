@@ -81,6 +81,13 @@ def test_what_cannot_be_is_refused(settings: dict[str, str], problem: str, tmp_p
     assert not (tmp_path / "scores" / "s").exists()
 
 
+def test_quantization_needs_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    target = tiny_model("llama")
+    with pytest.raises(ActError, match="needs the package accelerate"):
+        profile(target, saved(target, tmp_path / "s"), tmp_path, quantization="4bit")
+
+
 def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
     target = tiny_model("llama")
     source = AbilitySource(saved(sibling_of(target, seed=1), tmp_path / "s"), dict(DATA))
