@@ -332,7 +332,7 @@ class AbilityTransferModule(L.LightningModule):
         self._evaluator.evaluate_batch(self._generator, batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log ``exact_match/<set>`` and so on, and the means over sets to keep and to recover; write all results."""
+        """Log ``exact_match/<set>`` and so on, and mean accuracies to keep and to recover; write all results."""
         results, records = self._evaluator.gather()
         self.log_dict(results_for_logger(results), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -233,7 +233,7 @@ def exported_folders(run: Path) -> list[Path]:
 def result_rows(folder: Path) -> list[list[str]]:
     """The figures in every JSON file of a run's ``evaluations/``, the head of the table first.
 
-    Results of ``test`` come with their intervals, comparisons as shares of exact matches, and any other number under
+    Results of ``test`` come with their intervals, comparisons as accuracies, and any other number under
     its dotted name. Rows name the model that was evaluated, which need not be the one with the card. Files that are not
     JSON are skipped, for they may come from other programs.
 
@@ -252,7 +252,7 @@ def result_rows(folder: Path) -> list[list[str]]:
                 for name, correct in item["correct"].items():
                     total = item["total"][name]
                     share = f"{correct / total:.1%} ({correct} of {total})" if total else "no items"
-                    rows.append([name, str(item.get("model", "")), "exact match", share])
+                    rows.append([name, str(item.get("model", "")), "accuracy", share])
         elif isinstance(content, dict) and {"model", "sets"} <= content.keys():
             rows += _test_rows(content)
         else:
@@ -267,7 +267,7 @@ def _test_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
         for share in (share for share in _SHARES if share in result.get("shares", {})):
             yield [name, model, share.replace("_", " "), f"{_interval(result['shares'][share])}, n = {result['total']}"]
     for role, mean in content.get("means", {}).items():
-        yield [role, model, "mean exact match", _interval(mean)]
+        yield [role, model, "mean accuracy", _interval(mean)]
 
 
 def _interval(share: Mapping[str, float]) -> str:

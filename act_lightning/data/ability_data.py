@@ -7,7 +7,8 @@ commit beb1ee792b6018231512ea7cdc850180fde8545c): a model without chat template 
 768. Paper of the benchmark: https://arxiv.org/abs/2502.07346.
 
 Two of its quirks are kept, for comparable numbers: Bengali answers to mathematics are looked for in English, and no
-prompt of science mentions the form ``The answer is (B)`` that the strict pattern requires.
+prompt mentions the form, such as ``The answer is (B)``, that the strict pattern requires. So the answer anywhere in the
+output is what counts by default.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Literal
 from act_lightning.errors import ConfigIssue
 
 BENCHMAX = "benchmax"
+Metric = Literal["exact_match", "flexible_match"]
 LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
 
 # What stands before the question, what stands after it, and the strict pattern.
@@ -140,6 +142,9 @@ class EvaluationData(AbilityData):
             ``{prompt}``, and for choices ``{options}``; ``None`` means the prompt, and a line for each option.
         pattern: A regular expression whose one group is the answer: the strict form of a number or choice; ``None``
             means ``The answer is ...``, or BenchMAX's own.
+        metric: What a set's accuracy is, and so the means, sweeps and comparisons: ``exact_match``, the answer in its
+            strict form, or ``flexible_match``, the answer anywhere in the output; ``None`` means ``flexible_match`` for
+            numbers and choices, whose form no question asks for, else ``exact_match``.
         incorrect: Columns that hold the wrong options of a choice, each with text; the right one is the answer.
         allow_code_execution: Permit that what the model writes is run, in a process of its own with little time and
             memory; ``kind: code`` needs it.
@@ -151,8 +156,18 @@ class EvaluationData(AbilityData):
     language: str | None = None
     question: str | None = None
     pattern: str | None = None
+    metric: Metric | None = None
     incorrect: list[str] | None = None
     allow_code_execution: bool = False
+
+    @property
+    def main_metric(self) -> Metric:
+        """What the set's accuracy is.
+
+        >>> EvaluationData("gsm.jsonl", role="keep", kind="number").main_metric
+        'flexible_match'
+        """
+        return self.metric or ("flexible_match" if self.kind in _PATTERNS else "exact_match")
 
 
 def list_issues(names: Sequence[str], known: Collection[str], setting: str) -> list[ConfigIssue]:

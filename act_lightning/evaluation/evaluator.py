@@ -86,6 +86,7 @@ class Evaluator:
             results[name] = SetResult(
                 role=settings.role,
                 kind=settings.kind,
+                metric=settings.main_metric,
                 language=settings.language,
                 total=len(records),
                 correct=sum(record.correct for record in records),
@@ -122,16 +123,17 @@ def score_model(
     world_size: int = 1,
     progress: Callable[[int], object] = lambda items: None,
 ) -> ItemScores:
-    """Which items of all evaluation sets a model in memory answers correctly, without keeping its answers.
+    """Which items of all evaluation sets a model in memory answers correctly by their metrics, without its answers.
 
-    An answer that is one exact string is decided by a teacher-forced pass over the references; any other is generated
-    greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch, with the
-    tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores; ``progress`` is
-    called with the number of items of each batch that this process has scored.
+    An answer that must be one exact string is decided by a teacher-forced pass over the references; any other is
+    generated greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch,
+    with the tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores;
+    ``progress`` is called with the number of items of each batch that this process has scored.
     """
     scored: dict[str, list[tuple[int, bool]]] = {}
     for name, settings in data.evaluations.items():
-        is_exact, prompts = settings.kind == "exact", data.prompts[name]
+        metric, prompts = settings.main_metric, data.prompts[name]
+        is_exact = settings.kind == "exact" and metric == "exact_match"
         if is_exact:
             lengths = [len(sample.input_ids) for sample in data.references[name]]
         else:
@@ -144,7 +146,7 @@ def score_model(
             else:
                 batch = collate_prompts(prompts, 0, MicroBatch(tuple(rows)))
                 generate = partial(generate_answers, model, data.tokenizer)
-                correct = [result.correct for _, _, result in generate_and_grade(data, name, generate, batch)]
+                correct = [result.counts(metric) for _, _, result in generate_and_grade(data, name, generate, batch)]
             scored[name] += zip(rows, correct, strict=True)
             progress(len(rows))
     if world_size > 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from act_lightning.data.ability_data import EvaluationData, strict_pattern
+from act_lightning.data.ability_data import EvaluationData, Metric, strict_pattern
 from act_lightning.data.tasks import Item
 from act_lightning.evaluation.sandbox import assemble_program, defines_function, passes_tests
 
@@ -35,6 +35,10 @@ class Grade:
     answered: bool
     correct: bool
     flexible_correct: bool
+
+    def counts(self, metric: Metric) -> bool:
+        """Whether the output is correct by a metric."""
+        return self.flexible_correct if metric == "flexible_match" else self.correct
 
 
 def grade(item: Item, settings: EvaluationData, output: str) -> Grade:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.intervals import Interval, Share, mean_of_shares
 
@@ -71,6 +72,7 @@ class SetResult:
 
     Attributes:
         role: ``keep`` or ``recover``.
+        metric: Which of the two matches is the set's accuracy; in results written before there was a choice, the exact.
         correct: Correct answers in the required form: exact matches.
         flexible: Correct answers anywhere in the output: flexible matches.
         answered: Outputs with an answer in the required form.
@@ -95,6 +97,12 @@ class SetResult:
     worded: int = 0
     in_language: int = 0
     flagged: int = 0
+    metric: Metric = "exact_match"
+
+    @property
+    def accuracy(self) -> Share:
+        """The share of correct answers by the set's metric."""
+        return self.shares()[self.metric]
 
     def shares(self) -> dict[str, Share]:
         """Every share that was measured."""
@@ -120,15 +128,13 @@ Results = Mapping[str, SetResult]
 
 
 def role_means(results: Results) -> dict[str, Interval]:
-    """The mean exact match of the sets of each role, each set with the same weight as in the paper."""
-    by_role = {
-        role: [(result.correct, result.total) for result in results.values() if result.role == role] for role in ROLES
-    }
+    """The mean accuracy of the sets of each role, each set with the same weight as in the paper."""
+    by_role = {role: [result.accuracy for result in results.values() if result.role == role] for role in ROLES}
     return {role: mean_of_shares(counts) for role, counts in by_role.items() if counts}
 
 
 def results_for_logger(results: Results) -> dict[str, float]:
-    """Results by the name of a logged value: ``exact_match/<set>`` and so on, and the means ``keep`` and ``recover``.
+    """Results by name: every share as ``exact_match/<set>`` and so on, and mean accuracies as ``keep`` and ``recover``.
 
     A share of nothing, such as that of correct answers where there is no answer, is left out.
     """

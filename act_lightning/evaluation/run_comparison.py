@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
 
+from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.intervals import (
     Interval,
@@ -21,7 +22,9 @@ from act_lightning.evaluation.intervals import (
 from act_lightning.evaluation.results import Record, SetResult, read_records, read_results, role_means
 from act_lightning.evaluation.tables import csv_table, markdown_table, rich_table
 
-EXACT, FLEXIBLE = "exact_match", "flexible_match"
+_FIELDS: dict[Metric, str] = {"exact_match": "correct", "flexible_match": "flexible_correct"}
+_OTHER: dict[Metric, Metric] = {"exact_match": "flexible_match", "flexible_match": "exact_match"}
+_TABLES = {"accuracy": True, "the other match": False}
 
 
 class Difference(NamedTuple):
@@ -37,27 +40,31 @@ class Comparison:
 
     labels: list[str]
     results: list[dict[str, SetResult]]
-    differences: dict[str, list[dict[str, Difference]]]
+    differences: dict[Metric, list[dict[str, Difference]]]
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
     """Read the evaluations of at least two runs (their ``default_root_dir``), and compare them with the first.
 
+    Which match is a set's accuracy is the first run's choice, because all have counted both.
+
     Raises:
         ActError: If one was not tested, or has other sets or other rows than the first.
     """
     results = [read_results(run / "evaluations" / "results.json") for run in runs]
-    differences: dict[str, list[dict[str, Difference]]] = {EXACT: [], FLEXIBLE: []}
+    differences: dict[Metric, list[dict[str, Difference]]] = {match: [] for match in _FIELDS}
     baseline = {name: read_records(runs[0] / "evaluations" / f"{name}.jsonl") for name in results[0]}
     for run, result in zip(runs[1:], results[1:], strict=True):
         if result.keys() != results[0].keys():
             problem = f"must have the sets of {runs[0]}: {', '.join(sorted(results[0]))}"
             hint = "Test both runs with the same data.evaluations."
             raise ActError(ConfigIssue(str(run), sorted(result), problem, hint))
+        for name, first in results[0].items():
+            result[name] = replace(result[name], metric=first.metric)
         records = {name: read_records(run / "evaluations" / f"{name}.jsonl") for name in results[0]}
         for name in results[0]:
             _require_same_rows(name, runs[0], baseline[name], run, records[name])
-        for match, field in ((EXACT, "correct"), (FLEXIBLE, "flexible_correct")):
+        for match, field in _FIELDS.items():
             changes = {}
             for name, before in baseline.items():
                 test = paired_test(*([getattr(item, field) for item in items] for items in (before, records[name])))
@@ -85,27 +92,27 @@ def _require_same_rows(
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Tables for the terminal: exact matches, then flexible ones."""
+    """Tables for the terminal: accuracies with their means, then the other match of every set."""
     tables = []
-    for match in (EXACT, FLEXIBLE):
-        head, rows = _table(comparison, match)
-        title = f"{match.replace('_', ' ')} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost"
+    for title, main in _TABLES.items():
+        head, rows = _table(comparison, main)
+        caption = f"{title} in %, 95 % intervals; Δ to {comparison.labels[0]}, +gained −lost"
         cells = [[f"{name}\n({role})", *others] for name, role, *others in rows]
-        tables.append(rich_table(title, [head[0], *head[2:]], cells))
+        tables.append(rich_table(caption, [head[0], *head[2:]], cells, left=2))
     return tables
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The same tables as Markdown."""
     sections = []
-    for match in (EXACT, FLEXIBLE):
-        head, rows = _table(comparison, match)
-        sections.append(f"{match.replace('_', ' ')} in %\n\n{markdown_table(head, rows)}")
+    for title, main in _TABLES.items():
+        head, rows = _table(comparison, main)
+        sections.append(f"{title} in %\n\n{markdown_table(head, rows)}")
     return "\n".join(sections)
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """A line for each kind of match, set and run; differences are to the first run."""
+    """A line for each kind of match, set and run; differences are to the first run; ``metric`` is the accuracy's."""
     lines: list[dict[str, object]] = []
     for match, differences in comparison.differences.items():
         for name, first in comparison.results[0].items():
@@ -116,6 +123,7 @@ def comparison_csv(comparison: Comparison) -> str:
                     "role": first.role,
                     "run": label,
                     "match": match.partition("_")[0],
+                    "metric": first.metric.partition("_")[0],
                 }
                 line |= {"correct": share.correct, "total": share.total}
                 change = differences[index - 1][name] if index else None
@@ -125,25 +133,30 @@ def comparison_csv(comparison: Comparison) -> str:
     return csv_table(lines)
 
 
-def _table(comparison: Comparison, match: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a table: a row for each set, then the means of each role, for which there is no paired test."""
-    differences, (first, *others) = comparison.differences[match], comparison.results
+def _table(comparison: Comparison, main: bool) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: a row for each set with the match that is its accuracy, or with the other one.
+
+    Means of accuracies of each role follow, for which there is no paired test.
+    """
+    first, *others = comparison.results
+    matches = {name: result.metric if main else _OTHER[result.metric] for name, result in first.items()}
     rows = []
-    for name, result in first.items():
-        row = [name, result.role, str(result.total), result.shares()[match].text]
-        for other, changes in zip(others, differences, strict=True):
+    for name, match in matches.items():
+        result = first[name]
+        row = [name, result.role, match.partition("_")[0], str(result.total), result.shares()[match].text]
+        for other, changes in zip(others, comparison.differences[match], strict=True):
             test = changes[name].test
             change = f"{_signed_percent(changes[name].interval)} +{test.gained} −{test.lost}"
             row += [other[name].shares()[match].text, change, f"{test.p_value:.2g}"]
         rows.append(row)
-    if match == EXACT:
-        for role, mean in role_means(first).items():
-            row = ["mean", role, "", percent(mean)]
-            for other, changes in zip(others, differences, strict=True):
-                intervals = [change.interval for name, change in changes.items() if first[name].role == role]
-                row += [percent(role_means(other)[role]), _signed_percent(mean_of_intervals(intervals)), ""]
-            rows.append(row)
-    head = ["set", "role", "items", comparison.labels[0]]
+    for role, mean in role_means(first).items() if main else ():
+        row = ["mean", role, "", "", percent(mean)]
+        names = [name for name, result in first.items() if result.role == role]
+        for index, other in enumerate(others):
+            intervals = [comparison.differences[matches[name]][index][name].interval for name in names]
+            row += [percent(role_means(other)[role]), _signed_percent(mean_of_intervals(intervals)), ""]
+        rows.append(row)
+    head = ["set", "role", "match", "items", comparison.labels[0]]
     for label in comparison.labels[1:]:
         head += [label, "Δ", "p"]
     return head, rows

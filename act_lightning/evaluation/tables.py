@@ -91,6 +91,7 @@ def _text_rows(results: Results) -> list[dict[str, str]]:
                 "set": name,
                 "role": result.role,
                 "items": str(result.total),
+                "accuracy": result.accuracy.text,
                 "exact match": shares["exact_match"],
                 "flexible": shares["flexible_match"],
                 "answered": shares["answered"],
@@ -102,22 +103,22 @@ def _text_rows(results: Results) -> list[dict[str, str]]:
             }
         )
     for role, mean in role_means(results).items():
-        rows.append(dict.fromkeys(rows[0], "") | {"set": "mean", "role": role, "exact match": percent(mean)})
+        rows.append(dict.fromkeys(rows[0], "") | {"set": "mean", "role": role, "accuracy": percent(mean)})
     return rows
 
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Which items of each evaluation set a model answered correctly: by set, a digit 0 or 1 for each item."""
+    """Which items of each evaluation set a model answered correctly by its metric: a digit 0 or 1 for each item."""
 
     digits: Mapping[str, str]
 
     def share(self, name: str) -> Share:
-        """Exact matches in a set."""
+        """The accuracy in a set."""
         return Share(self.digits[name].count("1"), len(self.digits[name]))
 
     def mean(self, names: Iterable[str]) -> Interval:
-        """The mean exact match of several sets, each with the same weight, with its 95 % interval."""
+        """The mean accuracy of several sets, each with the same weight, with its 95 % interval."""
         return mean_of_shares([self.share(name) for name in names])
 
     def against(self, baseline: ItemScores, name: str) -> McNemar:
@@ -167,7 +168,7 @@ def models_table(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> Table:
             changes = "" if test is None else f"  +{test.gained} −{test.lost}"
             cells[-1].append(f"{100 * value:.1f}  {100 * low:.0f}–{100 * high:.0f}{changes}")
         cells[-1] += [f"{100 * row.scores.mean(by_role[role])[0]:.1f}" for role in averaged]
-    title = f"exact match in %, its 95 % interval, and items +gained −lost against {rows[0].model}"
+    title = f"accuracy in %, its 95 % interval, and items +gained −lost against {rows[0].model}"
     head = ["", "moved", *(f"{name}\n({roles[name]})" for name in names), *(f"{role}\nmean" for role in averaged)]
     return rich_table(title, head, cells, bold=len(averaged), pad_edge=True)
 

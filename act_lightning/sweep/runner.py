@@ -131,6 +131,7 @@ class Sweep:
         evaluations = {}
         for name, settings in self.data.evaluations.items():
             rules = [settings.role, settings.kind, settings.max_new_tokens, settings.pattern, settings.language]
+            rules.append(settings.main_metric)
             prompts = [[prompt.text, prompt.item.identity] for prompt in self.data.prompts[name]]
             evaluations[name] = _digest([rules, *prompts])
         return {

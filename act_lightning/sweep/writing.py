@@ -159,7 +159,7 @@ def _heat_maps(findings: SweepFindings, frame: pd.DataFrame) -> Section | Absent
         is_grid = len(points) >= _LEAST_FILLED * ratios * scales
         draw: Callable[..., Any] = heat_map_figure if is_grid else scatter_figure
         for role in ROLES:
-            caption = f"{role.capitalize()} of {method}: the mean exact match of the sets with this role."
+            caption = f"{role.capitalize()} of {method}: the mean accuracy of the sets with this role."
             figure = partial(draw, points, role, findings.target.mean(role)[0])
             section.content.append(Picture(f"{role}-{method}", caption, figure))
     return section if section.content else Absent(section.title, "no method was tried at several λ and several p.")

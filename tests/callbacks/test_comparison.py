@@ -250,7 +250,7 @@ def test_other_kinds_of_answers_are_generated_and_judged(setting: Setting) -> No
     def sets_of_another_kind() -> AbilityDataModule:
         data = of_exact_answers()
         for one in data.evaluations.values():
-            one.kind, one.pattern, one.max_new_tokens = "number", "(ok|yes|no)", 12
+            one.kind, one.pattern, one.metric, one.max_new_tokens = "number", "(ok|yes|no)", "exact_match", 12
         return data
 
     exact, of_exact_answers = setting.fit(TransferComparison()), setting.data
@@ -259,6 +259,17 @@ def test_other_kinds_of_answers_are_generated_and_judged(setting: Setting) -> No
     assert judged["target"] == exact["target"]
     assert judged["source s"] == exact["source s"]
     assert judged["source s"].scores.digits == {"kept": "0010", "lost": "11100"}
+
+
+def test_the_metric_of_a_set_decides_what_counts(setting: Setting) -> None:
+    for name, answers in ANSWERS.items():
+        rows = [{"prompt": f"Ask {number}", "answer": f"{answer.title()}!"} for number, answer in enumerate(answers)]
+        write_jsonl(Path(setting.paths[name]), rows)
+    data = setting.data()
+    data.evaluations["lost"].metric = "flexible_match"
+    setting.data = lambda evaluations=True: data  # type: ignore[method-assign]
+    source = setting.fit(TransferComparison())["source s"]
+    assert source.scores.digits == {"kept": "0000", "lost": "11100"}
 
 
 def test_a_comparison_needs_evaluation_sets(setting: Setting) -> None:

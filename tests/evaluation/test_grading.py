@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import pytest
 
-from act_lightning.data.ability_data import LANGUAGES, math_pattern
+from act_lightning.data.ability_data import LANGUAGES, EvaluationData, math_pattern
+from act_lightning.data.tasks import Item
 from act_lightning.evaluation.grading import (
     first_match,
+    grade,
     grade_choice,
     grade_number,
     last_choice,
@@ -82,6 +85,26 @@ def test_comparison_ignores_case_and_punctuation() -> None:
     for one in outputs(60):
         for other in ("18", "(B)", "gold"):
             assert loose_match(one, other) is is_match(one, other)
+
+
+@pytest.mark.parametrize(
+    ("language", "output"),
+    [("en", r"So \boxed{18}."), ("zh", "答案是18。"), ("ja", "答えは 18 です。"), ("en", "The answer is $18.")],
+)
+def test_right_answers_without_the_phrase_that_no_prompt_asks_for_count(language: str, output: str) -> None:
+    settings = EvaluationData("p", role="keep", kind="number", question="benchmax", language=language)
+    item = Item("set.jsonl:1", [], "18")
+    assert grade(item, settings, output).counts(settings.main_metric)
+    settings.metric = "exact_match"
+    assert not grade(item, settings, output).counts(settings.main_metric)
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("number", "flexible_match"), ("choice", "flexible_match"), ("exact", "exact_match"), ("code", "exact_match")],
+)
+def test_the_metric_of_each_kind(kind: Literal["exact", "number", "choice", "code"], metric: str) -> None:
+    assert EvaluationData("p", role="keep", kind=kind).main_metric == metric
 
 
 def test_an_option_that_is_told_without_a_letter_is_no_answer_in_the_asked_form() -> None:

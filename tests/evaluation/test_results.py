@@ -95,6 +95,10 @@ def test_results_are_what_the_generations_say(config: Config, tmp_path: Path, mo
     assert results["sets"]["words"]["correct"] >= 4
     assert results["sets"]["words"]["truncated"] < 12
     assert results["means"]["recover"]["value"] == results["sets"]["words"]["correct"] / 12
+    assert (results["sets"]["words"]["metric"], results["sets"]["numbers"]["metric"]) == (
+        "exact_match",
+        "flexible_match",
+    )
     prompts = [row["prompt"] for row in lines(folder / "numbers.jsonl")]
     assert "Question: Add 0\nStep-by-Step Answer:" in prompts[0]
 
@@ -119,8 +123,29 @@ def test_compare_pairs_rows(config: Config, tmp_path: Path, models: tuple[Path, 
     assert float(line["low"]) < float(line["difference"]) < float(line["high"])
     assert f"+{gained} −{lost}" in call("compare", *roots, "--format", "markdown").out
     output = call("compare", *roots).out
-    assert "exact match" in output
+    assert "accuracy" in output
+    assert "the other match" in output
     assert re.search(rf"\+{gained} −{lost} *$", output, re.MULTILINE), "in one line, however narrow the terminal"
+
+
+def test_means_and_comparisons_count_by_the_metric(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:
+    """The answer that the model gave, in capitals: wrong to the letter, right flexibly."""
+    words = [row | {"answer": row["answer"].upper() + "!"} for row in lines(tmp_path / "w.jsonl")]
+    write_jsonl(tmp_path / "w.jsonl", words)
+    config = changed(config, "data.evaluations.words.metric", "flexible_match")
+    roots = [tmp_path / "one", tmp_path / "two"]
+    for root, model in zip(roots, models, strict=True):
+        evaluated(config, root, model)
+    results = json.loads((roots[0] / "evaluations" / "results.json").read_text())
+    one = results["sets"]["words"]
+    assert one["flexible"] > one["correct"]
+    assert results["means"]["recover"]["value"] == one["flexible"] / 12
+    mean = f"| mean | recover |  |  | {100 * one['flexible'] / 12:.1f} "
+    first, second = call("compare", *roots, "--format", "markdown").out.split("the other match")
+    assert mean in first
+    assert "| words | recover | flexible | 12 |" in first
+    assert "| words | recover | exact | 12 |" in second
+    assert "| mean |" not in second
 
 
 def test_compare_refuses_what_cannot_be_paired(config: Config, tmp_path: Path, models: tuple[Path, Path]) -> None:

@@ -31,6 +31,7 @@ def make_config(root: Path) -> Config:
         questions = [{"prompt": f"What is {name} {i}?", "answer": "a"} for i in range(ROWS)]
         path = write_jsonl(root / f"{name}.jsonl", questions)
         sets[name] = {"path": str(path), "role": role, "kind": "number", "pattern": ANY_LETTER, "max_new_tokens": 8}
+        sets[name]["metric"] = "exact_match"
         asked = changed(config, "data.evaluations", {name: sets[name]})
         asked["trainer"]["default_root_dir"] = str(root / f"asked-{name}")
         assert run("predict", asked, "--model.target", folders[model]).status == 0

@@ -90,7 +90,7 @@ def _evaluation_table(content: Any, end: str, _: list[str]) -> ReportTable:  # n
             rows.append((row["model"], row["share"], name, correct, total, correct / total, low, high))
     columns = ["model", "parameters moved", "set", "correct", "items", "accuracy", "95 % from", "to"]
     frame = pd.DataFrame(rows, columns=columns).set_index("model")
-    caption = "Exact match of every model of the run's comparison, with Wilson intervals."
+    caption = "Accuracy of every model of the run's comparison, with Wilson intervals."
     shares = frozenset({"parameters moved", "accuracy", "95 % from", "to"})
     return ReportTable(f"evaluations{end}", caption, frame, shares)
 
