@@ -1,11 +1,17 @@
-"""Saved scores: one safetensors file per source and ability, with the record of what they were measured on."""
+"""Saved scores: one safetensors file per source and ability, with the record of what they were measured on.
+
+Beside the record, the metadata key ``act`` holds ``sha256``: the digest ``tensors`` of all scores, see
+:func:`~act_lightning.checkpoints.weight_files.tensors_digest`, and ``record``, that of the JSON of everything else.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.files import save_tensors
+from act_lightning.checkpoints.files import parse_json, save_tensors
+from act_lightning.checkpoints.weight_files import tensors_digest
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer, recorded_scorer
@@ -22,6 +29,12 @@ FORMAT = 1
 CHUNKS = ".chunks"
 """What the stem of a file ends with that keeps the scores of each chunk."""
 _HINT = "Delete the file, so that the next run measures again."
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_JSON_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("tokens", "samples", "dropped", "format"), int),
+    **dict.fromkeys(("data", "dtype", "positions"), str),
+    **dict.fromkeys(("models", "identities", "versions", "scorer", "keep", "stability"), dict),
+}
 _FINGERPRINT = ("format", "scorer", "target", "source", "data", "keep", "dtype", "positions")
 
 
@@ -59,6 +72,18 @@ class ScoreRecord:
     scorer: Mapping[str, Any] = field(default_factory=lambda: {"name": "activation"})
     keep: Mapping[str, str] = field(default_factory=dict)
     stability: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ScoreRecord:
+        """The record from its JSON values; unknown keys are ignored. KeyError or TypeError if it is damaged."""
+        known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+        for name, value in known.items():
+            if not isinstance(value, _JSON_TYPES[name]) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}")
+        for value in known["identities"].values():
+            if not isinstance(value, dict):
+                raise TypeError(f"an identity is {value!r}")
+        return cls(**known)
 
     def fingerprint(self) -> dict[str, Any]:
         """The values that must be equal for scores to be used again."""
@@ -134,7 +159,7 @@ def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, r
         require_finite(path, inventory, scores)
     tensors = {module.name: chunks.scores[:, span].cpu().contiguous() for module, span in inventory.spans()}
     sizes = {"chunks": {"tokens": chunks.tokens, "samples": chunks.samples}}
-    save_tensors(chunks_path(path), tensors, _metadata(inventory, record, sizes))
+    save_tensors(chunks_path(path), tensors, _metadata(inventory, record, tensors, sizes))
 
 
 def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record: ScoreRecord) -> None:
@@ -151,28 +176,58 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     """
     require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
-    save_tensors(path, tensors, _metadata(inventory, record, {}))
+    save_tensors(path, tensors, _metadata(inventory, record, tensors, {}))
 
 
-def _metadata(inventory: ChannelInventory, record: ScoreRecord, sizes: Mapping[str, Any]) -> dict[str, str]:
+def _metadata(
+    inventory: ChannelInventory, record: ScoreRecord, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]
+) -> dict[str, str]:
     """One entry, since safetensors writes several in any order; with the order of modules, since it sorts tensors."""
     order = {"modules": [module.name for module in inventory.modules]}
-    return {"act": json.dumps({**asdict(record), **order, **sizes}, sort_keys=True)}
+    return {"act": encode_record(record, tensors, {**order, **sizes})}
+
+
+def encode_record(record: ScoreRecord, tensors: Mapping[str, Tensor], others: Mapping[str, Any] = _NOTHING) -> str:
+    """The JSON of a record and of ``others``, with the checksums of these and of ``tensors``."""
+    values = {**asdict(record), **others}
+    sha256 = {"record": _values_digest(values), "tensors": tensors_digest(tensors)}
+    return json.dumps({**values, "sha256": sha256}, sort_keys=True)
+
+
+def _values_digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """All that a file of scores says of them, without reading the scores.
+
+    Raises:
+        ActError: The file cannot be read, holds no scores of ours, has no checksums, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            values = parse_json((file.metadata() or {})["act"])
+        others = {name: value for name, value in values.items() if name != "sha256"}
+        ScoreRecord.from_json(values)
+        sha256 = values.get("sha256", {"record": None})
+        digests = sha256["record"], _values_digest(others)
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _HINT)) from error
+    if digests[0] is None:
+        problem = "must carry the SHA-256 of its scores, which those of earlier versions lack"
+        raise ActError(ConfigIssue("scores", str(path), problem, _HINT))
+    if digests[0] != digests[1]:
+        raise ActError(ConfigIssue("scores", str(path), "must have the SHA-256 that it states: it is damaged", _HINT))
+    return dict(values)
 
 
 def read_record(path: Path) -> ScoreRecord:
     """The record of saved scores, without reading the scores.
 
     Raises:
-        ActError: If the file cannot be read or holds no scores of ours.
+        ActError: As :func:`read_metadata`.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            values = json.loads((file.metadata() or {})["act"])
-        known = {item.name for item in fields(ScoreRecord)}
-        return ScoreRecord(**{name: value for name, value in values.items() if name in known})
-    except (OSError, SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _HINT)) from error
+    return ScoreRecord.from_json(read_metadata(path))
 
 
 def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
@@ -183,10 +238,11 @@ def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
     """
     file = chunks_path(path)
     try:
-        with safe_open(file, framework="pt") as opened:
-            sizes = json.loads((opened.metadata() or {})["act"])["chunks"]
+        sizes = read_metadata(file)["chunks"]
         return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ActError):
+            raise
         problem = f"must be a readable file of chunks ({error})"
         raise ActError(ConfigIssue("scores", str(file), problem, _HINT)) from error
 
@@ -222,7 +278,8 @@ def read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
 
 
 def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], problem: str) -> dict[str, Tensor]:
-    """All tensors of a file; an error with ``problem`` unless they have these names and shapes."""
+    """All tensors of a file; an error with ``problem`` unless they have these names and shapes, and their checksum."""
+    sha256 = read_metadata(path)["sha256"].get("tensors")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -230,6 +287,8 @@ def _read_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], problem: st
         raise ActError(ConfigIssue("scores", str(path), f"must be a readable score file ({error})", _HINT)) from error
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         raise ActError(ConfigIssue("scores", str(path), problem, "Use the scores of this target, or measure again."))
+    if tensors_digest(tensors) != sha256:
+        raise ActError(ConfigIssue("scores", str(path), "must have the SHA-256 that it states: it is damaged", _HINT))
     return tensors
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type, split_layer
 from act_lightning.channels import ChannelInventory, ModuleChannels
+from act_lightning.checkpoints.files import parse_json
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
 
@@ -108,7 +108,7 @@ def saved_channels(path: Path) -> tuple[ChannelInventory, bool]:
     try:
         with safe_open(path, framework="pt") as file:
             counts = {name: int(file.get_slice(name).get_shape()[0]) for name in file.keys()}
-            order = json.loads((file.metadata() or {}).get("act", "{}")).get("modules")
+            order = parse_json((file.metadata() or {}).get("act", "{}")).get("modules")
     except (OSError, SafetensorError, IndexError, ValueError, AttributeError) as error:
         raise ActError(_unreadable(path, str(error))) from error
     if order is not None and (not isinstance(order, list) or sorted(map(str, order)) != sorted(counts)):
@@ -207,6 +207,6 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except ValueError as error:
         raise ActError(ConfigIssue(str(path), path.name, f"must be JSON ({error})", "Delete the file.")) from error

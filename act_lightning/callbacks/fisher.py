@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -20,6 +20,7 @@ from act_lightning.checkpoints.models import load_model
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.profiling.measurement import Measurement, check_compatibility, find_target, measurements
+from act_lightning.scores import encode_record
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.saved_fisher import ALIASES, FISHER_FOLDER, source_fisher_path, target_fisher_path
@@ -125,6 +126,6 @@ def _gather(model: PreTrainedModel, pending: Sequence[Measurement], trainer: L.T
                 problem, hint = f"must be finite on {measurement.label}", "Gather it in model.dtype: float32."
                 raise ActError(ConfigIssue(f"gradient of {name}", "NaN or infinity", problem, hint))
         if trainer.is_global_zero:
-            record = json.dumps(asdict(measurement.record), sort_keys=True)
+            record = encode_record(measurement.record, means)
             save_tensors(measurement.path, means, {"act": record, ALIASES: aliases})
         trainer.strategy.barrier("Fisher information written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +30,28 @@ def name_issues(name: str, setting: str) -> list[ConfigIssue]:
         return []
     problem = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
     return [ConfigIssue(setting, name, problem, "Rename it: files are named after it.")]
+
+
+def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
+    """The value of a JSON text from a file that anybody may have written.
+
+    With ``unique_keys``, a key that stands twice in an object is an error.
+
+    Raises:
+        ValueError: It is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return result
 
 
 def check_writable(folder: Path, setting: str) -> list[ConfigIssue]:

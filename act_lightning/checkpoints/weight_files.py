@@ -183,6 +183,34 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, 8 + length)
 
 
+def weights_digest(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> str:
+    """SHA-256 of all bytes of all weights, independent of sharding.
+
+    It is the digest of the JSON list of ``[key, dtype, shape, SHA-256 of the tensor's bytes]`` of every tensor, sorted
+    by key, without blanks.
+
+    Args:
+        entries: Dtype and shape of every tensor by its key.
+        hashes: SHA-256 of every tensor's bytes, as hexadecimal digits.
+
+    >>> entry = Entry("U8", (1,), 0, 1)
+    >>> weights_digest({"a": entry}, {"a": hashlib.sha256(b"x").hexdigest()})[:8]
+    'bca60bc3'
+    """
+    listing = [[key, entries[key].code, list(entries[key].shape), hashes[key]] for key in sorted(entries)]
+    return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The :func:`weights_digest` of tensors in memory, as they are saved."""
+    entries = new_header({key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}).entries
+    hashes = {}
+    for key, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        hashes[key] = hashlib.sha256(values.numpy().data).hexdigest()
+    return weights_digest(entries, hashes)
+
+
 def is_weightless(folder: Path) -> bool:
     """Whether ``folder`` holds no weights of any format; a config alone is enough for a plan."""
     return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", INDEX, *_OTHER_FORMATS))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,17 @@ from act_lightning.cards.record import CARD, common_license, license_text, short
 from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
 from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.model_spec import summarize_names
-from act_lightning.checkpoints.weight_files import INDEX, aux_files, read_headers
+from act_lightning.checkpoints.weight_files import (
+    INDEX,
+    Entry,
+    Header,
+    aux_files,
+    read_header,
+    read_headers,
+    weights_digest,
+)
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest
+from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors
 from act_lightning.patches.patch_file import PatchFile, open_patch
 
 _OTHER_MODEL = "Name the model that the patch was made for; see `patch show`."
@@ -39,26 +45,27 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
         name: The model's name in the card; by default its folder's.
 
     Returns:
-        The digest of the weights written, see :func:`~act_lightning.patches.encoding.weights_digest`.
+        The digest of the weights written, see :func:`~act_lightning.checkpoints.weight_files.weights_digest`.
 
     Raises:
         ActError: The model is another one or has the patches already, patches are damaged or in conflict, or ``out``
             cannot be written.
     """
-    stacked, tensors, before, after = _open(model, patches, out, stack)
-    if before != stacked.base:
-        applied = before in (stacked.result, *(patch.record.result for patch in stacked.patches))
-        problem = "must be the model that the patch was made for, and " + (
-            "has it applied already" if applied else f"has other weights ({before[:12]}…, not {stacked.base[:12]}…)"
-        )
-        raise ActError(ConfigIssue("model", str(model), problem, _OTHER_MODEL))
-    if stacked.result not in (None, after):
-        names = ", ".join(patch.path.name for patch in stacked.patches)
-        problem = "must make the weights that it promises, and makes others"
-        raise ActError(ConfigIssue("patch", names, problem, "Download it again."))
-    card = _patched_card(stacked.patches, name or model.resolve().name, after, applied=True)
-    _write(model, out, tensors, stacked, card)
-    return after
+    stacked = _open(model, patches, out, stack)
+
+    def check(before: str, after: str) -> None:
+        if before != stacked.base:
+            applied = before in (stacked.result, *(patch.record.result for patch in stacked.patches))
+            problem = "must be the model that the patch was made for, and " + (
+                "has it applied already" if applied else f"has other weights ({before[:12]}…, not {stacked.base[:12]}…)"
+            )
+            raise ActError(ConfigIssue("model", str(model), problem, _OTHER_MODEL))
+        if stacked.result not in (None, after):
+            names = ", ".join(patch.path.name for patch in stacked.patches)
+            problem = "must make the weights that it promises, and makes others"
+            raise ActError(ConfigIssue("patch", names, problem, "Download it again."))
+
+    return _write(model, out, stacked, check, name or model.resolve().name, applied=True)
 
 
 def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = False, name: str | None = None) -> str:
@@ -69,15 +76,17 @@ def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = 
     Raises:
         ActError: The patches are not applied to this model, or are damaged; or ``out`` cannot be written.
     """
-    stacked, tensors, before, after = _open(model, patches, out, stack)
-    if after != stacked.base or stacked.result not in (None, before):
-        problem = "must have exactly these patches applied, and has " + (
-            "none" if before == stacked.base else f"other weights ({before[:12]}…)"
-        )
-        raise ActError(ConfigIssue("model", str(model), problem, "Name every patch that was applied, in its order."))
-    card = _patched_card(stacked.patches, name or model.resolve().name, after, applied=False)
-    _write(model, out, tensors, stacked, card)
-    return after
+    stacked = _open(model, patches, out, stack)
+
+    def check(before: str, after: str) -> None:
+        if after != stacked.base or stacked.result not in (None, before):
+            problem = "must have exactly these patches applied, and has " + (
+                "none" if before == stacked.base else f"other weights ({before[:12]}…)"
+            )
+            hint = "Name every patch that was applied, in its order."
+            raise ActError(ConfigIssue("model", str(model), problem, hint))
+
+    return _write(model, out, stacked, check, name or model.resolve().name, applied=False)
 
 
 @dataclass(frozen=True)
@@ -101,20 +110,23 @@ class PatchStack:
         """Whether any of them changes the tensor ``key``."""
         return any(key in patch.record.tensors for patch in self.patches)
 
-    def xor_(self, key: str, tensor: StoredTensor, words: Words) -> None:
+    def check_layout(self, key: str, entry: Entry) -> None:
+        """Raise an :class:`ActError` if a patch is for a tensor ``key`` of another dtype or shape."""
+        for patch in self.patches:
+            change = patch.record.tensors.get(key)
+            if change is not None and (change.dtype, change.shape) != (entry.code, entry.shape):
+                value = f"{entry.code} {entry.shape}"
+                problem = f"must be stored as {change.dtype} {change.shape}, for which {patch.path.name} was made"
+                raise ActError(ConfigIssue(key, value, problem, _OTHER_MODEL))
+
+    def xor_(self, key: str, words: Words) -> None:
         """Apply all patches to a tensor's bits ``[height, width]``, in place; a second time reverts them.
 
         Raises:
-            ActError: A patch is damaged, or is for a tensor of another dtype or shape.
+            ActError: A patch is damaged.
         """
         for step in self.steps:
             patches = [patch for patch in step if key in patch.record.tensors]
-            for patch in patches:
-                change = patch.record.tensors[key]
-                if (change.dtype, change.shape) != (tensor.entry.code, tensor.entry.shape):
-                    value = f"{tensor.entry.code} {tensor.entry.shape}"
-                    problem = f"must be stored as {change.dtype} {change.shape}, for which {patch.path.name} was made"
-                    raise ActError(ConfigIssue(key, value, problem, _OTHER_MODEL))
             if len(patches) == 1:
                 region, values = patches[0].changes(key)
                 region.xor_(words, values)
@@ -148,6 +160,18 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> PatchStack:
         else:
             problem = "must fit the base of the patch before it, or the result of that patch"
             raise ActError(ConfigIssue("patch", str(patch.path), problem, "Give patches in the order of their making."))
+    issues = _conflicts(steps, stack)
+    result = steps[-1][0].record.result if len(steps[-1]) == 1 else None
+    for patch in patches if result is None else ():  # else the weights that are made prove that no patch is damaged
+        if not all(change.sha256 for change in patch.record.tensors.values()):
+            problem = "must carry the SHA-256 of its tensors, to be applied with others of its base"
+            issues.append(ConfigIssue("patch", str(patch.path), problem, "Make it again with this version."))
+    raise_if_any(issues)
+    return PatchStack(patches, steps, patches[0].record.base, result)
+
+
+def _conflicts(steps: Sequence[Sequence[PatchFile]], stack: bool) -> list[ConfigIssue]:
+    """Patches of one step that are the same, or change the same elements without ``stack``."""
     issues = []
     pairs = ((first, second) for step in steps for number, second in enumerate(step) for first in step[:number])
     for first, second in pairs:
@@ -162,15 +186,11 @@ def stack_patches(patches: Sequence[PatchFile], stack: bool) -> PatchStack:
                 problem = f"must touch no element that {first.path.name} touches, and touches {listed}"
                 hint = "Give --stack to apply them in this order, where the later one wins."
                 issues.append(ConfigIssue("patch", str(second.path), problem, hint))
-    raise_if_any(issues)
-    result = steps[-1][0].record.result if len(steps[-1]) == 1 else None
-    return PatchStack(patches, steps, patches[0].record.base, result)
+    return issues
 
 
-def _open(
-    model: Path, patches: Sequence[Path], out: Path, stack: bool
-) -> tuple[PatchStack, dict[str, StoredTensor], str, str]:
-    """The patches, the model's tensors, and the digests of its weights and of the result; reads every byte once."""
+def _open(model: Path, patches: Sequence[Path], out: Path, stack: bool) -> PatchStack:
+    """The patches, as far as they can be checked without reading the model's weights."""
     stacked = stack_patches([open_patch(path) for path in patches], stack)
     raise_if_any(output_issues(out, model, "out"))
     tensors = stored_tensors(model)
@@ -178,22 +198,9 @@ def _open(
     if missing:
         problem = f"must hold the tensors that the patch changes, and lacks {summarize_names(missing)}"
         raise ActError(ConfigIssue("model", missing[0], problem, _OTHER_MODEL))
-    before, after = {}, {}
-    with progress_bar("Reading", sum(tensor.entry.size for tensor in tensors.values())) as bar:
-        for key, tensor in tensors.items():
-            if stacked.changes(key):
-                words = tensor.read()
-                before[key] = hashlib.sha256(words.data).hexdigest()
-                stacked.xor_(key, tensor, words)
-                after[key] = hashlib.sha256(words.data).hexdigest()
-            else:
-                digest = hashlib.sha256()
-                for block in tensor.blocks():
-                    digest.update(block.data)
-                before[key] = after[key] = digest.hexdigest()
-            bar.update(tensor.entry.size)
-    entries = {key: tensor.entry for key, tensor in tensors.items()}
-    return stacked, tensors, weights_digest(entries, before), weights_digest(entries, after)
+    for key, tensor in tensors.items():
+        stacked.check_layout(key, tensor.entry)
+    return stacked
 
 
 def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied: bool) -> str:
@@ -219,29 +226,60 @@ def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied
     return "\n".join(lines)
 
 
-def _write_changed(path: Path, key: str, tensor: StoredTensor, stacked: PatchStack) -> None:
-    """Overwrite a tensor in a copy of its file."""
-    words = tensor.read()
-    stacked.xor_(key, tensor, words)
-    with path.open("r+b") as file:
-        file.seek(tensor.start)
-        file.write(words.data)
+def _write(
+    model: Path, out: Path, stacked: PatchStack, check: Callable[[str, str], None], name: str, applied: bool
+) -> str:
+    """Write the changed model, and return the digest of what was written.
 
-
-def _write(model: Path, out: Path, tensors: dict[str, StoredTensor], stacked: PatchStack, card: str) -> None:
-    require_space(out, read_headers(model))
-    total = sum(tensor.entry.size for tensor in tensors.values())
+    Every byte of the weights is read once, and hashed as it is read and as it is written. Then ``check`` is called with
+    both digests; what it raises keeps the folder from appearing.
+    """
+    headers = read_headers(model, str(model))
+    require_space(out, headers)
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    total = sum(header.data_size for header in headers.values())
     with atomic_folder(out) as folder, progress_bar("Writing", total) as bar:
-        for path, group in groupby(tensors.items(), key=lambda item: item[1].path):
-            copy = folder / path.name
+        for file, header in headers.items():
             with wrap_os_errors(out):
-                if not reflink(path, copy):
-                    shutil.copyfile(path, copy)
-                for key, tensor in group:
-                    if stacked.changes(key):
-                        _write_changed(copy, key, tensor, stacked)
-                    bar.update(tensor.entry.size)
+                for key, *digests in _write_file(model / file, folder / file, header, stacked):
+                    before[key], after[key] = digests
+                    bar.update(header.entries[key].size)
+        entries = {key: entry for header in headers.values() for key, entry in header.entries.items()}
+        check(weights_digest(entries, before), digest := weights_digest(entries, after))
         index = [model / INDEX] if (model / INDEX).is_file() else []
         for path in (*index, *aux_files(model)):
             write_file(folder / path.relative_to(model), path.read_bytes())
-        write_file(folder / CARD, card)
+        write_file(folder / CARD, _patched_card(stacked.patches, name, digest, applied))
+    return digest
+
+
+def _write_file(path: Path, copy: Path, header: Header, stacked: PatchStack) -> Iterator[tuple[str, str, str]]:
+    """Write the changed copy of a weight file.
+
+    Yields:
+        Of each tensor its key, and the SHA-256 of its bytes before and after the change.
+    """
+    reflinked = reflink(path, copy)  # which nobody else changes; without one, bytes are copied as they are read
+    source = copy if reflinked else path
+    with source.open("rb") as reader, copy.open("r+b" if reflinked else "wb") as writer:
+        writer.write(reader.read(header.data_start))
+        for key, entry in header.entries.items():
+            tensor = StoredTensor(source, header.data_start + entry.start, entry)
+            writer.seek(tensor.start)
+            if stacked.changes(key):
+                words = tensor.read()
+                before = hashlib.sha256(words.data).hexdigest()
+                stacked.xor_(key, words)
+                writer.write(words.data)
+                yield key, before, hashlib.sha256(words.data).hexdigest()
+            else:
+                digest = hashlib.sha256()
+                for block in tensor.blocks():
+                    digest.update(block.data)
+                    if not reflinked:
+                        writer.write(block.data)
+                yield key, digest.hexdigest(), digest.hexdigest()
+    if read_header(copy) != header:
+        problem, hint = "must not change while it is read", "Run again when it is complete."
+        raise ActError(ConfigIssue(str(path), path.name, problem, hint))

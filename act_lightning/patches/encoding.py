@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -103,24 +101,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for file, header in read_headers(folder, str(folder)).items()
         for key, entry in header.entries.items()
     }
-
-
-def weights_digest(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> str:
-    """SHA-256 of all bytes of all weights, independent of sharding.
-
-    It is the digest of the JSON list of ``[key, dtype, shape, SHA-256 of the tensor's bytes]`` of every tensor, sorted
-    by key, without blanks.
-
-    Args:
-        entries: Dtype and shape of every tensor by its key.
-        hashes: SHA-256 of every tensor's bytes, as hexadecimal digits.
-
-    >>> entry = Entry("U8", (1,), 0, 1)
-    >>> weights_digest({"a": entry}, {"a": hashlib.sha256(b"x").hexdigest()})[:8]
-    'bca60bc3'
-    """
-    listing = [[key, entries[key].code, list(entries[key].shape), hashes[key]] for key in sorted(entries)]
-    return hashlib.sha256(json.dumps(listing, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

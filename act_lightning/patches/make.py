@@ -22,9 +22,9 @@ from act_lightning.checkpoints.export import progress_bar
 from act_lightning.checkpoints.files import atomic_file
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.weight_files import check_finite
+from act_lightning.checkpoints.weight_files import check_finite, weights_digest
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, weights_digest, word_of
+from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, word_of
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter, open_patch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -48,6 +49,7 @@ class TensorChange:
         columns: Number of whole columns in the patch.
         changed: Number of elements that differ between base and result.
         codecs: How each part is packed, ``raw`` or ``zlib``: ``rows``, ``columns``, ``xor0`` and so on.
+        sha256: The SHA-256 of each part as it is stored; empty in patches of earlier versions.
     """
 
     name: str
@@ -57,6 +59,7 @@ class TensorChange:
     columns: int
     changed: int
     codecs: Mapping[str, str]
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class PatchRecord:
     """The metadata of a patch, JSON under the key ``act_patch``.
 
     Attributes:
-        base: Digest of the weights that it fits; see :func:`~act_lightning.patches.encoding.weights_digest`.
+        base: Digest of the weights that it fits; see :func:`~act_lightning.checkpoints.weight_files.weights_digest`.
         result: Digest of the weights that it makes of them.
         parameters: Number of the model's elements.
         tensors: What changes, by the key in the base's files; all other tensors keep every bit.
@@ -91,6 +94,7 @@ class PatchRecord:
                 int(change["columns"]),
                 int(change["changed"]),
                 dict(change["codecs"]),
+                dict(change.get("sha256", {})),
             )
             for key, change in values["tensors"].items()
         }
@@ -114,14 +118,15 @@ class PatchWriter:
         region = changed_region(changes)
         parts = {"rows": np.packbits(region.rows).tobytes(), "columns": np.packbits(region.columns).tobytes()}
         parts |= {f"xor{number}": plane for number, plane in enumerate(byte_planes(region.take(changes)))}
-        codecs = {}
+        codecs, sha256 = {}, {}
         for part, data in parts.items():
             codecs[part], packed = pack(data)
+            sha256[part] = hashlib.sha256(packed).hexdigest()
             start = self._spool.tell()
             self._spool.write(packed)
             self._entries[f"{key}:{part}"] = Entry("U8", (len(packed),), start, start + len(packed))
         counts = int(region.rows.sum()), int(region.columns.sum()), int(np.count_nonzero(changes))
-        self.tensors[key] = TensorChange(name, tensor.entry.code, tensor.entry.shape, *counts, codecs)
+        self.tensors[key] = TensorChange(name, tensor.entry.code, tensor.entry.shape, *counts, codecs, sha256)
 
     def finish(self, path: Path, record: PatchRecord) -> None:
         """Write header and parts to ``path``."""
@@ -170,7 +175,11 @@ class PatchFile:
             entry = self.header.entries[f"{key}:{part}"]
             with self.path.open("rb") as file:
                 file.seek(self.header.data_start + entry.start)
-                return unpack(self.record.tensors[key].codecs[part], file.read(entry.size), size)
+                data = file.read(entry.size)
+            change = self.record.tensors[key]
+            if change.sha256 and hashlib.sha256(data).hexdigest() != change.sha256[part]:
+                raise ValueError("it has not the SHA-256 that the record states")
+            return unpack(change.codecs[part], data, size)
         except (KeyError, ValueError, OSError) as error:
             problem = f"must hold {part} of {key} undamaged ({error})"
             raise ActError(ConfigIssue("patch", str(self.path), problem, "Download or make it again.")) from error

@@ -16,7 +16,7 @@ from act_lightning.analysis import read_abilities, read_runs
 from act_lightning.analysis.paper import PAPER_PAIRS, paper_pair
 from act_lightning.analysis.saved import saved_channels
 from act_lightning.errors import ActError
-from act_lightning.scores import read_scores, score_path, write_scores
+from act_lightning.scores import ScoreRecord, encode_record, read_scores, score_path, write_scores
 from tests.analysis.runs import QWEN, record, tiny_channels, write_run
 
 CODER = ("Qwen/Qwen2.5-Coder-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
@@ -33,7 +33,8 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
         told = json.loads(file.metadata()["act"])
     tensors = load_file(path)
     change(tensors, told)
-    save_file(tensors, path, {"act": json.dumps(told)})
+    others = {name: value for name, value in told.items() if name != "sha256"}
+    save_file(tensors, path, {"act": encode_record(ScoreRecord.from_json(others), tensors, others)})
 
 
 def test_runs_are_read_in_the_models_order(run: Path) -> None:

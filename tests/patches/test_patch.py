@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from act_lightning.cards.card import new_card
+from act_lightning.checkpoints.weight_files import read_header
 from act_lightning.errors import ActError
 from act_lightning.patches.apply import apply_patch, revert_patch
+from act_lightning.patches.encoding import StoredTensor, Words
 from act_lightning.patches.make import make_patch
 from act_lightning.patches.patch_file import open_patch
 from tests.front_door import left
@@ -257,11 +259,49 @@ def test_files_that_are_no_patch(tmp_path: Path, base: Path, tuned: Path, patch:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, base: Path, patch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("act_lightning.patches.apply.shutil.copyfile", full)
     monkeypatch.setattr("act_lightning.patches.apply.reflink", lambda *_: False)
-    with pytest.raises(ActError, match="No space left"):
-        apply_patch(base, [patch], tmp_path / "out")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ActError, match="File too large"):
+            apply_patch(base, [patch], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_model_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, base: Path, patch: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte is read once, and what is hashed is what is written, whenever the model changes."""
+    model, blocks, read = shutil.copytree(base, tmp_path / "model"), StoredTensor.blocks, []
+
+    def racing(tensor: StoredTensor) -> Iterator[Words]:
+        if len(read) == int(share * len(weights(base))):  # every later byte is another
+            for path in model.glob("*.safetensors"):
+                content = bytearray(path.read_bytes())
+                start = read_header(path).data_start
+                content[start:] = bytes(byte ^ 1 for byte in content[start:])
+                path.write_bytes(content)
+        read.append(tensor.start)
+        yield from blocks(tensor)
+
+    monkeypatch.setattr(StoredTensor, "blocks", racing)
+    monkeypatch.setattr("act_lightning.patches.apply.reflink", lambda *_: False)
+    with pytest.raises(ActError, match="has other weights"):
+        apply_patch(model, [patch], tmp_path / "out")
+    assert len(read) == len(weights(base))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is written"
+
+
+def test_a_flipped_bit_in_any_part_is_refused(tmp_path: Path, base: Path, patch: Path) -> None:
+    opened, copy = open_patch(patch), tmp_path / "copy.safetensors"
+    content = patch.read_bytes()
+    for key in opened.record.tensors:
+        for part in ("rows", "xor0"):
+            damaged = bytearray(content)
+            damaged[opened.header.data_start + opened.header.entries[f"{key}:{part}"].start] ^= 0x10
+            copy.write_bytes(damaged)
+            with pytest.raises(ActError, match=f"must hold {part} of {key} undamaged.*SHA-256"):
+                open_patch(copy).changes(key)
