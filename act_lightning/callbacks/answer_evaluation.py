@@ -16,7 +16,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.results import SetResult
-from act_lightning.training.sharding import back_on_device
+from act_lightning.training.sharding import back_on_device, run_in_strategy
 
 
 class AnswerEvaluation(L.Callback):
@@ -46,12 +46,12 @@ class AnswerEvaluation(L.Callback):
         """Answer, grade, print and write."""
         data, model = self._evaluation_data(trainer), require_language_model(pl_module)
         data.trainer = trainer  # it gives each process its share of the rows
-        evaluator = Evaluator(data)
+        evaluator, answer = Evaluator(data), partial(generate_answers, model, data.tokenizer)
         with isolate_rng(), back_on_device(trainer):
             for set_index, loader in enumerate(data.test_dataloader()):
                 name = data.evaluation_names[set_index]
                 for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
-                    evaluator.evaluate_batch(partial(generate_answers, model, data.tokenizer), batch, set_index)
+                    run_in_strategy(trainer, partial(evaluator.evaluate_batch, answer, batch, set_index))
         self.results, records = evaluator.gather()
         if trainer.is_global_zero:
             publish(Path(trainer.default_root_dir) / "evaluations", str(model.name_or_path), self.results, records)

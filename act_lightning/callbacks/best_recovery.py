@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
+from act_lightning.training.sharding import run_in_strategy
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 from act_lightning.transfer.preparation import previous_transfer
 
@@ -80,11 +82,12 @@ class BestRecovery(L.Callback):
         keep_sets = [name for name, role in roles.items() if role == "keep"]
         loaders = dict(zip(roles, data.val_dataloader(), strict=True))
         validation = Validation(dict.fromkeys(keep_sets, "keep"), pl_module.device)
-        with isolate_rng(), evaluating(model), trainer.precision_plugin.val_step_context():
+        with isolate_rng(), evaluating(model):
             for index, name in enumerate(keep_sets):
                 for batch in loaders[name]:
                     on_device = trainer.strategy.batch_to_device(batch)
-                    validation.metrics[index].update(score_answers(model, on_device))
+                    scores = run_in_strategy(trainer, partial(score_answers, model, on_device))
+                    validation.metrics[index].update(scores)
         return float(validation.compute()[KEEP_ACCURACY])
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -23,11 +23,11 @@ from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
-from act_lightning.evaluation.tables import ModelRow, models_csv, models_table
+from act_lightning.evaluation.tables import ItemScores, ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
-from act_lightning.training.sharding import back_on_device
+from act_lightning.training.sharding import back_on_device, run_in_strategy
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
@@ -99,9 +99,13 @@ class TransferComparison(L.Callback):
         data, rank, world_size = _evaluation_data(trainer), trainer.global_rank, trainer.world_size
         items = sum(map(len, data.prompts.values()))
         with tqdm(desc=f"evaluating {label}", total=items, disable=not trainer.is_global_zero) as bar:
-            scores = score_model(
-                data, model, _TOKENS_PER_BATCH, rank, world_size, lambda scored: bar.update(scored * world_size)
-            )
+
+            def score() -> ItemScores:
+                return score_model(
+                    data, model, _TOKENS_PER_BATCH, rank, world_size, lambda scored: bar.update(scored * world_size)
+                )
+
+            scores = run_in_strategy(trainer, score)
         self.rows.append(ModelRow(label, share, scores))
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -22,12 +22,13 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import decoder_layers, parameter_names
+from act_lightning.architecture import decoder_layers, parameter_names, require_language_model
 from act_lightning.checkpoints.models import make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import averaged_model
 
+_Result = TypeVar("_Result")
 _BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory while a parameter is read
 
 
@@ -93,6 +94,30 @@ def start_averages_from(trainer: L.Trainer, module: nn.Module) -> None:
             copies = chain(average.parameters(), average.buffers())
             for copy, value in zip(copies, chain(module.parameters(), module.buffers()), strict=True):
                 copy.copy_(value)
+
+
+@torch.no_grad()
+def run_in_strategy(trainer: L.Trainer, function: Callable[[], _Result]) -> _Result:
+    """Call a function that computes with the model that is trained, outside of Lightning's own steps.
+
+    It runs in the Trainer's precision, without gradients, and as one forward pass of what FSDP1 has wrapped, which
+    alone gathers the parameters of its outermost unit; Lightning redirects its steps in the same way. All processes
+    must call this, with functions that call the model equally often.
+    """
+    root, module = trainer.strategy.model, trainer.lightning_module
+    with trainer.precision_plugin.val_step_context():
+        if not isinstance(root, FullyShardedDataParallel):
+            return function()
+        _generate_in_step(require_language_model(module))
+        forward = module.forward
+
+        def redirected() -> _Result:
+            module.forward = forward  # type: ignore[method-assign]
+            return function()
+
+        module.forward = redirected  # type: ignore[method-assign]
+        result: _Result = root()
+        return result
 
 
 @dataclass(frozen=True)
@@ -215,8 +240,6 @@ def load_for_fsdp2(
             for name in names:
                 owner, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(owner), leaf, filled)
-    # transformers' generation then goes on until the longest answer of all processes ends
-    setattr(model, "_is_fsdp_managed_module", True)  # noqa: B010 - the class has no such attribute
     model.train(False)
     return model
 
@@ -262,7 +285,13 @@ def _model_without_weights(folder: Path, dtype: torch.dtype, device: torch.devic
     model = meta_model(folder, dtype)
     model.name_or_path = str(folder)
     make_buffers(model, device)
+    _generate_in_step(model)
     return model
+
+
+def _generate_in_step(model: PreTrainedModel) -> None:
+    """Let transformers' generation go on until the longest answer of all processes ends: each needs the others."""
+    setattr(model, "_is_fsdp_managed_module", True)  # noqa: B010 - the class has no such attribute
 
 
 @torch.no_grad()
