@@ -128,8 +128,7 @@ class AbilityTransferModule(L.LightningModule):
         self.model: PreTrainedModel | None = None
         self.keep_floor: float | None = None
         self._vllm: VLLMGenerator | None = None
-        self._accumulated_tokens, self._accumulated_loss = 0, 0.0  # since the last update, on this process
-        self._nonfinite_batch: int | None = None
+        self._tokens, self._losses = 0, dict[int, Tensor]()  # of micro-batches since the last update
 
     def issues(self) -> list[ConfigIssue]:
         """What is wrong with the settings, without looking at files."""
@@ -229,7 +228,7 @@ class AbilityTransferModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Reset what a fit that was interrupted between two updates has accumulated."""
-        self._accumulated_tokens, self._accumulated_loss, self._nonfinite_batch = 0, 0.0, None
+        self._tokens, self._losses = 0, {}
         self.weights_unmodified = False
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -238,10 +237,8 @@ class AbilityTransferModule(L.LightningModule):
         if (scaler := grad_scaler(self.trainer)) is not None:  # small gradients in float16 would become zero
             factor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
         loss, tokens = answer_loss(self.language_model, batch, factor=factor)
-        self._accumulated_tokens += tokens
-        self._accumulated_loss += float(loss.detach())
-        if self._nonfinite_batch is None and not math.isfinite(self._accumulated_loss):
-            self._nonfinite_batch = batch_idx
+        self._tokens += tokens
+        self._losses[batch_idx] = loss.detach()  # read once an update: the host need not wait for the device till then
         divisor = self.trainer.accumulate_grad_batches * self.trainer.world_size  # by which Lightning and DDP divide
         return loss * (divisor * _SUM_SCALE)
 
@@ -252,24 +249,28 @@ class AbilityTransferModule(L.LightningModule):
             ActError: On every process, if loss or gradient is NaN or infinite; no weight is changed.
         """
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        loss_sum = torch.zeros((), dtype=torch.float64, device=float64_device(self.device))
+        for loss in self._losses.values():
+            loss_sum += loss.to(loss_sum.device)
         # a GradScaler skips updates whose gradients overflow
-        nonfinite = grad_scaler(self.trainer) is None and not are_finite(gradients)
-        sums = torch.tensor([self._accumulated_tokens, self._accumulated_loss, float(nonfinite)], dtype=torch.float64)
-        reduced = self.trainer.strategy.reduce(sums.to(float64_device(self.device)), reduce_op="sum")
-        tokens, loss, nonfinite_processes = reduced.tolist()
-        if nonfinite_processes or not math.isfinite(loss):
-            raise ActError(self._nonfinite_issue(loss))
-        self._accumulated_tokens, self._accumulated_loss = 0, 0.0
+        finite = are_finite(gradients if grad_scaler(self.trainer) is None else [])
+        sums = torch.stack([torch.full_like(loss_sum, self._tokens), loss_sum, (~finite).to(loss_sum)])
+        reduced = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        tokens, total_loss, nonfinite_processes = reduced.tolist()  # waits for the device, as nothing else in an update
+        if nonfinite_processes or not math.isfinite(total_loss):
+            raise ActError(self._nonfinite_issue(total_loss))
+        self._tokens, self._losses = 0, {}
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
-            self.log("train_loss", loss / tokens, prog_bar=True)
+            self.log("train_loss", total_loss / tokens, prog_bar=True)
             self.log("answer_tokens", tokens, prog_bar=True)
 
     def _nonfinite_issue(self, loss: float) -> ConfigIssue:
         setting = f"update {self.trainer.global_step + 1}"
-        if self._nonfinite_batch is not None:
-            setting += f", in micro-batch {self._nonfinite_batch} of the epoch"
-            if self._data is not None and (samples := self._data.describe_samples(self._nonfinite_batch)):
+        batch_idx = next((index for index, of_batch in self._losses.items() if not of_batch.isfinite()), None)
+        if batch_idx is not None:
+            setting += f", in micro-batch {batch_idx} of the epoch"
+            if self._data is not None and (samples := self._data.describe_samples(batch_idx)):
                 setting += f" ({samples})"
         value = f"loss {loss}" if not math.isfinite(loss) else "gradients that are NaN or infinite"
         hint = "Lower model.learning_rate, or look at the data; then resume with ckpt_path: last. Nothing was updated."

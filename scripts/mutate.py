@@ -132,8 +132,8 @@ FAULTS = (
     Fault(
         "an update divides by micro-batches",
         "module.py",
-        "self._accumulated_tokens += tokens",
-        "self._accumulated_tokens += 1",
+        "self._tokens += tokens",
+        "self._tokens += 1",
         "tests/training/test_finetuning.py",
     ),
     # sharding

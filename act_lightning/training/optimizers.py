@@ -183,11 +183,11 @@ def _make(cls: Callable[..., _Class], subject: object, arguments: dict[str, Any]
         raise ActError(ConfigIssue(f"{name}.init_args", arguments, problem, "Correct them.")) from error
 
 
-def are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether no element is NaN or infinite; of sharded gradients, in this process's part."""
+def are_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether no element is NaN or infinite, bool scalar on their device; of sharded ones, in this process's part."""
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     parts = [part for part in local if part.numel()]
     if not parts:
-        return True
+        return torch.tensor(True)
     largest = torch._foreach_norm(parts, math.inf)
-    return bool(torch.stack([norm.float() for norm in largest]).isfinite().all())
+    return torch.stack([norm.float() for norm in largest]).isfinite().all()
