@@ -11,6 +11,7 @@ from torch import Tensor
 
 from act_lightning.analysis.saved import Pair
 from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints.compatibility import VocabularyMatch
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
 from act_lightning.checkpoints.weight_files import identify, is_weightless
@@ -81,17 +82,22 @@ def _weight_problem(folder: Path, digest: str | None) -> str:
 
 
 def weight_change(
-    target: CheckpointReader, source: CheckpointReader, inventory: ChannelInventory, quiet: bool = False
+    target: CheckpointReader,
+    source: CheckpointReader,
+    inventory: ChannelInventory,
+    match: VocabularyMatch | None = None,
+    quiet: bool = False,
 ) -> Tensor:
     """The ℓ2 norm of the difference of all weights that a channel owns: its row, its bias, an embedding's column.
 
     Both models are read a block of rows at a time, in float32, with squares summed in float64; ``inventory`` holds the
-    target's channels with what they own. Returns float32 ``[channels]``.
+    target's channels with what they own, and ``match`` the source's vocabulary entries if they are numbered otherwise:
+    what the source lacks has not changed. Returns float32 ``[channels]``.
 
     Raises:
         ActError: A weight is NaN or infinite.
     """
-    return channel_sums(torch.square, target, source, inventory, quiet=quiet).sqrt().float()
+    return channel_sums(torch.square, target, source, inventory, match, quiet).sqrt().float()
 
 
 def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01) -> pd.DataFrame:

@@ -98,9 +98,15 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
 
         Raises:
             ActError: One of these rows holds NaN or infinity.
+            IndexError: The parameter has no such row.
         """
         key = self.keymap.keys[name]
         entry, file = self._entries[key], self._files[key]
+        if len(index) > 0:  # bytes beyond the tensor's are those of its neighbors
+            first, last = (int(bound) for bound in index.aminmax())
+            if first < 0 or last >= entry.shape[0]:
+                row = first if first < 0 else last
+                raise IndexError(f"{name} has {entry.shape[0]} rows in {self.folder}, none of them number {row}")
         if len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1 and bool((index.diff() == 1).all()):
             width = prod(entry.shape[1:]) * entry.dtype.itemsize
             data = self.raw(key, int(index[0]) * width, len(index) * width)

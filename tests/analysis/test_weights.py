@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from act_lightning.analysis import agreement, average_ranks, weight_change
+from act_lightning.analysis.report.comparison_sections import weight_change_section
+from act_lightning.analysis.report.evidence import gather
+from act_lightning.analysis.report.page import ReportTable, Section
 from act_lightning.analysis.saved import read_runs
 from act_lightning.analysis.weights import NotOnDisk, find_models
 from act_lightning.channels import inventory
+from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.analysis.runs import write_run
@@ -35,6 +42,37 @@ def test_every_channels_norm_is_that_of_all_it_owns(
         change = weight_change(ours, theirs, inventory(target), quiet=True)
     assert change.dtype == torch.float32
     assert change.tolist() == pytest.approx(reference.weight_change(target, source, channels(target)), rel=1e-5)
+
+
+def save_renumbered(model: PreTrainedModel, folder: Path) -> Path:
+    """The same model with a tokenizer that numbers its tokens in the reverse order."""
+    tokenizer, weights = tiny_tokenizer(), model.state_dict()
+    order = torch.arange(len(tokenizer)).flip(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[name] = weights[name][order]
+    renumbered = copy.deepcopy(model)
+    renumbered.load_state_dict(weights)
+    save_model(renumbered, tokenizer, folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {token: int(order[number]) for token, number in content["model"]["vocab"].items()}
+    content["added_tokens"] = [token | {"id": int(order[token["id"]])} for token in content["added_tokens"]]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_tokens_are_compared_under_the_numbers_that_each_model_gives_them(tmp_path: Path) -> None:
+    target, source = tiny_model("llama"), sibling_of(tiny_model("llama"), seed=3)
+    folders = save_model(target, tiny_tokenizer(), tmp_path / "t"), save_renumbered(source, tmp_path / "s")
+    expected = torch.tensor(reference.weight_change(target, source, channels(target)))
+    with CheckpointReader(folders[0]) as ours, CheckpointReader(folders[1]) as theirs:
+        change = weight_change(ours, theirs, inventory(target), match_vocabularies(*folders), quiet=True)
+    assert change.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    evidence = gather([write_run(tmp_path / "run", (str(folders[0]), str(folders[1])))], quiet=True)
+    (section,) = weight_change_section(evidence)
+    assert isinstance(section, Section)
+    (table,) = (item.frame for item in section.content if isinstance(item, ReportTable))
+    correlations = agreement(evidence.views[0].scores, expected.float(), evidence.ratio)["rank correlation"]
+    assert table["rank correlation"].tolist() == pytest.approx(correlations.tolist(), abs=1e-4)
 
 
 def test_agreement(tmp_path: Path) -> None:

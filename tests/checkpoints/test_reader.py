@@ -37,6 +37,15 @@ def test_every_parameter_is_found(architecture: str, shards: str, tmp_path: Path
             assert torch.equal(load_file(tmp_path / file)[key], parameter)
 
 
+@pytest.mark.parametrize("rows", [[299, 300], [0, 300], [-1, 0], [-1, 5], [300]])
+def test_no_row_beyond_a_tensor_is_read_from_its_neighbors(rows: list[int], tmp_path: Path) -> None:
+    with CheckpointReader(saved(tmp_path)) as reader:
+        assert torch.equal(reader.rows(HEAD, torch.tensor([298, 299])), reader.read(HEAD)[-2:])
+        outside = next(row for row in rows if not 0 <= row < 300)
+        with pytest.raises(IndexError, match=rf"lm_head\.weight has 300 rows in .*, none of them number {outside}"):
+            reader.rows(HEAD, torch.tensor(rows))
+
+
 def test_gpt2_of_the_hub_without_prefix_and_with_masks(tmp_path: Path) -> None:
     folder = saved(tmp_path, "gpt2")
     stored = load_file(folder / "model.safetensors")

@@ -33,6 +33,7 @@ from act_lightning.analysis.report.evidence import Evidence, PairView
 from act_lightning.analysis.report.page import Absent, Item, Picture, ReportTable, Section, numbers, percent, percents
 from act_lightning.analysis.weights import NotOnDisk, agreement, find_models, weight_change
 from act_lightning.channels import inventory
+from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
@@ -210,9 +211,9 @@ def _weight_change(view: PairView) -> Tensor:
         raise NotOnDisk("weights were not to be read (--no-weights)")
     target, source = find_models(view.pair, view.evidence.folders)
     try:
-        channels = inventory(meta_model(target))
+        channels, match = inventory(meta_model(target)), match_vocabularies(target, source)
         with CheckpointReader(target) as target_reader, CheckpointReader(source) as source_reader:
-            change = weight_change(target_reader, source_reader, channels, view.evidence.quiet)
+            change = weight_change(target_reader, source_reader, channels, match, view.evidence.quiet)
     except ActError as error:
         raise NotOnDisk(f"the weights cannot be compared ({error})") from error
     return view.evidence.saved.inventory.join(channels.split(change))
