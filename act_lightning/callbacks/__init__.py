@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.best_recovery import BestRecovery
     from act_lightning.callbacks.comparison import TransferComparison
     from act_lightning.callbacks.export import HuggingFaceExport
+    from act_lightning.callbacks.fail_together import FailTogether
     from act_lightning.callbacks.fisher import FisherInformation
     from act_lightning.callbacks.injection import MaskedTaskVectorInjection
     from act_lightning.callbacks.last_checkpoint import LastCheckpoint
@@ -25,6 +26,7 @@ __all__ = [
     "ActivationDifferenceProfiler",
     "AnswerEvaluation",
     "BestRecovery",
+    "FailTogether",
     "FisherInformation",
     "HuggingFaceExport",
     "LastCheckpoint",
@@ -39,6 +41,7 @@ _HOMES = {
     "ActivationDifferenceProfiler": "act_lightning.callbacks.profiler",
     "AnswerEvaluation": "act_lightning.callbacks.answer_evaluation",
     "BestRecovery": "act_lightning.callbacks.best_recovery",
+    "FailTogether": "act_lightning.callbacks.fail_together",
     "FisherInformation": "act_lightning.callbacks.fisher",
     "HuggingFaceExport": "act_lightning.callbacks.export",
     "LastCheckpoint": "act_lightning.callbacks.last_checkpoint",

@@ -17,6 +17,7 @@ from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.results import SetResult
 from act_lightning.training.sharding import back_on_device, run_in_strategy
+from act_lightning.training.together import collective_hook
 
 
 class AnswerEvaluation(L.Callback):
@@ -42,6 +43,7 @@ class AnswerEvaluation(L.Callback):
             raise_if_any(data.issues("test"))
             _ = data.prompts
 
+    @collective_hook
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Answer, grade, print and write."""
         data, model = self._evaluation_data(trainer), require_language_model(pl_module)

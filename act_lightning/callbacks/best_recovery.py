@@ -17,6 +17,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.sharding import run_in_strategy
+from act_lightning.training.together import collective_hook
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 from act_lightning.transfer.preparation import previous_transfer
 
@@ -66,6 +67,7 @@ class BestRecovery(L.Callback):
             issues.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
         raise_if_any(issues)
 
+    @collective_hook
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure the target, unless the fit resumes from a checkpoint, which holds the measured value."""
         if self.baseline is not None or resumes_from_checkpoint(trainer):
@@ -96,6 +98,7 @@ class BestRecovery(L.Callback):
             module: Any = pl_module  # an AbilityTransferModule reads this attribute
             module.keep_floor = self.baseline - self.keep_within / _POINTS
 
+    @collective_hook
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export a model that is better than all earlier ones."""
         if trainer.sanity_checking or WITHIN_KEEP not in trainer.callback_metrics:

@@ -28,6 +28,7 @@ from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
 from act_lightning.training.sharding import back_on_device, run_in_strategy
+from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
@@ -55,6 +56,7 @@ class TransferComparison(L.Callback):
         if stage == "fit":
             _evaluation_data(trainer)
 
+    @collective_hook
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the transfer before fine-tuning, and every model that it is compared with."""
         if self.rows:
@@ -82,6 +84,7 @@ class TransferComparison(L.Callback):
                     self._evaluate(label, merged_model(target, control, dtype, device), share, trainer)
             self._evaluate("transfer", model, prepared.parameter_share, trainer)
 
+    @collective_hook
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the result, print the table and write it."""
         share = next((row.share for row in self.rows if row.model == "transfer"), None)

@@ -18,6 +18,7 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.sharding import Layout, is_sharded
+from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
 
 
@@ -50,6 +51,7 @@ class HuggingFaceExport(L.Callback):
             out = Path(trainer.default_root_dir) / "model"
             raise_if_any(output_issues(out, target, "trainer.default_root_dir"))
 
+    @collective_hook
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when training is over."""
         self.export(Path(trainer.default_root_dir) / "model", trainer, pl_module)

@@ -22,6 +22,7 @@ from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.profiling.measurement import Measurement, check_compatibility, find_target, measurements
 from act_lightning.scores import encode_record
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
+from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.saved_fisher import ALIASES, FISHER_FOLDER, source_fisher_path, target_fisher_path
 from act_lightning.transfer.settings import AbilitySource, source_issues
@@ -58,6 +59,7 @@ class FisherInformation(L.Callback):
             return
         self.gather(trainer, pl_module, getattr(trainer, "datamodule", None))
 
+    @collective_hook
     def gather(
         self, trainer: L.Trainer, pl_module: L.LightningModule, datamodule: L.LightningDataModule | None = None
     ) -> None:

@@ -26,6 +26,7 @@ from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, start_averages_from, strategy_issues
+from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import (
     PreparedTransfer,
     TransferPlan,
@@ -90,6 +91,7 @@ class MaskedTaskVectorInjection(TransferCallback):
         if stage == "fit" and _find_profiler(trainer).sources is not None:
             raise_if_any(self.issues() + strategy_issues(trainer))
 
+    @collective_hook
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Inject into a fit that starts from the beginning, and write what moved, now or before."""
         profiler = _find_profiler(trainer)

@@ -1,10 +1,10 @@
-"""SIGTERM, with which schedulers and clouds announce that a machine is taken away: save what is done, and exit."""
+"""SIGTERM, by which schedulers and clouds announce that a machine is taken away, and Ctrl-C: save, and exit."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,70 +20,74 @@ from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.training.checkpoint_io import LAST, save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
 
-STATUS = 128 + signal.SIGTERM  # 143, as shells report a program that SIGTERM ended
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
 class PreemptionCheckpoint(L.Callback):
-    """On SIGTERM, finish the update, save a checkpoint, and exit with status 143.
+    """On SIGTERM or Ctrl-C, finish the update, save a checkpoint, and exit with status 143 or 130, as shells do.
 
     Before training starts, and after it has ended, the program exits at once: scores of finished abilities are kept,
     and files are complete or not there. In training all processes decide together after each update, so that they stop
-    after the same one, whichever of them got the signal; a running validation is finished first. The checkpoint is
-    :class:`LastCheckpoint`'s, or ``<default_root_dir>/checkpoints/last.ckpt`` if there is no such callback.
+    after the same one, whichever of them got the signal; a running validation is finished first. A second Ctrl-C does
+    not wait. The checkpoint is :class:`LastCheckpoint`'s, or ``<default_root_dir>/checkpoints/last.ckpt`` if there is
+    no such callback.
 
     Lightning's own handler is replaced while training: with it, a process waits for others that may not have got the
     signal, and training stops between two micro-batches of an update. Lightning's handling of SLURM's requeue signal
     (SIGUSR1) is unchanged.
     """
 
-    _stop_requested = False
-    _original_handler: Any = None
+    _stop_requested: int | None = None
+    _original_handlers: Mapping[int, Any] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Exit at once while profiling and injecting."""
-        if stage == "fit" and self._original_handler is None:
-            self._stop_requested, self._original_handler = False, signal.getsignal(signal.SIGTERM)
-            exit_at_sigterm(trainer)
+        if stage == "fit" and self._original_handlers is None:
+            self._stop_requested, self._original_handlers = None, _handlers()
+            _exit_at_once(trainer)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Still exit at once: Lightning has just registered its own handler."""
-        exit_at_sigterm(trainer)
+        _exit_at_once(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on only note that SIGTERM came."""
+        """From now on only note that a signal came."""
 
         def request_stop(signum: int, frame: FrameType | None) -> None:
-            self._stop_requested = True
+            if signum == self._stop_requested == signal.SIGINT:
+                _exit(trainer, signum)
+            self._stop_requested = signum
+            rank_zero_info(f"{_NAMES[signal.Signals(signum)]}: stopping after this update")
 
-        _set_handler(request_stop)
+        _set_handlers(dict.fromkeys(_NAMES, request_stop))
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Stop after an update, if any process got the signal."""
+        """Stop after an update, if any process got a signal."""
         if accumulation_complete(trainer):
             self._stop_if_requested(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop before export, if any process got the signal; exit at once from now on."""
+        """Stop before export, if any process got a signal; exit at once from now on."""
         self._stop_if_requested(trainer)
-        exit_at_sigterm(trainer)
+        _exit_at_once(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exit at once while exporting: Lightning has restored an earlier handler."""
-        exit_at_sigterm(trainer)
+        _exit_at_once(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Restore the original handler; Lightning calls no ``teardown`` after an exception."""
+        """Restore the original handlers; Lightning calls no ``teardown`` after an exception."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Restore the original handler."""
-        if self._original_handler is not None:
-            _set_handler(self._original_handler)
+        """Restore the original handlers."""
+        if self._original_handlers is not None:
+            _set_handlers(self._original_handlers)
             forget_sigterm_handler(trainer)  # or Lightning would restore ours
-            self._original_handler = None
+            self._original_handlers = None
 
     def _stop_if_requested(self, trainer: L.Trainer) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self._stop_requested, all=False):
+        if not trainer.strategy.reduce_boolean_decision(self._stop_requested is not None, all=False):
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         last_checkpoint = next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
@@ -92,43 +96,55 @@ class PreemptionCheckpoint(L.Callback):
         else:
             path = Path(trainer.default_root_dir) / "checkpoints" / LAST
             save_whole(trainer, path)
-        outcome = "nothing is saved" if path is None else f"resume with ckpt_path: last ({path})"
-        rank_zero_info(f"stopped by SIGTERM after update {trainer.global_step}; {outcome}")
-        raise SIGTERMException(_exit_status(trainer))
+        outcome = "nothing is saved" if path is None else f"go on with --ckpt_path last ({path})"
+        signum = signal.Signals(self._stop_requested or signal.SIGTERM)
+        rank_zero_info(f"stopped by {_NAMES[signum]} after update {trainer.global_step}; {outcome}")
+        raise SIGTERMException(_exit_status(trainer, signum))
 
 
 @contextmanager
-def leaving_at_sigterm(trainer: L.Trainer) -> Iterator[None]:
-    """Exit with status 143, and without incomplete files, if SIGTERM comes within the block."""
-    original = signal.getsignal(signal.SIGTERM)
-    exit_at_sigterm(trainer)
+def exiting_at_signals(trainer: L.Trainer) -> Iterator[None]:
+    """Exit with status 143 or 130, and without incomplete files, if SIGTERM or Ctrl-C comes within the block."""
+    original = _handlers()
+    _exit_at_once(trainer)
     try:
         yield
     finally:
-        _set_handler(original)
+        _set_handlers(original)
 
 
-def exit_at_sigterm(trainer: L.Trainer) -> None:
-    """From now on, pass SIGTERM to the processes that this one started, and exit by raising."""
+def _exit_at_once(trainer: L.Trainer) -> None:
+    """From now on, pass signals to the processes that this one started, and exit by raising."""
 
     def exit_at_once(signum: int, frame: FrameType | None) -> None:
-        _set_handler(signal.SIG_IGN)  # a second signal must not interrupt cleaning up
-        launcher: Any = trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(signum)
-        rank_zero_info("stopped by SIGTERM; what is finished is kept, and used again by the next run")
-        raise SIGTERMException(_exit_status(trainer))
+        _exit(trainer, signum)
 
-    _set_handler(exit_at_once)
+    _set_handlers(dict.fromkeys(_NAMES, exit_at_once))
 
 
-def _exit_status(trainer: L.Trainer) -> int:
-    """143; but 0 in a process that Lightning launched, because the launching one is killed if another fails."""
+def _exit(trainer: L.Trainer, signum: int) -> None:
+    _set_handlers(dict.fromkeys(_NAMES, signal.SIG_IGN))  # a second signal must not interrupt cleaning up
+    launcher: Any = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(signum)
+    name = _NAMES[signal.Signals(signum)]
+    rank_zero_info(f"stopped by {name}; what is finished is kept: the same command goes on from there")
+    raise SIGTERMException(_exit_status(trainer, signum))
+
+
+def _exit_status(trainer: L.Trainer, signum: int) -> int:
+    """As shells report it; but 0 in a process that Lightning launched: it kills the launching one if another fails."""
     strategy = trainer.strategy
     environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
-    return 0 if isinstance(environment, LightningEnvironment) and trainer.global_rank > 0 else STATUS
+    return 0 if isinstance(environment, LightningEnvironment) and trainer.global_rank > 0 else 128 + signum
 
 
-def _set_handler(handler: Any) -> None:  # noqa: ANN401 - whatever signal.signal takes
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def _handlers() -> dict[int, Any]:
+    return {signum: signal.getsignal(signum) for signum in _NAMES}
+
+
+def _set_handlers(handlers: Mapping[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for signum, handler in handlers.items():
+            if handler is not None:
+                signal.signal(signum, handler)

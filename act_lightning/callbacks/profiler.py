@@ -23,6 +23,7 @@ from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
+from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios, weight_issues
@@ -148,6 +149,7 @@ class ActivationDifferenceProfiler(L.Callback):
         if any(transfer.settings.needs_fisher for transfer in transfers):
             FisherInformation(self.sources, self.target, self.revision).gather(trainer, pl_module, datamodule)
 
+    @collective_hook
     def profile(
         self,
         trainer: L.Trainer,

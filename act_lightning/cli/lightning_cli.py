@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import act_lightning
 from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.callbacks.export import HuggingFaceExport
+from act_lightning.callbacks.fail_together import FailTogether
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
-from act_lightning.callbacks.preemption import PreemptionCheckpoint, leaving_at_sigterm
+from act_lightning.callbacks.preemption import PreemptionCheckpoint, exiting_at_signals
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
@@ -40,6 +41,7 @@ from act_lightning.planning.plan import make_plan, print_plan
 from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
 from act_lightning.training.lightning_compat import has_own_checkpoint_io
+from act_lightning.training.together import all_fail_together
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -52,7 +54,6 @@ _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and conti
 _OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
 _WITHOUT_TRAINER = ("plan", "inspect")
 _LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
-_WRITING_VERBS = ("fit", "profile", "merge", "sweep", "causes")
 
 
 class LightningConfigParser(ConfigParser, LightningArgumentParser):
@@ -213,8 +214,11 @@ class ActCLI(LightningCLI):
         return str(self._parser(verb).dump(self.config[verb], skip_none=True))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        sigterm = leaving_at_sigterm(self.trainer) if subcommand in _WRITING_VERBS else nullcontext()
-        with remove_empty_run(self.run.root), sigterm:
+        if subcommand in _WITHOUT_TRAINER:
+            self._run_without_trainer(subcommand)
+            return
+        strategy = self.trainer.strategy
+        with remove_empty_run(self.run.root), exiting_at_signals(self.trainer), all_fail_together(strategy):
             if subcommand == "profile":
                 run_profile(self.trainer, self.run)
             elif subcommand == "merge":
@@ -223,17 +227,19 @@ class ActCLI(LightningCLI):
                 run_sweep(self.trainer, self.run, self.recipe())
             elif subcommand == "causes":
                 run_causes(self.trainer, self.run)
-            elif subcommand == "plan":
-                options = self.config.plan
-                plan = make_plan(self.run, options["for"], options.calibrate)
-                self.exit_status = print_plan(plan, as_json=options.json)
-            elif subcommand == "inspect":
-                print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
             elif subcommand == "predict":
                 predictions = self.trainer.predict(**self._prepare_subcommand_kwargs(subcommand))
                 write_predictions(self.trainer, self.run, predictions or [])
             else:
                 super()._run_subcommand(subcommand)
+
+    def _run_without_trainer(self, subcommand: str) -> None:
+        if subcommand == "inspect":
+            print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
+            return
+        options = self.config.plan
+        plan = make_plan(self.run, options["for"], options.calibrate)
+        self.exit_status = print_plan(plan, as_json=options.json)
 
 
 def trainer_defaults(
@@ -257,8 +263,10 @@ def trainer_defaults(
     if not has_own_checkpoint_io(settings.strategy) and not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         defaults["plugins"] = [*plugins, TrainingStateIO()]
     fits, saves = verb == "fit" and not settings.fast_dev_run, settings.enable_checkpointing is not False
+    first: list[Callback] = [FailTogether()]  # these listen before profiling begins
     if fits and saves and not any(isinstance(callback, PreemptionCheckpoint) for callback in configured):
-        defaults["callbacks"] = [PreemptionCheckpoint(), *configured]  # before profiling begins
+        first.append(PreemptionCheckpoint())
+    defaults["callbacks"] = [*first, *configured]
     callbacks = [export] if fits and not any(type(item) is type(export) for item in configured) else []
     keeps_last = any(
         isinstance(item, LastCheckpoint) or (isinstance(item, ModelCheckpoint) and item.save_last and item.dirpath)

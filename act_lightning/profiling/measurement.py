@@ -337,21 +337,15 @@ def measure_weights(pending: Sequence[Measurement], target: Target, scorer: Weig
     One process reads; the others wait for it.
 
     Raises:
-        ActError: On all processes, if a weight or a score is NaN or infinite.
+        ActError: If a weight or a score is NaN or infinite.
     """
-    issues = None
-    folders = dict.fromkeys(measurement.folder for measurement in pending) if trainer.is_global_zero else {}
-    try:
+    if trainer.is_global_zero:
         channels = target.inventory()
-        for folder in folders:
+        for folder in dict.fromkeys(measurement.folder for measurement in pending):
             match = match_vocabularies(target.folder, folder) if target.folder else None
             with target.rows() as target_rows, CheckpointReader(folder) as source_rows:
                 sums = channel_sums(scorer.values, target_rows, source_rows, channels, match)
             scores = scorer.finish(sums, channels.sizes()).float()
             for measurement in (measurement for measurement in pending if measurement.folder == folder):
                 write_scores(measurement.path, channels, scores, measurement.record)
-    except ActError as error:
-        issues = error.issues
-    issues = trainer.strategy.broadcast(issues)
-    if issues:
-        raise ActError(*issues)
+    trainer.strategy.barrier("scores written")

@@ -25,6 +25,7 @@ from act_lightning.checkpoints.files import (
 )
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import load_sharded_checkpoint
+from act_lightning.training.together import all_fail_together
 
 LAST = "last.ckpt"
 _PREVIOUS = "last-before.ckpt"  # matches last*.ckpt, so resuming finds it if a kill has left nothing else
@@ -114,26 +115,22 @@ def save_whole(trainer: L.Trainer, path: Path) -> None:
     Raises:
         ActError: On every process, if it could not be written; the previous checkpoint is still there then.
     """
-    temporary: Path = trainer.strategy.broadcast(temporary_path(path))
-    if trainer.is_global_zero:
-        remove_leftovers(path.parent, path.name)
-    failure = None
-    try:
-        trainer.save_checkpoint(temporary, weights_only=False)
-    except (ActError, OSError, RuntimeError, CheckpointException) as error:
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait, if their own writing succeeded
-        failure = str(error.__cause__ or error).splitlines()[0]
-    failure = trainer.strategy.broadcast(failure)
-    if failure is not None:
+    with all_fail_together(trainer.strategy):
+        temporary: Path = trainer.strategy.broadcast(temporary_path(path))
         if trainer.is_global_zero:
-            remove(temporary)
-        problem = f"must be written, but could not be ({failure})"
-        hint = "free some space, permit writing there, or choose another folder; then resume with ckpt_path: last."
-        previous = f"{path} is the one before; " if path.exists() else ""
-        raise ActError(ConfigIssue("checkpoint", str(path), problem, previous + hint))
-    if trainer.is_global_zero:
-        _replace(temporary, path)
-    trainer.strategy.barrier("checkpoint in place")
+            remove_leftovers(path.parent, path.name)
+        try:
+            trainer.save_checkpoint(temporary, weights_only=False)
+        except (ActError, OSError, RuntimeError, CheckpointException) as error:
+            if trainer.is_global_zero:
+                remove(temporary)
+            problem = f"must be written, but could not be ({str(error.__cause__ or error).splitlines()[0]})"
+            hint = "free some space, permit writing there, or choose another folder; then resume with ckpt_path: last."
+            previous = f"{path} is the one before; " if path.exists() else ""
+            raise ActError(ConfigIssue("checkpoint", str(path), problem, previous + hint)) from error
+        if trainer.is_global_zero:
+            _replace(temporary, path)
+        trainer.strategy.barrier("checkpoint in place")
 
 
 def _replace(new: Path, path: Path) -> None:

@@ -98,8 +98,8 @@ def test_killed_again_and_again(place: Path, straight: Path) -> None:
 
 
 TOLD = {
-    "profiling": (Point("os.rename", r"/scores/s/e\.safetensors$", by=signal.SIGTERM), False),
-    "training": (Point("open", r"/\.last\.ckpt\.tmp-", time=2, by=signal.SIGTERM), True),
+    "profiling": (Point("os.rename", r"/scores/s/e\.safetensors$", by=signal.SIGINT), False),
+    "training": (Point("open", r"/\.last\.ckpt\.tmp-", time=2, by=signal.SIGINT), True),
     "exporting": (Point("open", r"/\.model\.tmp-[^/]*/model\.safetensors", by=signal.SIGTERM), True),
 }
 
@@ -109,7 +109,7 @@ def test_told_to_stop(point: Point, kept: bool, place: Path, straight: Path, req
     """Nothing half written is left."""
     config = config_of(place, f"told-{request.node.callspec.id}")
     root = Path(config["trainer"]["default_root_dir"])
-    assert fit(config, until=point) == STOPPED
+    assert fit(config, until=point) == 128 + point.by
     assert [name for name in left(root) if ".tmp-" in name] == []
     assert (root / "checkpoints" / "last.ckpt").exists() == kept
     assert not (root / "model").exists()
@@ -117,12 +117,13 @@ def test_told_to_stop(point: Point, kept: bool, place: Path, straight: Path, req
     assert_the_same(root, straight)
 
 
-def test_told_within_a_window(place: Path, straight: Path) -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_told_within_a_window(by: signal.Signals, place: Path, straight: Path) -> None:
     """When the log of the first update is opened; the window that has begun is finished, and a checkpoint written."""
-    config = changed(config_of(place, "window"), "trainer.callbacks", [])
+    config = changed(config_of(place, f"window-{by.name}"), "trainer.callbacks", [])
     root = Path(config["trainer"]["default_root_dir"])
-    told = Point("open", r"/logs/version_0/metrics\.csv$", by=signal.SIGTERM)
-    assert fit(config, until=told) == STOPPED
+    told = Point("open", r"/logs/version_0/metrics\.csv$", by=by)
+    assert fit(config, until=told) == 128 + by
     assert left(root / "checkpoints") == ["last.ckpt"]
     assert fit(config) == 0
     assert_the_same(root, straight)
