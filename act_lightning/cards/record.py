@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PureWindowsPath
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -19,7 +18,7 @@ import act_lightning
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.weight_files import identify
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError
 
 CARD = "README.md"
 License = Mapping[str, Any]
@@ -166,54 +165,6 @@ def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
             shortened.append(setting)
             parent[key] = short_name(value)
     return portable, shortened
-
-
-def localize_recipe(
-    recipe: Mapping[str, Any],
-    shortened: Iterable[str],
-    folders: Sequence[Path],
-    out: Path,
-    paths: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """Put paths of this machine into a portable recipe.
-
-    Args:
-        recipe: The recipe that :func:`portable_recipe` returned.
-        shortened: The settings that it shortened.
-        folders: Folders in which to look for models and data files by name; the first match is used.
-        out: The folder for all output.
-        paths: Paths by setting; these are not looked for.
-
-    Raises:
-        ActError: Naming every model and file that was not found.
-    """
-    local = deepcopy(dict(recipe))
-    issues, names = [], set(shortened)
-    for parent, key, setting in _leaves(local):
-        value = parent[key]
-        if setting == "trainer.default_root_dir":
-            parent[key] = str(out)
-        elif setting in paths or setting not in names:
-            parent[key] = paths.get(setting, value)
-        elif setting.startswith("trainer."):
-            parent[key] = str(out / value)
-        else:  # data may be given by pattern
-            matches = (
-                path / value for path in folders if (path / value).exists() or ("*" in value and any(path.glob(value)))
-            )
-            match = next(matches, None)
-            if match is None:
-                hint = f"Name the folder that holds it with --from, or its own place with --{setting}."
-                problem = f"must be found by this name in {', '.join(str(folder) for folder in folders)}"
-                issues.append(ConfigIssue(setting, value, problem, hint))
-            else:
-                parent[key] = str(match)
-    raise_if_any(issues)
-    # Sources keep their names wherever they lie: random draws and score files depend on the name.
-    sources, local_sources = ((config.get("profile") or {}).get("sources") or [] for config in (recipe, local))
-    for source, local_source in zip(sources, local_sources, strict=True):
-        local_source.setdefault("name", re.split(r"[/:\\]", source["model"].rstrip("/\\"))[-1])
-    return local
 
 
 def _leaves(parent: Any, prefix: str = "") -> Iterator[tuple[Any, Any, str]]:  # noqa: ANN401 - a mapping or list

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import act_lightning
 from act_lightning.errors import ActError
+from act_lightning.escaping import terminal_text
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -43,7 +44,7 @@ VERBS = {
     "sweep": Verb("Evaluate a grid of λ and p, or compare methods, with one model in memory."),
     "patch": Verb("Make, apply, revert or show an ability patch: a file that holds what changed.", "patch:main"),
     "card": Verb("Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card"),
-    "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "cards:run_replay"),
+    "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay"),
     "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
     "report": Verb("Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report"),
@@ -71,7 +72,7 @@ def main(args: ArgsType = None) -> int:
         module, function = entry.split(":")
         return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
     except ActError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(terminal_text(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before or outside a Trainer's run, which has handlers of its own
         print("stopped by Ctrl-C", file=sys.stderr)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from act_lightning.cards.card import result_rows
-from act_lightning.cards.record import localize_recipe, portable_recipe, read_license
+from act_lightning.cards.record import portable_recipe, read_license
+from act_lightning.cli.replay_settings import Overrides, localize, take_settings
 from act_lightning.errors import ActError
 
 RECIPE = {
@@ -46,32 +48,38 @@ def test_absolute_paths_are_shortened_and_nothing_else() -> None:
     ]
 
 
+def located(folders: list[Path], *options: str) -> dict[str, Any]:
+    recipe, shortened = portable_recipe(RECIPE)
+    settings, left_out = take_settings(recipe, Overrides.parse(options))
+    assert left_out == ["trainer.default_root_dir", "trainer.logger"]
+    return localize(settings, shortened, folders, Path("out"), Overrides.parse(options))[0]
+
+
 def test_paths_of_this_machine_are_put_in(tmp_path: Path) -> None:
-    for name in ("base", "other", "a.jsonl", "part-1.jsonl"):
-        (tmp_path / name).mkdir()
-    places = {"data.template": "/elsewhere/mine.jinja"}
-    found = localize_recipe(*portable_recipe(RECIPE), [tmp_path / "none", tmp_path], Path("out"), places)
+    for name in ("base", "other", "a.jsonl", "part-1.jsonl", "data/c.jsonl"):
+        (tmp_path / name).mkdir(parents=True)
+    found = located([tmp_path / "none", tmp_path], "--data.template", "/elsewhere/mine.jinja")
     assert found["model"]["target"] == str(tmp_path / "base")
     assert found["data"]["abilities"]["a"]["path"] == str(tmp_path / "a.jsonl")
+    assert found["data"]["abilities"]["b"]["path"] == "org/data"
     assert found["data"]["abilities"]["d"]["path"] == str(tmp_path / "part-*.jsonl")
     assert found["data"]["template"] == "/elsewhere/mine.jinja"
-    assert found["trainer"]["default_root_dir"] == "out"
-    assert found["trainer"]["logger"]["init_args"]["save_dir"] == "out/logs"
+    assert found["data"]["cache_dir"] == "out/cache"
+    assert found["trainer"] == {"default_root_dir": "out"}
     assert [source["name"] for source in found["profile"]["sources"]] == ["source", "other", "generalist"]
 
 
 def test_everything_that_is_not_found_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ActError) as caught:
-        localize_recipe(*portable_recipe(RECIPE), [tmp_path], Path("out"))
-    settings = [issue.setting for issue in caught.value.issues]
-    lost = [
+        located([tmp_path])
+    assert {issue.setting for issue in caught.value.issues} == {
         "model.target",
         "data.abilities.a.path",
         "data.abilities.d.path",
+        "data.abilities.c.path",
         "data.template",
         "profile.sources.1.model",
-    ]
-    assert settings == lost
+    }
 
 
 @pytest.mark.parametrize(

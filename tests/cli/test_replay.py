@@ -41,7 +41,8 @@ def record_of(card: Path) -> dict[str, Any]:
 
 
 def replay_options(tmp_path: Path) -> list[str]:
-    return ["--from", str(tmp_path / "models"), "--from", str(tmp_path), "--out", str(tmp_path / "again")]
+    folders = ["--from", str(tmp_path / "models"), "--from", str(tmp_path)]
+    return [*folders, "--out", str(tmp_path / "again"), "--yes"]
 
 
 @pytest.mark.parametrize("verb", ["merge", "fit"])
