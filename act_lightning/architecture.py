@@ -139,7 +139,12 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     Empty if the architecture names no such classes (``_no_split_modules``).
     """
     classes = set(model._no_split_modules or ())
-    return {name: module for name, module in model.named_modules() if type(module).__name__ in classes}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        # FSDP2 makes a subclass with another name of every class that it shards
+        if not classes.isdisjoint(cls.__name__ for cls in type(module).__mro__)
+    }
 
 
 @contextmanager

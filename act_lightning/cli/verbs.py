@@ -37,6 +37,7 @@ def run_profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
 def _measure(trainer: L.Trainer, run: Run, scorers: Sequence[Scorer], fisher: bool, evaluates: bool = False) -> None:
     """On one process, set up the data that is needed, and measure scores and Fisher information."""
     needs_samples = fisher or any(scorer.needs_samples for scorer in scorers)
+    trainer.strategy.connect(run.model)  # as Trainer.fit does; ModelParallelStrategy gives the module its mesh
     trainer.strategy.setup_environment()
     if needs_samples or evaluates:
         run.data.trainer = trainer

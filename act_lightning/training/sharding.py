@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -136,7 +136,8 @@ class LocalRows:
 class Layout:
     """How the parameters of a model are spread over processes.
 
-    All processes must make the same calls in the same order: some strategies gather.
+    All processes must make the same calls in the same order: some strategies gather. What FSDP2 has left gathered after
+    a forward pass (as it does with the outermost module) is sharded again: a change of gathered values would be lost.
 
     Args:
         model: A model, or what a strategy has made of it.
@@ -146,7 +147,11 @@ class Layout:
     def __init__(self, model: nn.Module, root: nn.Module | None = None) -> None:
         self._modules = {clean_tensor_name(name): module for name, module in model.named_modules()}
         self._units: dict[nn.Module, FullyShardedDataParallel] = {}  # the innermost FSDP1 unit around each module
+        self._sharded = set[nn.Module]()  # by FSDP2
         for unit in (model if root is None else root).modules():
+            if isinstance(unit, FSDPModule):
+                unit.reshard()
+                self._sharded.update(unit.modules())
             if isinstance(unit, FullyShardedDataParallel):
                 if unit not in self._units:
                     unit.check_is_root()  # otherwise the first unit to be gathered would take itself for the root
@@ -160,32 +165,42 @@ class Layout:
         Args:
             names: Names that the parameters have in a model that no strategy has touched.
         """
-        by_unit: dict[FullyShardedDataParallel | None, list[tuple[str, nn.Module, str]]] = {}
+        by_unit: dict[FullyShardedDataParallel | None, list[str]] = {}
         for name in names:
-            module, leaf, unit = self._locate(name)
-            by_unit.setdefault(unit, []).append((name, module, leaf))
-        for unit, parameters in by_unit.items():
+            by_unit.setdefault(self._unit(name), []).append(name)
+        for unit, names_in_unit in by_unit.items():
             if unit is None:
-                yield from ((name, local_rows(name, getattr(module, leaf))) for name, module, leaf in parameters)
+                yield from ((name, local_rows(name, self._parameter(name))) for name in names_in_unit)
             else:
                 with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=True):
-                    yield from ((name, LocalRows(getattr(module, leaf).data, 0)) for name, module, leaf in parameters)
+                    yield from ((name, LocalRows(self._parameter(name).data, 0)) for name in names_in_unit)
 
     def whole(self, name: str) -> Tensor:
         """The whole of a parameter, without gradient."""
-        module, leaf, unit = self._locate(name)
-        if unit is not None:
+        if (unit := self._unit(name)) is not None:
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-                gathered: Tensor = getattr(module, leaf).detach().clone()
-                return gathered
-        parameter: Tensor = getattr(module, leaf).detach()
+                return self._parameter(name).detach().clone()
+        parameter = self._parameter(name).detach()
         return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
-    def _locate(self, name: str) -> tuple[nn.Module, str, FullyShardedDataParallel | None]:
-        """The module that has a parameter, its name there, and the FSDP1 unit around the module."""
+    def _parameter(self, name: str) -> Tensor:
+        """A parameter, sharded if FSDP2 shards its module.
+
+        Raises:
+            ActError: It is whole on this process all the same.
+        """
         owner, _, leaf = name.rpartition(".")
         module = self._modules[owner]
-        return module, leaf, self._units.get(module)
+        parameter: Tensor = getattr(module, leaf)
+        if module in self._sharded and not isinstance(parameter, DTensor):
+            problem = "must be sharded as the module around it is, and is whole on every process"
+            hint = "Leave ignored_params out of fully_shard."
+            raise ActError(ConfigIssue(name, tuple(parameter.shape), problem, hint))
+        return parameter
+
+    def _unit(self, name: str) -> FullyShardedDataParallel | None:
+        """The FSDP1 unit that holds a parameter."""
+        return self._units.get(self._modules[name.rpartition(".")[0]])
 
 
 def local_rows(name: str, parameter: Tensor) -> LocalRows:
@@ -228,6 +243,7 @@ def load_for_fsdp2(
         for layer in decoder_layers(model).values():  # so that one layer at a time is gathered
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
+        model.register_forward_hook(_reshard_after_inference)
         for parameter, names in parameter_names(model).items():
             empty: Any = parameter  # a DTensor without memory
             part = local_rows(names[0], empty)
@@ -242,6 +258,15 @@ def load_for_fsdp2(
                 setattr(model.get_submodule(owner), leaf, filled)
     model.train(False)
     return model
+
+
+def _reshard_after_inference(model: nn.Module, *_: object) -> None:
+    """Free what FSDP2 keeps gathered for a backward pass, if none follows.
+
+    Otherwise whoever looks at the model after a validation, such as an optimizer, finds other parameters.
+    """
+    if isinstance(model, FSDPModule) and not torch.is_grad_enabled():
+        model.reshard()
 
 
 def load_for_fsdp1(

@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from act_lightning.checkpoints.models import load_model
+from act_lightning.errors import ActError
 from act_lightning.training.sharding import Layout, load_for_fsdp2
 
 
@@ -29,7 +32,17 @@ def main() -> None:
                 found = model.get_buffer(name)
                 assert torch.equal(found, buffer) and found.dtype == buffer.dtype, name
             ids = torch.arange(5, 17).view(1, -1)
+            with torch.no_grad():
+                assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+            assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
             assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+            gathered = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+            assert gathered, "a backward pass needs them"
+            with pytest.raises(ActError, match="must be sharded as the module around it"):
+                layout.whole(gathered[0])
+            for name, part in Layout(model).parts(gathered):
+                part.values.zero_()
+                assert not Layout(model).whole(name).any(), name
     dist.destroy_process_group()
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.front_door import Config, basic, changed
+from tests.front_door import Config, basic, changed, run, write_yaml
 from tests.programs import PROGRAMS
+from tests.programs.validated_fit import fit_both
 from tests.reference.act import assert_same_bits
 from tests.tiny import DISTINCT, END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
-from tests.training.processes import call_verb, fit, on_processes, weights
+from tests.training.processes import call_verb, fit, on_processes, strategy_of, weights
 
 pytestmark = pytest.mark.slow
 
@@ -112,3 +113,36 @@ def test_answers_of_any_length_keep_processes_in_step(place: Path) -> None:
     lengths = {row["tokens"] for row in map(json.loads, written[0].read_text().splitlines())}
     assert len(lengths) > 1, "else nobody would have to wait"
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_profile_and_merge(place: Path) -> None:
+    """And a fit with layers compiled, which FSDP2 has given other classes."""
+    (place / "verbs").mkdir()
+    config = basic(place / "verbs", place / "qwen2", place / "qwen2-source", place / "d.jsonl")
+    config["trainer"] |= {"devices": 2, "strategy": strategy_of("fsdp2", 2)}
+    config["model"] |= {"compile": {"backend": "aot_eager"}, "learning_rate": 1e-30}
+    file = str(write_yaml(place / "verbs" / "config.yaml", config))
+    on_processes(
+        2, PROGRAMS / "run_verbs.py", json.dumps([[verb, "--config", file] for verb in ("profile", "merge", "fit")])
+    )
+    (place / "merged").mkdir()
+    alone = basic(place / "merged", place / "qwen2", place / "qwen2-source", place / "d.jsonl")
+    assert run("merge", alone).status == 0
+    expected = weights(place / "merged" / "run" / "merged")
+    for folder in ("merged", "model"):
+        assert_same_bits(weights(place / "verbs" / "run" / folder), expected)
+
+
+def test_a_fit_after_a_forward_pass(place: Path) -> None:
+    """FSDP2 leaves embedding, last norm and head gathered, where a transfer, optimizer and export would see them."""
+    arguments = [place / "qwen2", place / "qwen2-source", place / "d.jsonl"]
+    on_processes(2, PROGRAMS / "validated_fit.py", place / "after", *arguments)
+    fit_both(place / "before", *map(str, arguments))
+    for name in ("trained", "injected"):
+        alone, together = (place / root / name for root in ("before", "after"))
+        assert_the_same_fit(alone, together)
+        before, after = weights(place / "qwen2"), weights(together / "model")
+        for parameter in ("lm_head.weight", "model.norm.weight"):
+            assert not torch.equal(after[parameter], before[parameter]), f"{name} leaves {parameter}"
+    assert_same_bits(after, weights(alone / "model"))
+    assert_same_bits(weights(together / "best"), after)
