@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import ctypes
 import json
 import os
 import re
@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch import Tensor
 from act_lightning.errors import ActError, ConfigIssue
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9]+-[0-9a-f]+")
 _FICLONE = 0x40049409  # linux/fs.h; supported by btrfs, XFS, bcachefs, OCFS2, NFS 4.2
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
 
 
 def name_issues(name: str, setting: str) -> list[ConfigIssue]:
@@ -70,12 +72,12 @@ def _not_writable(setting: str, path: Path, error: OSError) -> ConfigIssue:
 
 
 @contextmanager
-def wrap_os_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError within the block into an :class:`ActError` that names ``path``."""
+def wrap_os_errors(path: Path, setting: str = "output") -> Iterator[None]:
+    """Turn an OSError within the block into an :class:`ActError` that names ``path``, which ``setting`` gave."""
     try:
         yield
     except OSError as error:
-        raise ActError(_not_writable("output", path, error)) from error
+        raise ActError(_not_writable(setting, path, error)) from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -125,7 +127,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with wrap_os_errors(path):
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, path.name)
         temporary = temporary_path(path)
         try:
             yield temporary
@@ -140,48 +141,73 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a new, empty folder next to ``path``; rename it to ``path`` if the block succeeds, else remove it.
 
-    An existing folder stays until the new one is complete. Between the two renames there is nothing at ``path``, never
-    half of something. If ``durable``, everything is flushed to disk before renaming, so that a power failure leaves no
-    partial folder.
+    An existing folder stays until the new one is complete, and the two are exchanged in one step; where the file
+    system cannot do that, :func:`remove_leftovers` puts the existing one back after a kill between two renames. If
+    ``durable``, or something is replaced, everything is flushed to disk before renaming, so that a power failure leaves
+    no partial folder.
 
     Raises:
         ActError: The folder cannot be written.
     """
     path = path.resolve()
-    temporary, old = temporary_path(path), temporary_path(path)
+    temporary = temporary_path(path)
     with wrap_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, path.name)
         temporary.mkdir()
     try:
         yield temporary
         with wrap_os_errors(path):
-            for file in (*temporary.rglob("*"), temporary) if durable else ():
+            replaces = path.exists()
+            for file in (*temporary.rglob("*"), temporary) if durable or replaces else ():
                 sync(file)
-            with suppress(FileNotFoundError):
-                path.rename(old)
-            try:
+            if not replaces:
                 temporary.rename(path)
-            except OSError:
-                with suppress(FileNotFoundError):
+            elif not _exchange(temporary, path):
+                old = temporary_path(path, "old")
+                path.rename(old)
+                try:
+                    temporary.rename(path)
+                except OSError:
                     old.rename(path)
-                raise
+                    raise
+                remove(old)
             sync(path.parent)
-            remove(old)
     finally:
         remove(temporary)
 
 
-def temporary_path(path: Path) -> Path:
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders in one step; return False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    sys.audit("os.rename", os.fspath(first), os.fspath(second), -1, -1)
+    try:
+        rename = ctypes.CDLL(None).renameat2  # glibc 2.28, musl 1.2.6
+    except AttributeError:
+        return False
+    status: int = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return status == 0
+
+
+def temporary_path(path: Path, kind: str = "tmp") -> Path:
     """A new name in the folder of ``path``, which :func:`remove_leftovers` recognizes."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files that killed runs left in ``folder``: those of ``name``, or all."""
-    pattern = "*" if name is None else glob.escape(name)
-    for leftover in list(folder.glob(f".{pattern}.tmp-*")):
-        remove(leftover)
+    """Remove temporary files that killed runs left in ``folder``: those of ``name``, or all.
+
+    What was about to be replaced is put back instead. Nobody else may be writing there: hold a lock.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(path.name)
+        if match is None or match["name"] != (name or match["name"]):
+            continue
+        original = path.with_name(match["name"])
+        if match["kind"] == "old" and not original.exists():
+            path.rename(original)
+        else:
+            remove(path)
 
 
 def remove(path: Path) -> None:

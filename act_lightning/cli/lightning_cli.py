@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,8 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.preemption import PreemptionCheckpoint, exiting_at_signals
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.checkpoints.files import check_writable
+from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
@@ -85,17 +87,18 @@ class ActCLI(LightningCLI):
     def __init__(self, arguments: ArgsType = None) -> None:
         words = sys.argv[1:] if arguments is None else arguments
         self._requested_verbs = set(words if isinstance(words, list) else self.subcommands())
-        super().__init__(
-            AbilityTransferModule,
-            AbilityDataModule,
-            parser_class=LightningConfigParser,
-            save_config_callback=SaveConfigLate,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=SEED,
-            auto_configure_optimizers=False,
-            parser_kwargs={"description": act_lightning.__doc__},
-            args=arguments,
-        )
+        with ExitStack() as self._lock:
+            super().__init__(
+                AbilityTransferModule,
+                AbilityDataModule,
+                parser_class=LightningConfigParser,
+                save_config_callback=SaveConfigLate,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=SEED,
+                auto_configure_optimizers=False,
+                parser_kwargs={"description": act_lightning.__doc__},
+                args=arguments,
+            )
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser whose ``--config`` files are merged."""
@@ -163,9 +166,12 @@ class ActCLI(LightningCLI):
         """Do nothing yet: the seed is set in ``instantiate_classes``, when all settings have been checked."""
 
     def instantiate_classes(self) -> None:
-        """Instantiate the sections, check all settings together, and make a Trainer if the verb needs one."""
+        """Lock the run's folder, instantiate the sections, check all settings, and make a Trainer if one is needed."""
         verb, config = str(self.subcommand), self.config
         needs_trainer = verb not in _WITHOUT_TRAINER
+        root = Path(self._get(config, "trainer").default_root_dir or ".").expanduser()
+        if needs_trainer and not check_writable(root, "trainer.default_root_dir"):  # else that is an issue of the run
+            self._lock.enter_context(lock_root(root, verb))
         if verb == "fit" and self._get(config, "profile").sources:
             raise_if_any(deepspeed_issues(self._get(config, "trainer").as_dict()))
         if needs_trainer:

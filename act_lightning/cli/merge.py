@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable, write_file
+from act_lightning.checkpoints.lock import is_first_process, lock_root
 from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.streaming import merge_checkpoint
@@ -83,13 +85,14 @@ def main(arguments: list[str]) -> int:
     Raises:
         ActError: If a weight is NaN or infinite, or the disk is full; or as LightningCLI.
     """
-    merge = merge_without_trainer(arguments)
-    if merge is None:
-        from act_lightning.cli import lightning_cli
+    with ExitStack() as lock:
+        merge = merge_without_trainer(arguments, lock)
+        if merge is not None:
+            print(merge.write(), file=sys.stderr)
+            return 0
+    from act_lightning.cli import lightning_cli
 
-        return lightning_cli.main(["merge", *arguments])
-    print(merge.write(), file=sys.stderr)
-    return 0
+    return lightning_cli.main(["merge", *arguments])
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,18 @@ class Merge:
         return f"{describe_transfer(report)}\n{summary}"
 
 
-def merge_without_trainer(arguments: list[str]) -> Merge | None:
-    """Prepare the merge that the arguments describe, or return ``None`` where LightningCLI has to take over."""
+def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None:
+    """Prepare the merge that the arguments describe, or return ``None`` where LightningCLI has to take over.
+
+    Args:
+        arguments: What follows the verb.
+        lock: Holds the lock of the run's folder, once the arguments are read.
+
+    Raises:
+        ActError: Another process holds that lock.
+    """
+    if not is_first_process():  # LightningCLI knows what each process of several has to do
+        return None
     parser = ConfigParser(exit_on_error=False, add_help=False, print_config=None)
     parser.add_config_option()
     parser.add_argument("--seed_everything", type=int, default=SEED)
@@ -140,12 +153,20 @@ def merge_without_trainer(arguments: list[str]) -> Merge | None:
     try:
         config = parser.parse_args(arguments)
         recipe = parser.dump(config, skip_none=True)
-        return _prepare(parser.instantiate_classes(config), recipe)
+        config = parser.instantiate_classes(config)
     except (ActError, ArgumentError):
+        return None
+    root = Path(config.trainer.default_root_dir).expanduser()
+    if check_writable(root, "trainer.default_root_dir"):
+        return None
+    lock.enter_context(lock_root(root, "merge"))
+    try:
+        return _prepare(config, recipe, root)
+    except ActError:
         return None
 
 
-def _prepare(config: Namespace, recipe: str) -> Merge | None:
+def _prepare(config: Namespace, recipe: str, root: Path) -> Merge | None:
     """Check the settings and models, read the scores and select the channels; ``None`` if that takes a Trainer.
 
     Raises:
@@ -156,14 +177,14 @@ def _prepare(config: Namespace, recipe: str) -> Merge | None:
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
     if profiles or merging_method(transfer.method).needs_fisher or not on_cpu:
         return None
-    root, target = Path(trainer.default_root_dir).expanduser(), locate(model.target, model.revision)
+    target = locate(model.target, model.revision)
     folders = [locate(source.model, source.revision) for source in sources]
     channels = read_model_spec(target).channels
     if channels is None or not 0 <= config.seed_everything <= LARGEST_SEED:
         return None
     for dtype in (model.dtype, model.export_dtype):
         resolve_dtype(dtype, target)
-    issues = source_issues(sources) + transfer.issues() + check_writable(root, "trainer.default_root_dir")
+    issues = source_issues(sources) + transfer.issues()
     issues += output_issues(root / "merged", target, "trainer.default_root_dir", folders)
     raise_if_any(issues)
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.patches.apply import apply_patch, revert_patch
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str]) -> int:
     args, console = _parser().parse_args(list(arguments)), Console(highlight=False)
     if args.action == "make":
         base, tuned = locate(args.base, None, "--base"), locate(args.tuned, None, "--tuned")
-        _print_summary(make_patch(base, tuned, args.out, (args.base, args.tuned)), console)
+        with lock_output(args.out, "patch make", "--out"):
+            patch = make_patch(base, tuned, args.out, (args.base, args.tuned))
+        _print_summary(patch, console)
     elif args.action == "show":
         patch = open_patch(find_patch(args.patch))
         if args.json:
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     else:
         model, patches = locate(args.model, None, "--model"), [find_patch(reference) for reference in args.patch]
         change = apply_patch if args.action == "apply" else revert_patch
-        digest = change(model, patches, args.out, args.stack, args.model)
+        with lock_output(args.out, f"patch {args.action}", "--out"):
+            digest = change(model, patches, args.out, args.stack, args.model)
         print(f"model written to {args.out}; digest of its weights {digest}")
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from act_lightning.checkpoints.lock import lock_output, lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.run_comparison import compare_runs, comparison_csv, comparison_markdown, comparison_tables
@@ -20,16 +21,17 @@ def run_report(arguments: Sequence[str]) -> int:
     readings, folders = _parse_pairs("--ability", args.ability), _parse_pairs("--model", args.model)
     from act_lightning.analysis.report.findings_report import make_report  # seconds of imports, not needed for --help
 
-    page = make_report(
-        args.runs,
-        args.out,
-        ratios=args.ratio or [0.01],
-        shown=args.show,
-        readings=readings,
-        folders={name: Path(folder) for name, folder in folders.items()},
-        weights=not args.no_weights,
-        mixed_versions=args.mixed_versions,
-    )
+    with lock_root(args.runs[0], "report", "RUN") if args.out is None else lock_output(args.out, "report", "--out"):
+        page = make_report(
+            args.runs,
+            args.out,
+            ratios=args.ratio or [0.01],
+            shown=args.show,
+            readings=readings,
+            folders={name: Path(folder) for name, folder in folders.items()},
+            weights=not args.no_weights,
+            mixed_versions=args.mixed_versions,
+        )
     print(page)
     return 0
 

@@ -15,6 +15,7 @@ from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
+from act_lightning.checkpoints.lock import lock_issue
 from act_lightning.checkpoints.models import load_config, locate, meta_model
 from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
@@ -180,7 +181,8 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     transfers = verb not in _EVALUATING and run.checkpoint is None
     if models is None:
         models = inspect_models(run, compare=transfers, weights=True)
-    issues = _setting_issues(run, verb)
+    in_use = lock_issue(run.root)  # by this process, unless it only plans
+    issues = ([in_use] if in_use else []) + _setting_issues(run, verb)
     issues += [] if verb in _EVALUATING else _transfer_setting_issues(run, verb)
     issues += models.issues
     if transfers:

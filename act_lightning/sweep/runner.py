@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.report.page import require_report_folder
+from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.data.datamodule import AbilityDataModule
@@ -30,7 +31,7 @@ from act_lightning.evaluation.evaluator import score_model
 from act_lightning.profiling.measurement import Target
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.results import Outcome, equal_points, reference_outcome
-from act_lightning.sweep.study import Suggestion, TrialStore, exclusive_storage
+from act_lightning.sweep.study import Suggestion, TrialStore
 from act_lightning.sweep.sweep_settings import ACT, UNMODIFIED, Point, SweepSettings, count_points, grid, has_ratio
 from act_lightning.sweep.transfers import Transfers, read_recipe
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan
@@ -118,7 +119,7 @@ class Sweep:
         """
         made_from, tuned_from = self._made_from(), self._tuned_from() if self.settings.fit else None
         storage = self.settings.storage or str(self.folder / "journal.log")
-        with exclusive_storage(storage):
+        with lock_output(Path(storage.removeprefix("sqlite:///")).expanduser(), "sweep", "sweep.storage"):
             others = [method for method in self.settings.compared if method != ACT]
             by_method = {method: {f"scores of {method}": self._score_digests(method)} for method in others}
             yield TrialStore(storage, made_from, by_method, tuned_from, self.settings, self.seed)

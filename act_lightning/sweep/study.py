@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -173,23 +171,6 @@ def _search_space(method: str, scales: list[float], ratios: list[float]) -> dict
         "scale": FloatDistribution(min(scales), max(scales)),
         "ratio": FloatDistribution(min(ratios), max(ratios), log=True),  # as many of 1 to 10 % as of 10 to 100 %
     }
-
-
-@contextmanager
-def exclusive_storage(path: str) -> Iterator[None]:
-    """Keep other sweeps away from the storage of this one.
-
-    Raises:
-        ActError: If another sweep is using it.
-    """
-    file = Path(path.removeprefix("sqlite:///")).expanduser()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(file.with_name(f".{file.name}.lock"), timeout=0):
-            yield
-    except Timeout as error:
-        problem, hint = "must not be in use by another sweep", "Wait for it, or name another."
-        raise ActError(ConfigIssue("sweep.storage", path, problem, hint)) from error
 
 
 def _open_storage(path: str) -> BaseStorage:

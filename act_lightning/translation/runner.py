@@ -7,14 +7,14 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from act_lightning.checkpoints.lock import lock_root
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.translation.assignments import Assignment, Texts, UnreadableReplyError, correction, read_reply
 from act_lightning.translation.endpoint import Endpoint, NoReplyError
@@ -42,23 +42,18 @@ class Journal:
     A run after a kill finds every reply that was paid for, and pays for none twice.
 
     Raises:
-        ActError: On entering, if another process writes the file, or a line other than the last is broken.
+        ActError: On entering, if another process writes to its folder, or a line other than the last is broken.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._entries: dict[str, list[Entry]] = defaultdict(list)
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        self._lock = ExitStack()
         self._file = -1
 
     def __enter__(self) -> Journal:
-        """Lock and read the file; a last line without an end, which a killed run left, is cut off."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            problem, hint = "is being written by another run", "Wait for it, or name another folder."
-            raise ActError(ConfigIssue("translate.out", str(self.path), problem, hint)) from error
+        """Lock its folder and read the file; a last line without an end, which a killed run left, is cut off."""
+        self._lock.enter_context(lock_root(self.path.parent, "data translate", "translate.out"))
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             content = self.path.read_bytes()
@@ -80,11 +75,11 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close and unlock the file."""
+        """Close the file, and unlock its folder."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-        self._lock.release()
+        self._lock.close()
 
     def replies(self, key: str) -> list[Entry]:
         """The replies to one question, oldest first."""

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from act_lightning.checkpoints.files import atomic_folder, check_writable, remove_leftovers, save_tensors, write_file
+from act_lightning.checkpoints.files import (
+    atomic_folder,
+    check_writable,
+    remove,
+    remove_leftovers,
+    save_tensors,
+    write_file,
+)
 from act_lightning.errors import ActError
 
 
@@ -77,6 +88,7 @@ def test_failed_renaming_puts_the_old_folder_back(tmp_path: Path, monkeypatch: p
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", once)
+    monkeypatch.setattr("act_lightning.checkpoints.files._exchange", lambda first, second: False)
     with pytest.raises(ActError, match="Operation not permitted"), atomic_folder(place) as folder:
         (folder / "new").touch()
     assert names(tmp_path) == ["out"]
@@ -87,13 +99,65 @@ def test_leftovers_are_removed_by_name(tmp_path: Path) -> None:
     for name in (".a[1].tmp-1-ff", ".b.tmp-2-ff"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").touch()
-    (tmp_path / ".a[1]").touch()
-    with atomic_folder(tmp_path / "a[1]"):
-        assert ".a[1].tmp-1-ff" not in names(tmp_path)
-    assert names(tmp_path) == [".a[1]", ".b.tmp-2-ff", "a[1]"]
+    for name in (".a[1]", ".b.tmp-old", ".mine.tmp-1"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, "a[1]")
+    assert names(tmp_path) == [".a[1]", ".b.tmp-2-ff", ".b.tmp-old", ".mine.tmp-1"]
     remove_leftovers(tmp_path)
-    assert names(tmp_path) == [".a[1]", "a[1]"]
+    assert names(tmp_path) == [".a[1]", ".b.tmp-old", ".mine.tmp-1"]
     remove_leftovers(tmp_path / "absent")
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".out.tmp-1-ff").mkdir()
+    (tmp_path / ".file.tmp-1-ff").touch()
+    with atomic_folder(tmp_path / "out"):
+        pass
+    write_file(tmp_path / "file", "")
+    assert names(tmp_path) == [".file.tmp-1-ff", ".out.tmp-1-ff", "file", "out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_while_folders_are_swapped(tmp_path: Path, exchanges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the moment, the old or the new one is there, at once or when leftovers are removed."""
+    place = tmp_path / "out"
+    seen = []
+    if not exchanges:
+        monkeypatch.setattr("act_lightning.checkpoints.files._exchange", lambda first, second: False)
+
+    def kill_at(count: int) -> None:
+        shutil.rmtree(tmp_path)
+        place.mkdir(parents=True)
+        (place / "old").touch()
+        process = os.fork()
+        if not process:
+            monkeypatch.setattr(Path, "rename", counting(count, Path.rename))
+            monkeypatch.setattr("act_lightning.checkpoints.files.remove", counting(count, remove))
+            with atomic_folder(place) as folder:
+                (folder / "new").touch()
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        seen.append(status)
+
+    def counting(last: int, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            calls.append(function)
+            if len(calls) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return counted
+
+    for count in range(1, 6):
+        calls: list[Any] = []
+        kill_at(count)
+        if exchanges:
+            assert names(place) in (["old"], ["new"])
+        remove_leftovers(tmp_path)
+        assert names(place) in (["old"], ["new"])
+        assert names(tmp_path) == ["out"]
+    assert seen[0] == signal.SIGKILL
+    assert seen[-1] == 0
 
 
 def test_check_writable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def config(profiled: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def is_direct(config: Config, *arguments: str) -> bool:
     """Whether a command line is answered without LightningCLI."""
     path = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("direct.yaml"), config)
-    return merge_without_trainer(["--config", str(path), *arguments]) is not None
+    with ExitStack() as lock:
+        return merge_without_trainer(["--config", str(path), *arguments], lock) is not None
 
 
 SETTINGS: list[dict[str, Any]] = [
@@ -71,7 +73,7 @@ def test_both_paths_write_the_same(settings: dict[str, Any], config: Config, tmp
     direct = contents(tmp_path / "run" / "merged")
     report = (tmp_path / "run" / "transfer.json").read_text()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("act_lightning.cli.merge.merge_without_trainer", lambda arguments: None)
+        patch.setattr("act_lightning.cli.merge.merge_without_trainer", lambda arguments, lock: None)
         assert run("merge", config).status == 0
     expected = contents(tmp_path / "run" / "merged")
     assert (tmp_path / "run" / "transfer.json").read_text() == report

@@ -15,6 +15,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from act_lightning.checkpoints.lock import lock_output
 from tests.front_door import Config, changed, run, write_yaml
 from tests.sweep.folders import make_config
 from tests.sweep.test_sweep import Row, rows, with_root
@@ -105,13 +106,11 @@ def test_samplers_search_between_the_ends(base_config: Config, sampler: str) -> 
 
 
 def test_two_sweeps_do_not_share_a_storage(base_config: Config, tmp_path: Path) -> None:
-    from act_lightning.errors import ActError
-    from act_lightning.sweep.study import exclusive_storage
-
-    storage = str(tmp_path / "journal.log")
-    refused = pytest.raises(ActError, match="must not be in use by another sweep")
-    with exclusive_storage(storage), refused, exclusive_storage(storage):
-        pass
+    storage = tmp_path / "journal.log"
+    with lock_output(storage, "sweep", "sweep.storage"):
+        outcome = run("sweep", with_root(base_config, "second"), *GRID, "--sweep.storage", storage)
+    assert outcome.status == 1
+    assert f"sweep.storage = '{storage}': must not be in use" in outcome.err
 
 
 @pytest.mark.slow

@@ -54,5 +54,9 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    with Journal(path), pytest.raises(ActError, match="is being written by another run"), Journal(path):
+    with (
+        Journal(path),
+        pytest.raises(ActError, match=r"must not be in use, and process .* `data translate`"),
+        Journal(path),
+    ):
         pass
