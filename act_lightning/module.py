@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +44,13 @@ from act_lightning.training.checkpoint_io import resumed_settings_issues
 from act_lightning.training.lightning_compat import grad_scaler
 from act_lightning.training.loss import answer_loss, score_answers
 from act_lightning.training.optimizers import are_finite, make_optimizer, make_scheduler, may_fuse, optimizer_issues
-from act_lightning.training.sharding import averaging_issues, load_for_fsdp1, load_for_fsdp2
+from act_lightning.training.sharding import (
+    averaging_issues,
+    fsdp1_issues,
+    fsdp1_precision,
+    load_for_fsdp1,
+    load_for_fsdp2,
+)
 from act_lightning.training.validation import (
     KEEP_ACCURACY,
     RECOVER_ACCURACY,
@@ -186,8 +193,15 @@ class AbilityTransferModule(L.LightningModule):
         """The whole model; this process's part under FSDP2; without weights under FSDP1, which asks for them later."""
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy):
+            exact = fsdp1_precision(self.trainer.precision)
+            asked = None if strategy.mixed_precision == exact else strategy.mixed_precision
+            accumulate = self.trainer.accumulate_grad_batches
+            raise_if_any(fsdp1_issues(asked, strategy.cpu_offload.offload_params, accumulate))
             model, read_weights = load_for_fsdp1(folder, dtype, strategy.root_device)
             strategy.kwargs.setdefault("param_init_fn", read_weights)
+            strategy.mixed_precision = exact
+            # Reduced after every micro-batch, gradients are added up in shards, in the precision of the weights.
+            strategy.block_backward_sync = nullcontext  # type: ignore[assignment, method-assign]
             return model
         if not isinstance(strategy, ModelParallelStrategy):
             return load_model(folder, dtype)

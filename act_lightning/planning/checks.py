@@ -25,6 +25,7 @@ from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import score_path
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
 from act_lightning.training.optimizers import sharding_issue
+from act_lightning.training.sharding import fsdp1_issues
 from act_lightning.transfer.preparation import checked_record
 from act_lightning.transfer.settings import AbilitySource
 
@@ -208,6 +209,11 @@ def _setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
         hint = "Correct the path, or leave it out."
         issues.append(ConfigIssue("ckpt_path", checkpoint, "must be a checkpoint that exists", hint))
     issues += run.model.issues()
+    name, arguments = strategy_of(run.trainer)
+    if "fsdp" in name:
+        offload = "offload" in name or arguments.get("cpu_offload")
+        accumulate = run.trainer.get("accumulate_grad_batches") or 1
+        issues += fsdp1_issues(arguments.get("mixed_precision"), offload, accumulate)
     stage: str | None = verb if verb in _EVALUATING else "fit"
     if verb in ("profile", "merge", "sweep") and run.sources and not _needs_samples(run, verb):
         stage = "test" if verb == "sweep" else None

@@ -16,7 +16,13 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.fsdp._common_utils import clean_tensor_name
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -70,6 +76,36 @@ def strategy_issues(trainer: L.Trainer) -> list[ConfigIssue]:
         hint = "Set tensor_parallel_size: 1 and data_parallel_size: the number of processes; `auto` shards nothing."
         issues.insert(0, ConfigIssue("trainer.strategy.tensor_parallel_size", size, problem, hint))
     return issues
+
+
+def fsdp1_issues(mixed_precision: object, cpu_offload: object, accumulate: int) -> list[ConfigIssue]:
+    """What of FSDP1's settings would train another model than one process does.
+
+    Args:
+        mixed_precision: The setting of the strategy; ``None`` lets :func:`fsdp1_precision` choose.
+        cpu_offload: Whether parameters and gradients are kept in the host's memory.
+        accumulate: Micro-batches of an update. FSDP1 can't add to gradients in the host's memory, and before it reduces
+            them, it adds them up in half precision.
+    """
+    issues = []
+    if mixed_precision is not None:
+        problem, hint = "must be left out: trainer.precision decides", "Remove it, or write precision: bf16-mixed."
+        issues.append(ConfigIssue("trainer.strategy.mixed_precision", str(mixed_precision), problem, hint))
+    if cpu_offload and accumulate > 1:
+        problem = f"must be false if an update has several micro-batches (accumulate_grad_batches: {accumulate})"
+        hint = "Raise data.batch_size and write accumulate_grad_batches: 1; or use FSDP2."
+        issues.append(ConfigIssue("trainer.strategy.cpu_offload", True, problem, hint))
+    return issues
+
+
+def fsdp1_precision(precision: str) -> MixedPrecision:
+    """FSDP1's precision under ``trainer.precision``: parameters are gathered in half precision if it is a mixed one.
+
+    Buffers keep their dtype, and gradients are reduced in float32, as under FSDP2. Lightning's own choice would round
+    both: at position 2047, rotary frequencies in bfloat16 are off by more than a radian.
+    """
+    gathered = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return MixedPrecision(param_dtype=gathered, reduce_dtype=torch.float32)
 
 
 def averaging_issues(trainer: L.Trainer) -> list[ConfigIssue]:

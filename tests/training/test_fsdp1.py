@@ -32,6 +32,14 @@ def test_what_is_written_unit_by_unit_stays(tmp_path: Path) -> None:
     on_processes(2, PROGRAMS / "fsdp1_write.py", *folders)
 
 
+def test_an_update_in_mixed_precision_is_that_of_one_process(tmp_path: Path) -> None:
+    """Buffers are not rounded; gradients are added up over micro-batches and processes in float32, in shards."""
+    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text")]
+    for folder in folders:
+        save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
+    on_processes(2, PROGRAMS / "fsdp1_update.py", tmp_path, *folders)
+
+
 def test_callbacks_evaluate_the_model_that_is_trained(tmp_path: Path) -> None:
     """Before the transfer, after it, and after training; sets that the processes can't share evenly."""
     talker = tiny_model("qwen2", tie_word_embeddings=False)

@@ -58,6 +58,15 @@ def test_planned_on_a_machine_without_a_gpu(file: Path, whole: Path) -> None:
     assert not [problem for problem in problems if problem["level"] == "error"], problems
 
 
+def test_settings_of_fsdp1_that_would_train_another_model_are_refused(whole: Path, tmp_path: Path) -> None:
+    half = {"class_path": "torch.distributed.fsdp.MixedPrecision", "init_args": {"buffer_dtype": "torch.bfloat16"}}
+    overlay = content_of(ROOT / "configs/strategy/fsdp.yaml")
+    overlay["trainer"]["strategy"]["init_args"] |= {"mixed_precision": half, "cpu_offload": True}
+    outcome = call("plan", "--config", whole, "--config", write_yaml(tmp_path / "overlay.yaml", overlay), "--json")
+    errors = {problem["setting"] for problem in json.loads(outcome.out)["problems"] if problem["level"] == "error"}
+    assert errors == {"trainer.strategy.mixed_precision", "trainer.strategy.cpu_offload"}
+
+
 def on_cpu(content: Config) -> Config:
     """The same on two processes of a CPU, or one."""
     changed = copy.deepcopy(content)
