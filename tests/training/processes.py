@@ -58,9 +58,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def call_program(*arguments: object, status: int = 0) -> None:
+def call_program(*arguments: object, status: int = 0, seconds: int = _SECONDS) -> None:
     """A program of Python's on a machine without GPU, and without network, that ends in time with this status."""
-    assert_ends(start(*arguments), status)
+    assert_ends(start(*arguments), status, seconds)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -71,10 +71,10 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=os.environ | alone, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def assert_ends(started: subprocess.Popen[str], status: int) -> None:
+def assert_ends(started: subprocess.Popen[str], status: int, seconds: int = _SECONDS) -> None:
     """Wait for what was started; after too long it is killed, with all processes it started."""
     try:
-        _, printed = started.communicate(timeout=_SECONDS)
+        _, printed = started.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(started.pid, signal.SIGKILL)
         raise

@@ -1,0 +1,268 @@
+"""Every verb under every strategy, with every callback, scorer, placement and method, equals one process or is refused.
+
+Cells are chosen so that every two values that can meet do meet in one of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from act_lightning import callbacks
+from act_lightning.merging import METHODS
+from act_lightning.scorers import SCORERS, UNSCORED
+from tests.front_door import Config, basic, write_yaml
+from tests.programs import PROGRAMS
+from tests.reference.act import assert_same_bits
+from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.training.processes import call_program, strategy_of
+
+pytestmark = pytest.mark.slow
+
+PROCESSES = {"one": 1, "ddp-2": 2, "fsdp2-2": 2, "fsdp2-3": 3, "fsdp1-2": 2}
+STRATEGIES = tuple(PROCESSES)[1:]
+CALLBACKS: dict[str, dict[str, Any]] = {
+    "AnswerEvaluation": {},
+    "BestRecovery": {},
+    "TransferComparison": {},
+    "LostUpdates": {},
+    "TokenThroughput": {},
+    "PreemptionCheckpoint": {},
+    "LastCheckpoint": {"every_n_updates": 1},
+    "HuggingFaceExport": {"dtype": "bfloat16"},
+    "FisherInformation": {},  # of the run's own source
+    "EMAWeightAveraging": {},
+}
+VERBS = ("profile", "merge", "fit", "validate", "test", "predict", "sweep", "causes")
+SELECTIONS = (*SCORERS, *UNSCORED)
+PLACEMENTS = ("resident", "offload", "layerwise")
+MICRO_BATCHES = 6  # of an update, on all processes together
+_TIMES = re.compile("seconds|_per_sec|peak_memory|^time$|/time$")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run; a verb that does not use a setting leaves it at its default."""
+
+    verb: str
+    strategy: str = "one"
+    callback: str = ""
+    selection: str = "activation"
+    placement: str = "auto"
+    method: str = "task_arithmetic"
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, astuple(self)))
+
+    @property
+    def alone(self) -> Cell:
+        """The same on one process."""
+        return replace(self, strategy="one")
+
+    def pairs(self) -> Iterable[tuple[Any, ...]]:
+        return combinations(((field.name, getattr(self, field.name)) for field in fields(self)), 2)
+
+
+DEFAULTS = [Cell(verb, strategy) for verb in VERBS for strategy in STRATEGIES]
+
+
+def every_cell() -> Iterable[Cell]:
+    """All that can meet, about nine thousand cells."""
+    yield from DEFAULTS
+    for settings in product(("profile", "causes"), STRATEGIES, [""], SELECTIONS, PLACEMENTS):
+        yield Cell(*settings)
+    for settings in product(("merge", "sweep"), STRATEGIES, [""], SELECTIONS, PLACEMENTS, METHODS):
+        yield Cell(*settings)
+    for settings in product(STRATEGIES, ["", *CALLBACKS], SELECTIONS, PLACEMENTS, METHODS):
+        yield Cell("fit", *settings)
+
+
+def pairwise(cells: Iterable[Cell]) -> list[Cell]:
+    """The defaults and as few others as it takes to find every pair of values that is found in all cells."""
+    pairs = {cell: list(cell.pairs()) for cell in cells}
+    missing, draw, chosen = dict.fromkeys(pair for of_cell in pairs.values() for pair in of_cell), random.Random(0), []
+
+    def choose(cell: Cell) -> None:
+        chosen.append(cell)
+        for pair in pairs[cell]:
+            missing.pop(pair, None)
+
+    for cell in DEFAULTS:
+        choose(cell)
+    while missing:
+        pair = next(iter(missing))
+        having = [cell for cell, of_cell in pairs.items() if pair in of_cell]
+        drawn = draw.sample(having, min(len(having), 40))
+        choose(max(drawn, key=lambda cell: sum(pair in missing for pair in pairs[cell])))
+    return chosen
+
+
+CELLS = DEFAULTS
+
+
+def answers_of(model: PreTrainedModel, count: int, longest: int) -> list[str]:
+    """What the model says to ``Say 0``, ``Say 1`` and so on, greedily; a question mark where it does not end."""
+    tokenizer, answers = tiny_tokenizer(), []
+    for number in range(count):
+        turns = [{"role": "user", "content": f"Say {number}"}]
+        inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        ids = model.generate(**inputs, max_new_tokens=longest, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] == END_ID else "?")
+    return answers
+
+
+def prepare(root: Path) -> None:
+    """Two models with biases; 13, 5 and 7 rows, which neither two nor three processes divide, some answered right."""
+    target = tiny_model("qwen2")
+    head: Any = target.get_output_embeddings()
+    head.weight.data[END_ID] *= 3  # so that answers end
+    source = sibling_of(target, seed=1)
+    save_model(target, tiny_tokenizer(), root / "target")
+    save_model(source, tiny_tokenizer(), root / "source")
+    write_jsonl(root / "d.jsonl", ({"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(20)))
+    answers = answers_of(target, 5, 12) + answers_of(source, 12, 12)[5:]
+    write_jsonl(root / "asked.jsonl", ({"prompt": f"Say {i}", "answer": text} for i, text in enumerate(answers)))
+
+
+def config_of(root: Path, cell: Cell) -> Config:
+    processes, asked = PROCESSES[cell.strategy], {"path": str(root / "asked.jsonl")}
+    config = basic(root / cell.name, root / "target", root / "source", root / "d.jsonl")
+    sets = {"kept": asked | {"limit": 5, "role": "keep"}, "lost": asked | {"skip": 5, "role": "recover"}}
+    config["data"] |= {
+        "abilities": {"d": {"path": str(root / "d.jsonl"), "limit": 13}} | sets,
+        "train": ["d"],
+        "validation": ["kept", "lost"],
+        "evaluations": {name: values | {"max_new_tokens": 12} for name, values in sets.items()},
+        "tokens_per_batch": 40,
+    }
+    config["profile"] |= {"tokens_per_batch": 100, "placement": cell.placement}
+    config["transfer"] |= {"selection": cell.selection, "method": cell.method}
+    config["trainer"] |= {
+        "devices": processes,
+        "strategy": strategy_of(cell.strategy.partition("-")[0], processes) if processes > 1 else "auto",
+        "accumulate_grad_batches": MICRO_BATCHES // processes,
+    }
+    if cell.callback:
+        home = "act_lightning" if cell.callback in callbacks.__all__ else "lightning.pytorch"
+        arguments = CALLBACKS[cell.callback]
+        if cell.callback == "FisherInformation":
+            arguments = {"sources": config["profile"]["sources"]}
+        config["trainer"]["callbacks"] = [{"class_path": f"{home}.callbacks.{cell.callback}", "init_args": arguments}]
+    if cell.verb == "sweep":
+        config["sweep"] = {"scales": [0.4, 0.8], "ratios": [0.1], "methods": ["act", "weight"]}
+    if cell.verb == "causes":
+        config["causes"] = {"samples": 7, "repeats": 1}
+    return config
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs of all cells, and of one process beside them."""
+    root = tmp_path_factory.mktemp("matrix")
+    prepare(root)
+    pending = []
+    for cell in dict.fromkeys(cell for each in CELLS for cell in (each.alone, each)):
+        (root / cell.name).mkdir()
+        write_yaml(root / cell.name / "config.yaml", config_of(root, cell))
+        pending.append((str(root / cell.name), cell.verb, PROCESSES[cell.strategy]))
+    (root / "cells.json").write_text(json.dumps(pending))
+    call_program(PROGRAMS / "cells.py", root / "cells.json", seconds=3600)
+    return root
+
+
+def refusal(folder: Path) -> str:
+    """The message by which every process has refused a run; nothing if every process has ended well."""
+    statuses = json.loads((folder / "outcome.json").read_text())["statuses"]
+    outputs = [file.read_text(errors="replace") for file in sorted(folder.glob("rank-*.txt"))]
+    messages = {re.sub(r"^.*?^error: ", "", text, flags=re.DOTALL | re.MULTILINE) for text in outputs}
+    if len({*statuses}) > 1 or not {*statuses} <= {0, 1} or (1 in statuses and len(messages) > 1):
+        pytest.fail("\n".join([str(statuses), *(text[-3000:] for text in outputs)]))
+    return messages.pop() if 1 in statuses else ""
+
+
+def files_of(run: Path) -> dict[str, Path]:
+    """What is compared: all but checkpoints, figures, logs of times, and texts that name the run's own settings."""
+    found = {str(file.relative_to(run)): file for file in run.rglob("*") if file.is_file()}
+    skipped = re.compile(r"checkpoints/|/report/|/(README.md|index.html|[^/]*\.yaml|events\..*|.*journal.*)$")
+    return {name: file for name, file in found.items() if not skipped.search("/" + name)}
+
+
+def assert_equal_values(found: Any, expected: Any, where: str) -> None:
+    """The same, but for times; and for the last digits of numbers that processes sum up in another order."""
+    if isinstance(expected, Mapping):
+        assert found.keys() == expected.keys(), where
+        for name, value in expected.items():
+            if not _TIMES.search(name) and name != "hashes":
+                assert_equal_values(found[name], value, f"{where}: {name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for i, value in enumerate(expected):
+            assert_equal_values(found[i], value, f"{where}[{i}]")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5, nan_ok=True), where
+    else:
+        assert found == expected, where
+
+
+def values_of(file: Path) -> Any:
+    """The content of a JSON, JSONL or CSV file; of any other its text."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".json":
+        return json.loads(text)
+    if file.suffix == ".jsonl":
+        return list(map(json.loads, text.splitlines()))
+    if file.suffix == ".csv":
+        return [{name: as_number(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    return text
+
+
+def as_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def assert_equal_files(found: Path, expected: Path, bits: bool) -> None:
+    if expected.suffix != ".safetensors":
+        return assert_equal_values(values_of(found), values_of(expected), str(found))
+    tensors, others = load_file(expected), load_file(found)
+    assert others.keys() == tensors.keys()
+    if bits:
+        return assert_same_bits(others, tensors)
+    tolerance = 1e-6 if "scores" in expected.parts else 1e-5
+    for name, values in tensors.items():
+        torch.testing.assert_close(others[name], values, rtol=1e-6, atol=tolerance)
+
+
+def parameter(cell: Cell) -> Any:
+    waits = cell.verb in ("profile", "merge", "sweep", "causes") and cell.strategy.startswith("fsdp2")
+    reason = "ModelParallelStrategy.setup_environment wants a module"
+    return pytest.param(cell, id=cell.name, marks=[pytest.mark.xfail(reason=reason, strict=False)] if waits else [])
+
+
+@pytest.mark.parametrize("cell", [*map(parameter, CELLS)])
+def test_cell(cell: Cell, matrix: Path) -> None:
+    """To the bit where nothing is summed over processes: merged models; and scores by weights alone."""
+    alone, together = matrix / cell.alone.name, matrix / cell.name
+    refused = refusal(alone)
+    assert refusal(together) == refused.replace(str(alone), str(together))
+    if refused:
+        return
+    expected, found = files_of(alone / "run"), files_of(together / "run")
+    assert found.keys() == expected.keys()
+    for name, file in expected.items():
+        assert_equal_files(found[name], file, bits=name.startswith("merged/") or "weight" in cell.selection)
