@@ -324,7 +324,7 @@ class AbilityTransferModule(L.LightningModule):
         """Start counting for every validation set."""
         numbered: dict[str, str | None] = {str(number): None for number in range(len(self.trainer.num_val_batches))}
         roles = numbered if self._data is None else validation_roles(self._data)
-        self._validation = Validation(roles, self.device)
+        self._validation = Validation(roles, float64_device(self.device))
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the loss and correct tokens of a batch."""

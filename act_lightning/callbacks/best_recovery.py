@@ -14,6 +14,7 @@ from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.sharding import run_in_strategy
@@ -83,7 +84,7 @@ class BestRecovery(L.Callback):
         roles = validation_roles(data)
         keep_sets = [name for name, role in roles.items() if role == "keep"]
         loaders = dict(zip(roles, data.val_dataloader(), strict=True))
-        validation = Validation(dict.fromkeys(keep_sets, "keep"), pl_module.device)
+        validation = Validation(dict.fromkeys(keep_sets, "keep"), float64_device(pl_module.device))
         with isolate_rng(), evaluating(model):
             for index, name in enumerate(keep_sets):
                 for batch in loaders[name]:

@@ -20,7 +20,7 @@ class AnswerTokens(Metric):
     """Mean loss, perplexity ``exp(loss)`` and accuracy at the answer tokens of one set.
 
     Attributes:
-        loss: float32 scalar, summed over processes.
+        loss: float64 scalar, summed over processes. In float32 batches get lost after millions of tokens.
         correct: int64 scalar, summed over processes.
         tokens: int64 scalar, summed over processes.
     """
@@ -34,20 +34,20 @@ class AnswerTokens(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("loss", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("loss", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("correct", torch.tensor(0), dist_reduce_fx="sum")
         self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, batch: TokenScores) -> None:
         """Count a batch."""
-        self.loss += batch.loss.detach()
-        self.correct += batch.correct
+        self.loss += batch.loss.detach().to(self.loss.device)
+        self.correct += batch.correct.to(self.correct.device)
         self.tokens += batch.tokens
 
     def compute(self) -> dict[str, Tensor]:
         """``loss``, ``perplexity`` and ``accuracy``, float32 scalars; NaN without tokens."""
         loss = self.loss / self.tokens
-        return {"loss": loss, "perplexity": loss.exp(), "accuracy": self.correct / self.tokens}
+        return {"loss": loss.float(), "perplexity": loss.exp().float(), "accuracy": self.correct / self.tokens}
 
 
 class Validation:
@@ -55,7 +55,7 @@ class Validation:
 
     Args:
         roles: ``keep``, ``recover`` or ``None`` by set, in the order of the dataloaders.
-        device: Where the metrics keep their state.
+        device: Where the metrics keep their state; it must have float64.
     """
 
     def __init__(self, roles: Mapping[str, str | None], device: torch.device) -> None:

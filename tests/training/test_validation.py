@@ -77,6 +77,16 @@ def test_roles_are_the_abilities_own_first(data: AbilityDataModule) -> None:
     assert validation_roles(data)["words"] == "keep"
 
 
+def test_small_batches_count_after_millions_of_tokens() -> None:
+    metric = AnswerTokens()
+    metric.update(TokenScores(torch.tensor(2.0**24), torch.tensor(0), 2**23))
+    for _ in range(8):
+        metric.update(TokenScores(torch.tensor(0.5), torch.tensor(0), 1))
+    assert metric.loss.dtype == torch.float64
+    assert float(metric.loss) == 2**24 + 4
+    assert {values.dtype for values in metric.compute().values()} == {torch.float32}
+
+
 def test_metric_adds_up_over_processes() -> None:
     metric = AnswerTokens()
     metric.update(TokenScores(torch.tensor(6.0), torch.tensor(1), 3))
