@@ -191,16 +191,28 @@ def bind(method: MergingMethod, parts: Parts, scale: float) -> Merge:
     return lambda vectors, tensor_slice: merge(weigh(vectors), tensor_slice) * scale
 
 
-def apply_change(target: Tensor, change: Tensor, selected: Tensor) -> Tensor:
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def apply_change(target: Tensor, change: Tensor, selected: Tensor | None = None) -> Tensor:
     """θ = θ_trg + change where ``selected``, rounded once to the target's dtype; elsewhere every bit stays.
+
+    So does every bit where the change is zero.
+
+    >>> apply_change(torch.tensor([-0.0, 1.0]), torch.tensor([0.0, 0.5])).tolist()
+    [-0.0, 1.5]
 
     Args:
         target: The target's values, any floating dtype.
         change: float32, of the shape of ``target``.
-        selected: Bool, broadcastable to ``target``.
+        selected: Bool, broadcastable to ``target``; ``None`` selects everything.
 
     Returns:
         A tensor of the target's shape and dtype (paper §4.2, equation 5).
     """
     changed = (target.float() + change).to(target.dtype)
-    return changed if bool(selected.all()) else torch.where(selected, changed, target)  # where() is slow
+    bits = _BITS[target.element_size()]
+    # Adding zero may change float64, and negative zero, whose bits are the smallest integer. where() is slow.
+    if target.numel() and (bits is torch.int64 or int(target.view(bits).min()) == torch.iinfo(bits).min):
+        changed = torch.where(change == 0, target, changed)
+    return changed if selected is None or bool(selected.all()) else torch.where(selected, changed, target)

@@ -270,10 +270,8 @@ class MaskedInjection:
                 hint = "Correct its merge; see act_lightning.merging.MergingMethod."
                 raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
             masks = [vector.mask for vector in chunk.vectors if vector.mask is not None]
-            if len(masks) < len(chunk.vectors):  # one source moves everything
-                changed = (target.float() + change).to(target.dtype)
-            else:
-                changed = apply_change(target, change, reduce(or_, masks))
+            moves_everything = len(masks) < len(chunk.vectors)  # from one source
+            changed = apply_change(target, change, None if moves_everything else reduce(or_, masks))
             _require_finite(changed, name, "the merged weights", chunk.rows)
             yield chunk.rows, changed
         for source in self._sources:

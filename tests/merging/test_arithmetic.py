@@ -95,6 +95,15 @@ def test_unselected_elements_keep_every_bit(dtype: torch.dtype) -> None:
     assert torch.equal(bits(merged(odd, [torch.full_like(odd, 2)], [0.5], [mask]))[:-1], bits(odd)[:-1])
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_where_nothing_changes_every_bit_stays(dtype: torch.dtype) -> None:
+    target = torch.tensor([-0.0, 0.0, 1 / 3, -0.0, 1.0], dtype=dtype)
+    changed = apply_change(target, torch.tensor([0.0, 0.0, -0.0, 0.5, -1.0]))
+    assert torch.equal(bits(changed), bits(torch.tensor([-0.0, 0.0, 1 / 3, 0.5, 0.0], dtype=dtype)))
+    everywhere = torch.ones(5, dtype=torch.bool)
+    assert torch.equal(bits(merged(target, [target], [-2.0], [everywhere])), bits(target))
+
+
 def test_a_source_adds_nothing_outside_its_own_mask() -> None:
     first = TaskVector(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([True, False]))
     second = TaskVector(torch.tensor([float("nan"), 4.0]), 0.5, torch.tensor([False, True]))

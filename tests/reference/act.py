@@ -105,9 +105,11 @@ def merged(target: nn.Module, sources: Sequence[Moving], dtype: torch.dtype | No
         selected = [mark[name].numpy() for mark in marks]
         for place in np.argwhere(np.any(selected, axis=0)):
             at = tuple(place)
-            after[at] = before[at] + change(
+            amount = change(
                 before[at], [(o[at], s.scale) for o, s, m in zip(others, sources, selected, strict=True) if m[at]]
             )
+            if amount != 0:  # else even the sign of a zero stays
+                after[at] = before[at] + amount
         result[name] = torch.from_numpy(after).to(dtype or parameter.dtype)
     return result
 

@@ -44,7 +44,8 @@ def merge(target: Tensor, sources: Sequence[tuple[Tensor, float, Tensor]]) -> Te
             change = products[0]
             for product in products[1:]:
                 change = change + product
-            after[i] = to_bits(old + change, target.dtype)
+            if change != 0:  # else even the sign of a zero stays
+                after[i] = to_bits(old + change, target.dtype)
     return torch.tensor(after, dtype=torch.int64).to(integers).view(target.dtype).view(target.shape)
 
 
