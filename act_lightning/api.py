@@ -281,8 +281,8 @@ def merge(
             "transfer.json": json.dumps(report, indent=2) + "\n",
         }
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
-            merge_checkpoint(out, target_folder, injection, None, files)
-    write_file(out / CARD, rebuild_card(out, verify=False))
+            sha256 = merge_checkpoint(out, target_folder, injection, None, files)
+    write_file(out / CARD, rebuild_card(out, sha256=sha256))
     return report
 
 

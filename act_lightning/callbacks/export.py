@@ -71,8 +71,8 @@ class HuggingFaceExport(L.Callback):
             if transfer:
                 files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
             dtype = None if self.dtype == "auto" else resolve_dtype(self.dtype, target, "model.export_dtype")
-            export_model(out, target, layout.whole, dtype, files)
-            write_file(out / CARD, rebuild_card(out))
+            sha256 = export_model(out, target, layout.whole, dtype, files)
+            write_file(out / CARD, rebuild_card(out, sha256=sha256))
             rank_zero_info(f"model written to {out}")
         elif is_sharded(trainer):
             with CheckpointReader(target) as reader:

@@ -189,7 +189,10 @@ class ActivationDifferenceProfiler(L.Callback):
                     pending.append(measurement)
                     rank_zero_info(f"{measurement.label}: measuring, {reason}")
                 else:
-                    rank_zero_info(f"{measurement.label}: scores used again ({measurement.path})")
+                    again = f"scores used again ({measurement.path}), by a quick check of the weights"
+                    rank_zero_info(f"{measurement.label}: {again}")
+            if trainer.is_global_zero:  # which writes the records
+                pending = [measurement.with_file_hashes(target) for measurement in pending]
             trainer.strategy.barrier("profiling starts")
             if isinstance(scorer, WeightScorer):
                 measure_weights(pending, target, scorer, trainer)

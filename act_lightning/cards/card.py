@@ -60,7 +60,7 @@ def new_card(base: str, recipe_yaml: str, transfer: Mapping[str, Any], verb: str
     return render_card(record, portable, transfer)
 
 
-def rebuild_card(folder: Path, evaluations: Path | None = None, verify: bool = True) -> str:
+def rebuild_card(folder: Path, evaluations: Path | None = None, sha256: Mapping[str, str] | None = None) -> str:
     """The card of an exported ``folder`` with the hashes of its weights, and the run's results so far.
 
     :func:`new_card` has no hashes: weights cannot be hashed before they are written, and a folder never appears without
@@ -69,15 +69,15 @@ def rebuild_card(folder: Path, evaluations: Path | None = None, verify: bool = T
     Args:
         folder: An exported model.
         evaluations: The run's folder of results; it need not exist.
-        verify: Whether to read all bytes, for the SHA-256 of every weight file.
+        sha256: That of every weight file, as it was written; by default all bytes are read.
 
     Raises:
         ActError: The folder has no card of act-lightning, or its recipe or record is damaged.
     """
     recipe, record = read_card(folder)
     results = [] if evaluations is None else result_rows(evaluations)
-    identity = identify(folder, verify)
-    record["result"] = {"digest": identity.digest, "sha256": dict(identity.sha256 or {})}
+    identity = identify(folder, verify=sha256 is None)
+    record["result"] = {"digest": identity.digest, "sha256": dict(sha256 or identity.sha256 or {})}
     return render_card(record, recipe, read_transfer(folder), results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ def export_model(
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
     extra_files: Mapping[str, str | bytes] = _NO_FILES,
-) -> None:
+) -> dict[str, str]:
     """Write a model to ``out`` in the layout of ``target``, one tensor in memory at a time; complete or not at all.
 
     Key names, shards, index and metadata are the target's; so are config, generation config, tokenizer and chat
@@ -45,14 +46,16 @@ def export_model(
         dtype: The dtype of all parameters on disk; by default each has the target's.
         extra_files: More files by name, such as a card.
 
+    Returns:
+        The SHA-256 of each weight file, computed as it is written.
+
     Raises:
         ActError: As :func:`output_issues`; or the disk lacks space, a value is NaN or infinite, or the target is
             incomplete.
         ValueError: ``get`` returns another shape.
     """
     with open_output(out, target, dtype, extra_files) as (folder, reader, headers, bar):
-        for file, header in headers.items():
-            _write_shard(folder / file, header, reader, get, bar)
+        return {file: _write_shard(folder / file, header, reader, get, bar) for file, header in headers.items()}
 
 
 @contextmanager
@@ -140,11 +143,13 @@ def progress_bar(title: str, total: int) -> tqdm[None]:
 
 def _write_shard(
     path: Path, header: Header, reader: CheckpointReader, get: Callable[[str], Tensor], bar: tqdm[None]
-) -> None:
+) -> str:
+    """Write a weight file, and return its SHA-256."""
+    digest = hashlib.sha256(opening := header.encode())
     with wrap_os_errors(path):
         file = path.open("wb", buffering=0)
     with file:
-        _write(file, header.encode())
+        _write(file, opening)
         for key, entry in header.entries.items():
             name = reader.keymap.names.get(key)
             if name is None:
@@ -157,7 +162,9 @@ def _write_shard(
                 check_finite(values, "output", name)
                 data = values.view(-1).view(torch.uint8)
             _write(file, data.numpy().data)
+            digest.update(data.numpy().data)
             bar.update(len(data))
+    return digest.hexdigest()
 
 
 def _write(file: FileIO, data: bytes | memoryview) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from act_lightning.checkpoints.export import open_output
 from act_lightning.checkpoints.files import reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.checkpoints.weight_files import Entry, Header, check_finite
+from act_lightning.checkpoints.weight_files import HASHING_THREADS, Entry, Header, check_finite, file_sha256
 
 _BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
 _MAX_REFLINK_SHARE = 0.5  # of a file's bytes that change
@@ -48,7 +48,7 @@ def merge_checkpoint(
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
     device: torch.device | None = None,
-) -> None:
+) -> dict[str, str]:
     """Write ``target`` with some rows of some parameters changed; a tied matrix wherever it is stored.
 
     Shards, key names, dtypes and metadata are the target's. Each file is a reflink of the target's if the file system
@@ -61,10 +61,15 @@ def merge_checkpoint(
     Args are those of :func:`~act_lightning.checkpoints.export.export_model`; new values are rounded once, to ``dtype``,
     and rows are merged on ``device``, by default the CPU.
 
+    Returns:
+        The SHA-256 of each weight file, computed while the next one is written.
+
     Raises:
         ActError: As ``export_model``; or the target holds NaN or infinity.
     """
-    with open_output(out, target, dtype, extra_files, durable=False) as (folder, reader, headers, bar):
+    output = open_output(out, target, dtype, extra_files, durable=False)
+    with output as (folder, reader, headers, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
+        sha256 = {}
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
         for file, header in headers.items():
             tensors = []
@@ -79,6 +84,8 @@ def merge_checkpoint(
                 )
                 for size in pool.map(write, tensors):
                     bar.update(size)
+            sha256[file] = hashing.submit(file_sha256, folder / file)
+        return {file: digest.result() for file, digest in sha256.items()}
 
 
 @dataclass(frozen=True)

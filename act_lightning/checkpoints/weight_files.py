@@ -6,8 +6,11 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,9 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _SAMPLE_BYTES = 64 * 1024
+HASHING_THREADS = 4
+"""In how many files SHA-256 is computed at once; hashlib lets other threads run meanwhile."""
+_CLOCK_TICK = 1_000_000_000  # nanoseconds; file systems' clocks are finer
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -300,11 +306,11 @@ def first_row_not_finite(values: Tensor) -> int | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """A digest that tells one model's weights from another's without reading all of them.
+    """What tells one model's weights from another's: a quick check, and the SHA-256 of whole files if they were read.
 
     Attributes:
-        digest: SHA-256 over headers, file sizes and the first 64 KiB of every tensor, as hexadecimal digits. A copy
-            in another folder has the same digest.
+        digest: The quick check: SHA-256 over headers, file sizes and the first 64 KiB of every tensor, as hexadecimal
+            digits. A copy in another folder has the same digest; so has one that differs beyond these bytes.
         commit: The hub commit, if the folder lies in the hub's cache; not part of the digest.
         files: The size in bytes of each weight file; empty for weights in memory.
         sha256: The SHA-256 of each whole file, if all bytes were read.
@@ -325,7 +331,7 @@ def identify(folder: Path, verify: bool = False) -> Identity:
         ActError: Weights are missing or truncated.
     """
     digest = hashlib.sha256(b"files")
-    sizes, sha256 = {}, {}
+    sizes = {}
     for name, header in read_headers(folder, str(folder)).items():
         sizes[name] = (folder / name).stat().st_size
         with (folder / name).open("rb") as file:
@@ -334,11 +340,26 @@ def identify(folder: Path, verify: bool = False) -> Identity:
             for entry in header.entries.values():
                 file.seek(header.data_start + entry.start)
                 digest.update(file.read(min(entry.size, _SAMPLE_BYTES)))
-            if verify:
-                file.seek(0)
-                sha256[name] = hashlib.file_digest(file, "sha256").hexdigest()
     commit = folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
-    return Identity(digest.hexdigest(), commit, sizes, sha256 if verify else None)
+    sha256 = None
+    if verify:
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            sha256 = dict(zip(sizes, pool.map(file_sha256, [folder / name for name in sizes]), strict=True))
+    return Identity(digest.hexdigest(), commit, sizes, sha256)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a whole file; read once in a process while its size and time of change stay the same."""
+    status = path.stat()
+    key = (path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    recent = time.time_ns() - status.st_mtime_ns < _CLOCK_TICK  # a change within a tick of the clock leaves no trace
+    return _file_sha256.__wrapped__(*key) if recent else _file_sha256(*key)
+
+
+@lru_cache(maxsize=10_000)
+def _file_sha256(path: Path, *_status: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identify_module(model: nn.Module) -> Identity:

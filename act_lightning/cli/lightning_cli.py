@@ -140,11 +140,13 @@ class ActCLI(LightningCLI):
             parser.set_defaults(weights_only=True)  # a checkpoint must not run code when it is read
             if verb == "test":
                 parser.set_defaults(verbose=False)  # which would print all metrics once more for every set
+            _add_options(parser)
             return parser
         parser = self.init_parser(description=about)
         self._add_arguments(parser)
         for name, kind in (("ckpt_path", str), ("weights_only", bool)):  # in every config that fit has saved
             parser.add_argument(f"--{name}", type=kind | None, help="Taken from a config of `fit`; leave it out here.")
+        _add_options(parser)
         if verb == "inspect":
             parser.usage = f"{PROGRAM} data inspect --config FILE [--config FILE …] [--section.key VALUE …] [--json]"
         if verb in _WITHOUT_TRAINER:
@@ -193,7 +195,8 @@ class ActCLI(LightningCLI):
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
         optional = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, **optional)
+        verify = bool(self._get(self.config, "verify"))
+        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, verify, **optional)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make a Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
@@ -246,6 +249,12 @@ class ActCLI(LightningCLI):
         options = self.config.plan
         plan = make_plan(self.run, options["for"], options.calibrate)
         self.exit_status = print_plan(plan, as_json=options.json)
+
+
+def _add_options(parser: LightningArgumentParser) -> None:
+    """Add the options that every verb accepts, because they stand in every config that a run has saved."""
+    about = "Before work, compare the SHA-256 of whole weight files with those that saved scores were measured on."
+    parser.add_argument("--verify", action="store_true", default=None, help=about)
 
 
 def trainer_defaults(

@@ -125,9 +125,9 @@ class Merge:
         auto = self.export_dtype == "auto"
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
         with self.transfer.injection() as injection:
-            merge_checkpoint(output, self.target, injection, dtype, files, self.device)
+            sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device)
             bytes_read = injection.bytes_read
-        write_file(output / CARD, rebuild_card(output, verify=False))
+        write_file(output / CARD, rebuild_card(output, sha256=sha256))
         write_file(self.root / "transfer.json", record)
         summary = f"{bytes_read:,} bytes of the sources' tensors read\nmerged model written to {output}"
         return f"{describe_transfer(report)}\n{summary}"
@@ -148,6 +148,7 @@ def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None
     parser = ConfigParser(exit_on_error=False, add_help=False, print_config=None)
     parser.add_config_option()
     parser.add_argument("--seed_everything", type=int, default=SEED)
+    parser.add_argument("--verify", action="store_true", default=None)
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     try:
@@ -175,7 +176,7 @@ def _prepare(config: Namespace, recipe: str, root: Path) -> Merge | None:
     model, sources, transfer, trainer = config.model, config.profile.sources, config.transfer, config.trainer
     profiles = scorer_of(transfer.selection) is not None and not transfer.scores
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.accelerator.is_available())
-    if profiles or merging_method(transfer.method).needs_fisher or not on_cpu:
+    if profiles or merging_method(transfer.method).needs_fisher or not on_cpu or config.verify:
         return None
     target = locate(model.target, model.revision)
     folders = [locate(source.model, source.revision) for source in sources]
@@ -190,5 +191,5 @@ def _prepare(config: Namespace, recipe: str, root: Path) -> Merge | None:
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))
     raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
     scores, digests = Path(transfer.scores) if transfer.scores else None, [identify(target).digest]
-    plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores)
+    plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores, verify=["target"])
     return Merge(root, target, prepare(plan), recipe, model.export_dtype)

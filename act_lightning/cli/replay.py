@@ -90,8 +90,9 @@ def _card_issues(card: Path, recipe: Mapping[str, Any], record: Mapping[str, Any
     if record.get("verb") not in [*_EXPORTS] or not all(isinstance(recipe.get(name), dict) for name in sections):
         problem = "must hold the recipe of a `fit` or `merge` of the command line"
         return [ConfigIssue("card", str(card), problem, "A program's run is made again by the program.")]
-    if "result" not in record:
-        problem = "must hold the hashes of the result, which the export of a run that was killed lacks"
+    result = record.get("result")
+    if result is None or (isinstance(result, dict) and not result.get("sha256")):
+        problem = "must hold the SHA-256 of the result's files, which cards of killed runs and of earlier merges lack"
         return [ConfigIssue("card", str(card), problem, f"Run `{PROGRAM} card` on its folder.")]
     if not _is_record(record):
         problem = "must hold a record whose versions, models, data and hashes are text by name"
@@ -186,14 +187,9 @@ def _run_recipe(verb: str, settings: dict[str, Any], options: Sequence[str]) -> 
 def _compare(output: Path, card: Path, record: Mapping[str, Any], version_notes: list[str]) -> int:
     """Compare an exported folder with the record, print the result, and return the exit status."""
     recorded = record["result"]
-    actual = identify(output, verify=bool(recorded["sha256"]))
-    whole = "the digest of all weights"
-    differences = _differences(
-        recorded["sha256"] or {whole: recorded["digest"]}, actual.sha256 or {whole: actual.digest}
-    )
+    differences = _differences(recorded["sha256"], identify(output, verify=True).sha256 or {})
     if not differences:
-        proof = "SHA-256 of every file" if recorded["sha256"] else "digest: headers and 64 KiB of every tensor"
-        print(terminal_text(f"the same bits as recorded ({proof}): {output}"))
+        print(terminal_text(f"the same bits as recorded (SHA-256 of every file): {output}"))
         return 0
     before, after = (read_transfer(folder).get("hashes", {}) for folder in (card.parent, output))
     differences += _differences({name: before[name] for name in before if name in after}, after)

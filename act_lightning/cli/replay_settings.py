@@ -261,7 +261,7 @@ TAKEN: Mapping[str, Mapping[str, Check]] = {
 }
 """Settings that a card may give, by section; the nameless section holds those of the whole run."""
 LEFT_OUT: Mapping[str, Sequence[str]] = {
-    "": ("ckpt_path", "weights_only", "overwrite"),
+    "": ("ckpt_path", "weights_only", "overwrite", "verify"),
     "model": ("generator", "generator_args"),  # only `test` and `predict` use them
     "data": ("cache_dir", "num_proc", "target", "revision"),
     "profile": ("target", "revision"),

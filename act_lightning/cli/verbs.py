@@ -62,7 +62,8 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     if transfer.needs_data or transfer.needs_profiling:
         run_profile(trainer, run, transfer.needs_profiling)
     if trainer.is_global_zero:
-        prepared = prepare(transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder))
+        plan = transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
+        prepared = prepare(replace(plan, verify=["target"]))
         device = trainer.strategy.root_device
         rank_zero_info(Merge(root, target.folder, prepared, recipe, run.model.export_dtype, device).write())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,11 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule
-from act_lightning.scores import score_path
+from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
 from act_lightning.training.optimizers import sharding_issue
 from act_lightning.training.sharding import fsdp1_issues
-from act_lightning.transfer.preparation import checked_record
+from act_lightning.transfer.preparation import checked_record, weight_file_issues
 from act_lightning.transfer.settings import AbilitySource
 
 _Result = TypeVar("_Result")
@@ -55,6 +56,7 @@ class Run:
         trainer: Section ``trainer``, as written in the config.
         seed: ``seed_everything``, as written in the config.
         checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
+        verify: Whether to read all bytes of both models before saved scores of theirs are used.
         sweep: Section ``sweep``, if the verb has one.
         causes: Section ``causes``, if the verb has one.
     """
@@ -66,6 +68,7 @@ class Run:
     trainer: Mapping[str, Any]
     seed: bool | int = True
     checkpoint: str | None = None
+    verify: bool = False
     sweep: SweepSettings | None = None
     causes: CausesSettings | None = None
 
@@ -188,6 +191,7 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     issues += models.issues
     if transfers:
         issues += _transfer_issues(run, models, verb)
+        issues += _weight_file_issues(run, models) if run.verify else []
     setting, root = "trainer.default_root_dir", run.root
     if not check_writable(root, setting):  # otherwise it is among the issues already
         issues += [issue for name in _FOLDERS.get(verb, ("logs",)) for issue in check_writable(root / name, setting)]
@@ -304,4 +308,18 @@ def _transfer_issues(run: Run, models: Models, verb: str) -> list[ConfigIssue]:
                 checked_record(score_path(root, source.label, ability), root, digests, run.transfer.settings.scorer)
             except ActError as error:
                 issues += error.issues
+    return issues
+
+
+def _weight_file_issues(run: Run, models: Models) -> list[ConfigIssue]:
+    """Saved scores that were measured on other weight files, by the SHA-256 of whole files."""
+    scorer, issues = run.transfer.settings.scorer, []
+    if scorer is None:
+        return []
+    root = Path(run.transfer.scores) if run.transfer.scores else scores_folder(run.root, scorer)
+    for i, source in enumerate(run.sources):
+        folders = {"target": models.target, "source": models.sources.get(i)}
+        for path in (score_path(root, source.label, ability) for ability in source.abilities):
+            with suppress(ActError):  # which is refused elsewhere, or measured again
+                issues += weight_file_issues(path, read_record(path), folders, strict=True)
     return issues

@@ -178,6 +178,16 @@ class Measurement:
         """``source/ability``."""
         return f"{self.source.label}/{self.ability}"
 
+    def with_file_hashes(self, target: Target) -> Measurement:
+        """The same, whose record has the SHA-256 of whole weight files, of those models that are measured from disk."""
+        folders = {"source": self.folder}
+        if target.model is None and target.folder is not None:
+            folders["target"] = target.folder
+        identities = {role: dict(identity) for role, identity in self.record.identities.items()}
+        for role, folder in folders.items():
+            identities[role]["sha256"] = identify(folder, verify=True).sha256
+        return replace(self, record=replace(self.record, identities=identities))
+
     def reason_to_measure(self) -> str | None:
         """Why saved scores cannot be used, or ``None`` if they can."""
         if not self.path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,7 @@ def resumed_issues(
 # attribute of the model itself: unlike any table kept elsewhere, it goes with a copy, and with a model that is pickled
 # for processes that a strategy spawns.
 _TRANSFERRED = "_act_transferred"
+_MEASURE_AGAIN = "Profile again, or name those models."
 
 
 def mark_transferred(model: nn.Module, report: Mapping[str, Any]) -> None:
@@ -175,6 +176,7 @@ class TransferPlan:
         target: The target's checkpoint, if there is one; its tokenizer matches vocabularies that differ.
         scores: The folder of the scorer's ``<source>/<ability>.safetensors``; ``None`` if no scores are needed.
         fisher: The folder of Fisher information, for a method that needs it.
+        verify: Models (``target``, ``source``) of which whole files are compared with those that were measured.
     """
 
     settings: TransferSettings
@@ -185,6 +187,7 @@ class TransferPlan:
     target: Path | None = None
     scores: Path | None = None
     fisher: Path | None = None
+    verify: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,10 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
             digests = {"target": plan.target_digests, "source": [hashes[source.label]]}
             for ability in source.abilities:
                 path = score_path(plan.scores, source.label, ability)
-                tokens[ability] = checked_record(path, plan.scores, digests, settings.scorer).tokens
+                record = checked_record(path, plan.scores, digests, settings.scorer)
+                folders = {"target": plan.target, "source": folder}
+                raise_if_any(weight_file_issues(path, record, {role: folders[role] for role in plan.verify}))
+                tokens[ability] = record.tokens
                 scores[ability] = read_scores(path, inventory)
         scale = settings.scale if source.scale is None else source.scale
         ratio = settings.ratio if source.ratio is None else source.ratio
@@ -296,10 +302,38 @@ def checked_record(
         if record.identities.get(role, {}).get("digest") not in known:
             measured = record.models.get(role)
             problem = f"must have been measured on the {role} of this run, but was on other weights ({measured})"
-            raise ActError(ConfigIssue("transfer.scores", str(path), problem, "Profile again, or name those models."))
+            raise ActError(ConfigIssue("transfer.scores", str(path), problem, _MEASURE_AGAIN))
     if scorer is not None and dict(record.scorer) != scorer.record():
         expected, stored = recorded_scorer(scorer.record()), recorded_scorer(record.scorer)
         problem = f"must hold scores by {expected}, but holds scores by {stored}"
         hint = "Name the folder of those, or change the selection."
         raise ActError(ConfigIssue("transfer.scores", str(path), problem, hint))
     return record
+
+
+def weight_file_issues(
+    path: Path, record: ScoreRecord, folders: Mapping[str, Path | None], strict: bool = False
+) -> list[ConfigIssue]:
+    """How the weight files of target and source differ from those that a score file was measured on, by SHA-256.
+
+    Reads all their bytes; the digests that :func:`checked_record` compares are a quick check.
+
+    Args:
+        path: The score file.
+        record: Its record.
+        folders: The checkpoint by role, ``target`` or ``source``.
+        strict: Whether a record without SHA-256 is an issue, too; models that were measured in memory have none.
+    """
+    issues = []
+    for role, folder in folders.items():
+        measured = record.identities.get(role, {}).get("sha256")
+        if measured and folder is not None:
+            actual = identify(folder, verify=True).sha256 or {}
+            if changed := sorted(file for file, digest in actual.items() if measured.get(file) != digest):
+                files = ", ".join(changed[:3])
+                problem = f"must have been measured on the {role} of this run, of which {files} has changed since"
+                issues.append(ConfigIssue("transfer.scores", str(path), problem, _MEASURE_AGAIN))
+        elif strict:
+            problem = f"must hold the SHA-256 of the {role}'s weight files to be verified, and holds none"
+            issues.append(ConfigIssue("transfer.scores", str(path), problem, "Profile again, or leave out --verify."))
+    return issues

@@ -169,7 +169,7 @@ def test_a_second_run_runs_no_model(spy: Spy, source_folder: Path, tmp_path: Pat
     path = tmp_path / "scores" / "s" / "a.safetensors"
     before = path.read_bytes()
     (line,) = (line for line in profiled(target, tmp_path, of_a(source_folder)) if "s/a" in line)
-    assert line == f"s/a: scores used again ({path})"
+    assert line == f"s/a: scores used again ({path}), by a quick check of the weights"
     profiled(target, tmp_path, of(source_folder, a=padded(SAMPLES, rows=2, left=True)), tokens=7)  # only batched anew
     assert spy.seen() == ({}, {})
     assert path.read_bytes() == before

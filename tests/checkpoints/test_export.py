@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import shutil
@@ -64,7 +65,9 @@ def test_changed_model_loads_with_its_logits(
     changed = sibling_of(tiny_model(architecture, dtype=dtype), seed=3)
     expected = logits(save_model(changed, tiny_tokenizer(), tmp_path / "expected"), dtype)
     capfd.readouterr()
-    export_model(tmp_path / "out", target, getter(changed))
+    sha256 = export_model(tmp_path / "out", target, getter(changed))
+    files = (tmp_path / "out").glob("*.safetensors")
+    assert sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     assert torch.equal(logits(tmp_path / "out", dtype), expected)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tiny_tokenizer().chat_template
     told = capfd.readouterr().err.splitlines()

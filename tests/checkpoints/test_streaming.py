@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -52,7 +53,8 @@ SOME = {HEAD: [0, 1, 2, 17, 40, 41, 299], NORM: [5], "model.layers.1.mlp.up_proj
 
 
 def merged(out: Path, target: Path, change: Doubling, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    merge_checkpoint(out, target, change, dtype, {"README.md": "# A card\n"})
+    sha256 = merge_checkpoint(out, target, change, dtype, {"README.md": "# A card\n"})
+    assert sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.safetensors")}
     return {name: values for path in out.glob("*.safetensors") for name, values in load_file(path).items()}
 
 

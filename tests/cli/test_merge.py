@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from act_lightning.callbacks import ActivationDifferenceProfiler, MaskedTaskVectorInjection
+from act_lightning.checkpoints import weight_files
 from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.cli.merge import SECTIONS, merge_without_trainer
 from act_lightning.module import AbilityTransferModule
@@ -192,3 +193,36 @@ def test_memory_stays_below_three_times_the_largest_tensor(tmp_path: Path, monke
         result = measured(config, "--transfer.method", method)
         assert not {*FORBIDDEN} & {*result["modules"]}
         assert result["peak"] < 3 * largest
+
+
+@pytest.mark.parametrize("role", ["target", "source"])
+def test_weights_that_changed_beyond_the_quick_check_are_refused(
+    role: str, profiled: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge reads all of the target and some of the source; ``--verify`` reads all of both."""
+    monkeypatch.setattr(weight_files, "_SAMPLE_BYTES", 8)
+    copies = {
+        name: shutil.copytree(folder, tmp_path / name)
+        for name, folder in (
+            ("target", profiled["model"]["target"]),
+            ("source", profiled["profile"]["sources"][0]["model"]),
+        )
+    }
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": f"Say {i}", "answer": "one two"} for i in range(4)])
+    config = basic(tmp_path, copies["target"], copies["source"], data)
+    assert run("profile", config).status == 0
+    config = changed(config, "transfer.scores", str(tmp_path / "run" / "scores"))
+    assert run("merge", config, "--verify").status == 0
+    digest = weight_files.identify(copies[role]).digest
+    path = sorted(copies[role].glob("*.safetensors"))[-1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the last element of the file's last tensor, beyond the first 8 bytes
+    path.write_bytes(content)
+    assert weight_files.identify(copies[role]).digest == digest, "the quick check sees nothing"
+    shutil.rmtree(tmp_path / "run" / "merged")
+    plain, verified = run("merge", config), run("merge", config, "--verify")
+    for outcome in (plain, verified) if role == "target" else (verified,):
+        assert outcome.status == 1
+        assert f"measured on the {role} of this run, of which {path.name} has changed since" in outcome.err
+    if role == "source":
+        assert plain.status == 0, plain.err
