@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -48,6 +48,7 @@ from act_lightning.training.sharding import (
     averaging_issues,
     fsdp1_issues,
     fsdp1_precision,
+    gathering_policy,
     load_for_fsdp1,
     load_for_fsdp2,
 )
@@ -206,9 +207,8 @@ class AbilityTransferModule(L.LightningModule):
         if not isinstance(strategy, ModelParallelStrategy):
             return load_model(folder, dtype)
         assert self.device_mesh is not None
-        gathered = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
-        return load_for_fsdp2(folder, dtype, self.device_mesh["data_parallel"], strategy.root_device, policy)
+        mesh, policy = self.device_mesh["data_parallel"], gathering_policy(self.trainer)
+        return load_for_fsdp2(folder, dtype, mesh, strategy.root_device, policy)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Convert parameters, but keep float32 buffers as they are, like transformers.

@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import require_language_model
-from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+from act_lightning.callbacks.injection import MaskedTaskVectorInjection, apply_transfer
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.models import load_model, locate
+from act_lightning.checkpoints.models import locate
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
@@ -27,7 +27,7 @@ from act_lightning.evaluation.tables import ItemScores, ModelRow, models_csv, mo
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
-from act_lightning.training.sharding import back_on_device, run_in_strategy
+from act_lightning.training.sharding import Layout, back_on_device, load_like_trained, run_in_strategy
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
@@ -67,21 +67,21 @@ class TransferComparison(L.Callback):
         name, revision = named_checkpoint(pl_module, profiler.target if profiler else None)
         target = None if name is None else locate(name, revision)
         model = require_language_model(pl_module)
-        dtype, device = model.dtype, model.device
+        dtype = model.dtype
         with isolate_rng():
             if target is not None:
-                self._evaluate("target", load_model(target, dtype, device), None, trainer)
+                self._evaluate("target", load_like_trained(trainer, target, dtype), None, trainer)
             if injection is None or injection.prepared is None:
                 return
             prepared = injection.prepared
             for source in prepared.sources:
-                self._evaluate(f"source {source.name}", load_model(source.folder, dtype, device), None, trainer)
+                self._evaluate(f"source {source.name}", load_like_trained(trainer, source.folder, dtype), None, trainer)
             if target is not None and profiler is not None:
                 controls = {"task arithmetic": task_arithmetic, "random channels": random_channels}
                 for label, make_control in controls.items():
                     control = make_control(profiler.sources or [], prepared, injection.settings)
                     share = control.parameter_share
-                    self._evaluate(label, merged_model(target, control, dtype, device), share, trainer)
+                    self._evaluate(label, merged_model(trainer, target, control, dtype), share, trainer)
             self._evaluate("transfer", model, prepared.parameter_share, trainer)
 
     @collective_hook
@@ -130,12 +130,10 @@ def _evaluation_data(trainer: L.Trainer) -> AbilityDataModule:
     )
 
 
-def merged_model(target: Path, prepared: PreparedTransfer, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def merged_model(trainer: L.Trainer, target: Path, prepared: PreparedTransfer, dtype: torch.dtype) -> PreTrainedModel:
     """The target with a transfer applied, in memory."""
-    model = load_model(target, dtype, device)
-    with prepared.injection() as injection:
-        for name in injection.names:
-            injection.apply_(name, model.get_parameter(name).data)
+    model = load_like_trained(trainer, target, dtype)
+    apply_transfer(prepared, Layout(model), target)
     return model
 
 

@@ -158,13 +158,7 @@ class MaskedTaskVectorInjection(TransferCallback):
         root, folder = Path(trainer.default_root_dir), profiler.target_folder
         channels = profiler.target_channels or inventory(model)
         prepared = prepare(self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder))
-        with ExitStack() as stack:
-            injection = stack.enter_context(prepared.injection())
-            # A process that holds part of a parameter reads other rows of it from the checkpoint.
-            reader = None if folder is None else stack.enter_context(CheckpointReader(folder))
-            for name, part in Layout(model, trainer.strategy.model).parts(injection.names):
-                original = None if reader is None else partial(reader.rows, name)
-                injection.apply_(name, part.values, part.first_row, original)
+        apply_transfer(prepared, Layout(model, trainer.strategy.model), folder)
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)
         rank_zero_info(describe_transfer(prepared.report))
@@ -177,6 +171,26 @@ class MaskedTaskVectorInjection(TransferCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember what was injected before the checkpoint was written."""
         self.record = dict(state_dict["record"])
+
+
+def apply_transfer(prepared: PreparedTransfer, layout: Layout, target: Path | None) -> None:
+    """Change the parameters of a model that holds the target's weights, on every process alike.
+
+    Args:
+        prepared: What is transferred.
+        layout: How the model is spread over processes.
+        target: The target's checkpoint, from which a process that holds part of a parameter reads other rows of it, for
+            a method that needs them.
+
+    Raises:
+        ActError: A value is NaN or infinite. The model is partly changed then and must not be used.
+    """
+    with ExitStack() as stack:
+        injection = stack.enter_context(prepared.injection())
+        reader = None if target is None else stack.enter_context(CheckpointReader(target))
+        for name, part in layout.parts(injection.names):
+            original = None if reader is None else partial(reader.rows, name)
+            injection.apply_(name, part.values, part.first_row, original)
 
 
 def run_seed() -> int:

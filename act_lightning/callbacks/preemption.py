@@ -51,6 +51,10 @@ class PreemptionCheckpoint(L.Callback):
         _exit_at_once(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Exit at once while models are compared: Lightning has registered its own handler."""
+        _exit_at_once(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on only note that a signal came."""
 
         def request_stop(signum: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.files import write_file
 from act_lightning.data.batches import collate, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.loaders import MicroBatch
+from act_lightning.data.loaders import shard_evenly
 from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
@@ -127,7 +127,8 @@ def score_model(
 
     An answer that must be one exact string is decided by a teacher-forced pass over the references; any other is
     generated greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch,
-    with the tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores;
+    with the tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores; they
+    call the model equally often, with items that do not count if need be, because a sharded model needs all of them.
     ``progress`` is called with the number of items of each batch that this process has scored.
     """
     scored: dict[str, list[tuple[int, bool]]] = {}
@@ -139,16 +140,18 @@ def score_model(
         else:
             lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in prompts]
         scored[name] = []
-        for rows in token_budget_batches(lengths, tokens_per_batch)[rank::world_size]:
+        for micro_batch in shard_evenly(token_budget_batches(lengths, tokens_per_batch), rank, world_size):
+            rows = micro_batch.rows
             if is_exact:
                 references = collate([data.references[name][row] for row in rows], 0)
                 correct = greedy_matches(model, references, _locations(data, name, rows)).tolist()
             else:
-                batch = collate_prompts(prompts, 0, MicroBatch(tuple(rows)))
+                batch = collate_prompts(prompts, 0, micro_batch)
                 generate = partial(generate_answers, model, data.tokenizer)
                 correct = [result.counts(metric) for _, _, result in generate_and_grade(data, name, generate, batch)]
-            scored[name] += zip(rows, correct, strict=True)
-            progress(len(rows))
+            if micro_batch.counts:
+                scored[name] += zip(rows, correct, strict=True)
+                progress(len(rows))
     if world_size > 1:
         scored = gather_lists(scored)
     return ItemScores({name: "".join("01"[correct] for _, correct in sorted(pairs)) for name, pairs in scored.items()})

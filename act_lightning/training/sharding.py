@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     FullyShardedDataParallel,
@@ -29,7 +29,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import decoder_layers, parameter_names, require_language_model
-from act_lightning.checkpoints.models import make_buffers, meta_model
+from act_lightning.checkpoints.models import load_model, make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import averaged_model
@@ -294,6 +294,25 @@ def load_for_fsdp2(
                 setattr(model.get_submodule(owner), leaf, filled)
     model.train(False)
     return model
+
+
+def gathering_policy(trainer: L.Trainer) -> MixedPrecisionPolicy:
+    """In which precision parameters are gathered under FSDP2, and gradients reduced."""
+    gathered = torch.bfloat16 if trainer.precision == "bf16-mixed" else None
+    return MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32)
+
+
+def load_like_trained(trainer: L.Trainer, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """A further model in evaluation mode, sharded over all processes if the model that is trained is.
+
+    Raises:
+        ActError: As :func:`~act_lightning.checkpoints.models.load_model`.
+    """
+    device = trainer.strategy.root_device
+    if not is_sharded(trainer):
+        return load_model(folder, dtype, device)
+    mesh = init_device_mesh(device.type, (trainer.world_size,))
+    return load_for_fsdp2(folder, dtype, mesh, device, gathering_policy(trainer))
 
 
 def _reshard_after_inference(model: nn.Module, *_: object) -> None:

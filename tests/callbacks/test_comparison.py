@@ -134,10 +134,10 @@ def test_every_model_is_counted_as_greedy_decoding_counts(setting: Setting) -> N
     assert done is not None
     controls = {
         name: merged_model(
+            quiet_trainer(setting.root),
             Path(setting.folders["target"]),
             make(setting.sources, done, setting.injection.settings),
             torch.float32,
-            torch.device("cpu"),
         )
         for name, make in (("task arithmetic", task_arithmetic), ("random channels", random_channels))
     }
@@ -195,7 +195,7 @@ def test_the_controls_of_several_sources(tied: bool, tmp_path: Path) -> None:
     everything = task_arithmetic(sources, done, injection.settings)
     for prepared in (control, everything):
         moving = [Moving(models[one.name], chosen(one.mask), one.scale) for one in prepared.sources]
-        made = merged_model(home, prepared, torch.float32, torch.device("cpu"))
+        made = merged_model(trainer, home, prepared, torch.float32)
         reference.assert_same_bits(dict(made.named_parameters()), reference.merged(target, moving))
     assert all(bool(source.mask.all()) for source in everything.sources)
 

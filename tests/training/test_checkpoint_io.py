@@ -199,6 +199,21 @@ def test_told_to_stop_in_a_loop_of_someone_elses(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_told_to_stop_before_the_first_update(tmp_path: Path) -> None:
+    """As while a comparison evaluates its models: nothing is trained yet, so there is nothing to wait for."""
+
+    class Telling(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, module: nn.Module) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it goes on")
+
+    trainer = quiet_trainer(tmp_path, PreemptionCheckpoint(), Telling())
+    with pytest.raises(SystemExit) as leaving:
+        trainer.fit(PlainModule(tiny_model("llama").train()), batches(4))
+    assert leaving.value.code == 143
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_config_may_say_how_often(
     tmp_path: Path, target_folder: Path, source_folder: Path, ability_file: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.callbacks.test_comparison import ROWS, parrot
 from tests.front_door import Config, basic, changed, run, write_yaml
 from tests.programs import PROGRAMS
 from tests.programs.validated_fit import fit_both
@@ -113,6 +114,35 @@ def test_answers_of_any_length_keep_processes_in_step(place: Path) -> None:
     lengths = {row["tokens"] for row in map(json.loads, written[0].read_text().splitlines())}
     assert len(lengths) > 1, "else nobody would have to wait"
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+@pytest.mark.parametrize(("strategy", "processes"), [("fsdp2", 3), ("fsdp1", 2)])
+def test_a_comparison_of_sets_that_processes_cannot_share_evenly(strategy: str, processes: int, tmp_path: Path) -> None:
+    """Every model needs all processes for every batch, and there are 1 and 5 batches."""
+    folders = {"target": "ok", "source": "7"}
+    for seed, (name, answer) in enumerate(folders.items(), start=1):
+        save_model(parrot(answer, seed), tiny_tokenizer(), tmp_path / name)
+    data = write_jsonl(tmp_path / "d.jsonl", ({"prompt": f"Ask {n}", "answer": "7"} for n in range(20)))
+    exact = write_jsonl(tmp_path / "exact.jsonl", ({"prompt": f"Ask {n}", "answer": "ok"} for n in range(5)))
+    number = write_jsonl(tmp_path / "n.jsonl", ({"prompt": f"Ask {n}", "answer": "7"} for n in range(5)))
+    evaluations = {
+        "exact": {"path": str(exact), "role": "keep"},
+        "number": {"path": str(number), "role": "recover", "kind": "number", "max_new_tokens": 1100},
+    }
+    tables = []
+    for count in (1, processes):
+        (tmp_path / str(count)).mkdir()
+        config = basic(tmp_path / str(count), tmp_path / "target", tmp_path / "source", data)
+        config["data"]["evaluations"] = evaluations
+        config["model"]["learning_rate"] = 1e-30
+        config["transfer"] = {"ratio": 0.3, "scale": 0.6}
+        config["trainer"] |= {"max_steps": 1, "callbacks": ["act_lightning.callbacks.TransferComparison"]}
+        tables.append(
+            json.loads((fit(config, count, strategy=strategy) / "evaluations" / "comparison.json").read_text())
+        )
+    assert tables[0] == tables[1]
+    assert [row["model"] for row in tables[0]] == ROWS
+    assert len({json.dumps(row["correct"]) for row in tables[0]}) > 1, "models differ"
 
 
 def test_profile_and_merge(place: Path) -> None:
