@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import load_model
+from act_lightning.console import Console
 from act_lightning.data.batches import collate, normalize_batch, token_budget_batches
 from act_lightning.data.cache import lengths
 from act_lightning.data.datamodule import AbilityDataModule

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection, apply_t
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate
+from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model

@@ -13,6 +13,7 @@ import yaml
 
 from act_lightning.cards.record import (
     CARD,
+    LICENSE_KEYS,
     License,
     common_license,
     data_fingerprints,
@@ -25,6 +26,7 @@ from act_lightning.cards.record import (
 )
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import markdown_code, markdown_text, terminal_text
 
 TRANSFER = "transfer.json"
 _EXPORTS = ("model", "merged")
@@ -104,14 +106,15 @@ def render_card(
     data = [ability["path"] for ability in abilities.values()]
     lines = front_matter([base, *sources], license_, tags, relation, data)
     if sources:
-        names = " and ".join(f"`{source}`" for source in sources)
-        lines += [f"# {base} with abilities of {', '.join(sources)}", ""]
-        lines += [f"Channels of {names} transferred into `{base}` by act-lightning (arXiv 2601.09398)."]
+        names = " and ".join(map(markdown_code, sources))
+        lines += [f"# {markdown_text(base)} with abilities of {markdown_text(', '.join(sources))}", ""]
+        lines += [f"Channels of {names} transferred into {markdown_code(base)} by act-lightning (arXiv 2601.09398)."]
         facts = [(name.capitalize(), transfer.get(name)) for name in ("method", "selection", "seed")]
-        if settings := " ".join(f"{name}: {value}." for name, value in facts if value is not None):
+        if settings := " ".join(f"{name}: {markdown_text(value)}." for name, value in facts if value is not None):
             lines += ["", settings]
     else:
-        lines += [f"# {base}, fine-tuned", "", f"`{base}` fine-tuned with act-lightning, without a transfer."]
+        lines += [f"# {markdown_text(base)}, fine-tuned", ""]
+        lines += [f"{markdown_code(base)} fine-tuned with act-lightning, without a transfer."]
     for name, source in transfer.get("sources", {}).items():
         lines += ["", *_source_section(name, source)]
     rows = [[model["name"], license_text(model["license"])] for model in models]
@@ -127,7 +130,7 @@ def render_card(
         lines += ["", "## Data", "", *table(rows)]
     if results:
         lines += ["", "## Results", "", *table(results)]
-    blocks = [(_RECORD, "json", json.dumps(record, indent=2, ensure_ascii=False))]
+    blocks = [(_RECORD, "json", terminal_text(json.dumps(record, indent=2, ensure_ascii=False)))]
     if recipe:
         blocks.insert(0, (_RECIPE, "yaml", yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)))
     for title, language, text in blocks:
@@ -138,7 +141,7 @@ def render_card(
 
 
 def _source_section(name: str, source: Mapping[str, Any]) -> list[str]:
-    facts = [f"{key} {source[key]}" for key in ("scale", "ratio") if key in source]
+    facts = [f"{key} {markdown_text(source[key])}" for key in ("scale", "ratio") if key in source]
     if "parameter_share" in source:
         facts.append(f"{source['parameter_share']:.2%} of all parameters")
     rows = [
@@ -146,14 +149,20 @@ def _source_section(name: str, source: Mapping[str, Any]) -> list[str]:
         for ability, counts in source.get("abilities", {}).items()
     ]
     sentence = [", ".join(facts) + ".", ""] if facts else []
-    return [f"## {name}", "", *sentence, *table([["ability", "selected channels", "answer tokens"], *rows])]
+    return [
+        f"## {markdown_text(name)}",
+        "",
+        *sentence,
+        *table([["ability", "selected channels", "answer tokens"], *rows]),
+    ]
 
 
 def front_matter(
     models: Iterable[str], license_: License, tags: Sequence[str], relation: str | None = None, data: Iterable[str] = ()
 ) -> list[str]:
     """The lines of YAML with which a card on the hub begins; only hub ids are listed as base models and data sets."""
-    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", **license_}
+    values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    values |= {key: markdown_text(license_[key]) for key in LICENSE_KEYS if key in license_}
     if base_models := [model for model in dict.fromkeys(models) if is_hub_id(model)]:
         values["base_model"] = base_models
         values |= {"base_model_relation": relation} if relation else {}
@@ -169,7 +178,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     >>> table([["a", "b"], ["1", "2"]])
     ['| a | b |', '|---|---|', '| 1 | 2 |']
     """
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 

@@ -23,7 +23,7 @@ from act_lightning.errors import ActError
 CARD = "README.md"
 License = Mapping[str, Any]
 """``license`` and, if given, ``license_name`` and ``license_link``, as in front matter; empty if not stated."""
-_LICENSE_KEYS = ("license", "license_name", "license_link")
+LICENSE_KEYS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Settings that hold a path even if the file is gone; in others, text that begins with a slash may not be a path.
 _PATH_SETTINGS = frozenset(
@@ -62,7 +62,7 @@ def read_license(folder: Path) -> License:
         metadata = metadata_load(folder / CARD) or {}
     except (OSError, ValueError, yaml.YAMLError):
         metadata = {}
-    return {key: metadata[key] for key in _LICENSE_KEYS if metadata.get(key)} if metadata.get("license") else {}
+    return {key: metadata[key] for key in LICENSE_KEYS if metadata.get(key)} if metadata.get("license") else {}
 
 
 def license_text(license_: License) -> str:
@@ -73,7 +73,7 @@ def license_text(license_: License) -> str:
     """
     if not license_:
         return "not stated"
-    details = ", ".join(str(license_[key]) for key in _LICENSE_KEYS[1:] if key in license_)
+    details = ", ".join(str(license_[key]) for key in LICENSE_KEYS[1:] if key in license_)
     return f"{license_['license']}" + (f" ({details})" if details else "")
 
 

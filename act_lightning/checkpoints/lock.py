@@ -14,6 +14,7 @@ from pathlib import Path
 
 from act_lightning.checkpoints.files import remove_leftovers, wrap_os_errors
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import terminal_text
 
 # What torchrun, SLURM, Lightning and LSF set; as in lightning.fabric, which must not be imported for a merge.
 _RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -141,7 +142,10 @@ def _acquire(file: Path, path: Path, setting: str) -> int:
             os.close(descriptor)
             raise ActError(issue) from None
         except OSError as error:  # such as Lustre's, mounted without flock
-            print(f"warning: {path} cannot be locked ({error.strerror}): start no other run there", file=sys.stderr)
+            print(
+                terminal_text(f"warning: {path} cannot be locked ({error.strerror}): start no other run there"),
+                file=sys.stderr,
+            )
         if os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)  # who held it has removed it since it was opened here

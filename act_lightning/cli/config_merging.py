@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # computed __all__
 
 from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.escaping import terminal_text
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
 _YAML_MERGE = "tag:yaml.org,2002:merge"
@@ -34,7 +35,7 @@ class ConfigParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``message`` and exit, or raise it where the parser was made with ``exit_on_error=False``."""
-        super().error(f"{self.config_path}: {message}" if self.config_path else message, ex)
+        super().error(terminal_text(f"{self.config_path}: {message}" if self.config_path else message), ex)
 
 
 class MergeConfigFiles(ActionConfigFile):

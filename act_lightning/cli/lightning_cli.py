@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import lightning as L
 from jsonargparse import Namespace
@@ -33,10 +34,12 @@ from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
+from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.escaping import TerminalFilter, terminal_text
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
@@ -55,6 +58,7 @@ _INSPECT = "Show labeled samples in color, lengths and losses of every set, and 
 _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
 _OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
 _WITHOUT_TRAINER = ("plan", "inspect")
+_TERMINAL_FILTER = TerminalFilter()
 _LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
 
 
@@ -328,11 +332,26 @@ def main(arguments: ArgsType) -> int:
     with warnings.catch_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
+        warnings.showwarning = _show_warning
+        for logger in ("", "lightning.pytorch", "lightning.fabric"):
+            for handler in logging.getLogger(logger).handlers:
+                handler.addFilter(_TERMINAL_FILTER)
         try:
             return ActCLI(arguments).exit_status
         except MisconfigurationException as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(terminal_text(f"error: {error}"), file=sys.stderr)
             return 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    sys.stderr.write(terminal_text(warnings.formatwarning(message, category, filename, lineno)))
 
 
 def run_data(arguments: Sequence[str]) -> int:
@@ -350,8 +369,6 @@ def run_data(arguments: Sequence[str]) -> int:
 
 
 def _translate(arguments: Sequence[str]) -> int:
-    from rich.console import Console
-
     from act_lightning.translation.translate import print_report, translate
     from act_lightning.translation.translation_settings import TranslationSettings
 
@@ -361,5 +378,5 @@ def _translate(arguments: Sequence[str]) -> int:
     parser.add_class_arguments(TranslationSettings, "translate")
     config = parser.instantiate_classes(parser.parse_args(list(arguments)))
     report = translate(config.data.abilities, config.translate)
-    print_report(report, Console(highlight=False))
+    print_report(report, Console())
     return int(report.unanswered > 0)

@@ -29,6 +29,7 @@ from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, raise_if_any
+from act_lightning.escaping import terminal_text
 from act_lightning.merging import merging_method
 from act_lightning.scorers import scorer_of
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, describe_transfer, prepare
@@ -88,7 +89,7 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as lock:
         merge = merge_without_trainer(arguments, lock)
         if merge is not None:
-            print(merge.write(), file=sys.stderr)
+            print(terminal_text(merge.write()), file=sys.stderr)
             return 0
     from act_lightning.cli import lightning_cli
 

@@ -7,12 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.console import Console
+from act_lightning.escaping import terminal_text
 from act_lightning.patches.apply import apply_patch, revert_patch
 from act_lightning.patches.make import make_patch
 from act_lightning.patches.patch_file import PatchFile, find_patch, open_patch, summarize_patch
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ActError: See :mod:`act_lightning.patches`.
     """
-    args, console = _parser().parse_args(list(arguments)), Console(highlight=False)
+    args, console = _parser().parse_args(list(arguments)), Console()
     if args.action == "make":
         base, tuned = locate(args.base, None, "--base"), locate(args.tuned, None, "--tuned")
         with lock_output(args.out, "patch make", "--out"):
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     elif args.action == "show":
         patch = open_patch(find_patch(args.patch))
         if args.json:
-            print(json.dumps(summarize_patch(patch.record), indent=2, ensure_ascii=False))
+            print(terminal_text(json.dumps(summarize_patch(patch.record), indent=2, ensure_ascii=False)))
         else:
             _print_summary(patch, console)
             _print_groups(patch, console)
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         change = apply_patch if args.action == "apply" else revert_patch
         with lock_output(args.out, f"patch {args.action}", "--out"):
             digest = change(model, patches, args.out, args.stack, args.model)
-        print(f"model written to {args.out}; digest of its weights {digest}")
+        print(terminal_text(f"model written to {args.out}; digest of its weights {digest}"))
     return 0
 
 
@@ -87,7 +88,7 @@ def _print_summary(patch: PatchFile, console: Console) -> None:
         key, base, tuned = entry["key"], entry["base"], entry["tuned"]
         lines.append(f"not carried: {key} is {base!r} in the base, and {tuned!r} in the tuned model")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _print_groups(patch: PatchFile, console: Console) -> None:

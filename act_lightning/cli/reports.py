@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from act_lightning.checkpoints.lock import lock_output, lock_root
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import terminal_text
 from act_lightning.evaluation.run_comparison import compare_runs, comparison_csv, comparison_markdown, comparison_tables
 
 
@@ -32,7 +32,7 @@ def run_report(arguments: Sequence[str]) -> int:
             weights=not args.no_weights,
             mixed_versions=args.mixed_versions,
         )
-    print(page)
+    print(terminal_text(page))
     return 0
 
 
@@ -86,5 +86,6 @@ def run_compare(arguments: Sequence[str]) -> int:
         for table in comparison_tables(comparison):
             Console().print(table)
     else:
-        sys.stdout.write(comparison_csv(comparison) if args.format == "csv" else comparison_markdown(comparison))
+        text = comparison_csv(comparison) if args.format == "csv" else comparison_markdown(comparison)
+        sys.stdout.write(terminal_text(text))
     return 0

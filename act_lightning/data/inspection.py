@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from act_lightning.console import Console
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import answer_tokens, cut_samples, lengths
 from act_lightning.data.conversations import iter_conversations
@@ -21,6 +21,7 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
 from act_lightning.data.leakage import RUN, Overlap, PromptHashes, hash_prompts, overlaps
 from act_lightning.defaults import IGNORED
+from act_lightning.escaping import terminal_text
 
 MAX_OVERLAP = 0.01
 """Share of prompts that two sets may have in common without a warning."""
@@ -29,10 +30,6 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _MAX_PIECE = 800  # characters of one piece that are shown
 _STYLES = {(False, False): "dim", (False, True): "cyan", (True, False): "bold green", (True, True): "bold magenta"}
 """Style of a piece by whether it is an answer and whether it is special."""
-_CONTROL_PICTURES = 0x2400  # where Unicode has a picture of each control character
-_BIDI_CONTROLS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES = {code: chr(_CONTROL_PICTURES + code) for code in range(32) if chr(code) not in "\n\t"}
-_ESCAPES |= {0x7F: "␡"} | {code: f"<U+{code:04X}>" for code in (*range(0x80, 0xA0), *_BIDI_CONTROLS)}
 
 
 class Piece(NamedTuple):
@@ -207,7 +204,7 @@ def highlight(pieces: Sequence[Piece]) -> Text:
         if piece.answer != in_answer:
             text.append("⟦" if piece.answer else "⟧")
             in_answer = piece.answer
-        content = escape_controls(piece.text)
+        content = terminal_text(piece.text)
         if len(content) > _MAX_PIECE:
             half = _MAX_PIECE // 2
             content = f"{content[:half]} …[{len(content) - 2 * half:,} characters]… {content[-half:]}"
@@ -215,21 +212,12 @@ def highlight(pieces: Sequence[Piece]) -> Text:
     return text.append("⟧") if in_answer else text
 
 
-def escape_controls(text: str) -> str:
-    r"""Text with visible, harmless control characters: a terminal would obey escapes, and bidi controls can hide text.
-
-    >>> escape_controls("a\x1b[2J\r\n\tb\u202ec")
-    'a␛[2J␍\n\tb<U+202E>c'
-    """
-    return text.translate(_ESCAPES)
-
-
 def print_inspection(inspection: Inspection, as_json: bool, console: Console | None = None) -> None:
     """Print an inspection: labeled samples, then two tables, then overlaps; or all of it as JSON."""
     if as_json:
-        print(json.dumps(inspection.to_json(), indent=2, ensure_ascii=False))
+        print(terminal_text(json.dumps(inspection.to_json(), indent=2, ensure_ascii=False)))
         return
-    console = console or Console(highlight=False)
+    console = console or Console()
     console.print(legend())
     for inspected in inspection.sets:
         for number, sample in enumerate(inspected.samples, start=1):
@@ -242,8 +230,8 @@ def print_inspection(inspection: Inspection, as_json: bool, console: Console | N
         console.print(table)
         console.print()
     for overlap in inspection.overlaps:
-        console.print("[yellow]warning:[/]", end=" ")
-        console.print(overlap_warning(overlap), markup=False, soft_wrap=True)
+        console.print("warning:", style="yellow", end=" ")
+        console.print(overlap_warning(overlap), soft_wrap=True)
     if not inspection.overlaps:
         console.print("no two sets share more than 1 % of their prompts")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.files import write_file
+from act_lightning.console import Console
 from act_lightning.data.batches import collate, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.loaders import shard_evenly

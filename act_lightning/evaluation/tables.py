@@ -11,6 +11,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from act_lightning.escaping import csv_cell, markdown_text
 from act_lightning.evaluation.intervals import Interval, McNemar, Share, mean_of_shares, paired_test, percent
 from act_lightning.evaluation.results import ROLES, Results, role_means
 
@@ -40,16 +41,18 @@ def rich_table(
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Any table as Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [list(map(markdown_text, head)), ["---"] * len(head), *(map(markdown_text, row) for row in rows)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def csv_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Any table as CSV, with the columns of all rows."""
     lines, text = list(rows), io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows(
+        map(csv_cell, line) for line in (names, *([line.get(name, "") for name in names] for line in lines))
+    )
     return text.getvalue()
 
 

@@ -25,6 +25,7 @@ from act_lightning.checkpoints.weight_files import (
     weights_digest,
 )
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.escaping import markdown_code, markdown_text
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors
 from act_lightning.patches.patch_file import PatchFile, open_patch
 
@@ -213,7 +214,8 @@ def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied
         licenses |= patch.record.provenance.get("licenses", {})
     base = str(patches[0].record.provenance.get("base", model))
     verb = "applied" if applied else "taken out again"
-    sentence = f"`{short_name(model)}` with {'a patch' if len(patches) == 1 else 'patches'} {verb} by act-lightning."
+    what = "a patch" if len(patches) == 1 else "patches"
+    sentence = f"{markdown_code(short_name(model))} with {what} {verb} by act-lightning."
     patch_rows = [["patch", "made from", "base", "result"]]
     for patch in patches:
         record = patch.record
@@ -221,7 +223,7 @@ def _patched_card(patches: Sequence[PatchFile], model: str, digest: str, applied
         patch_rows.append([patch.path.name, origin, record.base, record.result])
     license_rows = [["model", "license"], *([short_name(name), license_text(one)] for name, one in licenses.items())]
     lines = front_matter([base, *licenses], common_license(list(licenses.values())), ["act-lightning", "ability-patch"])
-    lines += [f"# {short_name(model)}, patches {verb}", "", sentence]
+    lines += [f"# {markdown_text(short_name(model))}, patches {verb}", "", sentence]
     lines += [f"The weights' digest is `{digest}`.", "", *table(patch_rows), "", *table(license_rows), ""]
     return "\n".join(lines)
 

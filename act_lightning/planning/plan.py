@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.table import Table
 
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import is_weightless
+from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue, Level
 from act_lightning.planning.checks import Models, Run, inspect_models, run_issues
 from act_lightning.planning.forecast import (
@@ -152,15 +152,15 @@ def print_plan(plan: Plan, as_json: bool) -> int:
     if as_json:
         print(json.dumps(plan.to_json(), indent=2))
         return int(plan.has_error)
-    console = Console(highlight=False)
+    console = Console()
     if plan.channels:
         table = Table("what will happen", "", box=None)
         for name, figure in _rows(plan):
             table.add_row(name, figure)
         console.print(table)
     for issue in plan.issues:
-        console.print(f"[{_COLORS[issue.level]}]{issue.level}:[/]", end=" ")
-        console.print(str(issue), markup=False, soft_wrap=True)
+        console.print(f"{issue.level}:", style=_COLORS[issue.level], end=" ")
+        console.print(str(issue), soft_wrap=True)
     if not plan.issues:
         console.print("no problems found")
     return int(plan.has_error)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from rich.console import Console
 from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import load_model
+from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.tables import ItemScores, csv_table, markdown_table, rich_table
@@ -91,8 +91,8 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     for *texts, keep, recover, keep_changes, recover_changes in cells:
         lines.append([*texts, f"{keep}\n{keep_changes}".rstrip(), f"{recover}\n{recover_changes}".rstrip()])
     console.print(rich_table(title, METHODS_HEAD[:-2], lines, left=2, wrap=2))
-    console.print(describe_best(findings), highlight=False)
-    console.print(f"written to {sweep.folder}; figures: {page}", highlight=False, soft_wrap=True)
+    console.print(describe_best(findings))
+    console.print(f"written to {sweep.folder}; figures: {page}", soft_wrap=True)
 
 
 def _best_config(sweep: Sweep, transfers: Transfers, best: Outcome, target: Outcome, path: Path) -> str:

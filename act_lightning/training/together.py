@@ -22,6 +22,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import terminal_text
 
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 _SECONDS_BETWEEN_CHECKS = 0.5
@@ -145,7 +146,7 @@ class Peers:
                 failure = _Failure(0, "it ended without a message", 1)
             if failure.rank == self._rank or left.wait(_SECONDS_TO_LEAVE) or not self.sections:
                 continue
-            print(f"error: {failure.as_error()}", file=sys.stderr, flush=True)
+            print(terminal_text(f"error: {failure.as_error()}"), file=sys.stderr, flush=True)
             try:
                 self._listening.set(f"{_key(number)}/left/{self._rank}", "")
             finally:

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from act_lightning.checkpoints.files import write_file
+from act_lightning.console import Console
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.translation.assignments import Assignment, assignments
@@ -194,7 +194,7 @@ def print_report(report: TranslationReport, console: Console) -> None:
     console.print(f"{report.requests:,} requests now, {report.retries:,} of them sent again", end="; ")
     console.print(f"cost of everything, earlier runs included: {_dollars(report.cost)} US$")
     for reason, times in report.reasons.items():
-        console.print(f"{times:,} ×  {reason}", markup=False)
+        console.print(f"{times:,} ×  {reason}")
 
 
 def _dollars(cost: float | None) -> str:

@@ -31,7 +31,7 @@ def recipe(tmp_path: Path, target_folder: Path, source_folder: Path, ability_fil
 def write_card(tmp_path: Path, recipe: Recipe, verb: str = "merge") -> Path:
     """A card of a stranger, complete with record and hashes of the true models."""
     recipe, record = read_text(new_card("target", yaml.safe_dump(recipe), {}, verb), tmp_path)
-    record["result"] = {"digest": "0" * 64, "sha256": {}}
+    record["result"] = {"digest": "0" * 64, "sha256": {"model.safetensors": "0" * 64}}
     return put_card(tmp_path, recipe, record)
 
 

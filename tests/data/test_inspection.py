@@ -129,4 +129,4 @@ def test_a_row_cannot_command_the_terminal() -> None:
     console = Console(file=(out := io.StringIO()), width=80, force_terminal=True, color_system="standard")
     console.print(shown, soft_wrap=True)
     assert "\x1b[2J" not in out.getvalue()
-    assert shown.plain == "⟦a␛[2Jb␍\n<U+202E>c<U+009B>⟧"
+    assert shown.plain == r"⟦a\u001b[2Jb\u000d" "\n" r"\u202ec\u009b⟧"

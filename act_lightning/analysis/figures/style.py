@@ -104,6 +104,7 @@ _STYLE: Any = {  # matplotlib types the keys one by one
     **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), SURFACE),
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 7.5),
     "lines.linewidth": 1.4,
+    "text.parse_math": False,  # a name may hold dollars
     "svg.fonttype": "path",  # the same letters on every machine
     "svg.hashsalt": "act-lightning",  # the same bytes at every call
 }
@@ -136,6 +137,8 @@ def render(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
     with mpl.rc_context(_STYLE):
         data = io.BytesIO()
         figure.savefig(data, format=kind, bbox_inches=figure.get_tightbbox().padded(0.08), **options)
+    if kind == "svg":  # matplotlib writes every text again as a comment, whatever is in it
+        return re.sub(rb"<!--.*?-->", b"", data.getvalue(), flags=re.DOTALL)
     return data.getvalue()
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jinja2
 import pandas as pd
@@ -19,6 +20,7 @@ import act_lightning
 from act_lightning.analysis.figures.style import css_variables, render, with_variables
 from act_lightning.checkpoints.files import atomic_folder
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import csv_cell, file_name
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,10 @@ FINDINGS = (
 )
 _CONTENT = {PAGE, "figures", "tables"}
 _PIXELS = 1.5  # at most so many of a page for one point of a figure
+_DRAWING = frozenset({"svg", "g", "defs", "style", "clipPath", "path", "rect", "use", "image"})
+_DRAWING_ATTRIBUTES = frozenset(
+    {"clip-path", "d", "height", "style", "transform", "type", "version", "viewBox", "width", "x", "y"}
+)
 _GENERATOR = '<meta name="generator" content="act_lightning report">'
 
 
@@ -148,17 +154,16 @@ def write_report(
     with atomic_folder(out) as folder:
         for name in ("figures", "tables"):
             (folder / name).mkdir()
-        items = [item for part in parts if isinstance(part, Section) for item in part.content]
         contents: dict[tuple[str, str], Any] = {}
-        for item in items:
+        for item in (item for part in parts if isinstance(part, Section) for item in part.content):
             if isinstance(item, ReportTable):
                 contents["table", item.name] = _write_table(folder / "tables", item)
             elif isinstance(item, Picture):
-                figure = item.draw()
+                figure, name = item.draw(), file_name(item.name)
                 svg = render(figure, "svg").decode()
-                (folder / "figures" / f"{item.name}.svg").write_text(svg, encoding="utf-8")
-                (folder / "figures" / f"{item.name}.png").write_bytes(render(figure, "png"))
-                contents["figure", item.name] = inline_svg(svg, item.name)
+                (folder / "figures" / f"{name}.svg").write_text(svg, encoding="utf-8")
+                (folder / "figures" / f"{name}.png").write_bytes(render(figure, "png"))
+                contents["figure", item.name] = inline_svg(svg, name)
         page = _render(title, parts, limits, contents, now or datetime.now(UTC), about)
         (folder / PAGE).write_text(page, encoding="utf-8")
     return out / PAGE
@@ -184,7 +189,9 @@ def require_report_folder(out: Path) -> None:
 def _write_table(folder: Path, table: ReportTable) -> list[list[Cell]]:
     """Write a table as CSV, and return its rows as the page shows them."""
     frame = table.frame
-    frame.to_csv(folder / f"{table.name}.csv", lineterminator="\n", index_label=frame.index.name or "")
+    cells = frame.map(csv_cell).rename(index=csv_cell, columns=csv_cell)
+    path = folder / f"{file_name(table.name)}.csv"
+    cells.to_csv(path, lineterminator="\n", index_label=csv_cell(frame.index.name or ""))
     rows = []
     for name, values in zip(frame.index, frame.itertuples(index=False), strict=True):
         first = cell(name, False) if isinstance(name, float) else Cell(str(name))
@@ -211,17 +218,34 @@ def cell(value: object, share: bool) -> Cell:
 
 
 def inline_svg(svg: str, name: str) -> Markup:
-    """The SVG for the inside of a page: its colors as variables, its ids its own, its size the page's."""
-    body = with_variables(svg[svg.index("<svg") :])
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'((?:xlink:)?href="|url\()#', rf"\g<1>#{name}-", body)
-    width = re.search(r' width="([\d.]+)pt"', body)
-    limit = f' style="max-width: {float(width.group(1)) * _PIXELS:.0f}px"' if width else ""
-    body = re.sub(r' width="[\d.]+pt"', limit, body, count=1)
-    body = re.sub(r' height="[\d.]+pt"', "", body, count=1)
-    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body).replace("xlink:href", "href")
-    return Markup(body)
+    """The SVG for the inside of a page: its colors as variables, its ids its own, its size the page's.
+
+    It is parsed as data, and only what draws is kept: no scripts, handlers, links or comments.
+    """
+    root = ElementTree.fromstring(svg)
+    for parent in root.iter():
+        for child in [child for child in parent if _local(child.tag) not in _DRAWING]:
+            parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes = {_local(key): value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        for key, value in attributes.items():
+            if key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key == "href" and value.startswith(("#", "data:image/png;base64,")):
+                element.set(key, f"#{name}-{value[1:]}" if value.startswith("#") else value)
+            elif key in _DRAWING_ATTRIBUTES:
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+    width = re.fullmatch(r"([\d.]+)pt", root.attrib.pop("width", ""))
+    root.attrib.pop("height", None)
+    if width:
+        root.set("style", f"max-width: {float(width[1]) * _PIXELS:.0f}px")
+    return Markup(with_variables(ElementTree.tostring(root, encoding="unicode")))
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
 
 
 def _render(
@@ -235,6 +259,7 @@ def _render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["file_name"] = file_name
     environment.filters["glued"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
