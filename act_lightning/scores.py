@@ -179,6 +179,18 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
     save_tensors(path, tensors, _metadata(inventory, record, tensors, {}))
 
 
+def require_difference(path: Path, scores: Tensor, record: ScoreRecord) -> None:
+    """Refuse scores of which none tells one channel from another.
+
+    Raises:
+        ActError: If all are zero, as those of two equal models.
+    """
+    if not bool(scores.any()):
+        problem = f"must differ from the target {record.models.get('target')}, and all scores in {path} are zero"
+        hint = "Name the model that has the ability; nothing can be transferred from one that computes the same."
+        raise ActError(ConfigIssue("profile.sources", record.models.get("source"), problem, hint))
+
+
 def _metadata(
     inventory: ChannelInventory, record: ScoreRecord, tensors: Mapping[str, Tensor], sizes: Mapping[str, Any]
 ) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
@@ -27,9 +28,11 @@ from act_lightning.scores import scores_folder
 from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, start_averages_from, strategy_issues
 from act_lightning.training.together import collective_hook
+from act_lightning.transfer.injection import MaskedInjection, Rounding
 from act_lightning.transfer.preparation import (
     PreparedTransfer,
     TransferPlan,
+    describe_rounding,
     describe_transfer,
     mark_transferred,
     prepare,
@@ -152,16 +155,23 @@ class MaskedTaskVectorInjection(TransferCallback):
         """Select channels and change their parameters in place, on every process alike.
 
         Raises:
-            ActError: Scores are missing or belong to other weights, a mask selects nothing, or a value is NaN. In the
-                last case the model is partly changed and must not be used.
+            ActError: Scores are missing or belong to other weights, a mask selects nothing, no selected value differs
+                from the target's, or a value is NaN. In the last case the model is partly changed and must not be used.
         """
         root, folder = Path(trainer.default_root_dir), profiler.target_folder
         channels = profiler.target_channels or inventory(model)
         prepared = prepare(self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder))
-        apply_transfer(prepared, Layout(model, trainer.strategy.model), folder)
+        injection = apply_transfer(prepared, Layout(model, trainer.strategy.model), folder)
+        rounding = _over_all_processes(injection, trainer)
+        if not rounding.moved and any(source.scale for source in prepared.sources):
+            names = [source.model for source in prepared.sources]
+            problem = "must differ from the target in a selected value, and do not: nothing was transferred"
+            raise ActError(ConfigIssue("profile.sources", names, problem, "Name a model that has the ability."))
         self.prepared, self.record = prepared, prepared.report
         mark_transferred(model, prepared.report)
         rank_zero_info(describe_transfer(prepared.report))
+        if warning := describe_rounding(rounding):
+            rank_zero_info(warning)
         return prepared
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,7 +183,7 @@ class MaskedTaskVectorInjection(TransferCallback):
         self.record = dict(state_dict["record"])
 
 
-def apply_transfer(prepared: PreparedTransfer, layout: Layout, target: Path | None) -> None:
+def apply_transfer(prepared: PreparedTransfer, layout: Layout, target: Path | None) -> MaskedInjection:
     """Change the parameters of a model that holds the target's weights, on every process alike.
 
     Args:
@@ -181,6 +191,9 @@ def apply_transfer(prepared: PreparedTransfer, layout: Layout, target: Path | No
         layout: How the model is spread over processes.
         target: The target's checkpoint, from which a process that holds part of a parameter reads other rows of it, for
             a method that needs them.
+
+    Returns:
+        The injection, with the counts of what this process changed.
 
     Raises:
         ActError: A value is NaN or infinite. The model is partly changed then and must not be used.
@@ -191,6 +204,15 @@ def apply_transfer(prepared: PreparedTransfer, layout: Layout, target: Path | No
         for name, part in layout.parts(injection.names):
             original = None if reader is None else partial(reader.rows, name)
             injection.apply_(name, part.values, part.first_row, original)
+    return injection
+
+
+def _over_all_processes(injection: MaskedInjection, trainer: L.Trainer) -> Rounding:
+    """What rounding did to the whole model, of which each process has changed all, or its own rows."""
+    counts = torch.tensor(injection.rounding, device=trainer.strategy.root_device)
+    values, moved, unchanged = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+    copies = max(1, values // max(1, injection.value_count))
+    return Rounding(values // copies, moved // copies, unchanged // copies)
 
 
 def run_seed() -> int:

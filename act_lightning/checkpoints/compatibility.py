@@ -13,7 +13,7 @@ from torch import Tensor
 
 from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec, summarize_names
 from act_lightning.checkpoints.models import load_config, load_tokenizer
-from act_lightning.checkpoints.weight_files import is_weightless
+from act_lightning.checkpoints.weight_files import identify, is_weightless
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
         return issues
     target_spec, source_spec = specs
     issues = pair_issues(target_spec, source_spec, str(source), setting)
+    if not issues and same_weights(target, source):
+        problem = "must not hold the target's own weights, from which nothing can be transferred"
+        issues.append(ConfigIssue(setting, str(source), problem, "Name the model that has the ability."))
     vocabulary = target_spec.vocabulary
     sizes = [spec.shapes[vocabulary[0]][0] for spec in specs if set(vocabulary) <= spec.shapes.keys()]
     lacking = [str(folder) for folder in (target, source) if not (has_tokenizer(folder) or is_weightless(folder))]
@@ -67,6 +70,14 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
         hint = f"Put the tokenizer's files into {' and '.join(lacking)}."
         issues.append(ConfigIssue(setting, str(source), problem, hint))
     return issues
+
+
+def same_weights(target: Path, source: Path) -> bool:
+    """Whether two folders hold the same weight files, to the byte; false if either holds none."""
+    if is_weightless(target) or is_weightless(source) or identify(target).digest != identify(source).digest:
+        return False
+    # the digest covers the beginning of each tensor
+    return target.samefile(source) or identify(target, verify=True).sha256 == identify(source, verify=True).sha256
 
 
 def pair_issues(target: ModelSpec, source: ModelSpec, name: str, setting: str) -> list[ConfigIssue]:

@@ -32,7 +32,13 @@ from act_lightning.errors import ActError, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.merging import merging_method
 from act_lightning.scorers import scorer_of
-from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, describe_transfer, prepare
+from act_lightning.transfer.preparation import (
+    PreparedTransfer,
+    TransferPlan,
+    describe_rounding,
+    describe_transfer,
+    prepare,
+)
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios
 
@@ -125,13 +131,13 @@ class Merge:
         files: dict[str, str | bytes] = {CARD: card, "transfer.json": record}
         auto = self.export_dtype == "auto"
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
-        with self.transfer.injection() as injection:
+        with self.transfer.injection(dtype) as injection:
             sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device)
-            bytes_read = injection.bytes_read
+            bytes_read, warning = injection.bytes_read, describe_rounding(injection.rounding)
         write_file(output / CARD, rebuild_card(output, sha256=sha256))
         write_file(self.root / "transfer.json", record)
         summary = f"{bytes_read:,} bytes of the sources' tensors read\nmerged model written to {output}"
-        return f"{describe_transfer(report)}\n{summary}"
+        return "\n".join(line for line in (describe_transfer(report), warning, summary) if line)
 
 
 def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None:

@@ -191,7 +191,8 @@ def bind(method: MergingMethod, parts: Parts, scale: float) -> Merge:
     return lambda vectors, tensor_slice: merge(weigh(vectors), tensor_slice) * scale
 
 
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by size in bytes, to look at the bits of floats."""
 
 
 def apply_change(target: Tensor, change: Tensor, selected: Tensor | None = None) -> Tensor:
@@ -211,7 +212,7 @@ def apply_change(target: Tensor, change: Tensor, selected: Tensor | None = None)
         A tensor of the target's shape and dtype (paper §4.2, equation 5).
     """
     changed = (target.float() + change).to(target.dtype)
-    bits = _BITS[target.element_size()]
+    bits = INTEGERS[target.element_size()]
     # Adding zero may change float64, and negative zero, whose bits are the smallest integer. where() is slow.
     if target.numel() and (bits is torch.int64 or int(target.view(bits).min()) == torch.iinfo(bits).min):
         changed = torch.where(change == 0, target, changed)

@@ -34,6 +34,7 @@ from act_lightning.scores import (
     chunks_path,
     read_chunk_sizes,
     read_record,
+    require_difference,
     require_finite,
     score_path,
     write_chunks,
@@ -319,9 +320,11 @@ def save(measurement: Measurement, channels: ChannelInventory, measured: Measure
     """Write scores on the first process, after all processes have checked them; those of chunks first.
 
     Raises:
-        ActError: On all processes, so that none waits for one that has stopped, if a score is NaN or infinite.
+        ActError: On all processes, so that none waits for one that has stopped, if a score is NaN or infinite, or all
+            are zero.
     """
     require_finite(measurement.path, channels, measured.scores)
+    require_difference(measurement.path, measured.scores, measurement.record)
     record, total = measurement.record, len(measurement.samples.samples)
     if measured.overlap is not None:
         stability = {**record.stability, "overlap": round(measured.overlap, 4)}
@@ -347,7 +350,7 @@ def measure_weights(pending: Sequence[Measurement], target: Target, scorer: Weig
     One process reads; the others wait for it.
 
     Raises:
-        ActError: If a weight or a score is NaN or infinite.
+        ActError: If a weight or a score is NaN or infinite, or all scores of a source are zero.
     """
     if trainer.is_global_zero:
         channels = target.inventory()
@@ -357,5 +360,6 @@ def measure_weights(pending: Sequence[Measurement], target: Target, scorer: Weig
                 sums = channel_sums(scorer.values, target_rows, source_rows, channels, match)
             scores = scorer.finish(sums, channels.sizes()).float()
             for measurement in (measurement for measurement in pending if measurement.folder == folder):
+                require_difference(measurement.path, scores, measurement.record)
                 write_scores(measurement.path, channels, scores, measurement.record)
     trainer.strategy.barrier("scores written")

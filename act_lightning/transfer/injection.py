@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, reduce
 from operator import or_
+from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import first_row_not_finite
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.merging.method import (
+    INTEGERS,
     MergingMethod,
     TaskVector,
     TensorSlice,
@@ -36,6 +39,34 @@ _MOST_REMEMBERED = 1 << 25  # elements of task vectors, 128 MiB: smaller tensors
 _CPU = torch.device("cpu")
 
 ReadRows = Callable[[Tensor], Tensor]
+
+
+class Rounding(NamedTuple):
+    """How many values a transfer gave, which of these should differ from the target's, and which of these do not.
+
+    Attributes:
+        values: All values given, selected or not.
+        moved: Those with a change other than zero.
+        unchanged: Those of them that are the target's once rounded.
+    """
+
+    values: int = 0
+    moved: int = 0
+    unchanged: int = 0
+
+
+def count_rounding(target: Tensor, change: Tensor, changed: Tensor, dtype: torch.dtype) -> Rounding:
+    """What rounding to ``dtype`` does to some values; ``change`` is zero where nothing is selected.
+
+    >>> target = torch.tensor([1.0, 1.0, 1.0], dtype=torch.bfloat16)
+    >>> change = torch.tensor([0.0, 0.001, 0.1])
+    >>> count_rounding(target, change, apply_change(target, change), torch.bfloat16)
+    Rounding(values=3, moved=2, unchanged=1)
+    """
+    bits = INTEGERS[dtype.itemsize]
+    moved = torch.count_nonzero(change.view(torch.int32) << 1)  # without the sign, for −0; faster than of floats
+    different = torch.count_nonzero(target.to(dtype).view(bits) ^ changed.to(dtype).view(bits))
+    return Rounding(change.numel(), int(moved), max(0, int(moved) - int(different)))
 
 
 class SourceVectors:
@@ -139,8 +170,11 @@ class MaskedInjection:
         scale: λ of the transfer; sources are weighted relative to it by a method that votes or averages.
         fisher: Fisher information, for a method that needs it.
 
+        dtype: The precision that values are stored in later, if it is lower than that of the values given.
+
     Attributes:
         names: First names of the parameters that change.
+        rounding: What rounding did to the values that were changed so far.
     """
 
     def __init__(
@@ -151,7 +185,11 @@ class MaskedInjection:
         seed: int = 0,
         scale: float = 1.0,
         fisher: TransferFisher | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.rounding = Rounding()
+        self._lock = Lock()
+        self._dtype = dtype
         self._inventory = inventory
         self._selected = list(sources)
         self._method = method
@@ -188,6 +226,11 @@ class MaskedInjection:
     def bytes_read(self) -> int:
         """How many bytes of tensors have been read from the sources."""
         return sum(source.reader.bytes_read for source in self._sources)
+
+    @property
+    def value_count(self) -> int:
+        """How many values :meth:`changes` gives for the whole model."""
+        return sum(len(self.rows(name)) * self._inventory.shapes[name][1:].numel() for name in self.names)
 
     def rows(self, name: str) -> Tensor:
         """Row numbers of a parameter for which :meth:`changes` gives values, ascending int64; of a vector, elements."""
@@ -273,6 +316,9 @@ class MaskedInjection:
             moves_everything = len(masks) < len(chunk.vectors)  # from one source
             changed = apply_change(target, change, None if moves_everything else reduce(or_, masks))
             _require_finite(changed, name, "the merged weights", chunk.rows)
+            rounding = count_rounding(target, change, changed, self._dtype or target.dtype)
+            with self._lock:
+                self.rounding = Rounding(*map(sum, zip(self.rounding, rounding, strict=True)))
             yield chunk.rows, changed
         for source in self._sources:
             source.reader.release(name)

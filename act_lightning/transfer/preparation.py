@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from act_lightning.architecture import module_type, split_layer
@@ -20,8 +21,8 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer, recorded_scorer
-from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path
-from act_lightning.transfer.injection import MaskedInjection
+from act_lightning.scores import ScoreRecord, read_record, read_scores, require_difference, score_path
+from act_lightning.transfer.injection import MaskedInjection, Rounding
 from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher, source_fisher_path, target_fisher_path
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, weight_issues
@@ -105,6 +106,20 @@ def describe_transfer(report: Mapping[str, Any]) -> str:
         f" {source['parameter_share']:.2%} of parameters"
         for name, source in report["sources"].items()
     )
+
+
+def describe_rounding(rounding: Rounding) -> str:
+    """A warning about values that a transfer leaves as they were; empty if there are none.
+
+    >>> describe_rounding(Rounding(values=9, moved=4, unchanged=1))
+    'warning: 1 of 4 selected values (25.0%) that should move stay, because rounding takes their change away'
+    """
+    if not rounding.moved:
+        return "warning: nothing was transferred: no selected value differs from the target's"
+    if not rounding.unchanged:
+        return ""
+    counts = f"{rounding.unchanged:,} of {rounding.moved:,} selected values ({rounding.unchanged / rounding.moved:.1%})"
+    return f"warning: {counts} that should move stay, because rounding takes their change away"
 
 
 def resumed_issues(
@@ -220,9 +235,9 @@ class PreparedTransfer:
         mask = union_of_sources(self.sources, self.inventory.total)
         return self.inventory.count_elements(mask) / self.inventory.parameters
 
-    def injection(self) -> MaskedInjection:
-        """The injection into parameters; use it as a context manager."""
-        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale, self.fisher)
+    def injection(self, dtype: torch.dtype | None = None) -> MaskedInjection:
+        """The injection into parameters, stored in ``dtype`` later; use it as a context manager."""
+        return MaskedInjection(self.inventory, self.sources, self.method, self.seed, self.scale, self.fisher, dtype)
 
 
 def prepare(plan: TransferPlan) -> PreparedTransfer:
@@ -248,8 +263,9 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
                 record = checked_record(path, plan.scores, digests, settings.scorer)
                 folders = {"target": plan.target, "source": folder}
                 raise_if_any(weight_file_issues(path, record, {role: folders[role] for role in plan.verify}))
-                tokens[ability] = record.tokens
-                scores[ability] = read_scores(path, inventory)
+                values = read_scores(path, inventory)
+                require_difference(path, values, record)
+                tokens[ability], scores[ability] = record.tokens, values
         scale = settings.scale if source.scale is None else source.scale
         ratio = settings.ratio if source.ratio is None else source.ratio
         vocabulary = None if plan.target is None else match_vocabularies(plan.target, folder)

@@ -198,8 +198,16 @@ def test_strangers_are_told_from_siblings(
         assert found["difference"] > 1
 
 
-def test_one_model_under_two_names_is_noticed(config: Config, target_folder: Path) -> None:
-    plan = planned(changed(config, "profile.sources.0.model", str(target_folder)))
+def test_one_model_under_two_names_is_refused(config: Config, target_folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(target_folder, tmp_path / "other")
+    for name in (target_folder, other):
+        plan = planned(changed(config, "profile.sources.0.model", str(name)), status=1)
+        (problem,) = about(plan, "profile.sources[0].model", "error")
+        assert "must not hold the target's own weights" in problem["message"]
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"][-1] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    plan = planned(changed(config, "profile.sources.0.model", str(other)))
     assert plan["parameters"]["siblings"]["s"]["difference"] == 0
     assert "hardly anything to transfer" in about(plan, "profile.sources[0].model", "warning")[0]["message"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -88,6 +89,38 @@ def test_two_sources_with_settings_of_their_own(
     for name, numbers, ratio in (("m", chosen, "0.29"), ("n", others, "0.1")):
         check_counts(report, name, target, numbers, ratio)
     assert (report["sources"]["m"]["scale"], report["sources"]["n"]["scale"]) == (0.7, 0.3)
+
+
+def test_a_source_that_computes_the_same_is_refused(tmp_path: Path) -> None:
+    """Its files are laid out otherwise, so that nothing but the values tells."""
+    target = tiny_model("llama")
+    folder = str(save_model(target, tiny_tokenizer(), tmp_path / "s", max_shard_size="30KB"))
+    for selection, problem in (("activation", "all scores in .* are zero"), ("all", "differ from the target in a sel")):
+        with pytest.raises(ActError, match=problem):
+            fit(copy.deepcopy(target), tmp_path, [AbilitySource(folder, {**ABILITIES})], selection=selection)
+    assert not (tmp_path / "scores").exists()
+    assert not (tmp_path / "transfer.json").exists()
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_what_rounding_keeps_is_counted_once(
+    copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where several processes hold the same values."""
+    target = tiny_model("llama", dtype=torch.bfloat16)
+    net, source = copy.deepcopy(target), sibling_of(target, seed=1)
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", lambda self, counts, **_: counts * copies)
+    sources = [AbilitySource(saved(source, tmp_path / "s"), {**ABILITIES})]
+    with caplog.at_level("INFO"):
+        fit(net, tmp_path, sources, selection="all", scale=0.01)
+    moved = unchanged = 0
+    for name, before in target.named_parameters():
+        moving = source.get_parameter(name) != before
+        moved, unchanged = (
+            moved + int(moving.sum()),
+            unchanged + int((moving & (net.get_parameter(name) == before)).sum()),
+        )
+    assert f"warning: {unchanged:,} of {moved:,} selected values" in caplog.text
 
 
 def test_a_source_stored_more_finely_than_the_target(tmp_path: Path) -> None:

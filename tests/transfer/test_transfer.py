@@ -148,6 +148,29 @@ def test_nothing_moves_at_a_scale_of_zero(tmp_path: Path, ability_file: Path) ->
     reference.assert_same_bits(stored(transfer.root / "merged"), before)
 
 
+LOSSY = [("bfloat16", "auto"), ("float32", "bfloat16"), ("bfloat16", "float32")]
+
+
+@pytest.mark.parametrize(("stored_as", "written"), LOSSY)
+def test_selected_values_that_rounding_keeps_are_counted(
+    stored_as: str, written: str, tmp_path: Path, ability_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transfer = a_transfer(tmp_path, ability_file, "gpt2", True, DTYPES[stored_as])
+    transfer.config["profile"]["sources"].pop()
+    transfer.config["transfer"] |= {"selection": "all", "scale": 0.01}
+    with caplog.at_level("INFO"):
+        assert run("merge", transfer.config, "--model.export_dtype", written).status == 0
+    merged, source = stored(transfer.root / "merged"), dict(transfer.sources["m"].named_parameters())
+    moved = unchanged = 0
+    for name, before in transfer.target.named_parameters():
+        moving = source[name].float() != before.float()
+        moved += int(moving.sum())
+        unchanged += int((moving & (merged[name] == before.to(merged[name].dtype))).sum())
+    share = f"{unchanged:,} of {moved:,} selected values ({unchanged / moved:.1%})"
+    assert (f"warning: {share} that should move stay" in caplog.text) is (written != "float32")
+    assert (unchanged > 0) is (written != "float32")
+
+
 def test_the_record_holds_hashes(tmp_path: Path, ability_file: Path) -> None:
     transfer = a_transfer(tmp_path, ability_file, "llama", True, torch.float32)
     assert run("merge", transfer.config).status == 0
