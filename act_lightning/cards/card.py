@@ -24,6 +24,7 @@ from act_lightning.cards.record import (
     short_name,
     versions,
 )
+from act_lightning.checkpoints.files import parse_json, read_json
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import markdown_code, markdown_text, terminal_text
@@ -196,10 +197,12 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
             match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
             blocks.append((match and match.group(2)) or "{}")
-        recipe, record = yaml.safe_load(blocks[0]), json.loads(blocks[1])
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(blocks[0], yaml.SafeLoader)):
+            raise ValueError("a recipe has no aliases, of which a few lines can make a mapping without end")
+        recipe, record = yaml.safe_load(blocks[0]), parse_json(blocks[1], unique_keys=True)
         if not isinstance(recipe, dict) or not isinstance(record, dict):
             raise ValueError("recipe and record must be mappings")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         problem = f"must be a readable card ({error})"
         raise ActError(ConfigIssue("card", str(path), problem, "Name a README.md.")) from error
     if not record:
@@ -219,7 +222,7 @@ def read_transfer(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_bytes()))
+        return dict(read_json(path))
     except (OSError, ValueError, TypeError) as error:
         problem = f"must be the JSON of a transfer ({error})"
         raise ActError(ConfigIssue("transfer.json", str(path), problem, "Export the model again.")) from error
@@ -252,7 +255,7 @@ def result_rows(folder: Path) -> list[list[str]]:
     rows: list[list[str]] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path)
         except (OSError, ValueError):
             continue
         items = content if isinstance(content, list) else []

@@ -60,9 +60,11 @@ def read_license(folder: Path) -> License:
 
     try:
         metadata = metadata_load(folder / CARD) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         metadata = {}
-    return {key: metadata[key] for key in LICENSE_KEYS if metadata.get(key)} if metadata.get("license") else {}
+    texts = {key: metadata.get(key) for key in LICENSE_KEYS} if isinstance(metadata, dict) else {}
+    license_ = {key: value for key, value in texts.items() if value and isinstance(value, str)}
+    return license_ if "license" in license_ else {}
 
 
 def license_text(license_: License) -> str:

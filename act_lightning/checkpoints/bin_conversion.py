@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.files import atomic_folder, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_folder, read_json, wrap_os_errors
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, SINGLE, aux_files, new_header
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
@@ -59,7 +59,7 @@ def _converted_names(folder: Path, setting: str) -> dict[str, str]:
     if (folder / _BIN).is_file():
         return {_BIN: SINGLE}
     try:
-        names = sorted({*json.loads((folder / _BIN_INDEX).read_bytes())["weight_map"].values()})
+        names = sorted({*read_json(folder / _BIN_INDEX)["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"must hold {_BIN} or a readable {_BIN_INDEX}, since it is named {BIN_PREFIX}… ({error})"
         hint = f"Leave out {BIN_PREFIX} to read safetensors."

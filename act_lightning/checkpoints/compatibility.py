@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from act_lightning.checkpoints.files import parse_json
 from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec, summarize_names
 from act_lightning.checkpoints.models import load_config, load_tokenizer
 from act_lightning.checkpoints.weight_files import identify, is_weightless
@@ -234,9 +234,9 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         problem = "must hold a tokenizer, by whose tokens vocabularies of different sizes are matched"
         raise ActError(ConfigIssue(str(folder), folder.name, problem, "Put the tokenizer's files into the folder."))
     try:  # without transformers, which takes seconds to import
-        content = json.loads((folder / _TOKENIZER).read_bytes())
+        content = parse_json((folder / _TOKENIZER).read_bytes())
         entries = content["model"]["vocab"]
         numbers = dict(entries) if isinstance(entries, dict) else {entry[0]: i for i, entry in enumerate(entries)}
         return numbers | {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    except (OSError, ValueError, KeyError, TypeError):  # another kind of tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # another kind of tokenizer
         return dict(load_tokenizer(folder).get_vocab())

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from act_lightning.errors import ActError, ConfigIssue
 
+_MAX_JSON_BYTES = 100 << 20
+_MAX_NAME = 200  # a file system's 255, less what is added to names of files, also while these are written
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9]+-[0-9a-f]+")
 _FICLONE = 0x40049409  # linux/fs.h; supported by btrfs, XFS, bcachefs, OCFS2, NFS 4.2
@@ -28,9 +30,9 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
 
 def name_issues(name: str, setting: str) -> list[ConfigIssue]:
     """The issue of a name that cannot be part of a path, given under ``setting``."""
-    if _NAME.fullmatch(name) and name not in (".", ".."):
+    if _NAME.fullmatch(name) and name not in (".", "..") and len(name) <= _MAX_NAME:
         return []
-    problem = "must be a name that matches [A-Za-z0-9._-]+ and is not . or .."
+    problem = f"must be a name of at most {_MAX_NAME} characters that matches [A-Za-z0-9._-]+ and is not . or .."
     return [ConfigIssue(setting, name, problem, "Rename it: files are named after it.")]
 
 
@@ -46,6 +48,20 @@ def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:  # noqa: AN
         return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON
+    """The value in a JSON file that anybody may have written; a key that stands twice is an error.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no JSON, or is nested too deeply, or larger than any of its kind.
+    """
+    with path.open("rb") as file:
+        text = file.read(_MAX_JSON_BYTES + 1)
+    if len(text) > _MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {_MAX_JSON_BYTES >> 20} MiB")
+    return parse_json(text, unique_keys=True)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from act_lightning.architecture import tied_groups
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
+from act_lightning.checkpoints.files import read_json
 from act_lightning.checkpoints.weight_files import CONFIG, FLOATS, check_finite, is_weightless, read_headers
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
@@ -28,6 +29,12 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
 _DUPLICATES = ("original/*", "onnx/*", "consolidated*")  # the same weights in other formats
+_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+"""Those of transformers; any other name in a config is that of a kernel on the hub."""
+_MAX_LAYERS = 1_000  # where no weight files tell; the largest models have 126
+_LAYER_COUNT = re.compile(r"(num|n)_(\w+_)?layers?")
+_LARGEST = {r"(layers?|depth|blocks)$": _MAX_LAYERS, r"expert": 1 << 15, r"": 1 << 40}
+"""The largest whole number in a config by a pattern of its name."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -45,8 +52,13 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         ActError: The model or its config does not exist or cannot be downloaded, or a revision is given for a folder.
     """
     name = str(model)
-    folder = Path(name).expanduser()
-    if folder.is_dir() or name.startswith(LABORATORY):
+    try:
+        folder = Path(name).expanduser()
+        is_folder = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, say, or the home of a user who does not exist
+        problem = f"must be a folder that exists ({error})"
+        raise ActError(ConfigIssue(setting, name, problem, "Correct the path.")) from error
+    if is_folder or name.startswith(LABORATORY):
         if revision is not None:
             problem = f"must be a hub id where a revision ({revision}) is given"
             hint = "Remove the revision, or name the model by its hub id."
@@ -100,16 +112,59 @@ def load_config(folder: Path) -> PretrainedConfig:
     Raises:
         ActError: It is missing or broken, needs its own code, or is the config of quantized weights.
     """
+    try:
+        values = read_json(folder / CONFIG)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        raise ActError(_load_issue(folder, f"must hold a {CONFIG} that can be read", error)) from error
+    raise_if_any(_config_issues(folder, values))
     from transformers import AutoConfig
 
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, **_LOCAL)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ActError(_load_issue(folder, "must hold a config.json that transformers knows", error)) from error
+    except Exception as error:  # configs of many architectures check themselves, and raise anything
+        raise ActError(_load_issue(folder, f"must hold a {CONFIG} that transformers knows", error)) from error
     if getattr(config, "quantization_config", None) is not None:
         problem = "must hold plain floating-point weights, and its config has a quantization_config"
         raise ActError(ConfigIssue(str(folder), config.model_type, problem, "Give the original, unquantized model."))
     return config
+
+
+def _config_issues(folder: Path, config: Mapping[str, Any]) -> Iterator[ConfigIssue]:
+    """What a config must not say, whoever wrote it: where to get code from, or a number of parts that has no end."""
+    stored = 0
+    if not is_weightless(folder):
+        with suppress(ActError):  # whatever needs the weights reports this
+            stored = sum(len(header.entries) for header in read_headers(folder, str(folder)).values())
+    for name, value in _config_values(config):
+        setting, key = f"{folder / CONFIG}, {name}", name.lower().rpartition(".")[2]
+        if isinstance(value, str) and "_implementation" in name and value not in _IMPLEMENTATIONS:
+            names = ", ".join(_IMPLEMENTATIONS)
+            problem = f"must be one of {names}, for a model's files must not name code to be downloaded"
+            hint = f"Delete the line from {CONFIG}, and choose with model.attention."
+            yield ConfigIssue(setting, value, problem, hint)
+        elif type(value) is int:
+            limit = min(limit for pattern, limit in _LARGEST.items() if re.search(pattern, key))
+            reason = ""
+            if stored and _LAYER_COUNT.fullmatch(key):  # each layer has a tensor at least
+                limit, reason = stored, ", the number of tensors in the weight files"
+            if value > limit:
+                hint = "Give the config that belongs to the weights."
+                yield ConfigIssue(setting, value, f"must be at most {limit:,}{reason}", hint)
+
+
+def _config_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value in a config with its dotted name, those in nested configs and lists included."""
+    rest: list[tuple[str, Any]] = list(config.items())
+    while rest:
+        name, value = rest.pop()
+        if isinstance(value, dict):
+            rest += [(f"{name}.{key}", child) for key, child in value.items()]
+        elif isinstance(value, list):
+            rest += [(name, child) for child in value]
+        else:
+            yield name, value
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -167,7 +222,7 @@ def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype, trust_remote_code=False
             )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # as of configs
         raise ActError(_load_issue(folder, "must be the config of a causal language model", error)) from error
     return model
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -15,9 +18,19 @@ from torch import Tensor
 from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import untied_issue
 from act_lightning.checkpoints.weight_files import check_finite, read_headers
-from act_lightning.errors import ActError
+from act_lightning.errors import ActError, ConfigIssue
 
 _TIED_BYTES_AT_ONCE = 1 << 22
+_MAX_OPEN_FILES = 4  # of a model, each with two descriptors at most; a system may allow 64 in all
+
+
+@dataclass
+class _OpenFile:
+    """An open weight file; mapped, if scattered rows were read. ``users`` is the number of threads that read it."""
+
+    handle: FileIO
+    map: mmap.mmap | None = None
+    users: int = 0
 
 
 class CheckpointReader(AbstractContextManager["CheckpointReader"]):
@@ -48,9 +61,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         self._files = {key: file for file, header in self.headers.items() for key in header.entries}
         self._entries = {key: entry for header in self.headers.values() for key, entry in header.entries.items()}
         self._lock = Lock()
-        self._open = ExitStack()
-        self._descriptors: dict[str, int] = {}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._open_files: dict[str, _OpenFile] = {}  # the one that was used last is the last
         self.spec: ModelSpec = read_model_spec(folder, self.headers)
         assert self.spec.keymap is not None  # headers were given
         self.keymap = self.spec.keymap
@@ -59,9 +70,9 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
 
     def close(self, *_: object) -> None:
         """Close all files; reading again opens them again."""
-        self._open.close()
-        self._descriptors.clear()
-        self._maps.clear()
+        for opened in self._open_files.values():
+            opened.handle.close()
+        self._open_files.clear()
 
     __exit__ = close
 
@@ -112,17 +123,15 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             data = self.raw(key, int(index[0]) * width, len(index) * width)
             values = data.view(entry.dtype).view(len(index), *entry.shape[1:])
         else:  # from the mapped file, of which a page is read when one of its elements is
-            descriptor = self._descriptor(file)
-            with self._lock:
-                if file not in self._maps:
-                    # Copy-on-write, and never written: torch warns about read-only buffers.
-                    mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-                    self._maps[file] = self._open.enter_context(mapped)
             start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
             tensor = torch.empty(0, dtype=entry.dtype)
-            if count > 0:
-                tensor = torch.frombuffer(self._maps[file], dtype=entry.dtype, count=count, offset=start)
-            values = tensor.view(entry.shape)[index]
+            with self._opened(file) as opened:
+                with self._lock:
+                    # Copy-on-write, and never written: torch warns about read-only buffers.
+                    opened.map = opened.map or mmap.mmap(opened.handle.fileno(), 0, access=mmap.ACCESS_COPY)
+                if count > 0:
+                    tensor = torch.frombuffer(opened.map, dtype=entry.dtype, count=count, offset=start)
+                values = tensor.view(entry.shape)[index]
             with self._lock:
                 self.bytes_read += values.nbytes
         check_finite(values, str(self.folder / file), key, index)
@@ -136,13 +145,14 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         entry, file = self._entries[key], self._files[key]
         buffer = torch.empty(entry.size - start if size is None else size, dtype=torch.uint8)
         offset = self.headers[file].data_start + entry.start + start
-        descriptor = self._descriptor(file)  # not the mapped file, whose pages would count as our memory
         rest = buffer.numpy().data
-        while rest:  # one call reads 2 GiB at most
-            count = os.preadv(descriptor, [rest], offset)
-            if not count:
-                raise EOFError("a weight file ended early: it changed while it was read")
-            rest, offset = rest[count:], offset + count
+        with self._opened(file) as opened:  # not the mapped file, whose pages would count as our memory
+            while rest:  # one call reads 2 GiB at most
+                count = os.preadv(opened.handle.fileno(), [rest], offset)
+                if not count:
+                    problem, hint = "must not change while it is read, and ends too early", "Run again."
+                    raise ActError(ConfigIssue(str(self.folder / file), key, problem, hint))
+                rest, offset = rest[count:], offset + count
         with self._lock:
             self.bytes_read += len(buffer)
         return buffer
@@ -150,16 +160,26 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
     def release(self, name: str) -> None:
         """Free the memory that reading scattered rows of the parameter ``name`` has taken."""
         with self._lock:
-            mapped = self._maps.get(self._files[self.keymap.keys[name]])
+            opened = self._open_files.get(self._files[self.keymap.keys[name]])
+        mapped = None if opened is None else opened.map
         if mapped is not None and hasattr(mapped, "madvise"):  # not on every platform
             mapped.madvise(mmap.MADV_DONTNEED)
 
-    def _descriptor(self, file: str) -> int:
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[_OpenFile]:
+        """An open file, and close those that were not used for the longest time, so that few are open at once."""
         with self._lock:
-            if file not in self._descriptors:
-                handle = self._open.enter_context((self.folder / file).open("rb", buffering=0))
-                self._descriptors[file] = handle.fileno()
-            return self._descriptors[file]
+            opened = self._open_files.pop(file, None) or _OpenFile((self.folder / file).open("rb", buffering=0))
+            opened.users += 1
+            self._open_files[file] = opened
+            idle = [name for name, other in self._open_files.items() if not other.users]
+            for name in idle[: max(len(self._open_files) - _MAX_OPEN_FILES, 0)]:
+                self._open_files.pop(name).handle.close()
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.users -= 1
 
     def _check_ties(self) -> None:
         """Raise if a tied parameter is stored under several keys with different bytes."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from act_lightning.checkpoints.files import parse_json, read_json
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 DTYPES = {
@@ -166,11 +167,12 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            table = json.loads(file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER_BYTES) else b"")
+            text = file.read(length) if 0 < length <= min(size - 8, _MAX_HEADER_BYTES) else b""
+        table = parse_json(text, unique_keys=True)
         metadata = table.pop("__metadata__", None) or {}
-        entries = {
-            key: Entry(item["dtype"], tuple(item["shape"]), *item["data_offsets"]) for key, item in table.items()
-        }
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata must be text by text")
+        entries = {key: _read_entry(key, item) for key, item in table.items()}
         entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
         end = 0
         for key, entry in entries.items():
@@ -217,6 +219,17 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return weights_digest(entries, hashes)
 
 
+def _read_entry(key: str, item: Mapping[str, Any]) -> Entry:
+    """A tensor of a header; ValueError unless every number is a natural one."""
+    code, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
+    numbers = [*shape, *offsets]
+    if not isinstance(code, str) or len(offsets) != 2 or any(type(number) is not int for number in numbers):
+        raise ValueError(f"{key} must have a dtype, a shape and two offsets in whole numbers")
+    if min(numbers) < 0:
+        raise ValueError(f"{key} has a negative size or offset")
+    return Entry(code, tuple(shape), *offsets)
+
+
 def is_weightless(folder: Path) -> bool:
     """Whether ``folder`` holds no weights of any format; a config alone is enough for a plan."""
     return not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", INDEX, *_OTHER_FORMATS))
@@ -258,10 +271,10 @@ def _read_index(folder: Path, setting: str) -> dict[str, str]:
             hint = "Convert them to safetensors; or write bin: before the model's name to have pytorch_model.bin read."
         raise ActError(ConfigIssue(setting, str(folder), problem, hint))
     try:
-        index = dict(json.loads(path.read_bytes())["weight_map"])
+        index = dict(read_json(path)["weight_map"])
         if not index or any(Path(file).name != file for file in index.values()):
             raise ValueError("it names no file, or one outside the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"must be a JSON index with a weight_map ({error})"
         raise ActError(ConfigIssue(str(path), path.name, problem, "Download or copy it again.")) from error
     return index

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import act_lightning
-from act_lightning.errors import ActError
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
 
 if TYPE_CHECKING:
@@ -73,6 +73,13 @@ def main(args: ArgsType = None) -> int:
         return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
     except ActError as error:
         print(terminal_text(f"error: {error}"), file=sys.stderr)
+        return 1
+    except OSError as error:  # a fact about the user's files that no check foresaw, such as a name that is too long
+        if error.filename is None:
+            raise
+        hint = "Correct the path, permit access to it, or free some space."
+        issue = ConfigIssue("file", str(error.filename), f"must be usable ({error.strerror})", hint)
+        print(terminal_text(f"error: {issue}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before or outside a Trainer's run, which has handlers of its own
         print("stopped by Ctrl-C", file=sys.stderr)

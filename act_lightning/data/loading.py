@@ -125,13 +125,17 @@ def source_kind(path: str) -> SourceKind:
 
 def source_issues(settings: AbilityData, where: str) -> list[ConfigIssue]:
     """Issues of ``path`` and the settings that depend on it, without reading data."""
-    kind = source_kind(settings.path)
+    try:
+        kind = source_kind(settings.path)
+        missing = kind == "file" and not _matching_files(settings.path)
+    except OSError as error:  # such as a name that is too long
+        return [ConfigIssue(f"{where}.path", settings.path, f"must be a path ({error.strerror})", "Check the path.")]
     if kind == "unknown":
         endings = ", ".join(f".{name}" for name in READERS)
         hint = f"Name a file that ends in {endings}, a folder of save_to_disk, a hub id (owner/name), or lab:<name>."
         return [ConfigIssue(f"{where}.path", settings.path, "must name a data set of a known kind", hint)]
     issues = []
-    if kind == "file" and not _matching_files(settings.path):
+    if missing:
         issues.append(ConfigIssue(f"{where}.path", settings.path, "must be an existing file", "Check the path."))
     for setting in _HUB_SETTINGS:
         applies = kind == "hub" or (setting == "split" and kind != "file")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from act_lightning.architecture import module_type
+from act_lightning.checkpoints.files import parse_json
 from act_lightning.checkpoints.weight_files import Entry, Header, read_header
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.patches.encoding import (
@@ -197,7 +198,7 @@ def open_patch(path: Path) -> PatchFile:
         problem = "must be an ability patch, and is another safetensors file"
         raise ActError(ConfigIssue("patch", str(path), problem, "Name a file that `patch make` has written."))
     try:
-        values = json.loads(text)
+        values = parse_json(text, unique_keys=True)
         record = PatchRecord.from_json(values) if values["format"] == FORMAT else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"must have a readable record ({error!r})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from act_lightning.checkpoints.compatibility import (
     match_vocabularies,
     read_vocabulary,
 )
+from act_lightning.checkpoints.files import read_json
 from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import is_weightless
@@ -199,9 +199,10 @@ def _template_issues(target: Path, source: Path, setting: str) -> list[ConfigIss
 def _tokenizer_settings(folder: Path) -> dict[str, Any]:
     """Chat template and special tokens, as the tokenizer's files give them."""
     try:
-        content = json.loads((folder / "tokenizer_config.json").read_bytes())
+        content = read_json(folder / "tokenizer_config.json")
     except (OSError, ValueError):
         content = {}
+    content = content if isinstance(content, dict) else {}
     values = {key: content.get(key) for key in ("chat_template", *_SPECIAL_TOKENS)}
     if (folder / _TEMPLATE).is_file():
         values["chat_template"] = (folder / _TEMPLATE).read_text(encoding="utf-8")

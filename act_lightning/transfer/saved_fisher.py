@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from act_lightning.checkpoints.files import parse_json
 from act_lightning.errors import ActError, ConfigIssue
 
 FISHER_FOLDER = "fisher"
@@ -60,7 +60,7 @@ class SavedFisher:
             except (OSError, SafetensorError) as error:
                 problem = f"must be a readable file of Fisher information ({error})"
                 raise ActError(ConfigIssue("fisher", str(path), problem, _GATHER_AGAIN)) from error
-            self._open_files[path] = file, json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+            self._open_files[path] = file, parse_json((file.metadata() or {}).get(ALIASES, "{}"))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -264,7 +264,7 @@ def test_scores_that_are_damaged(config: Config, tmp_path: Path) -> None:
     save_file({"lm_head": torch.zeros(3)}, file)
     refused(config, "must be a readable score file")
     file.write_bytes(content[:-4] + b"\x00\x00\xc0\x7f")  # the last score is NaN
-    refused(config, "must be finite")
+    refused(config, "must have the SHA-256 that it states")
 
 
 def test_a_checkpoint_that_is_not_there(config: Config) -> None:
