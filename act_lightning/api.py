@@ -28,7 +28,7 @@ from act_lightning.cards.record import CARD
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.export import output_issues
-from act_lightning.checkpoints.files import write_file
+from act_lightning.checkpoints.files import no_wider_than, write_file
 from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify, identify_module
@@ -280,7 +280,8 @@ def merge(
             CARD: new_card(str(target), "", report, "merge"),
             "transfer.json": json.dumps(report, indent=2) + "\n",
         }
-        with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
+        injection = MaskedInjection(channels, [selected], merging_method(method), seed, scale)
+        with no_wider_than(folder), injection:
             sha256 = merge_checkpoint(out, target_folder, injection, None, files)
     write_file(out / CARD, rebuild_card(out, sha256=sha256))
     return report

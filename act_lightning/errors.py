@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from act_lightning.redaction import redact, redact_text
+
 Level = Literal["error", "warning", "note"]
 """From worst to mildest: an error stops the run, a warning deserves a thought, a note is for information."""
 _LONGEST_VALUE = 200
@@ -43,10 +45,10 @@ class ConfigIssue:
         """The issue without its hint and without a full stop."""
         if self.value is ...:
             return self.problem
-        value = repr(self.value)
+        value = repr(redact(self.value, self.setting.rpartition(".")[2]))
         if len(value) > _LONGEST_VALUE:
             value = value[:_LONGEST_VALUE] + "…"
-        return f"{self.setting} = {value}: {self.problem}"
+        return redact_text(f"{self.setting} = {value}: {self.problem}")
 
 
 class ActError(ValueError):

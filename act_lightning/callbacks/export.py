@@ -12,7 +12,7 @@ from act_lightning.architecture import find_language_model, require_language_mod
 from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.export import export_model, output_issues
-from act_lightning.checkpoints.files import write_file
+from act_lightning.checkpoints.files import no_wider_than, write_file
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -71,7 +71,9 @@ class HuggingFaceExport(L.Callback):
             if transfer:
                 files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
             dtype = None if self.dtype == "auto" else resolve_dtype(self.dtype, target, "model.export_dtype")
-            sha256 = export_model(out, target, layout.whole, dtype, files)
+            sources = [Path(str(source["model"])) for source in transfer.get("sources", {}).values()]
+            with no_wider_than(*(source for source in sources if source.is_dir())):
+                sha256 = export_model(out, target, layout.whole, dtype, files)
             write_file(out / CARD, rebuild_card(out, sha256=sha256))
             rank_zero_info(f"model written to {out}")
         elif is_sharded(trainer):

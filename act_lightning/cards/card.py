@@ -28,6 +28,7 @@ from act_lightning.checkpoints.files import parse_json, read_json
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import markdown_code, markdown_text, terminal_text
+from act_lightning.redaction import redact
 
 TRANSFER = "transfer.json"
 _EXPORTS = ("model", "merged")
@@ -98,6 +99,7 @@ def render_card(
         transfer: The content of ``transfer.json``; empty without a transfer.
         results: Rows of a table, its head first; empty without evaluations.
     """
+    record, recipe = redact(dict(record)), redact(dict(recipe))
     base = str(record["models"]["model.target"]["name"])
     sources = [short_name(source["model"]) for source in transfer.get("sources", {}).values()]
     models = [model for model in record["models"].values() if model["name"] in (base, *sources)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from act_lightning.checkpoints.files import atomic_folder, read_json, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_folder, no_wider_than, read_json, wrap_os_errors
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, SINGLE, aux_files, new_header
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
@@ -34,7 +34,7 @@ def convert_bin(folder: Path, setting: str) -> Path:
     converted = cache_folder("converted") / fingerprint / folder.resolve().name
     if (converted / CONFIG).is_file():
         return converted
-    with atomic_folder(converted) as temporary:
+    with no_wider_than(folder), atomic_folder(converted) as temporary:
         weight_map = {}
         for name, converted_name in files.items():
             tensors = _load(folder / name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from act_lightning.checkpoints.files import atomic_folder, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_folder, no_wider_than, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_files, check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -81,7 +81,11 @@ def open_output(
             headers = {file: header.cast(keys, dtype) for file, header in headers.items()}
         require_space(out, headers)
         total = sum(header.data_size for header in headers.values())
-        with atomic_folder(out, durable) as folder, progress_bar(f"Writing {out.name}", total) as bar:
+        with (
+            no_wider_than(target),
+            atomic_folder(out, durable) as folder,
+            progress_bar(f"Writing {out.name}", total) as bar,
+        ):
             yield folder, reader, headers, bar
             files = {str(path.relative_to(target)): path.read_bytes() for path in aux_files(target)}
             if dtype is not None:

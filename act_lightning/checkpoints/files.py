@@ -96,6 +96,33 @@ def wrap_os_errors(path: Path, setting: str = "output") -> Iterator[None]:
         raise ActError(_not_writable(setting, path, error)) from error
 
 
+@contextmanager
+def no_wider_than(*sources: Path) -> Iterator[None]:
+    """Let nobody read or write what is written in the block who may not do that with the ``sources``.
+
+    Sources are files, or folders of weight files, which their folders may protect too. The umask narrows further.
+    """
+    files = [file for path in sources for file in (_weight_files(path) if path.is_dir() else [path])]
+    forbidden = 0
+    for file in files:
+        mode, folder = file.stat().st_mode, file.parent.stat().st_mode
+        for read, write, search in ((0o040, 0o020, 0o010), (0o004, 0o002, 0o001)):
+            if not mode & read or not folder & search:
+                forbidden |= read | write | search
+            elif not mode & write:
+                forbidden |= write
+    umask = os.umask(0o077)
+    os.umask(umask | forbidden)
+    try:
+        yield
+    finally:
+        os.umask(umask)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern) if path.is_file()]
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) to ``path``; a reader sees the old file or the whole new one.
 

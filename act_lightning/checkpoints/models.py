@@ -17,7 +17,14 @@ from torch import nn
 from act_lightning.architecture import tied_groups
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
 from act_lightning.checkpoints.files import read_json
-from act_lightning.checkpoints.weight_files import CONFIG, FLOATS, check_finite, is_weightless, read_headers
+from act_lightning.checkpoints.weight_files import (
+    CONFIG,
+    FLOATS,
+    check_finite,
+    is_weightless,
+    link_issues,
+    read_headers,
+)
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
@@ -82,6 +89,7 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         if (folder / "adapter_config.json").is_file():
             problem, hint = f"{problem}, and holds an adapter", "Merge the adapter into its base model first."
         raise ActError(ConfigIssue(setting, str(folder), problem, hint))
+    raise_if_any(link_issues(folder, setting))
     return convert_bin(folder, setting) if weights and name.startswith(BIN_PREFIX) else folder
 
 

@@ -286,6 +286,25 @@ def aux_files(folder: Path) -> Iterator[Path]:
         yield from (path for path in sorted(folder.glob(pattern)) if path.is_file() and path.suffix != ".py")
 
 
+def link_issues(folder: Path, setting: str) -> list[ConfigIssue]:
+    """Symbolic links to files that leave a model's ``folder``, which a stranger may have made; none is followed.
+
+    In the hub's cache, the files of a snapshot are links to the blobs of the same repository.
+    """
+    places = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        places.append(folder.resolve().parents[1] / "blobs")
+    patterns = ("*", *(pattern for pattern in AUX_FILES if "/" in pattern))
+    files = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    links = (path for path in files if path.is_symlink() or path.parent.is_symlink())
+    outside = [path for path in links if not any(path.resolve().is_relative_to(place) for place in places)]
+    if not outside:
+        return []
+    problem = f"must hold its own files, and {outside[0].name} is a link that leads out of it"
+    hint = "Copy what it points to in its place, or name the folder that holds the files."
+    return [ConfigIssue(setting, str(folder), problem, hint)]
+
+
 def check_finite(values: Tensor, location: str, name: str, index: Tensor | None = None) -> None:
     """Raise if ``values`` (any shape) has a floating dtype and holds NaN or infinity.
 

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
+from act_lightning.redaction import redact, redact_text
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
 _YAML_MERGE = "tag:yaml.org,2002:merge"
@@ -33,9 +34,14 @@ class ConfigParser(ArgumentParser):
         """Add ``--config``; not in ``__init__``, for jsonargparse makes parsers of this class for nested classes."""
         self.add_argument("-c", "--config", action=MergeConfigFiles, help="Path to a YAML file; may be repeated.")
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """The config as text, for cards, saved configs and ``--print_config``: without secrets."""
+        return str(super().dump(redact(args[0]), *args[1:], **kwargs))
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print ``message`` and exit, or raise it where the parser was made with ``exit_on_error=False``."""
-        super().error(terminal_text(f"{self.config_path}: {message}" if self.config_path else message), ex)
+        text = f"{self.config_path}: {message}" if self.config_path else message
+        super().error(terminal_text(redact_text(text)), ex)
 
 
 class MergeConfigFiles(ActionConfigFile):

@@ -43,6 +43,7 @@ from act_lightning.escaping import TerminalFilter, terminal_text
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
+from act_lightning.redaction import REDACTED
 from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
 from act_lightning.training.lightning_compat import has_own_checkpoint_io
@@ -174,6 +175,7 @@ class ActCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Lock the run's folder, instantiate the sections, check all settings, and make a Trainer if one is needed."""
         verb, config = str(self.subcommand), self.config
+        raise_if_any(redacted_issues(config[verb]))
         needs_trainer = verb not in _WITHOUT_TRAINER
         root = Path(self._get(config, "trainer").default_root_dir or ".").expanduser()
         if needs_trainer and not check_writable(root, "trainer.default_root_dir"):  # else that is an issue of the run
@@ -301,6 +303,14 @@ def logger_issues(settings: Mapping[str, Any]) -> list[ConfigIssue]:
         ConfigIssue("trainer.logger", path, "needs the package wandb, which is not installed", "Run: pip install wandb")
         for path in (str(logger["class_path"]) for logger in loggers)
         if path.rpartition(".")[2] == "WandbLogger" and find_spec("wandb") is None
+    ]
+
+
+def redacted_issues(config: Namespace) -> list[ConfigIssue]:
+    """Find settings from a card or saved config that held a secret."""
+    problem, hint = "was left out of the config, because it is a secret", "Give it again, or in the environment."
+    return [
+        ConfigIssue(setting, REDACTED, problem, hint) for setting, value in config.items() if REDACTED in str(value)
     ]
 
 

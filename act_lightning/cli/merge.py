@@ -20,7 +20,7 @@ from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
-from act_lightning.checkpoints.files import check_writable, write_file
+from act_lightning.checkpoints.files import check_writable, no_wider_than, write_file
 from act_lightning.checkpoints.lock import is_first_process, lock_root
 from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.checkpoints.models import locate, resolve_dtype
@@ -131,7 +131,8 @@ class Merge:
         files: dict[str, str | bytes] = {CARD: card, "transfer.json": record}
         auto = self.export_dtype == "auto"
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
-        with self.transfer.injection(dtype) as injection:
+        folders = [source.folder for source in self.transfer.sources]
+        with no_wider_than(*folders), self.transfer.injection(dtype) as injection:
             sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device)
             bytes_read, warning = injection.bytes_read, describe_rounding(injection.rounding)
         write_file(output / CARD, rebuild_card(output, sha256=sha256))

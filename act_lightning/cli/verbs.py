@@ -22,6 +22,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.planning.checks import Run
 from act_lightning.profiling.measurement import find_target
+from act_lightning.redaction import REDACTED
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.sweep.sweep_settings import ACT
@@ -79,6 +80,9 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
         problem = "must not be set where torchrun or Slurm starts the processes, because every fit starts its own"
         hint = "Start `sweep` as one process with the same trainer.devices."
         raise ActError(ConfigIssue("sweep.fit", True, problem, hint))
+    if run.sweep.fit and REDACTED in recipe:
+        problem = "must not be set where the config holds a secret, which the fits of a sweep read from no file"
+        raise ActError(ConfigIssue("sweep.fit", True, problem, "Give the secret in the environment."))
     target, root = find_target(run.model, None, None), Path(trainer.default_root_dir)
     saved_scores = None if run.transfer.scores is None else Path(run.transfer.scores)
     settings = run.transfer.settings

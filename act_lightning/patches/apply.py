@@ -13,7 +13,7 @@ import numpy as np
 from act_lightning.cards.card import front_matter, table
 from act_lightning.cards.record import CARD, common_license, license_text, short_name
 from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
-from act_lightning.checkpoints.files import atomic_folder, reflink, wrap_os_errors, write_file
+from act_lightning.checkpoints.files import atomic_folder, no_wider_than, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.weight_files import (
     INDEX,
@@ -241,7 +241,8 @@ def _write(
     before: dict[str, str] = {}
     after: dict[str, str] = {}
     total = sum(header.data_size for header in headers.values())
-    with atomic_folder(out) as folder, progress_bar("Writing", total) as bar:
+    private = no_wider_than(model, *(patch.path for patch in stacked.patches))
+    with private, atomic_folder(out) as folder, progress_bar("Writing", total) as bar:
         for file, header in headers.items():
             with wrap_os_errors(out):
                 for key, *digests in _write_file(model / file, folder / file, header, stacked):

@@ -19,13 +19,14 @@ from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
 from act_lightning.checkpoints.export import progress_bar
-from act_lightning.checkpoints.files import atomic_file
+from act_lightning.checkpoints.files import atomic_file, no_wider_than
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import check_finite, weights_digest
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, word_of
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter, open_patch
+from act_lightning.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None
     pairs = match_tensors(base, tuned)
     total = sum(pair.base.entry.size for pair in pairs)
     base_hashes, tuned_hashes = {}, {}
-    with atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
+    with no_wider_than(base, tuned), atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
         writer = PatchWriter(spool)
         with progress_bar("Comparing", total) as bar:
             for pair in pairs:
@@ -164,18 +165,18 @@ def _finite_blocks(tensor: StoredTensor, key: str) -> Iterator[Words]:
 
 def _provenance(base: Path, tuned: Path, names: tuple[str, str]) -> dict[str, Any]:
     """Names, versions and licenses, and what the tuned folder records of its own making."""
-    base_name, tuned_name = (short_name(name) for name in names)
+    base_name, tuned_name = (redact(short_name(name)) for name in names)
     result: dict[str, Any] = {"base": base_name, "tuned": tuned_name, "act_lightning": act_lightning.__version__}
     result["licenses"] = {base_name: read_license(base)}
     result["config_differences"] = [
-        {"key": key, "base": base_value, "tuned": tuned_value}
+        {"key": key, "base": redact(base_value, key), "tuned": redact(tuned_value, key)}
         for key, (base_value, tuned_value) in config_differences(base, tuned).items()
     ]
     with suppress(ActError):  # the card is missing, or of another program
-        result["recipe"], result["record"] = read_card(tuned)
+        result["recipe"], result["record"] = map(redact, read_card(tuned))
         result["licenses"] |= {model["name"]: model["license"] for model in result["record"]["models"].values()}
     if transfer := read_transfer(tuned):
         for source in transfer.get("sources", {}).values():
             source["model"] = short_name(source.get("model", ""))
-        result["transfer"] = transfer
+        result["transfer"] = redact(transfer)
     return result
