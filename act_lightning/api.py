@@ -250,6 +250,7 @@ def merge(
     scale: float = SCALE,
     method: str | MergingMethod = "task_arithmetic",
     seed: int = SEED,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """As :func:`merge_`, from disk to disk: read lazily, a few rows in memory at a time.
 
@@ -261,6 +262,7 @@ def merge(
         scale: λ.
         method: A merging method, by name or with settings of its own.
         seed: Of methods that draw.
+        overwrite: Whether an earlier export in ``out`` may be replaced, once the new one is complete.
 
     Returns:
         What moved, as in ``transfer.json``.
@@ -271,7 +273,7 @@ def merge(
     target_folder, out = locate(str(target)), Path(out)
     channels = inventory(meta_model(target_folder))
     with _folder(source) as folder:
-        raise_if_any(output_issues(out, target_folder, "out", [folder]))
+        raise_if_any(output_issues(out, target_folder, "out", [folder], overwrite, "Pass overwrite=True"))
         selected = _selected(channels, source, folder, mask, scale, target_folder)
         hashes = {"target": identify(target_folder).digest, selected.name: identify(folder).digest}
         settings = TransferSettings(selection=mask.scores.scorer, method=method)
@@ -282,7 +284,7 @@ def merge(
         }
         injection = MaskedInjection(channels, [selected], merging_method(method), seed, scale)
         with no_wider_than(folder), injection:
-            sha256 = merge_checkpoint(out, target_folder, injection, None, files)
+            sha256 = merge_checkpoint(out, target_folder, injection, None, files, overwrite=overwrite)
     write_file(out / CARD, rebuild_card(out, sha256=sha256))
     return report
 

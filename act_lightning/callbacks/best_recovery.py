@@ -46,6 +46,7 @@ class BestRecovery(L.Callback):
         self.keep_within = keep_within
         self.baseline: float | None = None
         self.best: float | None = None
+        self._default_export = HuggingFaceExport()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
@@ -67,6 +68,12 @@ class BestRecovery(L.Callback):
             problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
             issues.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
         raise_if_any(issues)
+        self._export(trainer).require_output(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+
+    def _export(self, trainer: L.Trainer) -> HuggingFaceExport:
+        """The Trainer's own export, or one with its defaults."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        return next((each for each in callbacks if isinstance(each, HuggingFaceExport)), self._default_export)
 
     @collective_hook
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -108,9 +115,7 @@ class BestRecovery(L.Callback):
         if self.best is not None and value <= self.best:
             return
         self.best = value
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        configured = (callback for callback in callbacks if isinstance(callback, HuggingFaceExport))
-        next(configured, HuggingFaceExport()).export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        self._export(trainer).export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
         rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.measurement import named_checkpoint
+from act_lightning.training.lightning_compat import resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, is_sharded
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
@@ -34,22 +35,40 @@ class HuggingFaceExport(L.Callback):
         revision: Revision of the hub id.
         dtype: Precision of the weights; ``auto``: as the target is stored.
         recipe: The run's config as YAML, for the card.
+        overwrite: Whether an earlier export may be replaced. That of the run which a fit resumes may be in any case.
     """
 
     def __init__(
-        self, target: str | None = None, revision: str | None = None, dtype: str = "auto", recipe: str = ""
+        self,
+        target: str | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        recipe: str = "",
+        overwrite: bool = False,
     ) -> None:
         self.target = target
         self.revision = revision
         self.dtype = dtype
         self.recipe = recipe
+        self.overwrite = overwrite
+        self._own: set[Path] = set()  # exports of this run
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a folder that cannot be written before any work is done."""
         if stage == "fit":
-            _, target = self._layout_of(pl_module)
-            out = Path(trainer.default_root_dir) / "model"
-            raise_if_any(output_issues(out, target, "trainer.default_root_dir"))
+            self.require_output(Path(trainer.default_root_dir) / "model", trainer, pl_module)
+
+    def require_output(self, out: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check that the model can be written to ``out``, of which earlier exports of this run may be replaced.
+
+        Raises:
+            ActError: It holds something else.
+        """
+        if resumes_from_checkpoint(trainer):
+            self._own.add(out)
+        _, target = self._layout_of(pl_module)
+        overwrite, remedy = self.overwrite or out in self._own, "Pass HuggingFaceExport(overwrite=True)"
+        raise_if_any(output_issues(out, target, "trainer.default_root_dir", (), overwrite, remedy))
 
     @collective_hook
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -72,8 +91,10 @@ class HuggingFaceExport(L.Callback):
                 files["transfer.json"] = json.dumps(transfer, indent=2) + "\n"
             dtype = None if self.dtype == "auto" else resolve_dtype(self.dtype, target, "model.export_dtype")
             sources = [Path(str(source["model"])) for source in transfer.get("sources", {}).values()]
+            overwrite = self.overwrite or out in self._own
             with no_wider_than(*(source for source in sources if source.is_dir())):
-                sha256 = export_model(out, target, layout.whole, dtype, files)
+                sha256 = export_model(out, target, layout.whole, dtype, files, overwrite)
+            self._own.add(out)
             write_file(out / CARD, rebuild_card(out, sha256=sha256))
             rank_zero_info(f"model written to {out}")
         elif is_sharded(trainer):

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, wrap_os_errors
+from act_lightning.checkpoints.manifest import foreign_issue, write_manifest
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_files, check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -31,6 +32,7 @@ def export_model(
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
     extra_files: Mapping[str, str | bytes] = _NO_FILES,
+    overwrite: bool = False,
 ) -> dict[str, str]:
     """Write a model to ``out`` in the layout of ``target``, one tensor in memory at a time; complete or not at all.
 
@@ -39,12 +41,13 @@ def export_model(
     (attention masks, rotary frequencies) are copied.
 
     Args:
-        out: The folder to write; an earlier export is replaced when the new one is complete.
+        out: The folder to write.
         target: The folder whose layout is kept.
         get: Returns the values of a parameter by its name in the model, in its shape and any floating dtype, on any
             device. It is called once for every stored parameter, in the order of the target's files.
         dtype: The dtype of all parameters on disk; by default each has the target's.
         extra_files: More files by name, such as a card.
+        overwrite: Whether an earlier export in ``out`` may be replaced, once the new one is complete.
 
     Returns:
         The SHA-256 of each weight file, computed as it is written.
@@ -54,7 +57,7 @@ def export_model(
             incomplete.
         ValueError: ``get`` returns another shape.
     """
-    with open_output(out, target, dtype, extra_files) as (folder, reader, headers, bar):
+    with open_output(out, target, dtype, extra_files, overwrite) as (folder, reader, headers, bar):
         return {file: _write_shard(folder / file, header, reader, get, bar) for file, header in headers.items()}
 
 
@@ -64,6 +67,7 @@ def open_output(
     target: Path,
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
+    overwrite: bool,
     durable: bool = True,
 ) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], tqdm[None]]]:
     """Open a new folder in the layout of ``target``; the block writes its weight files, and all others follow.
@@ -74,7 +78,7 @@ def open_output(
     Yields:
         The temporary folder, the target's reader, the header of every file to write, and a progress bar over all bytes.
     """
-    raise_if_any(output_issues(out, target, "output"))
+    raise_if_any(output_issues(out, target, "output", overwrite=overwrite))
     with CheckpointReader(target) as reader:
         headers, keys = reader.headers, reader.keymap.names.keys()
         if dtype is not None:
@@ -104,14 +108,24 @@ def open_output(
                 with wrap_os_errors(path):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(data)
+            with wrap_os_errors(out):
+                write_manifest(folder)
 
 
-def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path] = ()) -> list[ConfigIssue]:
-    """Why ``target`` cannot be exported to ``out``: it is a file, a model of the run, or holds other files.
+def output_issues(
+    out: Path,
+    target: Path,
+    setting: str,
+    sources: Iterable[Path] = (),
+    overwrite: bool = False,
+    remedy: str = "Add --overwrite to replace it",
+) -> list[ConfigIssue]:
+    """Why ``target`` cannot be exported to ``out``.
 
-    Only an empty folder, or one that holds a model (an earlier export), is ever replaced.
+    It is a file, or a model of the run; or it holds an earlier export, unless ``overwrite``; or files that no export
+    has written, or that were changed since, which are never replaced.
 
-    ``setting`` is the one that names ``out``, for messages.
+    ``setting`` is the one that names ``out``, and ``remedy`` says how an export is replaced, for messages.
     """
     hint = "Name a folder that does not exist, or that holds an earlier export."
     resolved = out.resolve()
@@ -121,8 +135,11 @@ def output_issues(out: Path, target: Path, setting: str, sources: Iterable[Path]
             return [ConfigIssue(setting, str(out), f"must not be or hold {name}, which would be replaced", hint)]
     if out.exists() and not out.is_dir():
         return [ConfigIssue(setting, str(out), "must be a folder, and is a file", hint)]
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
-        return [ConfigIssue(setting, str(out), "must be empty or hold a model, and holds other files", hint)]
+    if foreign := foreign_issue(out, setting):
+        return [foreign]
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        problem = "must not be replaced unasked, and holds an earlier export"
+        return [ConfigIssue(setting, str(out), problem, f"{remedy}, or choose another folder.")]
     return []
 
 

@@ -48,6 +48,7 @@ def merge_checkpoint(
     dtype: torch.dtype | None,
     extra_files: Mapping[str, str | bytes],
     device: torch.device | None = None,
+    overwrite: bool = False,
 ) -> dict[str, str]:
     """Write ``target`` with some rows of some parameters changed; a tied matrix wherever it is stored.
 
@@ -55,8 +56,8 @@ def merge_checkpoint(
     can make one and little changes; otherwise its bytes are copied as they are checked. Then the changed rows are
     written at their offsets. A few rows are in memory at a time, whatever the model's size.
 
-    Unlike an export, whose training would be lost, the files are not flushed: the kernel does that in its own time, as
-    after ``cp``.
+    Unlike an export, whose training would be lost, the files are not flushed unless they replace others: the kernel
+    does that in its own time, as after ``cp``.
 
     Args are those of :func:`~act_lightning.checkpoints.export.export_model`; new values are rounded once, to ``dtype``,
     and rows are merged on ``device``, by default the CPU.
@@ -67,7 +68,7 @@ def merge_checkpoint(
     Raises:
         ActError: As ``export_model``; or the target holds NaN or infinity.
     """
-    output = open_output(out, target, dtype, extra_files, durable=False)
+    output = open_output(out, target, dtype, extra_files, overwrite, durable=False)
     with output as (folder, reader, headers, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
         sha256 = {}
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}

@@ -57,6 +57,7 @@ _IGNORED_WARNINGS = (
 )
 _INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
 _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
+_OVERWRITE = "Replace an earlier export, and the checkpoint of an earlier fit; other files are never replaced."
 _OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
 _WITHOUT_TRAINER = ("plan", "inspect")
 _TERMINAL_FILTER = TerminalFilter()
@@ -136,6 +137,8 @@ class ActCLI(LightningCLI):
             about = _INSPECT if verb == "inspect" else VERBS[verb].about
             requested = verb in self._requested_verbs
             subparser = self._verb_parser(verb, about) if requested else self.init_parser()
+            if requested and verb in ("fit", "merge", "plan"):
+                subparser.add_argument("--overwrite", action="store_true", help=_OVERWRITE)
             self._subcommand_parsers[verb] = subparser
             subcommands.add_subcommand(verb, subparser, help=about)
 
@@ -176,6 +179,7 @@ class ActCLI(LightningCLI):
         """Lock the run's folder, instantiate the sections, check all settings, and make a Trainer if one is needed."""
         verb, config = str(self.subcommand), self.config
         raise_if_any(redacted_issues(config[verb]))
+        self.overwrite = bool(config[verb].pop("overwrite", False))  # no setting of the run: recipes leave it out
         needs_trainer = verb not in _WITHOUT_TRAINER
         root = Path(self._get(config, "trainer").default_root_dir or ".").expanduser()
         if needs_trainer and not check_writable(root, "trainer.default_root_dir"):  # else that is an issue of the run
@@ -201,8 +205,10 @@ class ActCLI(LightningCLI):
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
         optional = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
-        verify = bool(self._get(self.config, "verify"))
-        return Run(self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, verify, **optional)
+        verify, overwrite = bool(self._get(self.config, "verify")), self.overwrite
+        return Run(
+            self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, verify, overwrite, **optional
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make a Trainer that logs, keeps ``checkpoints/last.ckpt`` and exports, unless the config says otherwise.
@@ -215,13 +221,17 @@ class ActCLI(LightningCLI):
         defaults, callbacks = trainer_defaults(section, root, str(self.subcommand), export)
         self.trainer_defaults = {"callbacks": callbacks}  # which follow those of the config
         try:
-            return super().instantiate_trainer(**defaults, **kwargs)
+            trainer: L.Trainer = super().instantiate_trainer(**defaults, **kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             settings = self._get(self.config, "trainer")
             names = ("accelerator", "devices", "num_nodes", "strategy", "precision")
             problem = f"must describe a Trainer that Lightning can build here ({error})"
             value = {name: settings.get(name) for name in names}
             raise ActError(ConfigIssue("trainer", value, problem, "Correct the setting that is named.")) from error
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (HuggingFaceExport, LastCheckpoint)):
+                callback.overwrite |= self.overwrite
+        return trainer
 
     def recipe(self) -> str:
         """The run's config as YAML."""

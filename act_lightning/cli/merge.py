@@ -110,6 +110,7 @@ class Merge:
         recipe: The run's config as YAML, for the card.
         export_dtype: Precision of the written weights; ``auto``: as the target is stored.
         device: Where rows are merged; by default the CPU.
+        overwrite: Whether an earlier merge may be replaced, once the new one is complete.
     """
 
     root: Path
@@ -118,6 +119,7 @@ class Merge:
     recipe: str
     export_dtype: str = "auto"
     device: torch.device | None = None
+    overwrite: bool = False
 
     def write(self) -> str:
         """Write ``<root>/merged`` and ``<root>/transfer.json``, and return a summary for the user.
@@ -133,7 +135,7 @@ class Merge:
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
         folders = [source.folder for source in self.transfer.sources]
         with no_wider_than(*folders), self.transfer.injection(dtype) as injection:
-            sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device)
+            sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device, self.overwrite)
             bytes_read, warning = injection.bytes_read, describe_rounding(injection.rounding)
         write_file(output / CARD, rebuild_card(output, sha256=sha256))
         write_file(self.root / "transfer.json", record)
@@ -157,10 +159,12 @@ def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None
     parser.add_config_option()
     parser.add_argument("--seed_everything", type=int, default=SEED)
     parser.add_argument("--verify", action="store_true", default=None)
+    parser.add_argument("--overwrite", action="store_true")
     for name, section in SECTIONS.items():
         parser.add_class_arguments(section, name)
     try:
         config = parser.parse_args(arguments)
+        overwrite = config.pop("overwrite")
         recipe = parser.dump(config, skip_none=True)
         config = parser.instantiate_classes(config)
     except (ActError, ArgumentError):
@@ -170,12 +174,12 @@ def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None
         return None
     lock.enter_context(lock_root(root, "merge"))
     try:
-        return _prepare(config, recipe, root)
+        return _prepare(config, recipe, root, overwrite)
     except ActError:
         return None
 
 
-def _prepare(config: Namespace, recipe: str, root: Path) -> Merge | None:
+def _prepare(config: Namespace, recipe: str, root: Path, overwrite: bool) -> Merge | None:
     """Check the settings and models, read the scores and select the channels; ``None`` if that takes a Trainer.
 
     Raises:
@@ -194,10 +198,10 @@ def _prepare(config: Namespace, recipe: str, root: Path) -> Merge | None:
     for dtype in (model.dtype, model.export_dtype):
         resolve_dtype(dtype, target)
     issues = source_issues(sources) + transfer.issues()
-    issues += output_issues(root / "merged", target, "trainer.default_root_dir", folders)
+    issues += output_issues(root / "merged", target, "trainer.default_root_dir", folders, overwrite)
     raise_if_any(issues)
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))
     raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
     scores, digests = Path(transfer.scores) if transfer.scores else None, [identify(target).digest]
     plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores, verify=["target"])
-    return Merge(root, target, prepare(plan), recipe, model.export_dtype)
+    return Merge(root, target, prepare(plan), recipe, model.export_dtype, overwrite=overwrite)

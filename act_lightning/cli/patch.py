@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         model, patches = locate(args.model, None, "--model"), [find_patch(reference) for reference in args.patch]
         change = apply_patch if args.action == "apply" else revert_patch
         with lock_output(args.out, f"patch {args.action}", "--out"):
-            digest = change(model, patches, args.out, args.stack, args.model)
+            digest = change(model, patches, args.out, args.stack, args.model, args.overwrite)
         print(terminal_text(f"model written to {args.out}; digest of its weights {digest}"))
     return 0
 
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         change.add_argument("--out", required=True, metavar="DIR", type=Path, help="The folder to write.")
         stack = "Let patches of one base change the same rows; the later one wins."
         change.add_argument("--stack", action="store_true", help=stack)
+        about = "Replace an earlier export in --out; other files are never replaced."
+        change.add_argument("--overwrite", action="store_true", help=about)
     about = "Print what a patch changes, by layer and module type."
     show = actions.add_parser("show", help=about, description=about)
     show.add_argument("patch", metavar="FILE", help=file)

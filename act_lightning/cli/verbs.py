@@ -15,10 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.injection import run_seed
-from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import write_file
 from act_lightning.cli.merge import Merge
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.planning.checks import Run
 from act_lightning.profiling.measurement import find_target
@@ -59,14 +58,13 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     root, transfer = Path(trainer.default_root_dir), run.transfer
     target = find_target(run.model, None, None)
     assert target.folder is not None
-    raise_if_any(output_issues(root / "merged", target.folder, "trainer.default_root_dir"))
     if transfer.needs_data or transfer.needs_profiling:
         run_profile(trainer, run, transfer.needs_profiling)
     if trainer.is_global_zero:
         plan = transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
         prepared = prepare(replace(plan, verify=["target"]))
-        device = trainer.strategy.root_device
-        rank_zero_info(Merge(root, target.folder, prepared, recipe, run.model.export_dtype, device).write())
+        dtype, device = run.model.export_dtype, trainer.strategy.root_device
+        rank_zero_info(Merge(root, target.folder, prepared, recipe, dtype, device, run.overwrite).write())
 
 
 def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:

@@ -14,6 +14,7 @@ from act_lightning.cards.card import front_matter, table
 from act_lightning.cards.record import CARD, common_license, license_text, short_name
 from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, reflink, wrap_os_errors, write_file
+from act_lightning.checkpoints.manifest import write_manifest
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.weight_files import (
     INDEX,
@@ -32,7 +33,14 @@ from act_lightning.patches.patch_file import PatchFile, open_patch
 _OTHER_MODEL = "Name the model that the patch was made for; see `patch show`."
 
 
-def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = False, name: str | None = None) -> str:
+def apply_patch(
+    model: Path,
+    patches: Sequence[Path],
+    out: Path,
+    stack: bool = False,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write ``model`` with ``patches`` applied to the folder ``out``; write nothing if they do not fit.
 
     Weight files are the model's, byte for byte, but for the elements that change; config, tokenizer and the other files
@@ -41,9 +49,10 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
     Args:
         model: The folder of the patches' base.
         patches: One patch; or several of one base, or each made for the result of the one before.
-        out: The folder to write; an earlier export is replaced when the new one is complete.
+        out: The folder to write.
         stack: Whether patches of one base may change the same elements; the later one wins.
         name: The model's name in the card; by default its folder's.
+        overwrite: Whether an earlier export in ``out`` may be replaced, once the new one is complete.
 
     Returns:
         The digest of the weights written, see :func:`~act_lightning.checkpoints.weight_files.weights_digest`.
@@ -52,7 +61,7 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
         ActError: The model is another one or has the patches already, patches are damaged or in conflict, or ``out``
             cannot be written.
     """
-    stacked = _open(model, patches, out, stack)
+    stacked = _open(model, patches, out, stack, overwrite)
 
     def check(before: str, after: str) -> None:
         if before != stacked.base:
@@ -69,7 +78,14 @@ def apply_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = F
     return _write(model, out, stacked, check, name or model.resolve().name, applied=True)
 
 
-def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = False, name: str | None = None) -> str:
+def revert_patch(
+    model: Path,
+    patches: Sequence[Path],
+    out: Path,
+    stack: bool = False,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> str:
     """Write ``model`` without ``patches``: the inverse of :func:`apply_patch`, to the last bit.
 
     Exactly these patches must have been applied to the base, in this order. The digest returned is the base's.
@@ -77,7 +93,7 @@ def revert_patch(model: Path, patches: Sequence[Path], out: Path, stack: bool = 
     Raises:
         ActError: The patches are not applied to this model, or are damaged; or ``out`` cannot be written.
     """
-    stacked = _open(model, patches, out, stack)
+    stacked = _open(model, patches, out, stack, overwrite)
 
     def check(before: str, after: str) -> None:
         if after != stacked.base or stacked.result not in (None, before):
@@ -190,10 +206,10 @@ def _conflicts(steps: Sequence[Sequence[PatchFile]], stack: bool) -> list[Config
     return issues
 
 
-def _open(model: Path, patches: Sequence[Path], out: Path, stack: bool) -> PatchStack:
+def _open(model: Path, patches: Sequence[Path], out: Path, stack: bool, overwrite: bool) -> PatchStack:
     """The patches, as far as they can be checked without reading the model's weights."""
     stacked = stack_patches([open_patch(path) for path in patches], stack)
-    raise_if_any(output_issues(out, model, "out"))
+    raise_if_any(output_issues(out, model, "out", overwrite=overwrite))
     tensors = stored_tensors(model)
     missing = sorted({key for patch in stacked.patches for key in patch.record.tensors} - tensors.keys())
     if missing:
@@ -254,6 +270,8 @@ def _write(
         for path in (*index, *aux_files(model)):
             write_file(folder / path.relative_to(model), path.read_bytes())
         write_file(folder / CARD, _patched_card(stacked.patches, name, digest, applied))
+        with wrap_os_errors(out):
+            write_manifest(folder)
     return digest
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from act_lightning.analysis.causes_settings import CausesSettings
+from act_lightning.callbacks.best_recovery import FOLDER as BEST
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.checkpoints.lock import lock_issue
+from act_lightning.checkpoints.lock import is_first_process, lock_issue
 from act_lightning.checkpoints.models import load_config, locate, meta_model
 from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
@@ -25,6 +26,7 @@ from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
+from act_lightning.training.checkpoint_io import LAST, PREVIOUS
 from act_lightning.training.optimizers import sharding_issue
 from act_lightning.training.sharding import fsdp1_issues
 from act_lightning.transfer.preparation import checked_record, weight_file_issues
@@ -57,6 +59,7 @@ class Run:
         seed: ``seed_everything``, as written in the config.
         checkpoint: Lightning's checkpoint that the run starts from, if any; a fit then transfers nothing.
         verify: Whether to read all bytes of both models before saved scores of theirs are used.
+        overwrite: Whether an earlier export, and an earlier fit's checkpoint, may be replaced.
         sweep: Section ``sweep``, if the verb has one.
         causes: Section ``causes``, if the verb has one.
     """
@@ -69,6 +72,7 @@ class Run:
     seed: bool | int = True
     checkpoint: str | None = None
     verify: bool = False
+    overwrite: bool = False
     sweep: SweepSettings | None = None
     causes: CausesSettings | None = None
 
@@ -195,9 +199,47 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     setting, root = "trainer.default_root_dir", run.root
     if not check_writable(root, setting):  # otherwise it is among the issues already
         issues += [issue for name in _FOLDERS.get(verb, ("logs",)) for issue in check_writable(root / name, setting)]
-        if verb in _EXPORTS and models.target is not None:
-            issues += output_issues(root / _EXPORTS[verb], models.target, setting, models.sources.values())
+        if not run.trainer.get("fast_dev_run"):
+            issues += _replacement_issues(run, verb, models)
     return [issue for i, issue in enumerate(issues) if issue not in issues[:i]]  # values may not be hashable
+
+
+def _replacement_issues(run: Run, verb: str, models: Models) -> list[ConfigIssue]:
+    """Earlier results that would be replaced: the last checkpoint of a fit, and exports."""
+    setting, root, remedy, resumes = "trainer.default_root_dir", run.root, "Add --overwrite to replace it", False
+    issues: list[ConfigIssue] = []
+    if verb == "fit":
+        folder = Path(_callbacks(run).get("LastCheckpoint", {}).get("dirpath") or root / "checkpoints")
+        standing = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+        if run.checkpoint in ("last", "hpc"):
+            resumes = any(folder.glob("last*.ckpt")) or any(root.glob("hpc_ckpt_*.ckpt"))
+        elif run.checkpoint:
+            checkpoint = Path(run.checkpoint).resolve()
+            resumes = any(checkpoint.is_relative_to(parent.resolve()) for parent in (root, folder))
+        remedy = "Add --ckpt_path last to go on with the fit that wrote it, or --overwrite to replace it"
+        if standing and not resumes and not run.overwrite:
+            problem = f"must not be replaced unasked, and a fit without ckpt_path would replace {standing[0]}"
+            issues.append(ConfigIssue("ckpt_path", run.checkpoint, problem, f"{remedy}, or choose another {setting}."))
+    target, outputs = models.target, [_EXPORTS[verb]] if verb in _EXPORTS else []
+    if target is None:
+        return issues
+    if verb == "fit" and "BestRecovery" in _callbacks(run):
+        outputs.append(BEST)
+    # Of several processes, the first may have exported already: a merge takes no time.
+    overwrite = run.overwrite or resumes or not is_first_process()
+    for name in outputs:
+        sources = models.sources.values()
+        issues += output_issues(root / name, target, setting, sources, overwrite, remedy)
+    return issues
+
+
+def _callbacks(run: Run) -> dict[str, Mapping[str, Any]]:
+    """The arguments of callbacks in a config, by the name of their class."""
+    callbacks = run.trainer.get("callbacks") or []
+    classes = [
+        item for item in (callbacks if isinstance(callbacks, list) else [callbacks]) if isinstance(item, Mapping)
+    ]
+    return {str(item.get("class_path")).rpartition(".")[2]: item.get("init_args") or {} for item in classes}
 
 
 def _setting_issues(run: Run, verb: str) -> list[ConfigIssue]:

@@ -182,6 +182,7 @@ def _run_fit(point: Point, folder: Path) -> None:
     """Run `fit` in a process of its own, whose memory is free again afterwards."""
     environment = {name: value for name, value in os.environ.items() if name not in _LAUNCH_VARIABLES}
     command = [sys.executable, "-m", "act_lightning", "fit", "--config", str(folder / "config.yaml")]
+    command.append("--overwrite")  # what a fit that was killed has left
     log = folder / "fit.log"
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)

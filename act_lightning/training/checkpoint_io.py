@@ -28,7 +28,7 @@ from act_lightning.training.lightning_compat import load_sharded_checkpoint
 from act_lightning.training.together import all_fail_together
 
 LAST = "last.ckpt"
-_PREVIOUS = "last-before.ckpt"  # matches last*.ckpt, so resuming finds it if a kill has left nothing else
+PREVIOUS = "last-before.ckpt"  # matches last*.ckpt, so resuming finds it if a kill has left nothing else
 _OPTIMIZER = "optimizer_"
 _REST = "meta.pt"  # Lightning's file of all that is no tensor of model and optimizers; written last
 
@@ -139,7 +139,7 @@ def _replace(new: Path, path: Path) -> None:
     Whenever a kill comes, a complete checkpoint has a name that resuming looks for; what is deleted is renamed first,
     because an incomplete one must not have such a name.
     """
-    previous = path.with_name(_PREVIOUS)
+    previous = path.with_name(PREVIOUS)
 
     def discard_previous() -> None:
         if previous.exists():

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, HuggingFaceExport
 from act_lightning.callbacks import MaskedTaskVectorInjection as Injection
+from act_lightning.checkpoints.manifest import MANIFEST
 from act_lightning.errors import ActError
 from tests.front_door import left
 from tests.loops import quiet_trainer
@@ -85,17 +86,21 @@ def test_keeps_shards_and_precision_of_the_target_unless_told(tmp_path: Path) ->
     target = save_model(tiny_model(dtype=torch.bfloat16), tiny_tokenizer(), tmp_path / "target", max_shard_size="20KB")
     files = {path.name for path in target.iterdir()}
     as_stored = fit(Writer(target), tmp_path / "same", HuggingFaceExport())
-    assert {path.name for path in as_stored.iterdir()} == files | {"README.md"}
+    assert {path.name for path in as_stored.iterdir()} == files | {"README.md", MANIFEST}
     wide = fit(Writer(target), tmp_path / "wide", HuggingFaceExport(dtype="float32"))
     for folder, dtype in ((as_stored, torch.bfloat16), (wide, torch.float32)):
         shards = [load_file(path) for path in folder.glob("*.safetensors")]
         assert {values.dtype for shard in shards for values in shard.values()} == {dtype}
 
 
-def test_an_earlier_export_is_replaced(target_folder: Path, tmp_path: Path) -> None:
+def test_an_earlier_export_is_replaced_if_that_is_asked_for(target_folder: Path, tmp_path: Path) -> None:
     folder = fit(Writer(target_folder), tmp_path, HuggingFaceExport())
     first = load_file(folder / "model.safetensors")
-    fit(Writer(target_folder, rate=0.5), tmp_path, HuggingFaceExport())
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(ActError, match=r"must not be replaced unasked.* HuggingFaceExport\(overwrite=True\)"):
+        fit(Writer(target_folder, rate=0.5), tmp_path, HuggingFaceExport())
+    assert (folder / "model.safetensors").read_bytes() == before
+    fit(Writer(target_folder, rate=0.5), tmp_path, HuggingFaceExport(overwrite=True))
     assert not torch.equal(load_file(folder / "model.safetensors")["lm_head.weight"], first["lm_head.weight"])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from act_lightning.checkpoints.export import export_model, output_issues
+from act_lightning.checkpoints.manifest import MANIFEST
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.tiny import each_architecture, save_model, sibling_of, tiny_model, tiny_tokenizer
@@ -34,7 +35,9 @@ def logits(folder: Path, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the list of them that an export adds."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @contextmanager
@@ -126,10 +129,10 @@ def test_earlier_export_stands_until_the_new_one_is_complete(target_folder: Path
         return getter(tiny_model())(name)
 
     with pytest.raises(StopIteration):
-        export_model(out, target_folder, failing)
+        export_model(out, target_folder, failing, overwrite=True)
     assert contents(out) == first
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    export_model(out, target_folder, getter(tiny_model(seed=5)), extra_files={"transfer.json": b"{}"})
+    export_model(out, target_folder, getter(tiny_model(seed=5)), None, {"transfer.json": b"{}"}, overwrite=True)
     assert torch.equal(AutoModelForCausalLM.from_pretrained(out).lm_head.weight, tiny_model(seed=5).lm_head.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from act_lightning.checkpoints import streaming
+from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import load_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.streaming import merge_checkpoint
@@ -53,7 +54,7 @@ SOME = {HEAD: [0, 1, 2, 17, 40, 41, 299], NORM: [5], "model.layers.1.mlp.up_proj
 
 
 def merged(out: Path, target: Path, change: Doubling, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    sha256 = merge_checkpoint(out, target, change, dtype, {"README.md": "# A card\n"})
+    sha256 = merge_checkpoint(out, target, change, dtype, {"README.md": "# A card\n"}, overwrite=True)
     assert sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*.safetensors")}
     return {name: values for path in out.glob("*.safetensors") for name, values in load_file(path).items()}
 
@@ -148,5 +149,6 @@ def test_a_killed_merge_leaves_no_half_and_the_next_one_finishes(target_folder: 
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".out.tmp-")
-    check(merged(tmp_path / "out", target_folder, Doubling(SOME)), target_folder)
+    with lock_output(tmp_path / "out", "merge", "output"):
+        check(merged(tmp_path / "out", target_folder, Doubling(SOME)), target_folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

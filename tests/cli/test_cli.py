@@ -94,8 +94,8 @@ def test_a_saved_config_runs_again_and_gives_the_same_model(config: Config, tmp_
     assert call("fit", "--config", saved).status == 0
     second = load_file(root_of(config) / "model" / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    for verb in ("plan", "merge", "profile"):
-        assert call(verb, "--config", saved).status == 0, "every verb takes the same configs"
+    for verb in (("plan", "--overwrite"), ("merge",), ("profile",)):
+        assert call(*verb, "--config", saved).status == 0, "every verb takes the same configs"
     refused = call("merge", "--config", saved, "--ckpt_path", saved)
     assert "ckpt_path" in refused.err
 

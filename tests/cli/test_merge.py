@@ -75,7 +75,7 @@ def test_both_paths_write_the_same(settings: dict[str, Any], config: Config, tmp
     report = (tmp_path / "run" / "transfer.json").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("act_lightning.cli.merge.merge_without_trainer", lambda arguments, lock: None)
-        assert run("merge", config).status == 0
+        assert run("merge", config, "--overwrite").status == 0
     expected = contents(tmp_path / "run" / "merged")
     assert (tmp_path / "run" / "transfer.json").read_text() == report
     card = [files.pop("README.md").decode().splitlines()[0] for files in (direct, expected)]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from act_lightning.cards.card import new_card
+from act_lightning.checkpoints.manifest import MANIFEST
 from act_lightning.checkpoints.weight_files import read_header
 from act_lightning.errors import ActError
 from act_lightning.patches.apply import apply_patch, revert_patch
@@ -51,8 +52,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the card, which tells of what was done."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.name != "README.md"}
+    """Every file but the card, which tells of what was done, and the list of files."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in ("README.md", MANIFEST))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> bool:

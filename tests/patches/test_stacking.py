@@ -63,9 +63,9 @@ def test_patches_on_the_same_rows_are_refused_or_stacked(bench: Bench, tmp_path:
         apply_patch(bench.base, [first, second], tmp_path / "out")
     assert left(tmp_path) == before
     for order, row in (([first, second], 2.0), ([second, first], 1.0)):
-        apply_patch(bench.base, order, tmp_path / "stacked", stack=True)
+        apply_patch(bench.base, order, tmp_path / "stacked", stack=True, overwrite=True)
         assert tensors(tmp_path / "stacked")[Q][2].eq(row).all(), "the later one wins"
-        revert_patch(tmp_path / "stacked", order, tmp_path / "out", stack=True)
+        revert_patch(tmp_path / "stacked", order, tmp_path / "out", stack=True, overwrite=True)
         assert (tmp_path / "out/model.safetensors").read_bytes() == (bench.base / "model.safetensors").read_bytes()
 
 
