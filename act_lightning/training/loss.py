@@ -84,7 +84,8 @@ def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], AnswerPositi
     is_answer = next_labels != IGNORED
     if "position_ids" in batch:
         is_answer &= batch["position_ids"][:, 1:] != 0
-    return inputs, AnswerPositions(pad(is_answer, (0, 1))), next_labels[is_answer]
+    positions = AnswerPositions(pad(is_answer, (0, 1)))  # waits for the device, which indexing by a mask would do again
+    return inputs, positions, pad(next_labels, (0, 1)).flatten()[positions.index]
 
 
 @dataclass(frozen=True)

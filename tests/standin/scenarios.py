@@ -1,0 +1,146 @@
+"""What is run on the stand-in device: verbs with a config for all, and what each scenario changes in it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from tests.front_door import Config
+from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+
+Steps = list[tuple[str, Config]]
+"""Verbs, each with what changes in the config, which all of them share with the run's folder."""
+METHODS = ("task_arithmetic", "ties", "dare", "dare_ties", "breadcrumbs", "della", "fisher")
+SELECTIONS = ("local", "activation_relative", "activation_module_mean", "weight", "weight_rms", "attribution")
+_CALLBACKS = "act_lightning.callbacks"
+_ONCE = {"trainer": {"max_steps": 1}}
+_PACKED = {"data": {"batch_size": 4, "packing": True}}
+_PADDED = {"data": {"batch_size": 4, "packing": False}}
+_CLIPPED = {"gradient_clip_val": 1.0}
+
+
+def _callbacks(*names: str, **trainer: Any) -> Config:
+    paths = [name if "." in name else f"{_CALLBACKS}.{name}" for name in names]
+    return {"trainer": {"callbacks": [{"class_path": path} for path in paths], **trainer}}
+
+
+def _plain_fit(updates: int, micro_batches: int) -> Config:
+    limited = {"abilities": {"d": {"limit": updates * micro_batches}}, "validation": [], "batch_size": 1}
+    return {"profile": {"sources": None}, "data": limited, "trainer": {"accumulate_grad_batches": micro_batches}}
+
+
+def _small_profile(batches: int) -> Config:
+    limited = {"abilities": {"d": {"limit": batches}}}
+    return {"profile": {"sources": slice(1), "tokens_per_batch": 1}, "data": limited}
+
+
+_ATTRIBUTION = {
+    "class_path": "act_lightning.scorers.Attribution",
+    "init_args": {"alpha": [0.25, 0.75], "keep": ["e"], "rounds": 2, "first_share": 0.01},
+}
+_HALF = {  # given "16-mixed", Lightning would compute in bfloat16 on the CPU
+    "class_path": "lightning.pytorch.plugins.MixedPrecision",
+    "init_args": {
+        "precision": "16-mixed",
+        "device": "cpu",
+        "scaler": {"class_path": "torch.amp.GradScaler", "init_args": {"device": "cpu"}},
+    },
+}
+_COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 8}}
+SCENARIOS: dict[str, Steps] = {
+    **{f"profile {place}": [("profile", {"profile": {"placement": place}})] for place in ("resident", "offload")},
+    "profile layerwise": [("profile", {"profile": {"placement": "layerwise"}, "model": {"dtype": "bfloat16"}})],
+    "profile packed": [("profile", {"data": {"packing": True}, "profile": {"chunks": 2}})],
+    "profile until stable": [
+        ("profile", {"profile": {"stop_when_stable": 0.5}, "data": {"abilities": {"d": {"limit": 160}}}})
+    ],
+    **{f"select {name}": [("profile", {"transfer": {"selection": name}})] for name in SELECTIONS},
+    "select attribution in rounds": [("profile", {"transfer": {"selection": _ATTRIBUTION}})],
+    **{f"inject {method}": [("fit", _ONCE | {"transfer": {"method": method}})] for method in METHODS},
+    "merge": [("merge", {"transfer": {"method": "ties"}})],
+    "fit packed": [("fit", _PACKED | {"trainer": _CLIPPED | {"logger": None}})],
+    "fit padded": [("fit", _PADDED | {"trainer": _CLIPPED | {"logger": None}})],
+    "fit bf16-mixed": [("fit", _PACKED | {"trainer": _CLIPPED | {"precision": "bf16-mixed"}})],
+    "fit bf16-true": [("fit", _PACKED | _callbacks("LostUpdates", precision="bf16-true"))],
+    "fit 16-mixed": [("fit", _PADDED | {"trainer": {"plugins": [_HALF]}})],
+    "fit with a schedule": [
+        ("fit", {"model": {"optimizer": "adamw", "lr_scheduler": _COSINE, "gradient_checkpointing": True}})
+    ],
+    "fit with eager attention": [("fit", _PACKED | {"model": {"attention": "eager"}})],
+    "fit with comparison": [("fit", _callbacks("TransferComparison"))],
+    "fit with evaluations": [
+        (
+            "fit",
+            {"data": {"validation": ["d", "e"]}}
+            | _callbacks("BestRecovery", "AnswerEvaluation", val_check_interval=0.5),
+        )
+    ],
+    "fit with throughput": [("fit", _PACKED | _callbacks("TokenThroughput", log_every_n_steps=1))],
+    "fit with an average": [("fit", _callbacks("lightning.pytorch.callbacks.EMAWeightAveraging", "AnswerEvaluation"))],
+    "resume": [("fit", {}), ("fit", {"trainer": {"max_epochs": 2}, "ckpt_path": "last"})],
+    "resume what is complete": [("fit", {}), ("fit", _callbacks("AnswerEvaluation") | {"ckpt_path": "last"})],
+    "validate": [("validate", {})],
+    "test": [("test", {})],
+    "test with vllm": [("test", {"model": {"generator": "vllm"}})],
+    "predict": [("predict", {})],
+    # fits and profiles that differ in their number of batches only, so that the waits in one can be counted
+    **{f"fit {u} updates of {m}": [("fit", _plain_fit(u, m))] for u, m in ((1, 4), (1, 12), (3, 4))},
+    **{f"profile {count} batches": [("profile", _small_profile(count))] for count in (4, 12)},
+    "causes": [("causes", {"causes": {"samples": 6, "repeats": 2}, "profile": {"sources": slice(1, 2)}})],
+    "sweep": [("sweep", {"sweep": {"scales": [0.2, 0.4], "ratios": [0.1]}})],
+}
+
+
+def base_config(folder: Path, root: Path) -> Config:
+    """Two sources, two abilities, and evaluation sets of two kinds."""
+    sources = [
+        {"model": str(folder / "source1"), "abilities": ["d"], "name": "s1"},
+        {"model": str(folder / "source2"), "abilities": ["d", "e"], "name": "s2", "scale": 0.3},
+    ]
+    abilities = {
+        "d": {"path": str(folder / "d.jsonl"), "limit": 40, "role": "recover"},
+        "e": {"path": str(folder / "e.jsonl"), "limit": 24, "role": "keep"},
+    }
+    evaluations = {
+        "exact": {"path": str(folder / "d.jsonl"), "limit": 6, "role": "recover", "max_new_tokens": 6},
+        "number": {"path": str(folder / "n.jsonl"), "kind": "number", "role": "keep", "max_new_tokens": 6},
+    }
+    return {
+        "seed_everything": 7,
+        "model": {"target": str(folder / "target"), "learning_rate": 1e-3, "attention": "sdpa"},
+        "data": {"abilities": abilities, "train": ["d"], "validation": ["e"], "evaluations": evaluations},
+        "profile": {"sources": sources},
+        "transfer": {"ratio": 0.1},
+        "trainer": {
+            "accumulate_grad_batches": 8,
+            "max_epochs": 1,
+            "enable_model_summary": False,
+            "enable_progress_bar": False,
+            "logger": False,
+            "default_root_dir": str(root / "run"),
+        },
+    }
+
+
+def write_models(folder: Path) -> None:
+    """The models and data files of all scenarios."""
+    target, draw, words = tiny_model("qwen2"), random.Random(0), ("one", "два", "三", "four,", "पाँच")
+    for name, model in (("target", target), ("source1", sibling_of(target, 1)), ("source2", sibling_of(target, 2))):
+        save_model(model, tiny_tokenizer(), folder / name)
+    for name in ("d", "e"):
+        rows = [
+            {"prompt": f"Say {draw.choice(words)} {i} times", "answer": " ".join(draw.choices(words, k=1 + i % 9))}
+            for i in range(200)
+        ]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    write_jsonl(folder / "n.jsonl", [{"prompt": f"What is {i} and one?", "answer": str(i + 1)} for i in range(6)])
+
+
+def merged(config: Any, changes: Any) -> Any:
+    """A config with changes merged by key; a slice takes a part of a list."""
+    if isinstance(changes, slice):
+        return config[changes]
+    if not (isinstance(config, dict) and isinstance(changes, dict)):
+        return changes
+    return config | {key: merged(config.get(key), value) for key, value in changes.items()}
