@@ -43,12 +43,20 @@ from act_lightning.training.attention_compile import (
 from act_lightning.training.checkpoint_io import resumed_settings_issues
 from act_lightning.training.lightning_compat import grad_scaler
 from act_lightning.training.loss import answer_loss, score_answers
-from act_lightning.training.optimizers import are_finite, make_optimizer, make_scheduler, may_fuse, optimizer_issues
+from act_lightning.training.optimizers import (
+    are_finite,
+    make_optimizer,
+    make_scheduler,
+    may_fuse,
+    optimizer_issues,
+    sharding_issues,
+)
 from act_lightning.training.sharding import (
     averaging_issues,
     fsdp1_issues,
     fsdp1_precision,
     gathering_policy,
+    is_sharded,
     load_for_fsdp1,
     load_for_fsdp2,
 )
@@ -234,6 +242,8 @@ class AbilityTransferModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """All parameters, one optimizer, and the schedule if one is set."""
+        if is_sharded(self.trainer):
+            raise_if_any(sharding_issues(self.optimizer))
         optimizer = make_optimizer(self.optimizer, self.parameters(), self.learning_rate, fused=may_fuse(self.trainer))
         if self.lr_scheduler is None:
             return optimizer

@@ -28,7 +28,7 @@ from act_lightning.checkpoints.weight_files import (
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 LABORATORY = "lab:"
 QUANTIZATIONS = ("8bit", "4bit")
@@ -173,6 +173,22 @@ def _config_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             rest += [(name, child) for child in value]
         else:
             yield name, value
+
+
+def load_generation_config(folder: Path) -> GenerationConfig:
+    """The generation config in ``folder``; without one, what transformers derives from the config.
+
+    Raises:
+        ActError: It is broken, or as :func:`load_config`.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(load_config(folder))
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise ActError(_load_issue(folder, "must hold a generation_config.json that can be read", error)) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from act_lightning.architecture import evaluating
-from act_lightning.checkpoints.models import load_config
+from act_lightning.checkpoints.models import load_generation_config
 from act_lightning.errors import ActError, ConfigIssue
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
@@ -154,12 +154,8 @@ class VLLMGenerator:
     ) -> None:
         from vllm import LLM, SamplingParams  # an optional dependency
 
-        if (folder / "generation_config.json").is_file():
-            config = GenerationConfig.from_pretrained(folder)
-        else:
-            config = GenerationConfig.from_model_config(load_config(folder))
         self.tokenizer, self.progress, self._sampling_params = tokenizer, progress, SamplingParams
-        self.ends = end_of_turn_ids(config, tokenizer)
+        self.ends = end_of_turn_ids(load_generation_config(folder), tokenizer)
         settings = {"dtype": dtype, **(arguments or {})}
         try:
             self.engine = LLM(model=str(folder), tokenizer=str(folder), generation_config=VLLM, **settings)

@@ -27,7 +27,7 @@ from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
 from act_lightning.training.checkpoint_io import LAST, PREVIOUS
-from act_lightning.training.optimizers import sharding_issue
+from act_lightning.training.optimizers import sharding_issues
 from act_lightning.training.sharding import fsdp1_issues
 from act_lightning.transfer.preparation import checked_record, weight_file_issues
 from act_lightning.transfer.settings import AbilitySource
@@ -297,11 +297,8 @@ def _transfer_setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
         issues += [ConfigIssue(setting, name, problem, "Add its data there.") for setting, name in unknown]
     if verb == "fit":
         issues += deepspeed_issues(run.trainer) if run.sources else []
-        optimizer = run.model.optimizer
-        class_path = "" if isinstance(optimizer, str) else str(optimizer.get("class_path"))
-        shards = strategy_of(run.trainer)[0].replace("_", "").startswith("modelparallel")
-        if shards and class_path.startswith("bitsandbytes."):
-            issues.append(sharding_issue(optimizer))
+        if strategy_of(run.trainer)[0].replace("_", "").startswith(("modelparallel", "fsdp")):
+            issues += sharding_issues(run.model.optimizer)
     return issues
 
 

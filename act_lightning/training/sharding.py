@@ -29,7 +29,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import decoder_layers, parameter_names, require_language_model
-from act_lightning.checkpoints.models import load_model, make_buffers, meta_model
+from act_lightning.checkpoints.models import load_generation_config, load_model, make_buffers, meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import averaged_model
@@ -364,6 +364,7 @@ def _model_without_weights(folder: Path, dtype: torch.dtype, device: torch.devic
     """A model whose parameters are on the meta device, and whose buffers are on ``device``."""
     model = meta_model(folder, dtype)
     model.name_or_path = str(folder)
+    model.generation_config = load_generation_config(folder)  # which may name more tokens that end an answer
     make_buffers(model, device)
     _generate_in_step(model)
     return model

@@ -142,14 +142,18 @@ def test_deepspeed_is_refused_for_a_transfer(config: Config, given: object) -> N
     assert not about(planned(changed(config, "profile", ...)), "trainer.strategy", "error")
 
 
-def test_an_optimizer_without_kernels_for_shards_is_refused(config: Config) -> None:
+def test_moments_whose_precision_depends_on_shards_are_refused(config: Config) -> None:
     sizes = {"data_parallel_size": 8, "tensor_parallel_size": 1}
     given = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes}
     config["trainer"] |= EIGHT_GPUS | {"strategy": given}
-    config["model"]["optimizer"] = {"class_path": "bitsandbytes.optim.AdamW8bit"}
-    assert "torchao" in about(planned(config, status=1), "model.optimizer", "error")[0]["remedy"]
-    config["model"]["optimizer"] = {"class_path": "torchao.optim.AdamW8bit"}
-    assert not about(planned(config), "model.optimizer", "error")
+    for strategy in (given, "fsdp"):
+        config["trainer"] |= {"strategy": strategy}
+        for optimizer in ("bitsandbytes.optim.AdamW8bit", "torchao.optim.AdamW8bit"):
+            config["model"]["optimizer"] = {"class_path": optimizer}
+            (issue,) = about(planned(config, status=1), "model.optimizer", "error")
+            assert "unquantized" in issue["message"]
+        config["model"]["optimizer"] = "adamw"
+        assert not about(planned(config), "model.optimizer", "error")
 
 
 def test_nothing_is_written_and_only_a_few_rows_are_read(config: Config, tmp_path: Path) -> None:

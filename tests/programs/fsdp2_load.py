@@ -21,6 +21,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             expected = load_model(folder, dtype)
             model = load_for_fsdp2(folder, dtype, mesh, torch.device("cpu"))
+            assert model.generation_config.eos_token_id == expected.generation_config.eos_token_id == [2, 7]
             layout, names = Layout(model), dict(model.named_parameters(remove_duplicate=False))
             parameters = dict(expected.named_parameters(remove_duplicate=False))
             assert names.keys() == parameters.keys()
