@@ -40,7 +40,13 @@ from act_lightning.transfer.preparation import (
     prepare,
 )
 from act_lightning.transfer.selection import selection_issues
-from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios
+from act_lightning.transfer.settings import (
+    AbilitySource,
+    TransferSettings,
+    source_issues,
+    source_ratios,
+    zero_scale_issues,
+)
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ def _prepare(config: Namespace, recipe: str, root: Path, overwrite: bool) -> Mer
         return None
     for dtype in (model.dtype, model.export_dtype):
         resolve_dtype(dtype, target)
-    issues = source_issues(sources) + transfer.issues()
+    issues = source_issues(sources) + zero_scale_issues(transfer, sources) + transfer.issues()
     issues += output_issues(root / "merged", target, "trainer.default_root_dir", folders, overwrite)
     raise_if_any(issues)
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))

@@ -30,7 +30,7 @@ from act_lightning.training.checkpoint_io import LAST, PREVIOUS
 from act_lightning.training.optimizers import sharding_issues
 from act_lightning.training.sharding import fsdp1_issues
 from act_lightning.transfer.preparation import checked_record, weight_file_issues
-from act_lightning.transfer.settings import AbilitySource
+from act_lightning.transfer.settings import AbilitySource, zero_scale_issues
 
 _Result = TypeVar("_Result")
 _NEED_SOURCES = ("profile", "merge", "sweep", "causes")
@@ -295,6 +295,8 @@ def _transfer_setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
         named += [("transfer.selection.keep", name) for name in (scorer.keep if scorer else ())]
         unknown = [(setting, name) for setting, name in named if name not in run.data.abilities]
         issues += [ConfigIssue(setting, name, problem, "Add its data there.") for setting, name in unknown]
+    if verb in _EXPORTS:
+        issues += zero_scale_issues(run.transfer.settings, run.sources)
     if verb == "fit":
         issues += deepspeed_issues(run.trainer) if run.sources else []
         if strategy_of(run.trainer)[0].replace("_", "").startswith(("modelparallel", "fsdp")):

@@ -27,6 +27,7 @@ from act_lightning.planning.forecast import (
 from act_lightning.planning.pair_checks import config_notes, lineage, tokenizer_issues, weight_notes
 from act_lightning.planning.training_forecast import training_issues
 from act_lightning.sweep.sweep_settings import count_points
+from act_lightning.transfer.settings import effective_scales
 
 _COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 _MEGABYTE, _GIGABYTE = 1e6, 1e9
@@ -93,6 +94,7 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
     plan = Plan(issues=run_issues(run, verb, models))
     if verb == "sweep" and run.sweep is not None and not plan.issues:
         plan.sweep = {"points": 1 + count_points(run.sweep, run.transfer.settings)}
+    plan.issues += _scale_warnings(run, verb)
     if verb == "fit":
         plan.issues += training_issues(run)
     if models.target is not None:
@@ -105,6 +107,23 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
                 plan.issues += error.issues
     plan.issues.sort(key=lambda issue: get_args(Level).index(issue.level))
     return plan
+
+
+def _scale_warnings(run: Run, verb: str) -> list[ConfigIssue]:
+    """Warnings of scaling factors above 1, at which values move on beyond the source's."""
+    scales = effective_scales(run.transfer.settings, run.sources)
+    if verb == "sweep" and run.sweep is not None:
+        scales = {
+            "sweep.scales": max((each for each in run.sweep.tried_scales if isinstance(each, float)), default=0.0)
+        }
+    hint = "Write 1 for the source's own values; the paper tries 0.1 to 0.9."
+    return [
+        ConfigIssue(
+            name, ..., f"{name} {scale:g} moves selected values {scale:g} times as far as the source", hint, "warning"
+        )
+        for name, scale in scales.items()
+        if scale > 1
+    ]
 
 
 def _pair_issues(plan: Plan, run: Run, models: Models, target: Path) -> list[ConfigIssue]:

@@ -23,7 +23,6 @@ from act_lightning.evaluation.tables import ItemScores, csv_table, markdown_tabl
 from act_lightning.sweep.results import (
     MethodResult,
     Outcome,
-    best_point,
     compare_methods,
     equal_points,
     pareto_front,
@@ -71,7 +70,8 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
         methods += [MethodResult("", tuned_target), *compare_methods(tuned, target, settings, sweep.transfer)]
         points.append(tuned_target)
     points += tuned
-    best = best_point(tuned or outcomes, target, settings.keep_within)
+    findings = SweepFindings(target, tuned or outcomes, settings.keep_within, methods, tuned_target or target)
+    best = findings.best
 
     rows = [outcome_row(outcome, target) for outcome in (target, *points)]
     cells = methods_cells(methods, target)
@@ -84,7 +84,6 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
         path.unlink(missing_ok=True)  # of an earlier sweep
     else:
         write_file(path, _best_config(sweep, transfers, best, target, path))
-    findings = SweepFindings(target, tuned or outcomes, best, settings.keep_within, methods)
     page, console = write_page(sweep.folder / "report", findings), Console()
     title = "Means in %, below them 95 % intervals, and items +gained −lost against the target"
     lines = []
@@ -156,7 +155,7 @@ def _fit_config(sweep: Sweep, transfers: Transfers, point: Point, folder: Path) 
     recipe = read_recipe(sweep.recipe)
     config = {**recipe, "profile": {**recipe["profile"], "sources": None}}
     needs_scores = False
-    if point.method != TARGET:
+    if point.method != TARGET and point.scale:  # at λ = 0 nothing is transferred: plain fine-tuning
         override = transfers.override(replace(point, tuned=False))
         config, needs_scores = override.apply_to(recipe), override.settings.scorer is not None
     transfer = {key: value for key, value in config.get("transfer", {}).items() if key != "scores"}

@@ -21,7 +21,7 @@ from act_lightning.analysis.figures.sweeps import (
 from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
 from act_lightning.evaluation.intervals import percent
 from act_lightning.evaluation.results import ROLES
-from act_lightning.sweep.results import MethodResult, Outcome, pareto_front
+from act_lightning.sweep.results import MethodResult, Outcome, best_point, pareto_front
 
 METHODS_HEAD = ("", "compared at", "λ", "p", "moved", "keep", "recover", "keep: gained, lost", "recover: gained, lost")
 
@@ -100,15 +100,21 @@ class SweepFindings:
 
     Attributes:
         outcomes: The outcomes of all points.
-        best: The best of them, if one keeps enough.
-        within: How many points of keep it may lose.
+        within: How many points of keep the best of them may lose.
+        baseline: What the best must recover more than: the target, or the target after plain fine-tuning.
     """
 
     target: Outcome
     outcomes: Sequence[Outcome]
-    best: Outcome | None
     within: float
     methods: Sequence[MethodResult]
+    baseline: Outcome
+
+    @property
+    def best(self) -> Outcome | None:
+        """The best point, if one keeps enough and recovers more than the baseline."""
+        best = best_point(self.outcomes, self.target, self.within)
+        return best if best is not None and best.recover > self.baseline.recover + _TOLERANCE else None
 
 
 def write_page(folder: Path, findings: SweepFindings) -> Path:
@@ -134,7 +140,13 @@ def describe_best(findings: SweepFindings) -> str:
     target, best = findings.target, findings.best
     limit = f"keep at most {findings.within:g} points below the target's {100 * target.keep:.1f} %"
     if best is None:
-        return f"No point has {limit}."
+        if (kept := best_point(findings.outcomes, target, findings.within)) is None:
+            return f"No point has {limit}."
+        name = "plain fine-tuning" if findings.baseline.point.tuned else "the target"
+        return (
+            f"No gain: of the points with {limit}, the best recovers {100 * kept.recover:.1f} %, and {name} "
+            f"{100 * findings.baseline.recover:.1f} %."
+        )
     point = best.point
     return (
         f"Best of {len(findings.outcomes):,} points with {limit}: {point.method} at λ {point.scale:.3g}, "

@@ -102,7 +102,8 @@ def layer_of(name: str) -> str:
 def describe_transfer(report: Mapping[str, Any]) -> str:
     """One line per source of a transfer report."""
     return "\n".join(
-        f"{name}: λ {source['scale']:g}, p {source['ratio']:g}; {source['union']:,} of {report['channels']:,} channels,"
+        f"{name}: λ {source['scale']:g}{' (beyond the source)' if source['scale'] > 1 else ''}, p {source['ratio']:g}; "
+        f"{source['union']:,} of {report['channels']:,} channels,"
         f" {source['parameter_share']:.2%} of parameters"
         for name, source in report["sources"].items()
     )

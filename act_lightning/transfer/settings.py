@@ -93,6 +93,26 @@ def scale_issues(scale: float, setting: str) -> list[ConfigIssue]:
     return []
 
 
+def effective_scales(settings: TransferSettings, sources: Sequence[AbilitySource]) -> dict[str, float]:
+    """λ of each source, by the name of the setting that gives it."""
+    scales = {}
+    for i, source in enumerate(sources):
+        own = source.scale is not None
+        scales[f"profile.sources[{i}].scale" if own else "transfer.scale"] = (
+            settings.scale if source.scale is None else source.scale
+        )
+    return scales
+
+
+def zero_scale_issues(settings: TransferSettings, sources: Sequence[AbilitySource]) -> list[ConfigIssue]:
+    """Scaling factors at which a source has no part in a transfer."""
+    hint = "Write a number such as 0.4, or leave the source out (profile.sources: null is plain fine-tuning)."
+    scales = effective_scales(settings, sources).items()
+    return [
+        ConfigIssue(name, scale, "must not be 0, which transfers nothing", hint) for name, scale in scales if not scale
+    ]
+
+
 @dataclass
 class AbilitySource:
     """A source θ_abl and its abilities (paper §4.1, https://arxiv.org/abs/2601.09398).

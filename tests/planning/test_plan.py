@@ -202,6 +202,14 @@ def test_strangers_are_told_from_siblings(
         assert found["difference"] > 1
 
 
+def test_a_scale_beyond_the_source_is_noticed(config: Config) -> None:
+    for setting, scale, verb in (("transfer.scale", "40", "fit"), ("sweep.scales", "0.5,1.5", "sweep")):
+        plan = json.loads(run("plan", config, "--json", "--for", verb, f"--{setting}", scale).out)
+        (warning,) = about(plan, setting, "warning")
+        assert "times as far as the source" in warning["message"]
+    assert not about(planned(config), "transfer.scale", "warning")
+
+
 def test_one_model_under_two_names_is_refused(config: Config, target_folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(target_folder, tmp_path / "other")
     for name in (target_folder, other):

@@ -128,6 +128,19 @@ def test_the_best_point_is_a_config_that_runs(base_config: Config, swept: Path) 
     }
 
 
+def test_a_sweep_without_gain_says_so_and_names_no_best_point(base_config: Config, swept: Path) -> None:
+    """λ = 0 is the control: the target itself."""
+    config = with_root(base_config, "control")
+    root = Path(config["trainer"]["default_root_dir"])
+    outcome = run("sweep", config, "--transfer.scores", swept / "scores", "--sweep.scales", 0, "--sweep.ratios", 0.1)
+    assert outcome.status == 0, outcome.err
+    target, control = rows(root)
+    assert (control["keep"], control["recover"]) == (target["keep"], target["recover"])
+    assert "No gain: of the points with keep at most 1 points below" in " ".join(outcome.out.split())
+    assert not (root / "sweep" / "best.yaml").exists()
+    assert json.loads((root / "sweep" / "results.json").read_text())["best"] is None
+
+
 def test_methods_are_compared(swept: Path) -> None:
     results = list(csv.DictReader((swept / "sweep" / "methods.csv").read_text().splitlines()))
     assert [row["method"] for row in results[:2]] == ["target", "act"]

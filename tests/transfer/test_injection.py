@@ -102,6 +102,15 @@ def test_a_source_that_computes_the_same_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "transfer.json").exists()
 
 
+def test_nothing_moves_at_a_scale_of_zero(tmp_path: Path) -> None:
+    """Not even the sign of a zero that is selected."""
+    target: Any = tiny_model("gpt2", dtype=torch.bfloat16)
+    target.transformer.wte.weight.data[3:9, ::2] = -0.0
+    net, source = copy.deepcopy(target), sibling_of(target, seed=1)
+    fit(net, tmp_path, [AbilitySource(saved(source, tmp_path / "s"), {**ABILITIES})], selection="all", scale=0.0)
+    reference.assert_same_bits(dict(net.named_parameters()), dict(target.named_parameters()))
+
+
 @pytest.mark.parametrize("copies", [1, 3])
 def test_what_rounding_keeps_is_counted_once(
     copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -138,16 +138,6 @@ def test_a_random_merge_can_be_repeated(tmp_path: Path, ability_file: Path) -> N
     assert one["union"] > one["abilities"]["d"]["selected"] == two["abilities"]["e"]["selected"], "a draw each"
 
 
-def test_nothing_moves_at_a_scale_of_zero(tmp_path: Path, ability_file: Path) -> None:
-    """Not even the sign of a zero that is selected."""
-    transfer = a_transfer(tmp_path, ability_file, "gpt2", False, torch.bfloat16)
-    transfer.config["profile"]["sources"].pop()
-    assert run("merge", transfer.config, "--transfer.scale", 0.0, "--transfer.selection", "all").status == 0
-    before = dict(transfer.target.named_parameters())
-    assert any(bool(((values == 0) & values.signbit()).any()) for values in before.values())
-    reference.assert_same_bits(stored(transfer.root / "merged"), before)
-
-
 LOSSY = [("bfloat16", "auto"), ("float32", "bfloat16"), ("bfloat16", "float32")]
 
 
