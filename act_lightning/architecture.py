@@ -121,6 +121,12 @@ def tied_groups(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(names) for names in parameter_names(model).values() if len(names) > 1)
 
 
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a checkpoint holds, by name, such as Gemma 4's factor of each layer; most have none."""
+    saved = model.state_dict(keep_vars=True)
+    return {name: saved[name] for name, _ in model.named_buffers(remove_duplicate=False) if name in saved}
+
+
 def modules_with_parameters(model: nn.Module, part: str = "") -> list[str]:
     """Full names of the modules of a part (by default of the model) that have parameters of their own."""
     modules = model.get_submodule(part).named_modules(prefix=part)

@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from act_lightning.architecture import persistent_buffers
+
 ARCHITECTURES = (
     "llama",
     "qwen2",
@@ -74,7 +76,7 @@ def tiny_config(architecture: str, **overrides: Any) -> PretrainedConfig:
 def tiny_model(
     architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> PreTrainedModel:
-    """A random model in evaluation mode whose every parameter, biases and norms too, is unlike its neighbors."""
+    """A random model in evaluation mode whose every parameter, biases and norms too, is unlike its neighbors, as are buffers that it saves."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(architecture, **overrides), dtype=torch.float32)
@@ -92,9 +94,9 @@ def sibling_of(model: PreTrainedModel, seed: int, scale: float = 0.05) -> PreTra
 def _perturb(model: PreTrainedModel, seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter.float() + scale * noise)
+        for values in (*model.parameters(), *persistent_buffers(model).values()):
+            noise = torch.randn(values.shape, generator=generator)
+            values.copy_(values.float() + scale * noise)
 
 
 @cache

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from act_lightning.architecture import names_of_key, tied_groups, vocabulary_parameters
+from act_lightning.architecture import names_of_key, persistent_buffers, tied_groups, vocabulary_parameters
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import meta_model
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Part of the cache's key. Raise it when map_keys, tied_groups, vocabulary_parameters or inventory give another result
 # for the same model, or when a field of ModelSpec or of what it holds changes; not for anything else.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 # Buffers of old checkpoints that transformers ignores for every model: see _adjust_missing_and_unexpected_keys there.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 _MAX_LISTED = 20
@@ -45,12 +45,14 @@ class KeyMap:
             parameters that are stored once share a key.
         names: The parameter of every key that holds one.
         others: Keys of stored tensors that are no parameters, such as attention masks and rotary frequencies.
+        buffers: The key of every buffer that the model reads from a checkpoint, by its name; it is among ``others``.
         ties: Groups of names of one parameter.
     """
 
     keys: dict[str, str]
     names: dict[str, str]
     others: tuple[str, ...]
+    buffers: dict[str, str]
     ties: tuple[tuple[str, ...], ...]
 
 
@@ -104,7 +106,7 @@ def read_model_spec(folder: Path, headers: Mapping[str, Header] | None = None) -
         shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
         keymap, channels = values["keymap"], values["channels"]
         if keymap is not None:
-            keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), ties)
+            keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), keymap["buffers"], ties)
         if channels is not None:
             modules = tuple(
                 ModuleChannels(item["name"], item["count"], tuple(OwnedParameter(**owned) for owned in item["owned"]))
@@ -140,7 +142,7 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     ties = tied_groups(model)
     stored_keys, extra, fuses = _match_keys(model, stored, shapes)
-    buffers = {name for name, _ in model.named_buffers()}
+    buffers, persistent = {name for name, _ in model.named_buffers()}, persistent_buffers(model)
     ignored = (*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))  # transformers skips these silently
     others = tuple(
         key
@@ -157,8 +159,14 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
         hint = "Mixtures of experts cannot be transferred: choose a dense decoder."
         raise ActError(ConfigIssue(location, missing[:5], problem, hint))
     names = {key: name for name, key in stored_keys.items()}
+    read_buffers = {key: name for key, name in extra.items() if name in persistent}
+    shapes |= {name: tuple(buffer.shape) for name, buffer in persistent.items()}
     unexpected = [key for key in extra if key not in others]
-    reshaped = [f"{key} {stored[key].shape}" for key, name in names.items() if stored[key].shape != shapes[name]]
+    reshaped = [
+        f"{key} {stored[key].shape}"
+        for key, name in (names | read_buffers).items()
+        if stored[key].shape != shapes[name]
+    ]
     quantized = [f"{key} {stored[key].code}" for key in names if stored[key].dtype not in FLOATS]
     raise_if_any(
         ConfigIssue(
@@ -175,7 +183,7 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
         )
         if tensors
     )
-    return KeyMap(keys, names, others, ties)
+    return KeyMap(keys, names, others, {name: key for key, name in read_buffers.items()}, ties)
 
 
 def _match_keys(

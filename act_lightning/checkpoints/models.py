@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from act_lightning.architecture import tied_groups
+from act_lightning.architecture import persistent_buffers, tied_groups
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
 from act_lightning.checkpoints.files import read_json
 from act_lightning.checkpoints.weight_files import (
@@ -251,10 +251,15 @@ def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
     return model
 
 
-def make_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Allocate and initialize the buffers of a meta model that no checkpoint holds, such as rotary frequencies.
+def make_buffers(model: PreTrainedModel, device: torch.device, stored: Mapping[str, Tensor]) -> None:
+    """Allocate and initialize the buffers of a meta model, such as rotary frequencies, as transformers does.
 
-    transformers does the same when it loads a model. Parameters stay on the meta device.
+    Parameters stay on the meta device.
+
+    Args:
+        model: The model.
+        device: Where its buffers will be.
+        stored: The values of buffers that its checkpoint holds, by name.
     """
     for name, buffer in list(model.named_buffers()):
         owner, _, leaf = name.rpartition(".")
@@ -262,6 +267,8 @@ def make_buffers(model: PreTrainedModel, device: torch.device) -> None:
     for module in model.modules():
         if next(module.buffers(recurse=False), None) is not None:
             model._init_weights(module)
+    for name, values in stored.items():
+        model.get_buffer(name).copy_(values)
 
 
 def load_model(
@@ -299,6 +306,7 @@ def load_model(
         "unexpected_keys": "must hold parameters of the model only",
         "mismatched_keys": "must hold the shapes that its config gives",
     }
+    loaded[1]["missing_keys"] -= persistent_buffers(model).keys()  # transformers has initialized them
     hint = "Give the folder of a plain causal language model whose config belongs to its weights."
     raise_if_any(
         ConfigIssue(str(folder), sorted(map(str, loaded[1][kind]))[:5], problem, hint)

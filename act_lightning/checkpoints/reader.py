@@ -102,6 +102,11 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         check_finite(values, str(self.folder / self._files[key]), key)
         return values
 
+    def buffers(self) -> dict[str, Tensor]:
+        """All buffers that the model reads from a checkpoint and that this one holds, as stored; unchecked."""
+        entries = {name: (key, self._entries[key]) for name, key in self.keymap.buffers.items()}
+        return {name: self.raw(key).view(entry.dtype).view(entry.shape) for name, (key, entry) in entries.items()}
+
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Some rows of the parameter ``name``; of a vector, some elements. Only these are read.
 

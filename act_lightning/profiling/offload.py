@@ -34,7 +34,7 @@ class DiskWeights:
         self._reader = CheckpointReader(folder)
         self.model = meta_model(folder, dtype)
         self.model.name_or_path = str(folder)
-        make_buffers(self.model, device)
+        make_buffers(self.model, device, self._reader.buffers())
         self.model.train(False)
         self._dtype, self._device = dtype, device
         self._placeholders: dict[str, dict[str, nn.Parameter]] = {}  # of loaded parts

@@ -365,7 +365,8 @@ def _model_without_weights(folder: Path, dtype: torch.dtype, device: torch.devic
     model = meta_model(folder, dtype)
     model.name_or_path = str(folder)
     model.generation_config = load_generation_config(folder)  # which may name more tokens that end an answer
-    make_buffers(model, device)
+    with CheckpointReader(folder) as reader:
+        make_buffers(model, device, reader.buffers())
     _generate_in_step(model)
     return model
 

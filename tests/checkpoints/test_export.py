@@ -59,7 +59,7 @@ def test_unchanged_export_is_the_same_to_the_byte(architecture: str, shards: str
     assert contents(tmp_path / "out") == contents(target)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma4_text", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_changed_model_loads_with_its_logits(
     architecture: str, dtype: torch.dtype, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -21,6 +22,7 @@ from act_lightning.checkpoints.models import (
     resolve_dtype,
 )
 from act_lightning.errors import ActError
+from act_lightning.profiling.offload import DiskWeights
 from tests.tiny import ARCHITECTURES, save_model, tiny_config, tiny_model, tiny_tokenizer
 
 COMMIT = "0123456789" * 4
@@ -66,6 +68,28 @@ def test_model_is_loaded_on_the_host_whatever_the_default_device_is(target_folde
         model = load_model(target_folder)
     assert {values.device.type for values in (*model.parameters(), *model.buffers())} == {"cpu"}
     assert torch.equal(model.get_input_embeddings().weight, tiny_model().get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [True, False])
+def test_buffers_of_a_model_without_weights_are_those_of_a_loaded_one(
+    dtype: torch.dtype, stored: bool, tmp_path: Path
+) -> None:
+    """Buffers that a checkpoint holds are read; transformers initializes those that it should hold and lacks."""
+    folder = save_model(tiny_model("gemma4_text"), tiny_tokenizer(), tmp_path)
+    if not stored:
+        file = folder / "model.safetensors"
+        kept = {key: values for key, values in load_file(file).items() if not key.endswith("layer_scalar")}
+        save_file(kept, file, {"format": "pt"})
+    expected = dict(load_model(folder, dtype).named_buffers())
+    assert ({float(expected[f"model.layers.{layer}.layer_scalar"]) for layer in (0, 1)} != {1.0}) == stored
+    weights = DiskWeights(folder, dtype, torch.device("cpu"))
+    with closing(weights):
+        buffers = dict(weights.model.named_buffers())
+        assert buffers.keys() == expected.keys()
+        for name, values in expected.items():
+            assert buffers[name].dtype == values.dtype, name
+            assert torch.equal(buffers[name], values), name
 
 
 def test_dtype_is_that_of_most_elements(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_no_process_holds_more_than_its_part_and_a_unit(tmp_path: Path) -> None:
-    """A unit, and the flat copy that is sharded; untied and tied."""
-    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text")]
+    """A unit, and the flat copy that is sharded; untied and tied; with a buffer in every layer."""
+    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text", "gemma4_text")]
     for folder in folders:
         save_model(tiny_model(folder.name, num_hidden_layers=16), tiny_tokenizer(), folder)
     on_processes(2, PROGRAMS / "fsdp1_load.py", *folders)

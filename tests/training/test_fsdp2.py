@@ -52,7 +52,7 @@ def qwen2(place: Path) -> tuple[Path, Path]:
 
 
 def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> None:
-    folders = [tmp_path / architecture for architecture in DISTINCT]
+    folders = [tmp_path / architecture for architecture in (*DISTINCT, "gemma4_text")]
     for folder in folders:
         model = tiny_model(folder.name)
         model.generation_config.eos_token_id = [END_ID, 7]  # as Qwen2.5's names more than its config
