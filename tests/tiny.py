@@ -53,6 +53,7 @@ _SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+    "hidden_size_per_layer_input": 0,
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": END_ID,
@@ -76,7 +77,7 @@ def tiny_config(architecture: str, **overrides: Any) -> PretrainedConfig:
 def tiny_model(
     architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any
 ) -> PreTrainedModel:
-    """A random model in evaluation mode whose every parameter, biases and norms too, is unlike its neighbors, as are buffers that it saves."""
+    """A random model in evaluation mode whose every parameter, norms and saved buffers too, is unlike its neighbors."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(architecture, **overrides), dtype=torch.float32)

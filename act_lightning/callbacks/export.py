@@ -93,7 +93,7 @@ class HuggingFaceExport(L.Callback):
             sources = [Path(str(source["model"])) for source in transfer.get("sources", {}).values()]
             overwrite = self.overwrite or out in self._own
             with no_wider_than(*(source for source in sources if source.is_dir())):
-                sha256 = export_model(out, target, layout.whole, dtype, files, overwrite)
+                sha256 = export_model(out, target, layout.whole, dtype, files, overwrite, layout.buffers)
             self._own.add(out)
             write_file(out / CARD, rebuild_card(out, sha256=sha256))
             rank_zero_info(f"model written to {out}")

@@ -23,6 +23,7 @@ from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_fi
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
+_NO_BUFFERS: Mapping[str, Tensor] = MappingProxyType({})
 _CONFIG_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)')
 
 
@@ -33,12 +34,13 @@ def export_model(
     dtype: torch.dtype | None = None,
     extra_files: Mapping[str, str | bytes] = _NO_FILES,
     overwrite: bool = False,
+    buffers: Mapping[str, Tensor] = _NO_BUFFERS,
 ) -> dict[str, str]:
     """Write a model to ``out`` in the layout of ``target``, one tensor in memory at a time; complete or not at all.
 
     Key names, shards, index and metadata are the target's; so are config, generation config, tokenizer and chat
     template, byte for byte, except that the config names ``dtype``, if given. Stored tensors that are no parameters
-    (attention masks, rotary frequencies) are copied.
+    and not among ``buffers`` (attention masks, rotary frequencies) are copied.
 
     Args:
         out: The folder to write.
@@ -48,6 +50,7 @@ def export_model(
         dtype: The dtype of all parameters on disk; by default each has the target's.
         extra_files: More files by name, such as a card.
         overwrite: Whether an earlier export in ``out`` may be replaced, once the new one is complete.
+        buffers: The model's buffers by name; those that it reads from a checkpoint are written, in the target's dtype.
 
     Returns:
         The SHA-256 of each weight file, computed as it is written.
@@ -58,7 +61,8 @@ def export_model(
         ValueError: ``get`` returns another shape.
     """
     with open_output(out, target, dtype, extra_files, overwrite) as (folder, reader, headers, bar):
-        return {file: _write_shard(folder / file, header, reader, get, bar) for file, header in headers.items()}
+        stored = {key: buffers[name] for name, key in reader.keymap.buffers.items() if name in buffers}
+        return {file: _write_shard(folder / file, header, reader, get, stored, bar) for file, header in headers.items()}
 
 
 @contextmanager
@@ -163,7 +167,12 @@ def progress_bar(title: str, total: int) -> tqdm[None]:
 
 
 def _write_shard(
-    path: Path, header: Header, reader: CheckpointReader, get: Callable[[str], Tensor], bar: tqdm[None]
+    path: Path,
+    header: Header,
+    reader: CheckpointReader,
+    get: Callable[[str], Tensor],
+    buffers: Mapping[str, Tensor],
+    bar: tqdm[None],
 ) -> str:
     """Write a weight file, and return its SHA-256."""
     digest = hashlib.sha256(opening := header.encode())
@@ -173,14 +182,16 @@ def _write_shard(
         _write(file, opening)
         for key, entry in header.entries.items():
             name = reader.keymap.names.get(key)
-            if name is None:
+            if name is None and key not in buffers:
                 data = reader.raw(key)
             else:
-                values = get(name).detach()
+                values = (buffers[key] if name is None else get(name)).detach()
                 if tuple(values.shape) != entry.shape:
-                    raise ValueError(f"{name} has shape {tuple(values.shape)}, and the target stores {entry.shape}")
+                    raise ValueError(
+                        f"{name or key} has shape {tuple(values.shape)}, and the target stores {entry.shape}"
+                    )
                 values = values.to("cpu", entry.dtype).contiguous()
-                check_finite(values, "output", name)
+                check_finite(values, "output", name or key)
                 data = values.view(-1).view(torch.uint8)
             _write(file, data.numpy().data)
             digest.update(data.numpy().data)

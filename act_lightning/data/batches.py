@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
@@ -263,12 +265,19 @@ def packing_obstacle(config: PretrainedConfig) -> str | None:
     Most models of transformers mask attention between samples when positions restart. Some have no positions to restart
     (ALiBi in MPT and Bloom), number tokens themselves (OPT), or carry a state from token to token (Mamba). Only a trial
     can tell: a few layers of the architecture with random weights read samples packed and alone, on the CPU and in
-    float32. The global random state is restored.
+    float32. Flash attention, which needs a GPU, is computed by :func:`_flash_attention` then. The global random state
+    is restored.
     """
-    name = config.model_type
+    name, attention = config.model_type, str(config._attn_implementation)
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            difference = _packing_difference(_small_model(_small_config(config)))
+            model = _small_model(_small_config(config))
+            if "flash" in attention:
+                name += f" with {attention}"
+                with _flash_attention_on_cpu(model, attention):
+                    difference = _packing_difference(model)
+            else:
+                difference = _packing_difference(model)
     except Exception as error:  # whatever a model's code raises at sizes it was not made for
         return f"{name} could not be tried in small ({type(error).__name__}: {str(error).splitlines()[:1]})"
     if difference > _TOLERANCE:
@@ -311,6 +320,57 @@ def _small_model(config: PretrainedConfig) -> PreTrainedModel:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else parameter + 0.1 * noise)
     return model
+
+
+@contextmanager
+def _flash_attention_on_cpu(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Have a model take :func:`_flash_attention` for the attention of that name."""
+    model.config._attn_implementation = attention
+    ALL_ATTENTION_FUNCTIONS[attention] = _flash_attention  # of this mapping only, before transformers' own
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS[attention]
+
+
+def _flash_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_ids: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, Tensor | None]:
+    """What transformers' flash attention may look at; windows, caps and sinks, which only narrow it, are left out.
+
+    A token sees those before it, in its own sample if the model has passed on where samples begin: by ``position_ids``
+    or ``cu_seq_lens_q``, and without ``attention_mask``, which transformers prefers to both.
+
+    Args:
+        module: The attention's module.
+        query: ``[1, heads, tokens, features]``; so are ``key`` and ``value``, of a divisor of the heads.
+        key: See ``query``.
+        value: See ``query``.
+        attention_mask: Tokens that are no padding, bool ``[1, tokens]``.
+        scaling: Factor of the scores.
+        position_ids: Positions of tokens, int64 ``[1, tokens]``.
+        cu_seq_lens_q: Where samples begin, and the number of tokens, int ``[samples + 1]``.
+    """
+    tokens = query.shape[2]
+    begins = torch.zeros(tokens, dtype=torch.int64)
+    if attention_mask is None and cu_seq_lens_q is not None:
+        begins[cu_seq_lens_q[:-1].long()] = 1
+    elif attention_mask is None and position_ids is not None and position_ids.numel() == tokens:
+        begins = (position_ids.flatten() == 0).long()
+    sample = begins.cumsum(0)
+    visible = (sample[:, None] == sample[None]).tril()[None, None]
+    output: tuple[Tensor, Tensor | None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module, query, key, value, visible, scaling=scaling, is_causal=False
+    )
+    return output
 
 
 def _packing_difference(model: PreTrainedModel) -> float:

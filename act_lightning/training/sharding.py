@@ -193,6 +193,15 @@ class Layout:
                     unit.check_is_root()  # otherwise the first unit to be gathered would take itself for the root
                 self._units |= dict.fromkeys(unit.modules(), unit)
 
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """All buffers, which every process holds whole, under the names that :meth:`parts` takes."""
+        return {
+            f"{name}.{leaf}" if name else leaf: buffer
+            for name, module in self._modules.items()
+            for leaf, buffer in module.named_buffers(recurse=False)
+        }
+
     def parts(self, names: Collection[str]) -> Iterator[tuple[str, LocalRows]]:
         """What this process may write of each parameter, before it takes the next one.
 

@@ -68,7 +68,7 @@ def test_changed_model_loads_with_its_logits(
     changed = sibling_of(tiny_model(architecture, dtype=dtype), seed=3)
     expected = logits(save_model(changed, tiny_tokenizer(), tmp_path / "expected"), dtype)
     capfd.readouterr()
-    sha256 = export_model(tmp_path / "out", target, getter(changed))
+    sha256 = export_model(tmp_path / "out", target, getter(changed), buffers=dict(changed.named_buffers()))
     files = (tmp_path / "out").glob("*.safetensors")
     assert sha256 == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     assert torch.equal(logits(tmp_path / "out", dtype), expected)

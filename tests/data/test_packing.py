@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    modeling_flash_attention_utils,
+)
+from transformers.integrations import flash_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_neo import modeling_gpt_neo
+from transformers.models.gptj import modeling_gptj
 
 from act_lightning.channels import inventory
 from act_lightning.data.batches import collate, pack, packing_obstacle, should_pack, unbatch
@@ -31,6 +44,20 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": True},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "minimax": {"num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"]},
+}
+FLASH: dict[str, dict[str, Any]] = {  # these pass positions on to flash attention
+    "llama": {},
+    "gpt2": {},
+    "gemma3_text": {"head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 48},
+    "opt": TOGETHER["opt"],
+}
+LOST: dict[str, dict[str, Any]] = {  # these keep samples apart by a mask, which flash attention does not take
+    "gpt_bigcode": {},
+    "persimmon": {"intermediate_size": 48},
+    "moshi": {"num_key_value_heads": 4, "ffn_dim": 48},
+    "ctrl": {"dff": 48},
+    "gptj": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global"], 2]]},
 }
 EQUAL = {"llama": {}, "qwen2": {}, "gpt2": {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}}
 
@@ -74,6 +101,62 @@ def test_models_that_mix_samples_are_recognized(architecture: str) -> None:
         parameter.data += 0.15 * torch.randn(parameter.shape)
     assert difference_when_packed(model) > 0.1
     assert f"{architecture} " in str(packing_obstacle(config))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention of ``[rows, tokens, heads, features]``."""
+    query, key, value = (values.transpose(1, 2) for values in (query, key, value))
+    out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def attend_by_length(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, softmax_scale: float | None, **_: object
+) -> Tensor:
+    """The same of samples in one row, whose beginnings are told."""
+    lengths = cu_seqlens_q.diff().tolist()
+    parts = zip(*(values[None].split(lengths, 1) for values in (query, key, value)), strict=True)
+    return torch.cat([attend(*part, softmax_scale)[0] for part in parts])
+
+
+@pytest.fixture
+def flash_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' own code around flash attention, with kernels that need no GPU."""
+
+    def attend_all(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float | None) -> Tensor:
+        return attend(query, key, value, softmax_scale)
+
+    def arguments(softmax_scale: float | None = None, **_: object) -> dict[str, float | None]:
+        return {"softmax_scale": softmax_scale}
+
+    kernels = (attend_all, attend_by_length, None, None, None), (arguments, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *_, **__: kernels)
+    monkeypatch.setattr(flash_attention, "get_target_dtype", lambda *_: None)
+    monkeypatch.setattr(
+        PreTrainedModel, "_check_and_adjust_attn_implementation", lambda self, name, *_, **__: name or "eager"
+    )
+    for modeling in (modeling_gptj, modeling_gpt_neo):
+        forward = modeling_flash_attention_utils._flash_attention_forward
+        monkeypatch.setattr(modeling, "_flash_attention_forward", forward, raising=False)
+
+
+@pytest.mark.parametrize("architecture", [*FLASH, *LOST])
+def test_flash_attention_needs_to_know_where_samples_begin(architecture: str, flash_kernels: None) -> None:
+    config = config_of(architecture, (FLASH | LOST)[architecture])
+    if architecture in LOST:
+        assert packing_obstacle(config) is None, "with a mask"
+    torch.manual_seed(1)
+    flashing = copy.deepcopy(config)
+    flashing._attn_implementation = "flash_attention_2"
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(flashing)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.15 * torch.randn(parameter.shape)
+    difference, obstacle = difference_when_packed(model), packing_obstacle(flashing)
+    assert (obstacle is None) == (difference < 1e-4) == (architecture in FLASH), (difference, obstacle)
+    if obstacle:
+        assert obstacle.startswith(f"{architecture} with flash_attention_2 does not keep")
+        assert not should_pack("auto", flashing, by_length=False)
+    assert ALL_ATTENTION_FUNCTIONS["flash_attention_2"] is flash_attention.flash_attention_forward
 
 
 def test_real_sizes_are_tried_small_and_leave_random_numbers_alone() -> None:

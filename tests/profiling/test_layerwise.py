@@ -32,7 +32,7 @@ MIXED: dict[str, dict[str, Any]] = {  # masks that differ from layer to layer, l
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "sliding_window": 7,
     },
-    "gemma4_text": {"hidden_size_per_layer_input": 0, "layer_types": ["full_attention"] * 2},  # buffers that it saves
+    "gemma4_text": {"layer_types": ["full_attention"] * 2},  # buffers that it saves
     "gemma2": {"num_hidden_layers": 4, "sliding_window": 7},
     "qwen2": {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     "mistral": {"sliding_window": 7},

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_no_process_holds_more_than_its_part_and_a_unit(tmp_path: Path) -> None:
-    """A unit, and the flat copy that is sharded; untied and tied; with a buffer in every layer."""
-    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text", "gemma4_text")]
+    """A unit, and the flat copy that is sharded; untied and tied."""
+    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text")]
     for folder in folders:
         save_model(tiny_model(folder.name, num_hidden_layers=16), tiny_tokenizer(), folder)
     on_processes(2, PROGRAMS / "fsdp1_load.py", *folders)
@@ -33,10 +33,13 @@ def test_what_is_written_unit_by_unit_stays(tmp_path: Path) -> None:
 
 
 def test_an_update_in_mixed_precision_is_that_of_one_process(tmp_path: Path) -> None:
-    """Buffers are not rounded; gradients are added up over micro-batches and processes in float32, in shards."""
-    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text")]
+    """Buffers are not rounded; gradients are added up over micro-batches and processes in float32, in shards.
+
+    Gemma 4 has buffers that its checkpoint holds: they are read.
+    """
+    folders = [tmp_path / architecture for architecture in ("qwen2", "gemma3_text", "gemma4_text")]
     for folder in folders:
-        save_model(tiny_model(folder.name), tiny_tokenizer(), folder)
+        save_model(tiny_model(folder.name, dtype=torch.bfloat16), tiny_tokenizer(), folder)
     on_processes(2, PROGRAMS / "fsdp1_update.py", tmp_path, *folders)
 
 
