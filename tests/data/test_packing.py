@@ -41,7 +41,6 @@ APART: dict[str, dict[str, Any]] = {
 TOGETHER: dict[str, dict[str, Any]] = {
     "bloom": {},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
-    "falcon": {"alibi": True},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "minimax": {"num_key_value_heads": 2, "layer_types": ["linear_attention", "full_attention"]},
 }
