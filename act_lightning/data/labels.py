@@ -231,6 +231,7 @@ class Encoder:
         Raises:
             ActError: If the template or the tokenizer cannot process one of them.
         """
+        self.template.read_ahead([conversation for conversation in conversations if has_answers(conversation)])
         all_rendered: list[Rendered | None] = []
         for conversation, location in zip(conversations, locations, strict=True):
             with located(location):

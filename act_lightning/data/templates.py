@@ -16,17 +16,22 @@ Each is a file in ``named_templates`` that opens with its source.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
+from itertools import chain, islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import Conversation
+from act_lightning.data.template_process import Request, TemplateProcess
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 _FOLDER = files("act_lightning.data") / "named_templates"
@@ -72,6 +77,9 @@ class Template(ABC):
     source: str
     setting: str
     close_with_eos: ClassVar[bool]
+
+    def read_ahead(self, conversations: Sequence[Conversation]) -> None:  # noqa: B027 - nothing to do for most
+        """Prepare to render these conversations, which is faster for all at once; what fails is left to ``render``."""
 
     @abstractmethod
     def render(self, messages: Conversation) -> Rendered:
@@ -170,13 +178,31 @@ class ChatTemplate(Template):
 
     tokenizer: PreTrainedTokenizerBase
     close_with_eos = False
+    _process: TemplateProcess | None = field(default=None, init=False, repr=False, compare=False)
+    _ahead: dict[int, tuple[Conversation, list[str]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the process that renders; a copy has its own."""
+        return {**vars(self), "_process": None, "_ahead": {}}
+
+    def read_ahead(self, conversations: Sequence[Conversation]) -> None:
+        """Ask the process for all texts at once, since to ask takes longer than to render."""
+        answered = [messages for messages in conversations if messages[0]["role"] != "assistant"]
+        requests = [self._requests(messages) for messages in answered]
+        self._ahead = {}
+        with suppress(ActError):
+            texts = iter(self._apply(*chain.from_iterable(requests)))
+            for messages, parts in zip(answered, requests, strict=True):
+                self._ahead[id(messages)] = messages, list(islice(texts, len(parts)))
 
     def render(self, messages: Conversation) -> Rendered:
         """The text up to what follows the last assistant turn, with the span of each answer."""
         answer_turns = self._answer_turns(messages)
         turns = messages[: answer_turns[-1] + 1]
-        text = self._apply(turns)
-        prompts = [self._apply(turns[:turn], generation=True) for turn in answer_turns]
+        ahead, texts = self._ahead.pop(id(messages), (None, []))
+        text, *prompts = texts if ahead is messages else self._apply(*self._requests(messages))
         if not all(text.startswith(prompt) for prompt in prompts):
             problem = "must be one whose earlier turns the chat template leaves unchanged when an answer follows"
             hint = "Use rows of one turn, or another template."
@@ -189,7 +215,12 @@ class ChatTemplate(Template):
     def render_prompt(self, messages: Conversation) -> Rendered:
         """The generation prompt before the last assistant turn."""
         turns = messages[: self._answer_turns(messages)[-1]]
-        return Rendered(self._apply(turns, generation=True), [], add_special_tokens=False, close_with_eos=False)
+        return Rendered(self._apply((turns, True))[0], [], add_special_tokens=False, close_with_eos=False)
+
+    def _requests(self, messages: Conversation) -> list[Request]:
+        """The whole conversation, and what comes before each answer."""
+        answer_turns = self._answer_turns(messages)
+        return [(messages[: answer_turns[-1] + 1], False), *((messages[:turn], True) for turn in answer_turns)]
 
     def _answer_turns(self, messages: Conversation) -> list[int]:
         if messages[0]["role"] == "assistant":
@@ -205,7 +236,7 @@ class ChatTemplate(Template):
             return first, first + len(content)
         # The content occurs twice, or was stripped: see where the template puts a placeholder instead.
         replaced = [*turns[:turn], {**turns[turn], "content": _PLACEHOLDER}, *turns[turn + 1 :]]
-        expected = self._apply(replaced).find(_PLACEHOLDER, start)
+        expected = self._apply((replaced, False))[0].find(_PLACEHOLDER, start)
         variants = (content, content.strip(), content.rstrip())
         for variant in variants:
             if expected >= 0 and text.startswith(variant, expected):
@@ -217,13 +248,21 @@ class ChatTemplate(Template):
         hint = "Correct the row, or use another template."
         raise ActError(ConfigIssue(self.setting, content, problem, hint))
 
-    def _apply(self, messages: Conversation, generation: bool = False) -> str:
+    def _apply(self, *requests: Request) -> list[str]:
+        """The text of each conversation, with a generation prompt where one is wanted."""
+        if self._process is None or self._process.owner != os.getpid():
+            self._process = TemplateProcess(partial(_apply_chat_template, self.tokenizer, self.source))
         try:
-            text = self.tokenizer.apply_chat_template(
-                messages, chat_template=self.source, tokenize=False, add_generation_prompt=generation
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            return self._process.texts(requests)
+        except ValueError as error:
             problem = f"must be a conversation that the chat template can render ({error})"
             hint = "Correct the row, or use another template."
-            raise ActError(ConfigIssue(self.setting, messages, problem, hint)) from error
-        return str(text)
+            raise ActError(ConfigIssue(self.setting, requests[0][0], problem, hint)) from error
+
+
+def _apply_chat_template(tokenizer: PreTrainedTokenizerBase, source: str, request: Request) -> str:
+    messages, generation = request
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=source, tokenize=False, add_generation_prompt=generation
+    )
+    return str(text)

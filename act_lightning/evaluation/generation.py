@@ -18,6 +18,7 @@ from transformers import (
 
 from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.models import load_generation_config
+from act_lightning.data.templates import make_template
 from act_lightning.errors import ActError, ConfigIssue
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
@@ -124,7 +125,8 @@ def end_of_turn_ids(config: GenerationConfig | None, tokenizer: PreTrainedTokeni
     ids.add(tokenizer.eos_token_id)
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
-        after_answer = str(tokenizer.apply_chat_template(turns, tokenize=False)).rpartition("ANSWER")[2]
+        rendered = make_template("chat", tokenizer, "data.template").render(turns)
+        after_answer = rendered.text[rendered.answers[-1][1] :]
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         tokens = tokenizer.encode(after_answer, add_special_tokens=False)
         ids.add(next((token for token in tokens if token in special), None))
