@@ -107,23 +107,37 @@ def top_per_module(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inv
 
 
 def top_by_parameters(scores: Tensor, ratio: float | Fraction, allowed: Tensor, inventory: ChannelInventory) -> Tensor:
-    """The longest prefix of the ranking whose distinct parameters are at most ⌊N·p⌋ of the N allowed ones.
+    """The channels of the highest scores, as many as fit into ⌊N·p⌋ distinct parameters of the N allowed ones.
 
-    An element that a row and a column of a tied matrix both select counts once.
+    A channel that is too large for what is left, such as a column of an embedding, is passed over for smaller ones of
+    lower scores. An element that a row and a column of a tied matrix both select counts once.
     """
-    order = rank(scores, allowed)
-    spent = torch.cumsum(inventory.sizes()[order], 0)
+    order, sizes = rank(scores, allowed), inventory.sizes()
     owned = [(parameter.name, parameter.dim, span) for module, span in inventory.spans() for parameter in module.owned]
     by_rows, by_columns = ({name for name, dim, _ in owned if dim == counted} for counted in (0, 1))
-    for tied in by_rows & by_columns:  # the elements where its selected rows and columns meet were counted twice
-        rows, columns = torch.zeros(2, inventory.total, dtype=torch.bool)
+    crossings = []  # of each tied matrix, whose selected rows and columns meet in elements that are counted twice
+    for tied in by_rows & by_columns:
+        rows, columns = torch.zeros(2, inventory.total, dtype=torch.int64)
         for name, dim, span in owned:
             if name == tied:
-                (rows if dim == 0 else columns)[span] = True
-        spent -= torch.cumsum(rows[order].long(), 0) * torch.cumsum(columns[order].long(), 0)
+                (rows if dim == 0 else columns)[span] = 1
+        crossings.append((rows, columns))
     budget = ratio_count(inventory.count_elements(allowed), ratio)
+    while True:
+        spent = torch.cumsum(sizes[order], 0)
+        for rows, columns in crossings:
+            spent -= torch.cumsum(rows[order], 0) * torch.cumsum(columns[order], 0)
+        count = int((spent <= budget).sum())
+        taken, rest = order[:count], order[count:]
+        costs = sizes[rest]
+        for rows, columns in crossings:
+            costs -= rows[rest] * columns[taken].sum() + columns[rest] * rows[taken].sum()
+        # what does not fit now will not fit later: every further channel takes more room than it saves
+        order = torch.cat([taken, rest[costs <= budget - (spent[count - 1] if count else 0)]])
+        if len(order) == count:
+            break
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
-    mask[order[: int((spent <= budget).sum())]] = True
+    mask[order] = True
     return mask
 
 

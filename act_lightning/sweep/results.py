@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isclose
 from typing import Any
 
 from act_lightning.evaluation.intervals import Interval
@@ -67,6 +68,7 @@ class Outcome:
 
 EQUAL_SCALE, EQUAL_SHARE, BEST = "equal λ", "equal parameters", "its best"
 _DENSITY_DIGITS = 6
+_EQUAL_WITHIN = 0.02  # where no choice of channels comes closer, another selection is not called equal
 
 
 @dataclass(frozen=True)
@@ -143,5 +145,9 @@ def compare_methods(
         bases: dict[Point, list[str]] = {}
         for basis, point in (points | ({} if best is None else {BEST: best.point})).items():
             bases.setdefault(point, []).append(basis)
-        rows += [MethodResult(", ".join(names), by_point[point]) for point, names in bases.items() if point in by_point]
+        for point, names in bases.items():
+            if (outcome := by_point.get(point)) is not None:
+                equal = isclose(outcome.share, reference.share, rel_tol=_EQUAL_WITHIN)
+                names = [name for name in names if name != EQUAL_SHARE or equal]
+                rows.append(MethodResult(", ".join(names), outcome))
     return rows

@@ -42,22 +42,31 @@ def top_per_module(scores: Sequence[float], ratio: str, allowed: Sequence[bool],
 def top_by_parameters(
     model: nn.Module, scores: Sequence[float], ratio: str, allowed: Sequence[bool]
 ) -> tuple[list[bool], int]:
-    """The longest head of the ranking that fits in ⌊N·p⌋ parameters, and how many it takes, by marking elements."""
-    ranked = ranking(scores, allowed)
-    spent = _elements_after_each(model, ranked)
-    budget = whole_part(spent[-1], ratio)
-    fitting = [count for count in spent if count <= budget]
-    chosen = ranked[: len(fitting)]
-    return [i in chosen for i in range(len(scores))], fitting[-1] if fitting else 0
-
-
-def _elements_after_each(model: nn.Module, numbers: Sequence[int]) -> list[int]:
+    """Channels of the ranking that fit in ⌊N·p⌋ parameters, one after another, and how many they take, by marking."""
     marks = {id(parameter): torch.zeros(parameter.shape, dtype=torch.bool) for parameter in model.parameters()}
-    every = channels(model)
-    counts = []
-    for number in numbers:
+    every, ranked = channels(model), ranking(scores, allowed)
+
+    def mark(number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Mark the elements of a channel; each tensor, and where it was not marked before."""
         _, module, i = every[number]
+        new = []
         for parameter, index in pieces(module, i):
-            marks[id(parameter)][index] = True
-        counts.append(sum(int(mark.sum()) for mark in marks.values()))
-    return counts
+            marked, before = marks[id(parameter)], marks[id(parameter)].clone()
+            marked[index] = True
+            new.append((marked, marked & ~before))
+        return new
+
+    total = sum(int(added.sum()) for number in ranked for _, added in mark(number))
+    for marked in marks.values():
+        marked.zero_()
+    budget, spent, chosen = whole_part(total, ratio), 0, set()
+    for number in ranked:
+        new = mark(number)
+        cost = sum(int(added.sum()) for _, added in new)
+        if spent + cost <= budget:
+            spent += cost
+            chosen.add(number)
+        else:
+            for marked, added in new:
+                marked[added] = False
+    return [i in chosen for i in range(len(scores))], spent

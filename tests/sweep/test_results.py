@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from act_lightning.evaluation.tables import ItemScores
-from act_lightning.sweep.results import EQUAL_SCALE, EQUAL_SHARE, Outcome, best_point, equal_points, pareto_front
+from act_lightning.sweep.results import (
+    BEST,
+    EQUAL_SCALE,
+    EQUAL_SHARE,
+    Outcome,
+    best_point,
+    compare_methods,
+    equal_points,
+    pareto_front,
+)
 from act_lightning.sweep.sweep_settings import UNMODIFIED, Point, SweepSettings, grid
 from act_lightning.transfer.settings import TransferSettings
 
@@ -46,6 +55,19 @@ def test_where_methods_are_compared() -> None:
         "task_arithmetic": {EQUAL_SCALE: Point("task_arithmetic", 0.4, 1.0)},
         "dare": {EQUAL_SCALE: Point("dare", 0.4, 0.01), EQUAL_SHARE: Point("dare", 0.4, 0.0473)},
         "random": {EQUAL_SCALE: Point("random", 0.4, 0.01), EQUAL_SHARE: Point("random", 0.4, 0.01)},
+    }
+
+
+def test_shares_that_differ_are_not_called_equal() -> None:
+    settings, act = SweepSettings(methods="act, random, local"), outcome(9, 5, 0.00077)
+    others = {
+        name: outcome(9, 3, share, Point(name, 0.4, 0.01)) for name, share in (("random", 0.00033), ("local", 0.00077))
+    }
+    rows = compare_methods([act, *others.values()], TARGET, settings, TransferSettings())
+    assert {row.outcome.point.method: row.basis for row in rows} == {
+        "act": BEST,
+        "random": f"{EQUAL_SCALE}, {BEST}",
+        "local": f"{EQUAL_SCALE}, {EQUAL_SHARE}, {BEST}",
     }
 
 
