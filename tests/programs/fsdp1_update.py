@@ -1,17 +1,21 @@
-"""One update in bf16-mixed under FSDP1, against gradients of one process added up in float32: ROOT FOLDER…."""
+"""Evaluate, change and update a model in bf16-mixed under FSDP1, and compare with one process: ROOT FOLDER…."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
+from torch.distributed.fsdp import MixedPrecision
 from torch.utils.data import DataLoader
 
 from act_lightning.architecture import decoder_layers
 from act_lightning.checkpoints.models import load_model
+from act_lightning.errors import ActError
 from act_lightning.module import AbilityTransferModule
-from act_lightning.training.loss import answer_loss
-from act_lightning.training.sharding import Layout
+from act_lightning.training.loss import answer_loss, score_answers
+from act_lightning.training.sharding import Layout, run_in_strategy
 from tests.loops import padded, quiet_trainer, random_samples
 from tests.training.on_cpu import FSDP1
 
@@ -24,6 +28,12 @@ class Watch(L.Callback):
         self.buffers = dict(expected.named_buffers())
         self.size = sum(parameter.numel() for parameter in expected.parameters())
         self.pending = 0
+
+    def on_fit_start(self, trainer, module):
+        """Change the weights of a model that was evaluated: what was gathered then must not be trained."""
+        run_in_strategy(trainer, partial(score_answers, module.language_model, BATCHES[0]))
+        for _, part in Layout(module.language_model, trainer.strategy.model).parts(layout_names(module)):
+            part.values.mul_(0.5)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         for name, buffer in module.language_model.named_buffers():
@@ -47,6 +57,9 @@ def main() -> None:
     root, *folders = map(Path, sys.argv[1:])
     for folder in folders:
         model, half = load_model(folder, torch.float32), load_model(folder, torch.bfloat16)
+        with torch.no_grad():
+            for parameter in (*model.parameters(), *half.parameters()):
+                parameter.mul_(0.5)
         gradients = {name: torch.zeros_like(values) for name, values in model.named_parameters()}
         count = 0
         for batch in BATCHES:
@@ -65,6 +78,9 @@ def main() -> None:
         assert watch.pending == 2
         for name, before in model.named_parameters():
             torch.testing.assert_close(watch.weights[name], before - gradients[name] / count, rtol=1e-6, atol=1e-7)
+    settings["strategy"] = FSDP1(mixed_precision=MixedPrecision(buffer_dtype=torch.bfloat16))
+    with pytest.raises(ActError, match=r"trainer\.strategy\.mixed_precision = .* must be left out"):
+        quiet_trainer(root, **settings).fit(AbilityTransferModule(str(folder), optimizer=SGD), loader)
 
 
 if __name__ == "__main__":

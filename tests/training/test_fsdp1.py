@@ -65,7 +65,7 @@ def test_callbacks_evaluate_the_model_that_is_trained(tmp_path: Path) -> None:
             "evaluations": sets,
             "max_length": 64,
         }
-        names = ("BestRecovery", "AnswerEvaluation")
+        names = ("BestRecovery", "TransferComparison", "AnswerEvaluation")
         callbacks = [{"class_path": f"act_lightning.callbacks.{name}"} for name in names]
         callbacks[0] |= {"init_args": {"keep_within": 100}}
         config["trainer"] |= {"accumulate_grad_batches": 16 // processes, "callbacks": callbacks}
@@ -73,7 +73,7 @@ def test_callbacks_evaluate_the_model_that_is_trained(tmp_path: Path) -> None:
     alone, together = (root / "evaluations" for root in roots)
     lengths = {json.loads(row)["tokens"] for row in (alone / "number.jsonl").read_text().splitlines()}
     assert len(lengths) > 1, "else no process would have to wait for the other"
-    for name in ("number.jsonl", "exact.jsonl", "results.csv"):
+    for name in ("number.jsonl", "exact.jsonl", "results.csv", "comparison.json"):
         assert (together / name).read_bytes() == (alone / name).read_bytes(), name
     for folder in ("best", "model"):
         single, sharded = (weights(root / folder) for root in roots)
