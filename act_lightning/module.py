@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -20,8 +21,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from act_lightning.checkpoints.manifest import sample_digest
 from act_lightning.checkpoints.models import load_model, locate, meta_model
-from act_lightning.checkpoints.weight_files import read_headers
+from act_lightning.checkpoints.weight_files import identify, identify_module, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
@@ -32,7 +34,7 @@ from act_lightning.evaluation.generation import (
     VLLMGenerator,
     generate_answers,
 )
-from act_lightning.evaluation.results import results_for_logger
+from act_lightning.evaluation.results import EvaluatedModel, results_for_logger
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.attention_compile import (
     attention_compile_issues,
@@ -361,7 +363,18 @@ class AbilityTransferModule(L.LightningModule):
         results, records = self._evaluator.gather()
         self.log_dict(results_for_logger(results), sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            publish(Path(self.trainer.default_root_dir) / "evaluations", self.target, results, records)
+            publish(Path(self.trainer.default_root_dir) / "evaluations", self.evaluated_model(), results, records)
+
+    def evaluated_model(self) -> EvaluatedModel:
+        """The target, a checkpoint of a fit, or the model in memory that was trained: whichever has the weights."""
+        folder, checkpoint = locate(self.target, self.revision), self.trainer.ckpt_path
+        if checkpoint is not None:
+            files = [path for path in sorted(Path(checkpoint).rglob("*")) if path.is_file()] or [Path(checkpoint)]
+            digest = hashlib.sha256("".join(map(sample_digest, files)).encode()).hexdigest()
+            return EvaluatedModel(f"{self.target}-{Path(checkpoint).stem}", digest)
+        if self.model is None or self.weights_unmodified:
+            return EvaluatedModel(self.target, identify(folder).digest)
+        return EvaluatedModel(self.target, identify_module(self.model).digest)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Row, prompt, greedy prediction and reference of every row."""

@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm.auto import tqdm
 
 from act_lightning.architecture import require_language_model
+from act_lightning.checkpoints.weight_files import identify_module
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import generate_answers
-from act_lightning.evaluation.results import SetResult
+from act_lightning.evaluation.results import EvaluatedModel, SetResult
 from act_lightning.training.sharding import back_on_device, run_in_strategy
 from act_lightning.training.together import collective_hook
 
@@ -56,7 +57,8 @@ class AnswerEvaluation(L.Callback):
                     run_in_strategy(trainer, partial(evaluator.evaluate_batch, answer, batch, set_index))
         self.results, records = evaluator.gather()
         if trainer.is_global_zero:
-            publish(Path(trainer.default_root_dir) / "evaluations", str(model.name_or_path), self.results, records)
+            evaluated = EvaluatedModel(str(model.name_or_path), identify_module(model).digest)
+            publish(Path(trainer.default_root_dir) / "evaluations", evaluated, self.results, records)
 
     def _evaluation_data(self, trainer: L.Trainer) -> AbilityDataModule:
         data = self.data or getattr(trainer, "datamodule", None)

@@ -79,8 +79,8 @@ def rebuild_card(folder: Path, evaluations: Path | None = None, sha256: Mapping[
         ActError: The folder has no card of act-lightning, or its recipe or record is damaged.
     """
     recipe, record = read_card(folder)
-    results = [] if evaluations is None else result_rows(evaluations)
     identity = identify(folder, verify=sha256 is None)
+    results = [] if evaluations is None else result_rows(evaluations, identity.digest)
     record["result"] = {"digest": identity.digest, "sha256": dict(sha256 or identity.sha256 or {})}
     return render_card(record, recipe, read_transfer(folder), results)
 
@@ -244,18 +244,19 @@ def exported_folders(run: Path) -> list[Path]:
     return folders
 
 
-def result_rows(folder: Path) -> list[list[str]]:
+def result_rows(folder: Path, digest: str) -> list[list[str]]:
     """The figures in every JSON file of a run's ``evaluations/``, the head of the table first.
 
     Results of ``test`` come with their intervals, comparisons as accuracies, and any other number under
-    its dotted name. Rows name the model that was evaluated, which need not be the one with the card. Files that are not
-    JSON are skipped, for they may come from other programs.
+    its dotted name. Rows name the model that was evaluated; another than the one with the card also by the digest of
+    its weights. Files that are not JSON are skipped, for they may come from other programs.
 
     Args:
         folder: The folder; it need not exist.
+        digest: Of the weights of the model with the card.
     """
     rows: list[list[str]] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in (*sorted(folder.glob("*.json")), *sorted(folder.glob("*/results.json"))):
         try:
             content = read_json(path)
         except (OSError, ValueError):
@@ -268,15 +269,17 @@ def result_rows(folder: Path) -> list[list[str]]:
                     share = f"{correct / total:.1%} ({correct} of {total})" if total else "no items"
                     rows.append([name, str(item.get("model", "")), "accuracy", share])
         elif isinstance(content, dict) and {"model", "sets"} <= content.keys():
-            rows += _test_rows(content)
+            rows += _test_rows(content, digest)
         else:
             rows += [[path.stem, "", name, f"{value:g}"] for name, value in _numbers(content)]
     return [["evaluation", "model", "what", "value"], *rows] if rows else []
 
 
-def _test_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
+def _test_rows(content: Mapping[str, Any], digest: str) -> Iterator[list[str]]:
     """Shares with their 95 % intervals by evaluation set; then the means over sets to keep and sets to recover."""
-    model = short_name(str(content["model"]))
+    model, evaluated = short_name(str(content["model"])), content.get("digest")
+    if evaluated != digest:
+        model += " (digest not recorded)" if evaluated is None else f" ({str(evaluated)[:8]})"
     for name, result in content["sets"].items():
         for share in (share for share in _SHARES if share in result.get("shares", {})):
             yield [name, model, share.replace("_", " "), f"{_interval(result['shares'][share])}, n = {result['total']}"]

@@ -408,6 +408,7 @@ def identify_module(model: nn.Module) -> Identity:
             problem = "must have values, and is on the meta device"
             raise ActError(ConfigIssue("model", name, problem, "Load the weights, or name the model by its folder."))
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        sample = parameter.detach().reshape(-1)[: _SAMPLE_BYTES // parameter.element_size()].cpu().contiguous()
+        values: Tensor = getattr(parameter, "to_local", lambda parameter=parameter: parameter)()  # of FSDP2, its shard
+        sample = values.detach().reshape(-1)[: _SAMPLE_BYTES // parameter.element_size()].cpu().contiguous()
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return Identity(digest.hexdigest(), None, {})

@@ -19,6 +19,7 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.cli.merge import Merge
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import gather_lists
+from act_lightning.evaluation.results import PREDICTED
 from act_lightning.planning.checks import Run
 from act_lightning.profiling.measurement import find_target
 from act_lightning.redaction import REDACTED
@@ -139,16 +140,21 @@ def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:
 
 
 def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:
-    """Write ``evaluations/<set>.jsonl``: row, prompt, prediction and reference of every row, in the rows' order."""
+    """Write ``predictions/<set>.jsonl`` where the model's evaluations stand.
+
+    It holds row, prompt, prediction and reference of every row, in the rows' order.
+    """
     names = run.data.evaluation_names
     # Trainer.predict returns a list of batches per set, or just the batches where there is one set.
     per_set = predictions if len(names) > 1 else [predictions]
     rows_by_set = gather_lists(
         {name: [row for batch in batches for row in batch] for name, batches in zip(names, per_set, strict=True)}
     )
-    folder = Path(trainer.default_root_dir) / "evaluations"
     if trainer.is_global_zero:
+        model = run.model.evaluated_model()
+        folder = (model.folder(Path(trainer.default_root_dir) / "evaluations") / PREDICTED).parent
+        write_file(folder.parent / PREDICTED, json.dumps({"model": model.name, "digest": model.digest}) + "\n")
         for name, rows in rows_by_set.items():
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sorted(rows, key=lambda row: row["row"])]
             write_file(folder / f"{name}.jsonl", "".join(lines))
-    rank_zero_info(f"predictions written to {folder}")
+        rank_zero_info(f"predictions written to {folder}")

@@ -23,10 +23,11 @@ from act_lightning.data.loaders import shard_evenly
 from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import terminal_text
 from act_lightning.evaluation.generation import Generation, Generator, generate_answers, nan_error
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
-from act_lightning.evaluation.results import Record, SetResult, results_as_json
+from act_lightning.evaluation.results import RESULTS, EvaluatedModel, Record, SetResult, results_as_json
 from act_lightning.evaluation.sandbox import network_isolation
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
 
@@ -103,16 +104,24 @@ class Evaluator:
 
 
 def publish(
-    folder: Path, model: str, results: Mapping[str, SetResult], records: Mapping[str, Sequence[Record]]
+    evaluations: Path,
+    model: EvaluatedModel,
+    results: Mapping[str, SetResult],
+    records: Mapping[str, Sequence[Record]],
 ) -> None:
-    """Print a table; write ``results.json``, ``.csv`` and ``.md``, and every generation to ``<set>.jsonl``."""
+    """Print a table; write ``results.json``, ``.csv`` and ``.md``, and every generation to ``<set>.jsonl``.
+
+    They stand in ``evaluations``, or where those of another model stand there, in a folder of their own below it.
+    """
+    folder = model.folder(evaluations)
     for name, lines in records.items():
         text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in lines)
         write_file(folder / f"{name}.jsonl", text)
     write_file(folder / "results.csv", results_as_csv(results))
     write_file(folder / "results.md", results_as_markdown(results))
-    write_file(folder / "results.json", results_as_json(model, results))
+    write_file(folder / RESULTS, results_as_json(model, results))
     Console().print(results_table(results))
+    print(terminal_text(f"results of {model.name} written to {folder}"))
 
 
 def score_model(

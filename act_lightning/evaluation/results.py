@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from act_lightning.checkpoints.files import read_json
+from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.intervals import Interval, Share, mean_of_shares
 
 ROLES = ("keep", "recover")
+RESULTS, PREDICTED = "results.json", "predictions/model.json"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -145,11 +150,69 @@ def results_for_logger(results: Results) -> dict[str, float]:
     return values | {role: mean for role, (mean, _, _) in role_means(results).items()}
 
 
-def results_as_json(model: str, results: Results) -> str:
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """Which model was evaluated.
+
+    Attributes:
+        name: How the user named it.
+        digest: Of its weights.
+    """
+
+    name: str
+    digest: str
+
+    def folder(self, evaluations: Path) -> Path:
+        """Where its evaluations are written: ``evaluations`` itself, unless those of another model stand there.
+
+        Those of other models stand in it by their name and digest.
+        """
+        for file in (RESULTS, PREDICTED):
+            if (evaluations / file).exists():
+                digest = _digest(evaluations / file)
+                if digest == self.digest:
+                    return evaluations
+                name = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1]).lstrip(".-")
+                other = evaluations / f"{name[:_LONGEST_NAME] or 'model'}-{self.digest[:8]}"
+                if digest is None:
+                    print(f"{evaluations / file} is of an earlier version, which recorded no digest: it is kept")
+                return other
+        return evaluations
+
+
+def _digest(path: Path) -> str | None:
+    """The digest of the model in a file of evaluations, if it has one."""
+    try:
+        return str(read_json(path)["digest"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def evaluation_folder(run: Path) -> Path:
+    """The folder of a run's evaluation: of its only one, or of the model that the run exported; or ``run`` itself.
+
+    Raises:
+        ActError: There are several, and none or more than one is of an exported model.
+    """
+    if (run / RESULTS).is_file():
+        return run
+    evaluations = run / "evaluations"
+    folders = [folder for folder in (evaluations, *sorted(evaluations.glob("*"))) if (folder / RESULTS).is_file()]
+    if len(folders) > 1:
+        exported = {identify(run / name).digest for name in ("model", "merged") if (run / name / CONFIG).is_file()}
+        folders = [folder for folder in folders if _digest(folder / RESULTS) in exported] or folders
+    if len(folders) > 1:
+        problem = f"must hold the evaluation of one model, and holds {', '.join(str(folder) for folder in folders)}"
+        raise ActError(ConfigIssue("RUN", str(run), problem, "Name one of these folders instead."))
+    return folders[0] if folders else evaluations
+
+
+def results_as_json(model: EvaluatedModel, results: Results) -> str:
     """All results, with shares and the bounds of their 95 % intervals."""
     sets = {name: asdict(result) | {"shares": result.bounds()} for name, result in results.items()}
     means = {role: dict(zip(("value", "low", "high"), mean, strict=True)) for role, mean in role_means(results).items()}
-    return json.dumps({"model": model, "sets": sets, "means": means}, indent=2, ensure_ascii=False) + "\n"
+    content = {"model": model.name, "digest": model.digest, "sets": sets, "means": means}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_results(path: Path) -> dict[str, SetResult]:

@@ -19,7 +19,15 @@ from act_lightning.evaluation.intervals import (
     paired_test,
     percent,
 )
-from act_lightning.evaluation.results import Record, SetResult, read_records, read_results, role_means
+from act_lightning.evaluation.results import (
+    RESULTS,
+    Record,
+    SetResult,
+    evaluation_folder,
+    read_records,
+    read_results,
+    role_means,
+)
 from act_lightning.evaluation.tables import csv_table, markdown_table, rich_table
 
 _FIELDS: dict[Metric, str] = {"exact_match": "correct", "flexible_match": "flexible_correct"}
@@ -44,24 +52,27 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Path]) -> Comparison:
-    """Read the evaluations of at least two runs (their ``default_root_dir``), and compare them with the first.
+    """Read the evaluations of at least two runs, and compare them with the first.
+
+    A run is its ``default_root_dir``, or a folder of evaluations below it, if it has evaluated several models.
 
     Which match is a set's accuracy is the first run's choice, because all have counted both.
 
     Raises:
         ActError: If one was not tested, or has other sets or other rows than the first.
     """
-    results = [read_results(run / "evaluations" / "results.json") for run in runs]
+    folders = [evaluation_folder(run) for run in runs]
+    results = [read_results(folder / RESULTS) for folder in folders]
     differences: dict[Metric, list[dict[str, Difference]]] = {match: [] for match in _FIELDS}
-    baseline = {name: read_records(runs[0] / "evaluations" / f"{name}.jsonl") for name in results[0]}
-    for run, result in zip(runs[1:], results[1:], strict=True):
+    baseline = {name: read_records(folders[0] / f"{name}.jsonl") for name in results[0]}
+    for run, folder, result in zip(runs[1:], folders[1:], results[1:], strict=True):
         if result.keys() != results[0].keys():
             problem = f"must have the sets of {runs[0]}: {', '.join(sorted(results[0]))}"
             hint = "Test both runs with the same data.evaluations."
             raise ActError(ConfigIssue(str(run), sorted(result), problem, hint))
         for name, first in results[0].items():
             result[name] = replace(result[name], metric=first.metric)
-        records = {name: read_records(run / "evaluations" / f"{name}.jsonl") for name in results[0]}
+        records = {name: read_records(folder / f"{name}.jsonl") for name in results[0]}
         for name in results[0]:
             _require_same_rows(name, runs[0], baseline[name], run, records[name])
         for match, field in _FIELDS.items():

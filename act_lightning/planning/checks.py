@@ -215,7 +215,10 @@ def _replacement_issues(run: Run, verb: str, models: Models) -> list[ConfigIssue
             resumes = any(folder.glob("last*.ckpt")) or any(root.glob("hpc_ckpt_*.ckpt"))
         elif run.checkpoint:
             checkpoint = Path(run.checkpoint).resolve()
-            resumes = any(checkpoint.is_relative_to(parent.resolve()) for parent in (root, folder))
+            configured = [
+                Path(arguments["dirpath"]) for arguments in _callbacks(run).values() if arguments.get("dirpath")
+            ]
+            resumes = any(checkpoint.is_relative_to(parent.resolve()) for parent in (root, *configured))
         remedy = "Add --ckpt_path last to go on with the fit that wrote it, or --overwrite to replace it"
         if standing and not resumes and not run.overwrite:
             problem = f"must not be replaced unasked, and a fit without ckpt_path would replace {standing[0]}"

@@ -172,8 +172,8 @@ def test_evaluation_needs_no_ability_and_none_of_their_files(evaluated: Config, 
 
 def test_predict_writes_every_answer(evaluated: Config) -> None:
     assert run("predict", evaluated).status == 0
-    folder = root_of(evaluated) / "evaluations"
-    assert left(folder) == ["kept.jsonl", "lost.jsonl"]
+    folder = root_of(evaluated) / "evaluations" / "predictions"
+    assert left(folder) == ["kept.jsonl", "lost.jsonl", "model.json"]
     for name, count in (("kept", 5), ("lost", 3)):
         rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert [row["reference"] for row in rows] == ["four"] * count

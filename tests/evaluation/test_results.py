@@ -47,7 +47,7 @@ def base_config(tmp_path_factory: pytest.TempPathFactory, models: tuple[Path, Pa
     config = changed(basic(tmp_path, models[0], models[1], tmp_path / "w.jsonl"), "data.evaluations", sets)
     folder = tmp_path / "first"
     assert run("predict", changed(config, "trainer.default_root_dir", str(folder))).status == 0
-    predictions = [row["prediction"] for row in lines(folder / "evaluations" / "words.jsonl")]
+    predictions = [row["prediction"] for row in lines(folder / "evaluations" / "predictions" / "words.jsonl")]
     for row, text in zip(words[::2], predictions[::2], strict=True):
         row["answer"] = text.strip() or "?"
     write_jsonl(tmp_path / "w.jsonl", words)

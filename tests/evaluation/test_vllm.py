@@ -55,7 +55,7 @@ def written(config: Config, verb: str, *arguments: object) -> dict[str, bytes]:
     outcome = run(verb, config, *arguments)
     assert outcome.status == 0, outcome.err
     folder = Path(config["trainer"]["default_root_dir"]) / "evaluations"
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.usefixtures("vllm")
@@ -65,7 +65,7 @@ def test_writes_what_transformers_writes(config: Config, tmp_path: Path) -> None
     rows = [json.loads(line) for line in by_transformers["words.jsonl"].splitlines()]
     assert {row["truncated"] for row in rows} == {True, False}
     predicted = written(changed(config, "trainer.default_root_dir", str(tmp_path / "predicted")), "predict", *VLLM)
-    predictions = [json.loads(line)["prediction"] for line in predicted["words.jsonl"].splitlines()]
+    predictions = [json.loads(line)["prediction"] for line in predicted["predictions/words.jsonl"].splitlines()]
     assert predictions == [row["prediction"] for row in rows]
 
 

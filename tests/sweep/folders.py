@@ -35,7 +35,7 @@ def make_config(root: Path) -> Config:
         asked = changed(config, "data.evaluations", {name: sets[name]})
         asked["trainer"]["default_root_dir"] = str(root / f"asked-{name}")
         assert run("predict", asked, "--model.target", folders[model]).status == 0
-        lines = (root / f"asked-{name}" / "evaluations" / f"{name}.jsonl").read_text().splitlines()
+        lines = (root / f"asked-{name}" / "evaluations/predictions" / f"{name}.jsonl").read_text().splitlines()
         answers = [first_letter(json.loads(line)["prediction"]) for line in lines]
         write_jsonl(path, [row | {"answer": answer} for row, answer in zip(questions, answers, strict=True)])
     return changed(config, "data.evaluations", sets)

@@ -173,7 +173,7 @@ def test_each_row_is_tested_once(place: Path) -> None:
         file = write_jsonl(place / f"{name}.jsonl", [{"prompt": f"Say {i}", "answer": "?"} for i in range(count)])
         sets[name] = {"path": str(file), "role": "keep", "max_new_tokens": 3}
     config = changed(config_of(place, 1), "data.evaluations", sets)
-    predicted = one("predict", config) / "evaluations"
+    predicted = one("predict", config) / "evaluations" / "predictions"
     for name, right in (("kept", (0, 4)), ("lost", (1,))):
         rows = [json.loads(line) for line in (predicted / f"{name}.jsonl").read_text().splitlines()]
         answers = [row["prediction"] if i in right else "a wrong answer" for i, row in enumerate(rows)]
@@ -192,7 +192,9 @@ def test_each_row_is_tested_once(place: Path) -> None:
     for file in (*(f"{name}.jsonl" for name in sets), "results.json", "results.csv", "results.md"):
         assert (root / "evaluations" / file).read_bytes() == (alone / "evaluations" / file).read_bytes()
     two("predict", changed(found, "trainer.default_root_dir", str(place / "test" / "run")))
-    assert [json.loads(line)["row"] for line in (root / "evaluations" / "kept.jsonl").read_text().splitlines()] == [
+    assert [
+        json.loads(line)["row"] for line in (root / "evaluations/predictions/kept.jsonl").read_text().splitlines()
+    ] == [
         0,
         1,
         2,
