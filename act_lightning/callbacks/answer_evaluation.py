@@ -17,6 +17,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.results import EvaluatedModel, SetResult
+from act_lightning.evaluation.sandbox import sandbox_issues
 from act_lightning.training.sharding import back_on_device, run_in_strategy
 from act_lightning.training.together import collective_hook
 
@@ -41,7 +42,7 @@ class AnswerEvaluation(L.Callback):
         """Read the sets before any work is done, so that their issues show."""
         if stage == "fit":
             data = self._evaluation_data(trainer)
-            raise_if_any(data.issues("test"))
+            raise_if_any(data.issues("test") + sandbox_issues(data.evaluations))
             _ = data.prompts
 
     @collective_hook

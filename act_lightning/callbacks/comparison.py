@@ -21,8 +21,9 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import score_model
+from act_lightning.evaluation.sandbox import sandbox_issues
 from act_lightning.evaluation.tables import ItemScores, ModelRow, models_csv, models_table
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
@@ -54,7 +55,7 @@ class TransferComparison(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a run without evaluation sets before any work is done."""
         if stage == "fit":
-            _evaluation_data(trainer)
+            raise_if_any(sandbox_issues(_evaluation_data(trainer).evaluations))
 
     @collective_hook
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -22,6 +22,7 @@ from typing import Literal
 from act_lightning.errors import ConfigIssue
 
 BENCHMAX = "benchmax"
+NAMESPACES, PROCESS = "namespaces", "process"
 Metric = Literal["exact_match", "flexible_match"]
 LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
 
@@ -146,8 +147,12 @@ class EvaluationData(AbilityData):
             strict form, or ``flexible_match``, the answer anywhere in the output; ``None`` means ``flexible_match`` for
             numbers and choices, whose form no question asks for, else ``exact_match``.
         incorrect: Columns that hold the wrong options of a choice, each with text; the right one is the answer.
-        allow_code_execution: Permit that what the model writes is run, in a process of its own with little time and
-            memory; ``kind: code`` needs it.
+        allow_code_execution: Permit that what the model writes is run, in a ``sandbox`` with little time and memory;
+            ``kind: code`` needs it.
+        sandbox: What holds that code: ``namespaces`` (Linux; no network, no files but the interpreter's, none of the
+            machine's processes) is refused where the machine does not permit them; ``process``, a process with limits,
+            which keeps code neither from your files nor from the network; or a container's command that ends in its
+            interpreter, such as ``[docker, run, --rm, -i, --network=none, python:3.12-slim, python3]``.
     """
 
     role: Literal["keep", "recover"] = field(kw_only=True)
@@ -159,6 +164,7 @@ class EvaluationData(AbilityData):
     metric: Metric | None = None
     incorrect: list[str] | None = None
     allow_code_execution: bool = False
+    sandbox: str | list[str] = NAMESPACES
 
     @property
     def main_metric(self) -> Metric:
@@ -221,9 +227,16 @@ def question_issues(settings: EvaluationData, where: str) -> list[ConfigIssue]:
         hint = "Write, for example, incorrect: [Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3]."
         issues.append(ConfigIssue(f"{where}.incorrect", settings.incorrect, problem, hint))
     if kind == "code" and not settings.allow_code_execution:
-        problem = "must be true where kind is code: the model's code is run, in a process without network and rights"
+        problem = "must be true where kind is code: the model's code is run, in a sandbox"
         hint = "Set it on a machine where you allow that."
         issues.append(ConfigIssue(f"{where}.allow_code_execution", False, problem, hint))
+    if isinstance(settings.sandbox, str) and settings.sandbox not in (NAMESPACES, PROCESS):
+        problem = f"must be {NAMESPACES}, {PROCESS} or the command of a container, as a list of words"
+        hint = "Write, for example, [docker, run, --rm, -i, --network=none, python:3.12-slim, python3]."
+        issues.append(ConfigIssue(f"{where}.sandbox", settings.sandbox, problem, hint))
+    if not settings.sandbox or (settings.sandbox != NAMESPACES and kind != "code"):
+        problem = f"must be {NAMESPACES} where kind is {kind}" if settings.sandbox else "must hold a word"
+        issues.append(ConfigIssue(f"{where}.sandbox", settings.sandbox, problem, "Leave it out."))
     return issues
 
 

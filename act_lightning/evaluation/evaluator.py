@@ -22,13 +22,13 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.loaders import shard_evenly
 from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.evaluation.generation import Generation, Generator, generate_answers, nan_error
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.evaluation.results import RESULTS, EvaluatedModel, Record, SetResult, results_as_json
-from act_lightning.evaluation.sandbox import network_isolation
+from act_lightning.evaluation.sandbox import sandbox_issues
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
 
 
@@ -46,9 +46,7 @@ class Evaluator:
         if any(settings.language for settings in sets) and not can_identify_language():
             message = "The language of outputs is not identified: pip install 'act-lightning[language]'"
             warnings.warn(message, stacklevel=2)
-        if any(settings.kind == "code" for settings in sets) and not network_isolation():
-            message = "Code that the model writes runs with network access: this machine does not permit `unshare`"
-            warnings.warn(message, stacklevel=2)
+        raise_if_any(sandbox_issues(data.evaluations))
 
     def evaluate_batch(self, generate: Generator, batch: Mapping[str, Any], set_index: int) -> None:
         """Generate and grade the answers to a batch of the data module's test loader for a set."""

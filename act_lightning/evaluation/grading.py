@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from act_lightning.data.ability_data import EvaluationData, Metric, strict_pattern
+from act_lightning.data.ability_data import NAMESPACES, EvaluationData, Metric, strict_pattern
 from act_lightning.data.tasks import Item
 from act_lightning.evaluation.sandbox import assemble_program, defines_function, passes_tests
 
@@ -49,7 +49,8 @@ def grade(item: Item, settings: EvaluationData, output: str) -> Grade:
     if settings.kind == "number" and pattern:
         return grade_number(output, item.reference, pattern)
     if item.program:
-        return grade_code(output, item.program.prompt, item.program.test, item.program.entry_point)
+        program = item.program
+        return grade_code(output, program.prompt, program.test, program.entry_point, settings.sandbox)
     return grade_exact(output, item.reference)
 
 
@@ -88,14 +89,16 @@ def grade_choice(output: str, reference: str, options: Sequence[str], pattern: s
     return Grade(strict, last, answered, loose_match(strict, reference), loose_match(last, reference))
 
 
-def grade_code(output: str, prompt: str, test: str, entry_point: str) -> Grade:
+def grade_code(
+    output: str, prompt: str, test: str, entry_point: str, sandbox: str | Sequence[str] = NAMESPACES
+) -> Grade:
     """The answer is the function that the output completes or defines; it is correct if it passes its tests.
 
     There is only one way to read code, so the strict and the flexible result are the same.
     """
     code = assemble_program(prompt, output, entry_point)
     answered = defines_function(code, entry_point)
-    correct = answered and passes_tests(code, test, entry_point)
+    correct = answered and passes_tests(code, test, entry_point, sandbox=sandbox)
     return Grade(code, code, answered, correct, correct)
 
 

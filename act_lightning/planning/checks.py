@@ -23,6 +23,7 @@ from act_lightning.checkpoints.weight_files import identify, is_weightless, read
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import LARGEST_SEED, SEED
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.evaluation.sandbox import sandbox_issues
 from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import read_record, score_path, scores_folder
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
@@ -187,10 +188,12 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
         models: The run's models; by default they are inspected, and must have weights.
     """
     transfers = verb not in _EVALUATING and run.checkpoint is None
+    issues: list[ConfigIssue] = []
     if models is None:
         models = inspect_models(run, compare=transfers, weights=True)
+        issues += sandbox_issues(run.data.evaluations) if verb in ("test", "sweep") else []
     in_use = lock_issue(run.root)  # by this process, unless it only plans
-    issues = ([in_use] if in_use else []) + _setting_issues(run, verb)
+    issues += ([in_use] if in_use else []) + _setting_issues(run, verb)
     issues += [] if verb in _EVALUATING else _transfer_setting_issues(run, verb)
     issues += models.issues
     if transfers:

@@ -15,17 +15,27 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 import act_lightning
-from act_lightning.data.ability_data import LANGUAGES, EvaluationData, math_pattern, science_question, strict_pattern
+from act_lightning.data.ability_data import (
+    LANGUAGES,
+    NAMESPACES,
+    PROCESS,
+    EvaluationData,
+    math_pattern,
+    science_question,
+    strict_pattern,
+)
 from act_lightning.data.loaders import MicroBatch
 from act_lightning.data.tasks import Prompt, collate_prompts, read_prompts
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.grading import grade
 from tests.evaluation.test_grading import outputs
+from tests.evaluation.test_sandbox import HOLDS
 from tests.tiny import tiny_model, tiny_tokenizer, write_jsonl
 
 pytest.importorskip("lm_eval")
 TASKS = Path(act_lightning.__file__).parent.parent / "configs" / "lm_eval"
 INCORRECT = [f"Incorrect Answer {number}" for number in (1, 2, 3)]
+SANDBOX = NAMESPACES if HOLDS else PROCESS
 KINDS: dict[str, dict[str, Any]] = {
     "math": {"kind": "number", "columns": {"prompt": "question", "answer": "{answer_number}"}},
     "science": {
@@ -37,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "kind": "code",
         "columns": {"prompt": "prompt", "answer": "canonical_solution"},
         "allow_code_execution": True,
+        "sandbox": SANDBOX,
         "template": "{prompt}",
     },
 }
@@ -90,6 +101,11 @@ def prompts_of(folder: Path, kind: str, language: str, template: str = "chat") -
 def evaluated(folder: Path, model: Any, kind: str, language: str, **settings: Any) -> list[dict[str, Any]]:
     """lm-evaluation-harness's samples: a dict for each row and filter."""
     return evaluated_all(folder, model, [f"act_{kind}_{language}"], **settings)[f"act_{kind}_{language}"]
+
+
+@pytest.fixture(autouse=True)
+def _sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACT_LIGHTNING_SANDBOX", SANDBOX)
 
 
 def evaluated_all(folder: Path, model: Any, tasks: list[str], **settings: Any) -> dict[str, list[dict[str, Any]]]:
