@@ -108,7 +108,7 @@ class PaperPair:
 
     Attributes:
         words: Lower-case words that identify the two models' names, in either order.
-        weight_table: The table of the overlap with the largest weight changes.
+        weight_table: The table of the overlap with the largest weight changes; empty if there is none.
         weight: That overlap, as a share.
         overlap_table: The table of the overlap of masks; empty if there is a heat map only.
         overlaps: Overlap of the masks of two abilities (row, column), as a share.
@@ -141,14 +141,17 @@ def _qwen_pair(kind: str, size: str, table: str, languages: Sequence[str], math:
 
 
 def _llama_pair(
-    name: str, words: tuple[str, ...], part: str, weight: Sequence[float], overlaps: Sequence[float]
+    name: str, words: tuple[str, ...], part: str, weight: Sequence[float] = (), overlaps: Sequence[float] = ()
 ) -> PaperPair:
-    """A pair of 13B models from a part of Tables 5 and 10: math, science, code; and their overlaps in this order."""
+    """A pair of 13B models from a part of Table 10 (math, science, code) and of Table 5 (overlaps in this order)."""
     labels = [[f"{language}{domain}" for domain in ("Math", "Science", "Code")] for language in ("", "EN-")]
-    weights = {label: share for row in labels for label, share in zip(row, weight, strict=True)}
-    pairs = {pair: share for row in labels for pair, share in zip(combinations(row, 2), overlaps, strict=True)}
+    weights = {label: share for row in labels if weight for label, share in zip(row, weight, strict=True)}
+    pairs = {
+        pair: share for row in labels if overlaps for pair, share in zip(combinations(row, 2), overlaps, strict=True)
+    }
+    weight_table, overlap_table = f"Table 10{part}" if weight else "", f"Table 5{part}" if overlaps else ""
     models = (words, ("llama2", "13b"))
-    return PaperPair(f"{name} vs. LLaMA-2-13B", models, f"Table 10{part}", weights, f"Table 5{part}", _symmetric(pairs))
+    return PaperPair(f"{name} vs. LLaMA-2-13B", models, weight_table, weights, overlap_table, _symmetric(pairs))
 
 
 QWEN_7B_MATH = replace(
@@ -187,7 +190,8 @@ PAPER_PAIRS = (
         "5.76 7.72 4.89 7.23 6.99 8.02 6.61 7.70 6.17 5.59 7.73",
         "5.60 8.14 5.42 7.26 7.15 8.09 6.09 8.10 6.21 6.06 7.65",
     ),
-    _llama_pair("Tulu-2-DPO-13B", ("tulu2", "dpo", "13b"), "a", (0.1877, 0.1993, 0.1937), (0.891, 0.875, 0.894)),
+    _llama_pair("Tulu-2-DPO-13B", ("tulu2", "dpo", "13b"), "a", weight=(0.1877, 0.1993, 0.1937)),
+    _llama_pair("Tulu-2-13B", ("tulu2", "13b"), "a", overlaps=(0.891, 0.875, 0.894)),
     _llama_pair("WizardLM-13B", ("wizardlm", "13b"), "b", (0.3001, 0.3624, 0.3235), (0.824, 0.818, 0.860)),
     _llama_pair("WizardMath-13B", ("wizardmath", "13b"), "c", (0.0941, 0.0921, 0.0964), (0.894, 0.859, 0.892)),
 )

@@ -159,5 +159,10 @@ def test_the_papers_numbers_are_found_by_the_models_names() -> None:
         pair.name: paper_pair(target, source) for pair in PAPER_PAIRS for target, source in [pair.name.split(" vs. ")]
     }
     assert all(pair is not None and pair.name == name for name, pair in found.items())
-    assert paper_pair("allenai/tulu-2-dpo-13b", "meta-llama/Llama-2-13b-hf") is PAPER_PAIRS[4]
+    tulu_dpo, tulu = (paper_pair(f"allenai/tulu-2-{name}", "meta-llama/Llama-2-13b-hf") for name in ("dpo-13b", "13b"))
+    assert tulu_dpo is not None
+    assert tulu is not None
+    assert (tulu_dpo.weight_table, tulu_dpo.overlap_table, tulu_dpo.overlaps) == ("Table 10a", "", {})
+    assert (tulu.weight_table, tulu.weight, tulu.overlap_table) == ("", {}, "Table 5a")
+    assert tulu.overlaps["EN-Math", "EN-Code"] == 0.875
     assert paper_pair("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B") is None

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import act_lightning
+from act_lightning.analysis.paper import PAPER_PAIRS, paper_pair
 from act_lightning.channels import inventory
 from act_lightning.sweep.sweep_settings import RATIOS
 from tests.front_door import Config, call, write_yaml
@@ -98,6 +99,9 @@ def test_parses(file: Path) -> None:
 def test_runs_with_tiny_models(file: Path, tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
     verb, content = verb_of(file), content_of(file)
     overlay = write_yaml(tmp_path / "small.yaml", small(content, tiny_pair, tmp_path))
+    planned = ("--for", "sweep") if verb == "sweep" else ()
+    plan = call("plan", *planned, "--config", file, "--config", overlay)
+    assert "error: " not in plan.out
     fewer = ("--sweep.ratios", 0.5) if verb == "sweep" else ()
     outcome = call(verb, "--config", file, "--config", overlay, *fewer)
     assert outcome.status == 0, outcome.err
@@ -110,9 +114,22 @@ def test_runs_with_tiny_models(file: Path, tiny_pair: tuple[Path, Path], tmp_pat
         assert found.status == 0, found.err
         results = json.loads((tmp_path / "run" / "evaluations" / "results.json").read_text())
         assert results["sets"].keys() == asked.keys()
-    planned = ("--for", "sweep") if verb == "sweep" else ()
-    plan = call("plan", *planned, "--config", file, "--config", overlay)
-    assert "error: " not in plan.out
+
+
+BASELINES = sorted((ROOT / "configs" / "paper" / "baselines").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", BASELINES, ids=lambda file: file.stem)
+def test_a_baseline_moves_everything_and_fine_tunes(file: Path, tiny_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    whole = ROOT / "configs" / "paper" / "table3_sft.yaml"
+    overlay = write_yaml(tmp_path / "small.yaml", small(content_of(whole), tiny_pair, tmp_path))
+    assert f"fit --config {whole.relative_to(ROOT)} --config {file.relative_to(ROOT)}" in file.read_text()
+    outcome = call("fit", "--config", whole, "--config", file, "--config", overlay, "--trainer.max_steps", 1)
+    assert outcome.status == 0, outcome.err
+    report = json.loads((tmp_path / "run" / "transfer.json").read_text())
+    (source,) = report["sources"].values()
+    assert (report["selection"], source["parameter_share"]) == ("all", 1)
+    assert report["method"].lower().startswith(file.stem.removesuffix("_sft").replace("_arithmetic", ""))
 
 
 @pytest.mark.slow
@@ -151,6 +168,12 @@ def test_the_papers_numbers_are_in_the_papers_configs() -> None:
         (source,) = settings(name)["profile"]["sources"]
         assert set(source["abilities"]) == set(settings(name)["data"]["abilities"]) == both
         assert settings(name)["model"]["target"].replace("-Math", "").replace("-Coder", "") == source["model"]
+    llama = settings("pairs_llama2_13b")
+    assert llama["transfer"]["ratio"] == 0.01
+    assert llama["data"]["abilities"] == settings("table4")["data"]["abilities"]
+    pairs_of_llama = [paper_pair(source["model"], llama["model"]["target"]) for source in llama["profile"]["sources"]]
+    assert {id(pair) for pair in pairs_of_llama} == {id(pair) for pair in PAPER_PAIRS if "LLaMA" in pair.name}
+    assert all(source["abilities"] == list(llama["data"]["abilities"]) for source in llama["profile"]["sources"])
     for kind in ("abilities", "evaluations"):
         assert settings("figure5")["data"][kind] == settings("table3_transfer")["data"][kind]
     assert settings("figure5")["profile"] == settings("table3_transfer")["profile"]
@@ -171,3 +194,14 @@ def test_one_percent_of_the_smaller_pairs_is_as_many_channels_as_the_paper_count
     count = int(inventory(model).total * 0.01)
     assert f"{607 / count:.2%}" == "6.85%"
     assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / "pair_math_1.5b.yaml").read_text()
+
+
+def test_one_percent_of_llama2_is_as_many_channels_as_the_paper_counts() -> None:
+    """Table 10a: 4,845 channels are 18.77 % of a mask."""
+    sizes = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+    sizes |= {"num_key_value_heads": 40, "vocab_size": 32000, "head_dim": 128, "tie_word_embeddings": False}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("llama", **sizes))
+    count = int(inventory(model).total * 0.01)
+    assert f"{4845 / count:.2%}" == "18.77%"
+    assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / "pairs_llama2_13b.yaml").read_text()
