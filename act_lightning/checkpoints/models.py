@@ -271,6 +271,27 @@ def make_buffers(model: PreTrainedModel, device: torch.device, stored: Mapping[s
         model.get_buffer(name).copy_(values)
 
 
+@contextmanager
+def _loaded_values_kept() -> Iterator[None]:
+    """Have transformers initialize no module of which all values were loaded.
+
+    It does so for any code but its own, which it trusts to leave loaded values alone. Youtu's does not: it zeroes the
+    embedding of the padding token.
+    """
+    from transformers import PreTrainedModel
+
+    initialize = PreTrainedModel._initialize_weights
+
+    def initialize_missing(self: PreTrainedModel, module: nn.Module, is_custom_code: bool = False) -> None:
+        initialize(self, module, is_custom_code=True)
+
+    PreTrainedModel._initialize_weights = initialize_missing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = initialize  # type: ignore[method-assign]
+
+
 def load_model(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> PreTrainedModel:
@@ -288,7 +309,7 @@ def load_model(
     read_headers(folder, str(folder))  # names every missing or truncated file at once
     try:
         # A Trainer builds modules with its device as torch's default, which transformers would take for a device_map.
-        with _quiet_transformers(), torch.device("cpu"):
+        with _quiet_transformers(), _loaded_values_kept(), torch.device("cpu"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -342,7 +363,7 @@ def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quant
     if quantization == "4bit":
         settings = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), _loaded_values_kept():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,

@@ -23,7 +23,7 @@ from act_lightning.checkpoints.models import (
 )
 from act_lightning.errors import ActError
 from act_lightning.profiling.offload import DiskWeights
-from tests.tiny import ARCHITECTURES, save_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny import ARCHITECTURES, PAD_ID, save_model, tiny_config, tiny_model, tiny_tokenizer
 
 COMMIT = "0123456789" * 4
 
@@ -47,6 +47,18 @@ def test_meta_model_has_the_shapes_and_ties_of_the_real_one(architecture: str, t
     assert all(parameter.is_meta for parameter in meta.parameters())
     assert [(n, p.shape) for n, p in meta.named_parameters()] == [(n, p.shape) for n, p in real.named_parameters()]
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_row_of_the_padding_token_is_loaded_too(tied: bool, tmp_path: Path) -> None:
+    """Youtu's own initialization would zero it."""
+    saved = tiny_model("youtu", tie_word_embeddings=tied)
+    assert saved.get_input_embeddings().weight[PAD_ID].all()
+    loaded = load_model(save_model(saved, tiny_tokenizer(), tmp_path))
+    for name, parameter in saved.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), parameter), name
+    for name, buffer in saved.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer), name
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
