@@ -230,17 +230,22 @@ class DecoderSizes:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> DecoderSizes:
-        """Read a config; one of several modalities tells its text model's sizes."""
+        """Read a config; of several modalities its text model's sizes, of layers that differ the largest."""
         text = config.get_text_config()
+        layers = getattr(text, "per_layer_config", None) or [text]  # which older transformers do not have
+
+        def largest(name: str, default: int) -> int:
+            return max(int(getattr(layer, name, None) or default) for layer in layers)
+
         hidden = int(text.hidden_size)
-        heads = int(getattr(text, "num_attention_heads", 1) or 1)
+        heads = largest("num_attention_heads", 1)
         return cls(
             layers=int(text.num_hidden_layers),
             hidden=hidden,
             heads=heads,
-            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-            head_size=int(getattr(text, "head_dim", None) or hidden // heads),
-            intermediate=int(getattr(text, "intermediate_size", None) or 4 * hidden),
+            kv_heads=largest("num_key_value_heads", heads),
+            head_size=largest("head_dim", hidden // heads),
+            intermediate=largest("intermediate_size", 4 * hidden),
             vocabulary=int(text.vocab_size),
             tied=bool(getattr(text, "tie_word_embeddings", False)),
         )

@@ -18,6 +18,7 @@ from act_lightning.checkpoints.compatibility import (
     read_vocabulary,
 )
 from act_lightning.checkpoints.files import read_json
+from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import is_weightless
@@ -62,6 +63,22 @@ def config_notes(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
         )
         notes.append((message, hint))
     return [ConfigIssue(setting, ..., message, hint, "note") for message, hint in notes]
+
+
+def buffer_notes(target: Path, source: Path, setting: str) -> list[ConfigIssue]:
+    """A note on buffers that checkpoints hold and that differ in two models with weights."""
+    with CheckpointReader(target) as target_reader, CheckpointReader(source) as source_reader:
+        buffers, others = target_reader.buffers(), source_reader.buffers()
+    different = [
+        name
+        for name, values in buffers.items()
+        if name not in others or not torch.equal(values.double(), others[name].double())
+    ]
+    if not different:
+        return []
+    message = f"{len(different)} stored buffers differ: {summarize_names(different)}"
+    hint = "Nothing to do: buffers have no channels, so the target's are kept."
+    return [ConfigIssue(setting, ..., message, hint, "note")]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from act_lightning.planning.forecast import (
     selection_counts,
     time_forecast,
 )
-from act_lightning.planning.pair_checks import config_notes, lineage, tokenizer_issues, weight_notes
+from act_lightning.planning.pair_checks import buffer_notes, config_notes, lineage, tokenizer_issues, weight_notes
 from act_lightning.planning.training_forecast import training_issues
 from act_lightning.sweep.sweep_settings import count_points
 from act_lightning.transfer.settings import effective_scales
@@ -137,6 +137,7 @@ def _pair_issues(plan: Plan, run: Run, models: Models, target: Path) -> list[Con
         if is_weightless(target) or is_weightless(folder):
             continue
         try:
+            issues += buffer_notes(target, folder, setting)
             relation = lineage(target, folder)
         except ActError as error:
             issues += error.issues

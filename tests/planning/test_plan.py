@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from act_lightning.planning.checks import process_count
 from act_lightning.planning.training_forecast import optimizer_bytes, shares
 from tests.front_door import Config, basic, changed, left, run
-from tests.tiny import save_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.tiny import save_model, sibling_of, tiny_config, tiny_model, tiny_tokenizer
 
 # https://huggingface.co/Qwen/Qwen2.5-Math-7B-Instruct/blob/main/config.json; the source differs in the last two.
 QWEN2_7B = {
@@ -243,6 +243,16 @@ def test_what_configs_alone_tell_of_a_pair(config: Config, qwen: Path, tmp_path:
         "stored as float32, the target as bfloat16",
     ):
         assert sum(words in note for note in notes) == 1, (words, notes)
+
+
+def test_buffers_that_stay_the_targets_are_named(config: Config, tmp_path: Path) -> None:
+    """Gemma 4 stores a factor of each layer, which no channel owns."""
+    target = tiny_model("gemma4_text")
+    folders = [save_model(target, tiny_tokenizer(), tmp_path / "gemma4")]
+    folders.append(save_model(sibling_of(target, seed=1), tiny_tokenizer(), tmp_path / "other"))
+    config["model"]["target"], config["profile"]["sources"][0]["model"] = map(str, folders)
+    notes = [problem["message"] for problem in about(planned(config), "profile.sources[0].model", "note")]
+    assert "2 stored buffers differ: model.layers.0.layer_scalar, model.layers.1.layer_scalar" in notes
 
 
 def test_differences_of_tokenizers_templates_and_dtypes(config: Config, tmp_path: Path) -> None:
