@@ -10,6 +10,7 @@ The numbers are those of the verbs ``profile`` and ``merge``, to the bit: both r
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path, scores_folder, write_scores
 from act_lightning.transfer.injection import MaskedInjection
-from act_lightning.transfer.preparation import layer_of, transfer_report
+from act_lightning.transfer.preparation import describe_rounding, layer_of, transfer_report
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings, scale_issues
 
@@ -237,6 +238,7 @@ def merge_(
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
             for name in injection.names:
                 injection.apply_(name, parameters[name].data)
+        _warn_of_rounding(injection)
     settings = TransferSettings(selection=mask.scores.scorer, method=method)
     return transfer_report(channels, [selected], settings, seed, hashes)
 
@@ -286,7 +288,13 @@ def merge(
         with no_wider_than(folder), injection:
             sha256 = merge_checkpoint(out, target_folder, injection, None, files, overwrite=overwrite)
     write_file(out / CARD, rebuild_card(out, sha256=sha256))
+    _warn_of_rounding(injection)
     return report
+
+
+def _warn_of_rounding(injection: MaskedInjection) -> None:
+    if message := describe_rounding(injection.rounding):
+        warnings.warn(message.removeprefix("warning: "), stacklevel=3)
 
 
 @contextmanager

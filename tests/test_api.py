@@ -103,6 +103,15 @@ def test_merged_weights_are_those_of_the_verb(config: Config, scores: act.Scores
     assert json.loads((tmp_path / "out" / "transfer.json").read_text()) == on_disk
 
 
+def test_a_merge_without_effect_warns(config: Config, scores: act.Scores, tmp_path: Path) -> None:
+    target, source = config["model"]["target"], config["profile"]["sources"][0]["model"]
+    with pytest.warns(UserWarning, match="nothing was transferred"):
+        act.merge(target, source, scores.select(0.1), out=tmp_path / "out", scale=0.0)
+    model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"of [\d,]+ selected values .* stay, because rounding"):
+        act.merge_(model, source, scores.select(0.1), scale=0.001)
+
+
 @pytest.mark.parametrize("scorer", ["attribution", "local", "activation_module_mean", "weight"])
 def test_every_selection_scores(scorer: str, config: Config, batches: list[dict[str, torch.Tensor]]) -> None:
     source = config["profile"]["sources"][0]["model"]

@@ -59,12 +59,15 @@ def count_rounding(target: Tensor, change: Tensor, changed: Tensor, dtype: torch
     """What rounding to ``dtype`` does to some values; ``change`` is zero where nothing is selected.
 
     >>> target = torch.tensor([1.0, 1.0, 1.0], dtype=torch.bfloat16)
-    >>> change = torch.tensor([0.0, 0.001, 0.1])
+    >>> change = torch.tensor([-0.0, 0.001, 0.1])
     >>> count_rounding(target, change, apply_change(target, change), torch.bfloat16)
     Rounding(values=3, moved=2, unchanged=1)
     """
-    bits = INTEGERS[dtype.itemsize]
-    moved = torch.count_nonzero(change.view(torch.int32) << 1)  # without the sign, for −0; faster than of floats
+    # Counting integers takes a tenth of the time of counting floats; a negative zero has one bit, the sign.
+    bits, change_bits = INTEGERS[dtype.itemsize], change.view(torch.int32)
+    if change.numel() and int(change_bits.min()) == torch.iinfo(torch.int32).min:
+        change_bits = change_bits << 1
+    moved = torch.count_nonzero(change_bits)
     different = torch.count_nonzero(target.to(dtype).view(bits) ^ changed.to(dtype).view(bits))
     return Rounding(change.numel(), int(moved), max(0, int(moved) - int(different)))
 
