@@ -353,7 +353,7 @@ def main(arguments: ArgsType) -> int:
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         warnings.showwarning = _show_warning
-        for logger in ("", "lightning.pytorch", "lightning.fabric"):
+        for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
             for handler in logging.getLogger(logger).handlers:
                 handler.addFilter(_TERMINAL_FILTER)
         try:

@@ -46,7 +46,7 @@ def run_replay(arguments: Sequence[str]) -> int:
     if not _agreed(_summary(verb, settings, options, left_out, output), args.yes):
         print("nothing was run")
         return 1
-    raise_if_any(_input_issues(settings, record))
+    raise_if_any(_input_issues(settings, record, overrides))
     installed = versions()
     version_notes = [
         f"{name}: {recorded} recorded, {installed.get(name, 'not installed')} here"
@@ -158,12 +158,13 @@ def _agreed(summary: str, yes: bool) -> bool:
     return True
 
 
-def _input_issues(settings: Mapping[str, Any], record: Mapping[str, Any]) -> list[ConfigIssue]:
+def _input_issues(settings: Mapping[str, Any], record: Mapping[str, Any], overrides: Overrides) -> list[ConfigIssue]:
     """Models and data whose hashes are not those of the record.
 
     Args:
         settings: The recipe, with paths of this machine.
         record: The card's record.
+        overrides: Models and data that config files of the user's name are not compared.
     """
     recorded = {name: model["digest"] for name, model in record["models"].items()} | record["data"]
     actual = {name: model["digest"] for name, model in model_identities(settings).items()} | data_fingerprints(settings)
@@ -172,6 +173,7 @@ def _input_issues(settings: Mapping[str, Any], record: Mapping[str, Any]) -> lis
         ConfigIssue(setting, _brief(actual.get(setting)), f"must have the recorded hash {_brief(digest)}", hint)
         for setting, digest in recorded.items()
         if digest is not None and actual.get(setting) != digest
+        if not (overrides.replace_by_file(setting) or overrides.replace_by_file(f"{setting}.path"))
     ]
 
 

@@ -278,12 +278,12 @@ class Overrides:
     Attributes:
         options: Options of the verb, in their order.
         values: Those that are ``--section.key value``, by their dotted name.
-        settings: Dotted names of all settings that options and config files give.
+        of_files: Dotted names of the settings that config files give.
     """
 
     options: list[str] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
-    settings: set[str] = field(default_factory=set)
+    of_files: set[str] = field(default_factory=set)
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Overrides:
@@ -295,22 +295,21 @@ class Overrides:
                 value = rest.pop(0)
             if name in ("-c", "--config"):
                 try:
-                    result.settings.update(_given(yaml.safe_load(Path(value).expanduser().read_text("utf-8"))))
+                    result.of_files.update(_given(yaml.safe_load(Path(value).expanduser().read_text("utf-8"))))
                 except (OSError, ValueError, yaml.YAMLError):
                     continue  # the parser of the verb says what is wrong
             else:
                 result.values[name.removeprefix("--")] = value
-                result.settings.add(name.removeprefix("--"))
         return result
 
     def replace(self, setting: str) -> bool:
         """Whether the user gives the whole of ``setting``."""
         parts = setting.split(".")
-        return any(".".join(parts[:end]) in self.settings for end in range(1, len(parts) + 1))
+        return any(".".join(parts[:end]) in {*self.values, *self.of_files} for end in range(1, len(parts) + 1))
 
-    def touch(self, setting: str) -> bool:
-        """Whether the user gives ``setting`` or a part of it."""
-        return self.replace(setting) or any(name.startswith(f"{setting}.") for name in self.settings)
+    def replace_by_file(self, setting: str) -> bool:
+        """Whether a config file of the user's gives the whole of ``setting``."""
+        return setting not in self.values and self.replace(setting)
 
 
 def _given(config: object, prefix: str = "") -> Iterator[str]:
@@ -413,7 +412,7 @@ def localize(
         if setting in overrides.values:
             parent[key] = overrides.values[setting]
             options = _without(options, setting)
-        elif isinstance(value, str):
+        elif isinstance(value, str) and not overrides.replace(setting):
             try:
                 revision = None if setting in shortened else parent.get("revision")
                 parent[key] = _find(value, setting, setting in shortened, revision, folders)

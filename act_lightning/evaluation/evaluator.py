@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
@@ -28,7 +29,7 @@ from act_lightning.evaluation.generation import Generation, Generator, generate_
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.evaluation.results import RESULTS, EvaluatedModel, Record, SetResult, results_as_json
-from act_lightning.evaluation.sandbox import sandbox_issues
+from act_lightning.evaluation.sandbox import open_sandbox, sandbox_issues
 from act_lightning.evaluation.tables import ItemScores, results_as_csv, results_as_markdown, results_table
 
 
@@ -47,6 +48,9 @@ class Evaluator:
             message = "The language of outputs is not identified: pip install 'act-lightning[language]'"
             warnings.warn(message, stacklevel=2)
         raise_if_any(sandbox_issues(data.evaluations))
+        for name, settings in data.evaluations.items():
+            if settings.kind == "code":
+                rank_zero_info(f"{name}: code runs in {open_sandbox(settings.sandbox)}")
 
     def evaluate_batch(self, generate: Generator, batch: Mapping[str, Any], set_index: int) -> None:
         """Generate and grade the answers to a batch of the data module's test loader for a set."""

@@ -59,6 +59,15 @@ class Sandbox:
     kind: str
     command: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """What it holds."""
+        program = Path(self.command[0]).name
+        if self.kind == NAMESPACES:
+            return f"namespaces ({program}): no network, no files but the interpreter's, and limits"
+        if self.kind == PROCESS:
+            return "a process with limits, which has your files and the network"
+        return f"what {program} starts, with limits"
+
     def run(self, program: str, seconds: float, memory: int) -> bool:
         """Whether a program runs to its end, in ``seconds`` and ``memory`` bytes of address space.
 
@@ -161,7 +170,7 @@ def passes_tests(
     Raises:
         ActError: The sandbox does not hold what it promises on this machine, or stopped working.
     """
-    opened = open_sandbox(sandbox if isinstance(sandbox, str) else tuple(sandbox))
+    opened = open_sandbox(sandbox)
     program = f"{code}\n\n{test}\n\ncheck({entry_point})\n"
     for attempt in range(_ATTEMPTS):
         try:
@@ -181,14 +190,13 @@ def sandbox_issues(evaluations: Mapping[str, EvaluationData]) -> list[ConfigIssu
     for name, settings in evaluations.items():
         try:
             if settings.kind == "code":
-                open_sandbox(settings.sandbox if isinstance(settings.sandbox, str) else tuple(settings.sandbox))
+                open_sandbox(settings.sandbox)
         except ActError as error:
             issues += [replace(issue, setting=f"data.evaluations.{name}.sandbox") for issue in error.issues]
     return issues
 
 
-@cache
-def open_sandbox(sandbox: str | tuple[str, ...]) -> Sandbox:
+def open_sandbox(sandbox: str | Sequence[str]) -> Sandbox:
     """A sandbox that has passed its own test on this machine.
 
     Args:
@@ -197,6 +205,11 @@ def open_sandbox(sandbox: str | tuple[str, ...]) -> Sandbox:
     Raises:
         ActError: It does not hold what it promises.
     """
+    return _open_sandbox(sandbox if isinstance(sandbox, str) else tuple(sandbox))
+
+
+@cache
+def _open_sandbox(sandbox: str | tuple[str, ...]) -> Sandbox:
     if isinstance(sandbox, tuple):
         candidates = [Sandbox("container", sandbox)]
     elif sandbox == PROCESS:

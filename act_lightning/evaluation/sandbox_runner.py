@@ -19,7 +19,7 @@ from typing import Any
 
 _READONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _KEPT = ((_NOSUID, 0), (_NODEV, 0), (_NOEXEC, 0), (1024, 0), (2048, 0), (4096, 1 << 21))  # of statvfs; relatime differs
-_SUBREAPER, _NO_NEW_PRIVILEGES = 36, 38
+_PARENT_DEATH_SIGNAL, _SUBREAPER, _NO_NEW_PRIVILEGES = 1, 36, 38
 _DEVICES = ("null", "zero", "urandom", "random")
 
 
@@ -60,6 +60,8 @@ def work(source: str, options: dict[str, Any], result: int, nothing: int) -> Non
     try:
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
+        if platform.system() == "Linux":
+            call("prctl", _PARENT_DEATH_SIGNAL, int(signal.SIGKILL), 0, 0, 0)
         limit(options["limits"])
         sys.stdin, sys.stdout, sys.stderr = (open(number, mode, closefd=False) for number, mode in enumerate("rww"))
         os.write(result, b"ready\n")

@@ -207,7 +207,9 @@ def test_what_the_user_gives_is_not_taken_from_the_card(tmp_path: Path, recipe: 
     options = ["--from", target_folder.parent, "--from", tmp_path, "--out", tmp_path / "again", "--yes"]
     options += [f"--profile.sources.0.model={recipe_source(recipe, target_folder)}"]
     assert "trainer.callbacks" in call("replay", card, *options, "--trainer.strategy", "auto").err
-    config = write_yaml(tmp_path / "own.yaml", {"trainer": {"callbacks": []}})
+    (tmp_path / "ability.jsonl").rename(tmp_path / "moved.jsonl")
+    data = {"abilities": {"d": {"path": str(tmp_path / "moved.jsonl")}}}
+    config = write_yaml(tmp_path / "own.yaml", {"trainer": {"callbacks": []}, "data": data})
     outcome = call("replay", card, *options, "--trainer.strategy=auto", "--config", config)
     assert (tmp_path / "again/merged").is_dir(), outcome
     assert "evil" not in outcome.out

@@ -236,7 +236,7 @@ def test_a_full_folder_for_temporary_files(tmp_path: Path) -> None:
 def test_a_machine_without_namespaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = EvaluationData("x.jsonl", role="keep", kind="code", allow_code_execution=True)
     monkeypatch.setattr(sandbox, "_namespace_commands", list)
-    open_sandbox.cache_clear()
+    sandbox._open_sandbox.cache_clear()
     try:
         (issue,) = sandbox_issues({"e": settings, "f": EvaluationData("y.jsonl", role="keep")})
         assert issue.setting == "data.evaluations.e.sandbox"
@@ -247,7 +247,7 @@ def test_a_machine_without_namespaces_is_refused(monkeypatch: pytest.MonkeyPatch
         settings.sandbox = PROCESS
         assert not sandbox_issues({"e": settings})
     finally:
-        open_sandbox.cache_clear()
+        sandbox._open_sandbox.cache_clear()
 
 
 @pytest.fixture
