@@ -143,6 +143,19 @@ def tokenizer_issues(
     return []
 
 
+def token_id_issues(largest: int, folder: Path, setting: str) -> list[ConfigIssue]:
+    """The issue of a token id that has no row in the embedding of the model in ``folder``.
+
+    ``largest`` is the largest id of some texts; ``setting`` names these, or the model.
+    """
+    rows = load_config(folder).get_text_config().vocab_size
+    if largest < rows:
+        return []
+    problem = f"must have token ids below {rows}, the rows of the embedding of {folder.name}"
+    hint = "Give the model with the tokenizer that it was trained with, or resize its embedding."
+    return [ConfigIssue(setting, largest, problem, hint)]
+
+
 @dataclass(frozen=True)
 class VocabularyMatch:
     """For each entry of the target's vocabulary, the source's entry with the same token.

@@ -172,6 +172,9 @@ def read_header(path: Path) -> Header:
         metadata = table.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata must be text by text")
+        "".join(
+            (*table, *metadata, *metadata.values())
+        ).encode()  # halves of surrogate pairs could not be written again
         entries = {key: _read_entry(key, item) for key, item in table.items()}
         entries = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)))
         end = 0
@@ -223,7 +226,12 @@ def _read_entry(key: str, item: Mapping[str, Any]) -> Entry:
     """A tensor of a header; ValueError unless every number is a natural one."""
     code, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
     numbers = [*shape, *offsets]
-    if not isinstance(code, str) or len(offsets) != 2 or any(type(number) is not int for number in numbers):
+    if (
+        not isinstance(code, str)
+        or not code.isascii()
+        or len(offsets) != 2
+        or any(type(number) is not int for number in numbers)
+    ):
         raise ValueError(f"{key} must have a dtype, a shape and two offsets in whole numbers")
     if min(numbers) < 0:
         raise ValueError(f"{key} has a negative size or offset")

@@ -165,6 +165,18 @@ def answer_tokens(samples: Sequence[Sample]) -> int:
     return sum(int((sample.labels != IGNORED).sum()) for sample in samples)
 
 
+def largest_id(samples: Sequence[Sample]) -> int:
+    """The largest token id of all samples."""
+    if isinstance(samples, StoredSamples):
+        return max(samples.per_sample(_largest_ids), default=0)
+    return max((int(sample.input_ids.max()) for sample in samples if len(sample.input_ids)), default=0)
+
+
+def _largest_ids(shard: Shard) -> Tensor:
+    """The largest token id in a shard for each of its samples, ``[samples]``."""
+    return shard["input_ids"].max().long().expand(len(shard["ends"]))
+
+
 def cut_samples(samples: Sequence[Sample]) -> int:
     """Number of samples that were cut at the maximum length."""
     if isinstance(samples, StoredSamples):

@@ -13,11 +13,12 @@ import lightning as L
 from torch.utils.data import ConcatDataset
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from act_lightning.checkpoints.compatibility import token_id_issues
 from act_lightning.checkpoints.files import name_issues
 from act_lightning.checkpoints.models import load_config, load_tokenizer, locate
 from act_lightning.data.ability_data import AbilityData, EvaluationData, list_issues, positive_issues, question_issues
 from act_lightning.data.batches import MAX_PADDING, Batch, Packing, should_pack, token_budget_batches
-from act_lightning.data.cache import TokenizedAbility, lengths, tokenize_ability
+from act_lightning.data.cache import TokenizedAbility, largest_id, lengths, tokenize_ability
 from act_lightning.data.conversations import row_issues
 from act_lightning.data.labels import Sample
 from act_lightning.data.loaders import (
@@ -147,6 +148,10 @@ class AbilityDataModule(L.LightningDataModule):
     def _config(self) -> PretrainedConfig:
         return load_config(locate(self.target, self.revision, weights=False))
 
+    def _check_ids(self, largest: int, setting: str) -> None:
+        """Raise an :class:`ActError` if the target's embedding has no row for the largest token id."""
+        raise_if_any(token_id_issues(largest, locate(self.target or "", self.revision, weights=False), setting))
+
     def prepare_data(self) -> None:
         """Download tokenizer and hub data sets, and tokenize the abilities, on one process of each node."""
         stage = self.trainer.state.fn if self.trainer else None
@@ -181,6 +186,7 @@ class AbilityDataModule(L.LightningDataModule):
         def read(name: str, settings: AbilityData) -> tuple[TokenizedAbility, TokenizedAbility | None]:
             limits = self.max_length, self.num_proc, self.cache_dir
             ability = tokenize_ability(name, settings, self.tokenizer, self.template, *limits)
+            self._check_ids(largest_id(ability.samples), f"data.abilities.{name}")
             if isinstance(self.validation, list) or name not in self.train:
                 return ability, None
             return ability.hold_out(self.validation)
@@ -202,9 +208,14 @@ class AbilityDataModule(L.LightningDataModule):
     @cached_property
     def prompts(self) -> dict[str, list[Prompt]]:
         """Every evaluation set by name."""
-        return _read_all(
-            self.evaluations, lambda name, settings: read_prompts(name, settings, self.tokenizer, self.template)
-        )
+
+        def read(name: str, settings: EvaluationData) -> list[Prompt]:
+            prompts = read_prompts(name, settings, self.tokenizer, self.template)
+            largest = max((int(prompt.input_ids.max()) for prompt in prompts if len(prompt.input_ids)), default=0)
+            self._check_ids(largest, f"data.evaluations.{name}")
+            return prompts
+
+        return _read_all(self.evaluations, read)
 
     @cached_property
     def references(self) -> dict[str, list[Sample]]:
@@ -316,8 +327,12 @@ class AbilityDataModule(L.LightningDataModule):
 
     @property
     def _pad_id(self) -> int:
-        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(token for token in ids if token is not None)
+        """A token that the embedding has a row for, and that no mask lets through."""
+        ids, rows = (
+            (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id),
+            self._config.get_text_config().vocab_size,
+        )
+        return next((token for token in ids if token is not None and token < rows), 0)
 
 
 def _set_issues(section: str, name: str, settings: AbilityData) -> list[ConfigIssue]:

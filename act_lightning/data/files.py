@@ -15,9 +15,13 @@ from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+
+if TYPE_CHECKING:
+    from pyarrow import Array
+    from pyarrow.parquet import FileMetaData
 
 Row = dict[str, Any]
 LocatedRow = tuple[str, Row]
@@ -52,6 +56,9 @@ class RowSource(ABC):
 _OBJECT_HINT = 'Write one JSON object per line, such as {"prompt": "…", "answer": "…"}.'
 _MAX_CSV_FIELD = 2**31 - 1
 _PARQUET_ROWS = 1024  # read at once
+_PARQUET_BYTES = 1 << 28  # of a column of a row group; more must not come from a small file
+_PARQUET_VALUES = 1_000_000  # of nested columns
+_MAX_RATIO = 200  # of bytes in memory to bytes on disk; text has 3 to 20
 
 
 @dataclass
@@ -218,12 +225,63 @@ def _read_parquet(path: str) -> Iterator[LocatedRow]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path} row {number}", row
-    except pyarrow.ArrowException as error:
+            raise_if_any(_parquet_issues(path, file.metadata))
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_rows_at_once(path, group), row_groups=[group]):
+                    for values in zip(*batch.columns, strict=True):  # one row as Python objects at a time
+                        number += 1
+                        row = zip(batch.schema.names, values, strict=True)
+                        yield f"{path} row {number}", {name: value.as_py() for name, value in row}
+    except (pyarrow.ArrowException, OverflowError) as error:
         raise OSError(str(error)) from error
+
+
+def _parquet_issues(path: str, metadata: FileMetaData) -> list[ConfigIssue]:
+    """Columns that would fill the memory from a few bytes on disk."""
+    issues = []
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group)
+        for column in (rows.column(index) for index in range(rows.num_columns)):
+            stored = max(column.total_compressed_size, 1)
+            size, count = column.total_uncompressed_size, column.num_values - 1000 * rows.num_rows
+            if (size > _PARQUET_BYTES and size > _MAX_RATIO * stored) or count > max(_PARQUET_VALUES, 1000 * stored):
+                problem = (
+                    f"must not hold {size:,} bytes in {column.num_values:,} values, which {stored:,} bytes expand to"
+                )
+                hint = "Write the file again in smaller row groups, or leave the column out."
+                issues.append(ConfigIssue(f"{path}, row group {group}", column.path_in_schema, problem, hint))
+    return issues
+
+
+def _rows_at_once(path: str, group: int) -> int:
+    """How many rows of a group fit into memory even if each repeats the longest text of its columns' dictionaries."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        columns = [file.schema.column(index) for index in range(len(file.schema))]
+        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+        rows = file.metadata.row_group(group)
+        values = sum(rows.column(index).num_values for index in range(rows.num_columns))
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
+        batch = next(file.iter_batches(1, row_groups=[group]), None)
+        dictionaries = [] if batch is None else [array for column in batch.columns for array in _dictionaries(column)]
+    longest = sum(pyarrow.compute.max(pyarrow.compute.binary_length(array)).as_py() or 0 for array in dictionaries)
+    per_row = max(values // max(rows.num_rows * len(columns), 1), 1)
+    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // 4 // max(int(longest) * int(per_row), 1)))
+
+
+def _dictionaries(array: Array) -> Iterator[Array]:
+    """The dictionaries of an array's texts, nested ones included."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(array.type):
+        yield array.dictionary
+    elif pyarrow.types.is_struct(array.type):
+        for child in array.flatten():
+            yield from _dictionaries(child)
+    elif pyarrow.types.is_nested(array.type) and hasattr(array, "values"):
+        yield from _dictionaries(array.values)
 
 
 READERS: dict[str, Callable[[str], Iterator[LocatedRow]]] = {

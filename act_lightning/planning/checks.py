@@ -267,7 +267,7 @@ def _setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
         accumulate = run.trainer.get("accumulate_grad_batches") or 1
         issues += fsdp1_issues(arguments.get("mixed_precision"), offload, accumulate)
     stage: str | None = verb if verb in _EVALUATING else "fit"
-    if verb in ("profile", "merge", "sweep") and run.sources and not _needs_samples(run, verb):
+    if verb in ("profile", "merge", "sweep") and run.sources and not needs_samples(run, verb):
         stage = "test" if verb == "sweep" else None
     issues += run.data.issues(stage) if stage else []
     if verb == "validate" and not run.data.validation:
@@ -295,7 +295,7 @@ def _transfer_setting_issues(run: Run, verb: str) -> list[ConfigIssue]:
         purpose = f"when `{verb}` runs" if verb in _NEED_SOURCES else "of scores"
         hint = "Add {model: …, abilities: […]} for each source."
         issues.append(ConfigIssue("profile.sources", None, f"must name the sources {purpose}", hint))
-    if run.sources and _needs_samples(run, verb):
+    if run.sources and needs_samples(run, verb):
         scorer = run.transfer.settings.scorer
         problem = f"must be one of data.abilities: {', '.join(run.data.abilities) or 'none'}"
         named += [("transfer.selection.keep", name) for name in (scorer.keep if scorer else ())]
@@ -322,7 +322,7 @@ def deepspeed_issues(trainer: Mapping[str, Any]) -> list[ConfigIssue]:
     return [ConfigIssue("trainer.strategy", name, problem, hint)] if "deepspeed" in name else []
 
 
-def _needs_samples(run: Run, verb: str) -> bool:
+def needs_samples(run: Run, verb: str) -> bool:
     """Whether a verb reads the samples of abilities."""
     transfer, scorer = run.transfer, run.transfer.settings.scorer
     if verb == "sweep" and run.sweep is not None:

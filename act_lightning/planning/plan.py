@@ -16,6 +16,7 @@ from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue, Level
 from act_lightning.planning.checks import Models, Run, inspect_models, run_issues
+from act_lightning.planning.data_checks import first_rows_issues
 from act_lightning.planning.forecast import (
     disk_forecast,
     memory_forecast,
@@ -97,6 +98,7 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
     plan.issues += _scale_warnings(run, verb)
     if verb == "fit":
         plan.issues += training_issues(run)
+    plan.issues += [issue for issue in first_rows_issues(run, verb, models) if issue not in plan.issues]
     if models.target is not None:
         plan.issues += _pair_issues(plan, run, models, models.target)
         _add_forecast(plan, run, models, models.target, verb)

@@ -17,13 +17,19 @@ from transformers import PreTrainedModel
 from act_lightning import __version__
 from act_lightning.architecture import evaluating, find_language_model, has_weights
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints.compatibility import match_vocabularies, pair_issues, sibling_issues, tokenizer_issues
+from act_lightning.checkpoints.compatibility import (
+    match_vocabularies,
+    pair_issues,
+    sibling_issues,
+    token_id_issues,
+    tokenizer_issues,
+)
 from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
 from act_lightning.checkpoints.models import load_model, load_tokenizer, locate, meta_model, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import ModelRows, Rows, channel_sums
 from act_lightning.checkpoints.weight_files import Identity, identify, identify_module, read_headers
-from act_lightning.data.cache import answer_tokens
+from act_lightning.data.cache import answer_tokens, largest_id
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.samples import NO_SAMPLES, AbilitySamples, MeasuredScores, Sampling, ability_samples
 from act_lightning.scorers.activation import Activation
@@ -296,6 +302,12 @@ def check_compatibility(target: Target, compared: Sequence[Measurement]) -> None
         tokenizer, source_tokenizer = load_tokenizer(target.folder), load_tokenizer(measurement.folder)
         texts = (sample.text or str(tokenizer.decode(sample.input_ids)) for sample in samples)
         issues += tokenizer_issues(tokenizer, source_tokenizer, texts, False, measurement.source.model)
+    raise_if_any(issues)
+    for measurement in compared:
+        if measurement.samples.samples:
+            largest = largest_id(measurement.samples.samples)
+            read_by = [folder for folder in (target.folder, measurement.folder) if folder is not None]
+            issues += [issue for folder in read_by for issue in token_id_issues(largest, folder, measurement.label)]
     raise_if_any(issues)
 
 
