@@ -39,6 +39,7 @@ _ATTRIBUTION = {
     "class_path": "act_lightning.scorers.Attribution",
     "init_args": {"alpha": [0.25, 0.75], "keep": ["e"], "rounds": 2, "first_share": 0.01},
 }
+_SGD = {"class_path": "torch.optim.SGD"}  # Adam divides by an ε that is zero in float16
 _HALF = {  # given "16-mixed", Lightning would compute in bfloat16 on the CPU
     "class_path": "lightning.pytorch.plugins.MixedPrecision",
     "init_args": {
@@ -64,6 +65,8 @@ SCENARIOS: dict[str, Steps] = {
     "fit bf16-mixed": [("fit", _PACKED | {"trainer": _CLIPPED | {"precision": "bf16-mixed"}})],
     "fit bf16-true": [("fit", _PACKED | _callbacks("LostUpdates", precision="bf16-true"))],
     "fit 16-mixed": [("fit", _PADDED | {"trainer": {"plugins": [_HALF]}})],
+    "fit 16-true": [("fit", _PADDED | {"model": {"optimizer": _SGD}, "trainer": {"precision": "16-true"}})],
+    "fit 64-true": [("fit", _PADDED | {"trainer": {"precision": "64-true"}})],
     "fit with a schedule": [
         ("fit", {"model": {"optimizer": "adamw", "lr_scheduler": _COSINE, "gradient_checkpointing": True}})
     ],
