@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.checkpoints.manifest import sample_digest
 from act_lightning.checkpoints.models import load_model, locate, meta_model
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import identify, identify_module, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -215,7 +216,9 @@ class AbilityTransferModule(L.LightningModule):
             strategy.block_backward_sync = nullcontext  # type: ignore[assignment, method-assign]
             return model
         if not isinstance(strategy, ModelParallelStrategy):
-            return load_model(folder, dtype)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                return load_on_device(folder, dtype, strategy.root_device)
+            return load_model(folder, dtype)  # which also reads mixtures of experts
         assert self.device_mesh is not None
         mesh, policy = self.device_mesh["data_parallel"], gathering_policy(self.trainer)
         return load_for_fsdp2(folder, dtype, mesh, strategy.root_device, policy)

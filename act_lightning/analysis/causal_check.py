@@ -27,7 +27,7 @@ from act_lightning.analysis.activation_patching import (
 from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.console import Console
 from act_lightning.data.batches import collate, normalize_batch, token_budget_batches
 from act_lightning.data.cache import lengths
@@ -178,7 +178,7 @@ def _experiments(
     """For every source and ability, the selected channels and several draws of each control."""
     inventory = prepared.inventory
     for source in prepared.sources:
-        source_model = load_model(source.folder, dtype, target.device)
+        source_model = load_on_device(source.folder, dtype, target.device)
         partners = partner_channels(inventory, source.vocabulary)
         for ability, mask in source.masks.items():
             variants = [Variant(SELECTED, mask)]

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import find_language_model
 from act_lightning.checkpoints.files import check_writable, save_tensors
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.profiling.measurement import Measurement, check_compatibility, find_target, measurements
@@ -98,7 +98,7 @@ class FisherInformation(L.Callback):
                 with target.ready(device) as model:
                     _gather(model, pending_of_target, trainer)
             for folder, pending in by_folder.items():
-                _gather(load_model(folder, target.dtype, device), pending, trainer)
+                _gather(load_on_device(folder, target.dtype, device), pending, trainer)
 
 
 def _of_one_model(pair: Measurement, role: str, path: Path) -> Measurement:

@@ -11,16 +11,28 @@ from io import FileIO
 from math import prod
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from act_lightning.architecture import assign, parameter_names
 from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
-from act_lightning.checkpoints.models import untied_issue
+from act_lightning.checkpoints.models import (
+    load_generation_config,
+    load_model,
+    make_buffers,
+    meta_model,
+    untied_issue,
+)
 from act_lightning.checkpoints.weight_files import check_finite, read_headers
 from act_lightning.errors import ActError, ConfigIssue
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _TIED_BYTES_AT_ONCE = 1 << 22
+_FILLED_BYTES_AT_ONCE = 1 << 26
 _MAX_OPEN_FILES = 4  # of a model, each with two descriptors at most; a system may allow 64 in all
 
 
@@ -142,6 +154,21 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         check_finite(values, str(self.folder / file), key, index)
         return values
 
+    @torch.no_grad()
+    def fill(self, name: str, values: Tensor, first_row: int = 0) -> None:
+        """Write rows of the parameter ``name`` from ``first_row`` on to ``values``, 64 MiB of them at a time.
+
+        ``values`` is ``[rows, …]`` of any floating dtype, on any device.
+
+        Raises:
+            ActError: One of these rows holds NaN or infinity.
+        """
+        at_once = max(1, _FILLED_BYTES_AT_ONCE // max(1, values[:1].nbytes))
+        for start in range(0, len(values), at_once):
+            stop = min(start + at_once, len(values))
+            rows = self.rows(name, torch.arange(first_row + start, first_row + stop))
+            values[start:stop] = rows.to(values.device).to(values.dtype)
+
     def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
         """Bytes of the tensor stored under ``key``, parameter or not, unchecked: uint8 ``[size]``.
 
@@ -199,3 +226,40 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                     for size in (min(step, entry.size - start),)
                 ):
                     raise ActError(untied_issue(str(self.folder), [first, other]))
+
+
+def model_without_weights(reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model of a checkpoint: its parameters on the meta device, its buffers on ``device``.
+
+    Raises:
+        ActError: As :func:`~act_lightning.checkpoints.models.load_config` and ``load_generation_config``.
+    """
+    model = meta_model(reader.folder, dtype)
+    model.name_or_path = str(reader.folder)
+    model.generation_config = load_generation_config(reader.folder)  # it may name more tokens that end an answer
+    make_buffers(model, device, reader.buffers())
+    model.train(False)
+    return model
+
+
+def load_on_device(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The same as :func:`~act_lightning.checkpoints.models.load_model`, without a copy in the host's memory.
+
+    On the CPU, weights that are stored in ``dtype`` stay memory-mapped, and processes share them. Another device is
+    given 64 MiB at a time, and casts.
+
+    Raises:
+        ActError: As ``load_model``, or for a model whose parameters transformers makes of several tensors.
+    """
+    if device.type == "cpu":
+        return load_model(folder, dtype)
+    # A Trainer builds modules with its device as torch's default, but files are read by the host.
+    with torch.device("cpu"), CheckpointReader(folder) as reader:
+        model = model_without_weights(reader, dtype, device)
+        for parameter, names in parameter_names(model).items():
+            values = torch.empty_like(parameter, device=device)
+            reader.fill(names[0], values)
+            filled = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            for name in names:
+                assign(model, name, filled)
+    return model

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.channels import ElementSelection
 from act_lightning.checkpoints.compatibility import match_vocabularies
-from act_lightning.checkpoints.models import load_model
-from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import row_deltas
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
@@ -49,7 +48,7 @@ def measure_gradients(
     device = trainer.strategy.root_device
     if target.model is None:
         assert target.folder is not None
-        model = load_model(target.folder, target.dtype, device)
+        model = load_on_device(target.folder, target.dtype, device)
     else:
         model = copy.deepcopy(target.model)
         nn.Module.to(model, device)

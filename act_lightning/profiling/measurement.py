@@ -25,8 +25,8 @@ from act_lightning.checkpoints.compatibility import (
     tokenizer_issues,
 )
 from act_lightning.checkpoints.model_spec import model_spec, read_model_spec
-from act_lightning.checkpoints.models import load_model, load_tokenizer, locate, meta_model, resolve_dtype
-from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.models import load_tokenizer, locate, meta_model, resolve_dtype
+from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import ModelRows, Rows, channel_sums
 from act_lightning.checkpoints.weight_files import Identity, identify, identify_module, read_headers
 from act_lightning.data.cache import answer_tokens, largest_id
@@ -104,7 +104,7 @@ class Target:
         model = self.model
         if model is None:
             assert self.folder is not None
-            yield load_model(self.folder, self.dtype, device)
+            yield load_on_device(self.folder, self.dtype, device)
             return
         original_device = next(model.parameters()).device
         try:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import assign, decoder_parts
-from act_lightning.checkpoints.models import make_buffers, meta_model
-from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.checkpoints.reader import CheckpointReader, model_without_weights
 from act_lightning.profiling.pair import Reader
 
 
@@ -32,10 +31,7 @@ class DiskWeights:
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
         self._reader = CheckpointReader(folder)
-        self.model = meta_model(folder, dtype)
-        self.model.name_or_path = str(folder)
-        make_buffers(self.model, device, self._reader.buffers())
-        self.model.train(False)
+        self.model = model_without_weights(self._reader, dtype, device)
         self._dtype, self._device = dtype, device
         self._placeholders: dict[str, dict[str, nn.Parameter]] = {}  # of loaded parts
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights")

@@ -19,7 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from act_lightning.architecture import DecoderSizes, decoder_parts, input_embedding, part_sizes
 from act_lightning.channels import ChannelInventory, inventory
-from act_lightning.checkpoints.models import QUANTIZATIONS, load_model, load_quantized
+from act_lightning.checkpoints.models import QUANTIZATIONS, load_quantized
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.errors import ConfigIssue
 from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
 from act_lightning.profiling.measurement import Target
@@ -121,11 +122,11 @@ def open_pair(
             pair = ResidentPair(model, dict(zip(sources, others, strict=True)), device)
         elif placement == "resident":
             model = stack.enter_context(target.ready(device))
-            pair = ResidentPair(model, {folder: load_model(folder, dtype, device) for folder in sources}, device)
+            pair = ResidentPair(model, {folder: load_on_device(folder, dtype, device) for folder in sources}, device)
         elif placement == "offload":
             host = torch.device("cpu")
             model = stack.enter_context(target.ready(host if target.model is None else target.model.device))
-            models = [model, *(load_model(folder, dtype, host) for folder in sources)]
+            models = [model, *(load_on_device(folder, dtype, host) for folder in sources)]
             reader, *readers = (stack.enter_context(OffloadedReader(model, device).ready()) for model in models)
             pair = ResidentPair(reader, dict(zip(sources, readers, strict=True)), device)
         else:

@@ -15,7 +15,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.files import write_file
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
@@ -142,7 +142,7 @@ def _fine_tune(sweep: Sweep, transfers: Transfers, before: Outcome, device: torc
         if not (folder / "model" / "config.json").is_file():
             write_file(folder / "config.yaml", _fit_config(sweep, transfers, point, folder))
             _run_fit(point, folder)
-    model = load_model(folder / "model", sweep.target.dtype, device)
+    model = load_on_device(folder / "model", sweep.target.dtype, device)
     with stopwatch.timing("evaluating"):
         scores = score_model(sweep.data, model, sweep.data.evaluation_tokens)
     if not sweep.settings.keep_models:

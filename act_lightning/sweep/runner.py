@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from act_lightning.analysis.report.page import require_report_folder
 from act_lightning.checkpoints.lock import lock_output
-from act_lightning.checkpoints.models import load_model, locate
+from act_lightning.checkpoints.models import locate
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
@@ -106,7 +107,7 @@ class Sweep:
         with ExitStack() as stack:
             stores: list[TrialStore] = []  # only the first process has one
             workers.run_on_first(open_store)
-            model = load_model(self.target.folder, self.target.dtype, device)
+            model = load_on_device(self.target.folder, self.target.dtype, device)
             transfers = Transfers(self.plan(), self.score_folders())
             TrialRunner(self, workers, stores[0] if stores else None, model, transfers).run()
 

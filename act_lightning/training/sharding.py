@@ -28,14 +28,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import decoder_layers, parameter_names, require_language_model
-from act_lightning.checkpoints.models import load_generation_config, load_model, make_buffers, meta_model
-from act_lightning.checkpoints.reader import CheckpointReader
+from act_lightning.architecture import assign, decoder_layers, parameter_names, require_language_model
+from act_lightning.checkpoints.reader import CheckpointReader, load_on_device, model_without_weights
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import averaged_model
 
 _Result = TypeVar("_Result")
-_BYTES_AT_ONCE = 1 << 26  # 64 MiB of host memory while a parameter is read
 
 
 def is_sharded(trainer: L.Trainer) -> bool:
@@ -284,7 +282,8 @@ def load_for_fsdp2(
     """
     policy = policy or MixedPrecisionPolicy()
     with CheckpointReader(folder) as reader:
-        model = _model_without_weights(folder, dtype, device)
+        model = model_without_weights(reader, dtype, device)
+        _generate_in_step(model)
         for layer in decoder_layers(model).values():  # so that one layer at a time is gathered
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -293,15 +292,13 @@ def load_for_fsdp2(
             empty: Any = parameter  # a DTensor without memory
             part = local_rows(names[0], empty)
             values = torch.empty(part.values.shape, dtype=parameter.dtype, device=device)
-            _read_rows(reader, names[0], part.first_row, values)
+            reader.fill(names[0], values, part.first_row)
             sharded = DTensor.from_local(
                 values, empty.device_mesh, empty.placements, run_check=False, shape=empty.shape, stride=empty.stride()
             )
             filled = nn.Parameter(sharded, requires_grad=parameter.requires_grad)
             for name in names:
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, filled)
-    model.train(False)
+                assign(model, name, filled)
     return model
 
 
@@ -319,7 +316,7 @@ def load_like_trained(trainer: L.Trainer, folder: Path, dtype: torch.dtype) -> P
     """
     device = trainer.strategy.root_device
     if not is_sharded(trainer):
-        return load_model(folder, dtype, device)
+        return load_on_device(folder, dtype, device)
     mesh = init_device_mesh(device.type, (trainer.world_size,))
     return load_for_fsdp2(folder, dtype, mesh, device, gathering_policy(trainer))
 
@@ -346,7 +343,9 @@ def load_for_fsdp1(
         The model, parameters on the meta device, and the ``param_init_fn``, which raises an ActError as
         :class:`~act_lightning.checkpoints.reader.CheckpointReader` does, and for NaN or infinity.
     """
-    model = _model_without_weights(folder, dtype, device)
+    with CheckpointReader(folder) as reader:
+        model = model_without_weights(reader, dtype, device)
+    _generate_in_step(model)
     names, tied = parameter_names(model), dict[nn.Parameter, nn.Parameter]()
     missing = Counter({empty: len(of_parameter) for empty, of_parameter in names.items()})
 
@@ -356,7 +355,7 @@ def load_for_fsdp1(
             if filled is None:
                 values = torch.empty_like(empty, device=device)
                 with CheckpointReader(folder) as reader:
-                    _read_rows(reader, names[empty][0], 0, values)
+                    reader.fill(names[empty][0], values)
                 filled = nn.Parameter(values, requires_grad=empty.requires_grad)
             setattr(module, leaf, filled)
             missing[empty] -= 1
@@ -365,30 +364,9 @@ def load_for_fsdp1(
             else:  # let go, because it is sharded soon
                 tied.pop(empty, None)
 
-    model.train(False)
     return model, read_weights
-
-
-def _model_without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model whose parameters are on the meta device, and whose buffers are on ``device``."""
-    model = meta_model(folder, dtype)
-    model.name_or_path = str(folder)
-    model.generation_config = load_generation_config(folder)  # which may name more tokens that end an answer
-    with CheckpointReader(folder) as reader:
-        make_buffers(model, device, reader.buffers())
-    _generate_in_step(model)
-    return model
 
 
 def _generate_in_step(model: PreTrainedModel) -> None:
     """Let transformers' generation go on until the longest answer of all processes ends: each needs the others."""
     setattr(model, "_is_fsdp_managed_module", True)  # noqa: B010 - the class has no such attribute
-
-
-@torch.no_grad()
-def _read_rows(reader: CheckpointReader, name: str, first_row: int, values: Tensor) -> None:
-    """Fill ``values`` with the rows of a parameter from ``first_row`` on, 64 MiB at a time."""
-    at_once = max(1, _BYTES_AT_ONCE // max(1, values[:1].nbytes))
-    for start in range(0, len(values), at_once):
-        stop = min(start + at_once, len(values))
-        values[start:stop] = reader.rows(name, torch.arange(first_row + start, first_row + stop)).to(values.dtype)

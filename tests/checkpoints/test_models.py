@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging as hf_logging
 
+from act_lightning.checkpoints import reader
 from act_lightning.checkpoints.models import (
     load_config,
     load_model,
@@ -23,7 +24,10 @@ from act_lightning.checkpoints.models import (
 )
 from act_lightning.errors import ActError
 from act_lightning.profiling.offload import DiskWeights
+from tests.memory import PeakMemory
+from tests.programs import PROGRAMS
 from tests.tiny import ARCHITECTURES, PAD_ID, save_model, tiny_config, tiny_model, tiny_tokenizer
+from tests.training.processes import on_processes
 
 COMMIT = "0123456789" * 4
 
@@ -195,3 +199,27 @@ def test_hub_model_is_found_in_the_cache(target_folder: Path, tmp_path: Path, mo
     for model, revision in (("some/model", "f" * 40), ("other/model", None)):
         with pytest.raises(ActError, match="that can be fetched"):
             locate(model, revision)
+
+
+@pytest.mark.slow
+def test_processes_share_the_weights_of_a_pair(tmp_path: Path) -> None:
+    """Two processes take as much memory as one: what is stored in the dtype of the models stays in its files."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "dtype": torch.bfloat16}
+    folders = [tmp_path / name for name in ("target", "source")]
+    for folder in folders:
+        tiny_model("llama", **sizes).save_pretrained(folder)
+    growths = []
+    for processes in (1, 2):
+        on_processes(processes, PROGRAMS / "measured_load.py", tmp_path / "growth.json", *folders)
+        growths.append(json.loads((tmp_path / "growth.json").read_text()))
+    assert 0.5 < growths[0] < 1.5, "else it is not the weights that are measured"
+    assert growths[1] < 1.25 * growths[0]
+
+
+def test_another_device_is_given_weights_in_parts(target_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host never holds them together, whatever their dtype: here, in front of a device that has no memory."""
+    monkeypatch.setattr(reader, "_FILLED_BYTES_AT_ONCE", 1 << 12)
+    with PeakMemory() as memory:
+        model = reader.load_on_device(target_folder, torch.float64, torch.device("meta"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert 0 < memory.peak < sum(parameter.nbytes for parameter in model.parameters()) / 8

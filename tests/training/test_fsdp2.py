@@ -147,22 +147,20 @@ def test_a_comparison_of_sets_that_processes_cannot_share_evenly(strategy: str, 
     assert len({json.dumps(row["correct"]) for row in tables[0]}) > 1, "models differ"
 
 
-def test_profile_and_merge(place: Path) -> None:
-    """And a fit with layers compiled, which FSDP2 has given other classes."""
-    (place / "verbs").mkdir()
-    config = basic(place / "verbs", place / "qwen2", place / "qwen2-source", place / "d.jsonl")
+def test_profile_merge_and_compiled_layers(place: Path, qwen2: tuple[Path, Path]) -> None:
+    """By verbs of our own; and a fit whose layers FSDP2 has given other classes."""
+    config = config_of(place, "qwen2", "verbs", 2)
     config["trainer"] |= {"devices": 2, "strategy": strategy_of("fsdp2", 2)}
-    config["model"] |= {"compile": {"backend": "aot_eager"}, "learning_rate": 1e-30}
-    file = str(write_yaml(place / "verbs" / "config.yaml", config))
-    on_processes(
-        2, PROGRAMS / "run_verbs.py", json.dumps([[verb, "--config", file] for verb in ("profile", "merge", "fit")])
-    )
-    (place / "merged").mkdir()
-    alone = basic(place / "merged", place / "qwen2", place / "qwen2-source", place / "d.jsonl")
+    config["model"]["compile"] = {"backend": "aot_eager"}
+    file = str(write_yaml(place / "verbs.yaml", config))
+    verbs = [[verb, "--config", file] for verb in ("profile", "merge", "fit")]
+    on_processes(2, PROGRAMS / "run_verbs.py", json.dumps(verbs))
+    root = Path(config["trainer"]["default_root_dir"])
+    assert_the_same_fit(qwen2[0], root)
+    alone = config_of(place, "qwen2", "merged", 1)
     assert run("merge", alone).status == 0
-    expected = weights(place / "merged" / "run" / "merged")
-    for folder in ("merged", "model"):
-        assert_same_bits(weights(place / "verbs" / "run" / folder), expected)
+    merged = (Path(folder) / "merged" for folder in (root, alone["trainer"]["default_root_dir"]))
+    assert_same_bits(*map(weights, merged))
 
 
 def test_a_fit_after_a_forward_pass(place: Path) -> None:
