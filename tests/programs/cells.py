@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+import torch.utils.tensorboard  # noqa: F401
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
 import act_lightning.analysis.causal_check
