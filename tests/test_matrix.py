@@ -112,28 +112,34 @@ def pairwise(cells: Sequence[Cell], first: Sequence[Cell]) -> list[Cell]:
 CELLS = pairwise([*every_cell()], first=DEFAULTS + INJECTIONS)
 
 
-def answers_of(model: PreTrainedModel, count: int, longest: int) -> list[str]:
-    """What the model says to ``Say 0``, ``Say 1`` and so on, greedily; a question mark where it does not end."""
+def answers_of(model: PreTrainedModel, count: int) -> list[str]:
+    """What the model says to ``Say 0``, ``Say 1`` and so on, greedily; a question mark where it does not end in time."""
     tokenizer, answers = tiny_tokenizer(), []
     for number in range(count):
         turns = [{"role": "user", "content": f"Say {number}"}]
         inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        ids = model.generate(**inputs, max_new_tokens=longest, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         answers.append(tokenizer.decode(ids, skip_special_tokens=True) if ids[-1] == END_ID else "?")
     return answers
 
 
 def prepare(root: Path) -> None:
-    """Two models with biases; 13, 5 and 7 rows, which neither two nor three processes divide, some answered right."""
+    """Two models with biases; 13, 5 and 7 rows, which neither two nor three processes divide, some answered right.
+
+    Of the 5 rows the target answers some as asked, text for text; of the 7 the source some, number for number.
+    """
     target = tiny_model("qwen2")
     head: Any = target.get_output_embeddings()
-    head.weight.data[END_ID] *= 3  # so that answers end
+    head.weight.data[END_ID] *= 3  # so that answers end, where the other process may have to go on
     source = sibling_of(target, seed=1)
     save_model(target, tiny_tokenizer(), root / "target")
     save_model(source, tiny_tokenizer(), root / "source")
     write_jsonl(root / "d.jsonl", ({"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(20)))
-    answers = answers_of(target, 5, 12) + answers_of(source, 12, 12)[5:]
-    write_jsonl(root / "asked.jsonl", ({"prompt": f"Say {i}", "answer": text} for i, text in enumerate(answers)))
+    texts = answers_of(target, 5)
+    assert len({*map(len, texts)}) > 2
+    numbers = ["".join(re.findall(r"\d+", text)) or "3" for text in answers_of(source, 12)[5:]]
+    rows = [{"prompt": f"Say {i}", "answer": answer} for i, answer in enumerate(texts + numbers)]
+    write_jsonl(root / "asked.jsonl", rows)
 
 
 def config_of(root: Path, cell: Cell) -> Config:
@@ -144,7 +150,10 @@ def config_of(root: Path, cell: Cell) -> Config:
         "abilities": {"d": {"path": str(root / "d.jsonl"), "limit": 13}} | sets,
         "train": ["d"],
         "validation": ["kept", "lost"],
-        "evaluations": {name: values | {"max_new_tokens": 12} for name, values in sets.items()},
+        "evaluations": {
+            "kept": sets["kept"] | {"max_new_tokens": 12},
+            "lost": sets["lost"] | {"max_new_tokens": 12, "kind": "number"},
+        },
         "tokens_per_batch": 40,
     }
     config["model"]["learning_rate"] = float(cell.rate or 1e-3)
@@ -205,7 +214,7 @@ def assert_equal_values(found: Any, expected: Any, where: str) -> None:
     if isinstance(expected, Mapping):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
-            if name != "hashes" and not name.startswith("seconds"):
+            if not name.startswith("seconds"):
                 assert_equal_values(found[name], value, f"{where}: {name}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), where

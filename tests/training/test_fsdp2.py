@@ -1,4 +1,4 @@
-"""FSDP2 on two processes against one process: what is loaded, transferred, trained, exported and resumed."""
+"""FSDP2 on two processes against one, beyond the matrix (tests/test_matrix.py): ties, resuming, loading."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.front_door import Config, basic, changed, run, write_yaml
 from tests.programs import PROGRAMS
 from tests.programs.validated_fit import fit_both
 from tests.reference.act import assert_same_bits
-from tests.tiny import DISTINCT, END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
-from tests.training.processes import call_verb, fit, on_processes, strategy_of, weights
+from tests.tiny import DISTINCT, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.training.processes import fit, on_processes, strategy_of, weights
 
 pytestmark = pytest.mark.slow
 
@@ -40,17 +40,6 @@ def config_of(place: Path, architecture: str, name: str, processes: int) -> Conf
     return config
 
 
-def fitted(place: Path, architecture: str) -> tuple[Path, Path]:
-    """The folders of a fit by one process and by two."""
-    alone = fit(config_of(place, architecture, "1", 1), 1)
-    return alone, fit(config_of(place, architecture, "2", 2), 2)
-
-
-@pytest.fixture(scope="module")
-def qwen2(place: Path) -> tuple[Path, Path]:
-    return fitted(place, "qwen2")
-
-
 def test_every_process_holds_its_own_rows_of_the_same_model(tmp_path: Path) -> None:
     folders = [tmp_path / architecture for architecture in (*DISTINCT, "gemma4_text")]
     for folder in folders:
@@ -69,28 +58,13 @@ def assert_the_same_fit(alone: Path, together: Path) -> None:
         torch.testing.assert_close(sharded[name], values, rtol=0, atol=1e-6)
 
 
-def test_the_same_transfer_and_the_same_updates(qwen2: tuple[Path, Path]) -> None:
-    assert_the_same_fit(*qwen2)
-
-
 def test_the_same_of_tied_weights(place: Path) -> None:
-    assert_the_same_fit(*fitted(place, "gemma3_text"))
+    assert_the_same_fit(*(fit(config_of(place, "gemma3_text", str(count), count), count) for count in (1, 2)))
 
 
-@pytest.mark.parametrize(("method", "strategy"), [("task_arithmetic", "fsdp2"), ("ties", "fsdp2"), ("ties", "fsdp1")])
-def test_the_injection_to_the_bit(place: Path, method: str, strategy: str) -> None:
-    """At so low a rate what was injected stays; TIES looks at whole tensors, of which each process holds a half."""
-    named = [config_of(place, "qwen2", f"{strategy}-{method}-{n}", n) for n in (1, 2)]
-    still = [changed(changed(config, "model.learning_rate", 1e-30), "transfer.method", method) for config in named]
-    alone, together = (weights(fit(one, n, strategy=strategy) / "model") for n, one in zip((1, 2), still, strict=True))
-    assert_same_bits(together, alone)
-    before = weights(place / "qwen2")
-    assert any(not torch.equal(values, before[name]) for name, values in alone.items())
-
-
-def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], place: Path) -> None:
+def test_a_fit_that_goes_on_injects_no_second_time(place: Path) -> None:
     """And ends where one without a break ends; two epochs begin as one does."""
-    root = qwen2[1]
+    root = fit(config_of(place, "qwen2", "2", 2), 2)
     before = (root / "transfer.json").read_text()
     (root / "transfer.json").unlink()
     further = changed(config_of(place, "qwen2", "2", 2), "trainer.max_epochs", 2)
@@ -98,24 +72,6 @@ def test_a_fit_that_goes_on_injects_no_second_time(qwen2: tuple[Path, Path], pla
     assert (root / "transfer.json").read_text() == before
     whole = fit(changed(config_of(place, "qwen2", "whole", 2), "trainer.max_epochs", 2), 2)
     assert_same_bits(weights(root / "model"), weights(whole / "model"))
-
-
-def test_answers_of_any_length_keep_processes_in_step(place: Path) -> None:
-    """Where one process has ended its answers, the other still needs its share of the weights."""
-    talker = tiny_model("llama", tie_word_embeddings=False)
-    talker.get_output_embeddings().weight.data[END_ID] *= 2.5
-    target = save_model(talker, tiny_tokenizer(), place / "talker")
-    asked = write_jsonl(place / "asked.jsonl", [{"prompt": f"Say {number}", "answer": "?"} for number in range(5)])
-    written = []
-    for processes in (1, 2):
-        (place / f"asked-{processes}").mkdir()
-        config = basic(place / f"asked-{processes}", target, target, place / "d.jsonl")
-        config["data"]["evaluations"] = {"asked": {"path": str(asked), "role": "keep", "max_new_tokens": 12}}
-        config["data"]["max_length"] = 1  # a batch for every row
-        written.append(call_verb("test", config, processes) / "evaluations" / "asked.jsonl")
-    lengths = {row["tokens"] for row in map(json.loads, written[0].read_text().splitlines())}
-    assert len(lengths) > 1, "else nobody would have to wait"
-    assert written[0].read_bytes() == written[1].read_bytes()
 
 
 @pytest.mark.parametrize(("strategy", "processes"), [("fsdp2", 3), ("fsdp1", 2)])
