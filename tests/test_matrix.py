@@ -29,8 +29,6 @@ from tests.reference.act import assert_same_bits
 from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import call_program, strategy_of
 
-pytestmark = pytest.mark.slow
-
 PROCESSES = {"one": 1, "ddp-2": 2, "fsdp2-2": 2, "fsdp2-3": 3, "fsdp1-2": 2}
 STRATEGIES = tuple(PROCESSES)[1:]
 CALLBACKS: dict[str, dict[str, Any]] = {
@@ -113,7 +111,7 @@ CELLS = pairwise([*every_cell()], first=DEFAULTS + INJECTIONS)
 
 
 def answers_of(model: PreTrainedModel, count: int) -> list[str]:
-    """What the model says to ``Say 0``, ``Say 1`` and so on, greedily; a question mark where it does not end in time."""
+    """What the model says to ``Say 0``, ``Say 1`` and so on, greedily; a question mark where it goes on."""
     tokenizer, answers = tiny_tokenizer(), []
     for number in range(count):
         turns = [{"role": "user", "content": f"Say {number}"}]
@@ -265,6 +263,12 @@ def assert_equal_files(found: Path, expected: Path, bits: bool) -> None:
         torch.testing.assert_close(others[name], values, rtol=1e-6, atol=tolerance)
 
 
+def test_every_callback_is_tried() -> None:
+    in_every_fit = {"AbilitySource", "ActivationDifferenceProfiler", "FailTogether", "MaskedTaskVectorInjection"}
+    assert {*callbacks.__all__} <= {*CALLBACKS} | in_every_fit
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_cell(cell: Cell, matrix: Path) -> None:
     """To the bit where processes sum nothing up: scores by weights alone; and what is merged, or injected and stays.

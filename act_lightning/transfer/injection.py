@@ -259,7 +259,7 @@ class MaskedInjection:
                 of it.
         """
         partial = len(values) < self._inventory.shapes[name][0]
-        if partial and not self._method.elementwise and (original is None or not works_by_rows(self._method)):
+        if partial and not self._method.elementwise and original is None:
             problem = f"needs the whole of {name}, but this process holds only {len(values)} of its rows"
             hint = "Transfer with `merge` first."
             raise ActError(ConfigIssue("transfer.method", type(self._method).__name__, problem, hint))
@@ -273,11 +273,19 @@ class MaskedInjection:
             assert original is not None
             return original(rows).to(values.device, values.dtype)
 
-        rows = self.rows(name)
-        rows = rows[(rows >= first_row) & (rows < first_row + len(values))]
+        def held(rows: Tensor) -> Tensor:
+            return (rows >= first_row) & (rows < first_row + len(values))
+
+        rows, read_merged = self.rows(name), read
         read_whole = read_original if partial and original is not None else None
-        for changed_rows, changed in self.changes(name, read, rows, values.device, read_whole):
-            values[_as_slice(changed_rows - first_row)] = changed
+        if read_whole is None or works_by_rows(self._method):
+            rows = rows[held(rows)]
+        else:
+            read_merged = read_whole  # the rows that other processes hold are merged, too
+        for changed_rows, changed in self.changes(name, read_merged, rows, values.device, read_whole):
+            own = held(changed_rows)
+            if bool(own.any()):
+                values[_as_slice(changed_rows[own] - first_row)] = changed[own]
 
     @torch.no_grad()
     def changes(
