@@ -13,7 +13,7 @@ from tests.front_door import Config, basic, changed, run, write_yaml
 from tests.programs import PROGRAMS
 from tests.programs.validated_fit import fit_both
 from tests.reference.act import assert_same_bits
-from tests.tiny import DISTINCT, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import DISTINCT, END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import fit, on_processes, strategy_of, weights
 
 pytestmark = pytest.mark.slow
