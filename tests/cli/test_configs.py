@@ -161,6 +161,10 @@ def test_the_papers_numbers_are_in_the_papers_configs() -> None:
         for ability in settings(name)["data"]["abilities"].values():
             groups = ability.get("per_group", {"limit": 0, "groups": []})
             assert 1500 in (ability["limit"], groups["limit"] * len(groups["groups"]))
+    for file in (ROOT / "configs" / "paper").glob("*.yaml"):
+        for evaluation in content_of(file)["data"].get("evaluations", {}).values():
+            expected = None if evaluation["kind"] == "code" else "flexible_match"  # the paper does not say which
+            assert evaluation.get("metric") == expected, file
     for name in ("table3_transfer", "table3_sft"):
         (source,) = settings(name)["profile"]["sources"]
         assert set(source["abilities"]) == {f"science-{language}" for language in languages}
