@@ -6,11 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 PACKAGE = "act_lightning"
+_HERE = str(Path(__file__).parent)
 _SYNCHRONIZING = {
     "_local_scalar_dense",  # item(), float(), int() and bool()
     "nonzero",
@@ -79,7 +81,7 @@ def _calling_lines() -> tuple[str, str]:
         file = frame.f_code.co_filename
         if f"/{PACKAGE}/" in file:
             return f"{file.rpartition(f'/{PACKAGE}/')[2]}:{frame.f_lineno}", library_line
-        if not library_line and "/standin/" not in file and "/torch/" not in file:
+        if not library_line and not file.startswith(_HERE) and "/torch/" not in file:
             library_line = f"{'/'.join(file.split('/')[-3:])}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere", library_line

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,38 +11,12 @@ import pytest
 from act_lightning.merging import METHODS as MERGING_METHODS
 from act_lightning.profiling.placement import PLACEMENTS
 from act_lightning.scorers import SCORERS
+from tests.standin import run_program
 from tests.standin.scenarios import METHODS, SCENARIOS, SELECTIONS
 
 pytestmark = pytest.mark.slow
-# Without accelerate, which is no dependency, though the tests' environment has it.
-_PROGRAM = (
-    "import runpy, sys; sys.modules['accelerate'] = None; runpy.run_module(sys.argv.pop(1), {}, '__main__', True)"
-)
-_SYMPTOMS = re.compile("same device|device type tensor to numpy|requires `accelerate`")
-_SECONDS = 3600  # all scenarios take four minutes on two free cores
 _PROBE = "data/batches.py"  # finds out on a small copy of a model whether it keeps packed samples apart
 _ENGINE = "evaluation/generation.py"  # the stand-in for vLLM, which is not told of the device
-
-
-def run_program(name: str, folder: Path, *arguments: str) -> None:
-    """Run a program of this folder to its end."""
-    root = Path(__file__).parents[2]
-    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", _PROGRAM, f"tests.standin.{name}", str(folder), *arguments]
-    subprocess.run(command, env=os.environ | variables, timeout=_SECONDS, check=True, cwd=root)
-
-
-def test_the_device_follows_cuda_s_rules() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        Path(__file__).with_name("device_checks.py"),
-    ]
-    subprocess.run(command, timeout=_SECONDS, check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +73,3 @@ def test_waits_five_times_in_a_profiled_batch(scenarios: tuple[str, str], result
     """To copy tokens, and positions and mask of the answer tokens; and in transformers, once in each model."""
     four, twelve = (waits(results[name]) for name in scenarios)
     assert (twelve - four).total() <= 8 * 5, twelve - four
-
-
-def test_sees_every_move_that_is_left_out(tmp_path: Path) -> None:
-    run_program("mutants", tmp_path)
-    outcomes = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
-    assert [outcome for outcome in outcomes if outcome["places"] != 1] == []  # the code is another now: so must they be
-    unseen = [outcome for outcome in outcomes if not (outcome["linears"] or _SYMPTOMS.search(outcome["error"] or ""))]
-    assert unseen == []
-    assert len(outcomes) >= 18
