@@ -20,6 +20,7 @@ from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.replay_settings import Overrides, localize, outcome_folder, take_settings
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
+from act_lightning.redaction import is_secret
 
 _EXPORTS = {"fit": "model", "merge": "merged"}
 _ACCEPTED = "ACT_LIGHTNING_REPLAY"  # tells the processes that a launcher starts with our arguments what was answered
@@ -43,7 +44,7 @@ def run_replay(arguments: Sequence[str]) -> int:
     output = (args.out or Path(outcome_folder(recipe))).absolute()
     settings, left_out = take_settings(recipe, overrides)
     settings, options = localize(settings, record["shortened"], args.folders, output, overrides)
-    if not _agreed(_summary(verb, settings, options, left_out, output), args.yes):
+    if not _agreed(_summary(verb, settings, overrides, left_out, output), args.yes):
         print("nothing was run")
         return 1
     raise_if_any(_input_issues(settings, record, overrides))
@@ -122,13 +123,14 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 
 def _summary(
-    verb: str, settings: Mapping[str, Any], options: Sequence[str], left_out: Sequence[str], output: Path
+    verb: str, settings: Mapping[str, Any], overrides: Overrides, left_out: Sequence[str], output: Path
 ) -> str:
     """What will run, for the user to read before anything of it happens."""
     recipe = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
     lines = [f"The card runs `{verb}` with these settings, and writes below {output}:", "", recipe]
-    if options:
-        lines += ["Your own options: " + " ".join(options)]
+    own = [f"{name} = {value}" for name, value in overrides.values.items() if not is_secret(name.rpartition(".")[2])]
+    if own or overrides.of_files:
+        lines += ["Your own settings: " + ", ".join([*own, *sorted(overrides.of_files)])]
     if left_out:
         lines += ["Not taken from the card: " + ", ".join(left_out)]
     return terminal_text("\n".join(lines))

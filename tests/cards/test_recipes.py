@@ -103,9 +103,9 @@ def test_results_of_comparisons_and_of_anything_else(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(row)
     (tmp_path / "other.json").write_text('{"gsm": {"exact": 0.5, "seeded": true, "name": "x"}}')
     (tmp_path / "broken.json").write_text("{")
-    assert result_rows(tmp_path)[1:] == [
+    assert result_rows(tmp_path, "0")[1:] == [
         ["gsm", "transfer", "accuracy", "75.0% (3 of 4)"],
         ["no", "transfer", "accuracy", "no items"],
         ["other", "", "gsm.exact", "0.5"],
     ]
-    assert result_rows(tmp_path / "nowhere") == []
+    assert result_rows(tmp_path / "nowhere", "0") == []
