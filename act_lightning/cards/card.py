@@ -82,7 +82,13 @@ def rebuild_card(folder: Path, evaluations: Path | None = None, sha256: Mapping[
     identity = identify(folder, verify=sha256 is None)
     results = [] if evaluations is None else result_rows(evaluations, identity.digest)
     record["result"] = {"digest": identity.digest, "sha256": dict(sha256 or identity.sha256 or {})}
-    return render_card(record, recipe, read_transfer(folder), results)
+    try:
+        return render_card(record, recipe, read_transfer(folder), results)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ActError):
+            raise
+        problem = f"must hold the record and the recipe of a run, undamaged ({error!r})"
+        raise ActError(ConfigIssue("card", str(folder / CARD), problem, "Export the model again.")) from error
 
 
 def render_card(

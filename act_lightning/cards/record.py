@@ -62,9 +62,18 @@ def read_license(folder: Path) -> License:
         metadata = metadata_load(folder / CARD) or {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         metadata = {}
-    texts = {key: metadata.get(key) for key in LICENSE_KEYS} if isinstance(metadata, dict) else {}
-    license_ = {key: value for key, value in texts.items() if value and isinstance(value, str)}
-    return license_ if "license" in license_ else {}
+    return stated_license(metadata)
+
+
+def stated_license(metadata: object) -> License:
+    """The license in the metadata of a card or in a record, which may be anyone's; empty if it is no text.
+
+    >>> stated_license({"license": "mit", "tags": []}), stated_license({"license": ["mit"]}), stated_license(None)
+    ({'license': 'mit'}, {}, {})
+    """
+    values = {key: metadata.get(key) for key in LICENSE_KEYS} if isinstance(metadata, dict) else {}
+    texts = {key: value for key, value in values.items() if value and isinstance(value, str)}
+    return texts if "license" in texts else {}
 
 
 def license_text(license_: License) -> str:
@@ -73,6 +82,7 @@ def license_text(license_: License) -> str:
     >>> license_text({"license": "other", "license_name": "qwen"}), license_text({})
     ('other (qwen)', 'not stated')
     """
+    license_ = stated_license(license_)
     if not license_:
         return "not stated"
     details = ", ".join(str(license_[key]) for key in LICENSE_KEYS[1:] if key in license_)
@@ -87,8 +97,8 @@ def common_license(licenses: Sequence[License]) -> License:
     >>> common_license([{"license": "llama2"}, {"license": "apache-2.0"}])
     {}
     """
-    same = licenses and all(license_ == licenses[0] for license_ in licenses)
-    return dict(licenses[0]) if same else {}
+    stated = [stated_license(license_) for license_ in licenses]
+    return stated[0] if stated and all(license_ == stated[0] for license_ in stated) else {}
 
 
 def versions() -> dict[str, str]:

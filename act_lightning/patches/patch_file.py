@@ -99,8 +99,16 @@ class PatchRecord:
             )
             for key, change in values["tensors"].items()
         }
-        base, result = str(values["base"]), str(values["result"])
-        return cls(base, result, int(values["parameters"]), tensors, dict(values["provenance"]), values["format"])
+        base, result, provenance = str(values["base"]), str(values["result"]), dict(values["provenance"])
+        licenses, differences = provenance.get("licenses", {}), provenance.get("config_differences", [])
+        if not isinstance(licenses, dict) or not isinstance(differences, list):
+            raise TypeError("licenses must be a mapping, and config_differences a list")
+        if not all(isinstance(entry, dict) and {"key", "base", "tuned"} <= entry.keys() for entry in differences):
+            raise KeyError("key, base or tuned of a config difference")
+        sizes = [(*change.shape, change.rows, change.columns, change.changed) for change in tensors.values()]
+        if any(min(numbers) < 0 for numbers in sizes):
+            raise ValueError("sizes must not be negative")
+        return cls(base, result, max(int(values["parameters"]), 1), tensors, provenance, values["format"])
 
 
 class PatchWriter:
