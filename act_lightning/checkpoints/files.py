@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +26,7 @@ _MAX_JSON_BYTES = 100 << 20
 _MAX_NAME = 200  # a file system's 255, less what is added to names of files, also while these are written
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>tmp|old)-[0-9]+-[0-9a-f]+")
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _FICLONE = 0x40049409  # linux/fs.h; supported by btrfs, XFS, bcachefs, OCFS2, NFS 4.2
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100  # linux/fs.h, fcntl.h
 
@@ -123,6 +126,17 @@ def _weight_files(folder: Path) -> list[Path]:
     return [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern) if path.is_file()]
 
 
+@contextmanager
+def wrap_disk_errors(folder: Path, setting: str) -> Iterator[None]:
+    """Name ``folder``, which ``setting`` gave, where the disk is full or failing and the OSError names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK_ERRORS:
+            raise ActError(_not_writable(setting, folder, error)) from error
+        raise
+
+
 def write_file(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) to ``path``; a reader sees the old file or the whole new one.
 
@@ -142,7 +156,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file(contiguous, temporary, dict(metadata or {}))
+        try:
+            save_file(contiguous, temporary, dict(metadata or {}))
+        except SafetensorError as error:  # its only ones in writing are the file system's
+            raise OSError(str(error)) from error
 
 
 def reflink(source: Path, target: Path) -> bool:

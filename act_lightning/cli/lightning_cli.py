@@ -29,7 +29,7 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.preemption import PreemptionCheckpoint, exiting_at_signals
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
-from act_lightning.checkpoints.files import check_writable
+from act_lightning.checkpoints.files import check_writable, wrap_disk_errors
 from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
@@ -243,7 +243,9 @@ class ActCLI(LightningCLI):
             self._run_without_trainer(subcommand)
             return
         strategy = self.trainer.strategy
-        with remove_empty_run(self.run.root), exiting_at_signals(self.trainer), all_fail_together(strategy):
+        root = self.run.root
+        signals, together = exiting_at_signals(self.trainer), all_fail_together(strategy)
+        with remove_empty_run(root), signals, together, wrap_disk_errors(root, "trainer.default_root_dir"):
             if subcommand == "profile":
                 run_profile(self.trainer, self.run)
             elif subcommand == "merge":

@@ -64,7 +64,13 @@ Shard = dict[str, Tensor]
 def cache_key(rows: str, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """SHA-256 over everything that determines the samples: rows, template, tokenizer files, length and versions."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        try:
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # tokenizers raises no other
+            if "os error" not in str(error) and not isinstance(error, OSError):
+                raise
+            hint = "Free some space there, or set TMPDIR to another folder."
+            raise ActError(ConfigIssue("TMPDIR", folder, f"must be writable ({error})", hint)) from error
         files = [(path.name, file_digest(path)) for path in sorted(Path(folder).rglob("*")) if path.is_file()]
     versions = [CACHE_VERSION, *(module.__version__ for module in (transformers, tokenizers, jinja2))]
     parts = [rows, type(template).__name__, template.source, type(tokenizer).__name__, files, max_length, versions]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from act_lightning.checkpoints.files import wrap_os_errors
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.results import ROLES
 from act_lightning.sweep.results import Outcome
@@ -98,7 +100,25 @@ class TrialStore:
         return sum(_NOT_SAMPLED not in trial.user_attrs for trial in self._completed(method))
 
     def record(self, suggestion: Suggestion, outcome: Outcome) -> None:
-        """Store an outcome; that of a point which no sampler has chosen is written in one line of a journal."""
+        """Store an outcome; that of a point which no sampler has chosen is written in one line of a journal.
+
+        Raises:
+            ActError: The storage cannot be written.
+        """
+        with self._writing():
+            self._record(suggestion, outcome)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with wrap_os_errors(Path(self._path), "sweep.storage"):
+                yield
+        except StorageInternalError as error:
+            problem = f"must be writable ({str(error.__cause__ or error).splitlines()[0]})"
+            hint = "Free some space, and start the sweep again: it continues."
+            raise ActError(ConfigIssue("sweep.storage", self._path, problem, hint)) from error
+
+    def _record(self, suggestion: Suggestion, outcome: Outcome) -> None:
         point = outcome.point
         if point.method == TARGET:
             for method in self._settings.compared:
@@ -125,22 +145,26 @@ class TrialStore:
 
     def _study(self, name: str) -> optuna.Study:
         if name not in self._studies:
-            study = optuna.create_study(
-                storage=self._storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
-            )
-            if _MADE_FROM not in study.user_attrs:
-                study.set_user_attr(_MADE_FROM, self._origin(name))
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
-                    study.set_metric_names(list(ROLES))
-            # trials that were running when a sweep was killed have failed; their points are tried again
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            kind = optuna.samplers.NSGAIISampler if self._settings.sampler == "nsga2" else optuna.samplers.TPESampler
-            # a seed of its own, so that random numbers do not start over where a sweep continues
-            study.sampler = kind(seed=self._seed + len(study.get_trials(deepcopy=False)))
-            self._studies[name] = study
+            with self._writing():
+                self._studies[name] = self._open_study(name)
         return self._studies[name]
+
+    def _open_study(self, name: str) -> optuna.Study:
+        study = optuna.create_study(
+            storage=self._storage, study_name=name, directions=["maximize", "maximize"], load_if_exists=True
+        )
+        if _MADE_FROM not in study.user_attrs:
+            study.set_user_attr(_MADE_FROM, self._origin(name))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(list(ROLES))
+        # trials that were running when a sweep was killed have failed; their points are tried again
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        kind = optuna.samplers.NSGAIISampler if self._settings.sampler == "nsga2" else optuna.samplers.TPESampler
+        # a seed of its own, so that random numbers do not start over where a sweep continues
+        study.sampler = kind(seed=self._seed + len(study.get_trials(deepcopy=False)))
+        return study
 
     def _origin(self, name: str) -> dict[str, Any]:
         tuned_from = (self._tuned_from or {}) if name.endswith(_TUNED) else {}
@@ -190,4 +214,4 @@ def _open_storage(path: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(file)))
     except Exception as error:  # of the file system, of SQLAlchemy, or of Optuna
         problem = f"must be a journal file of Optuna's, or SQLite ({type(error).__name__}: {error})"
-        raise ActError(ConfigIssue("sweep.storage", path, problem, "Name another file.")) from error
+        raise ActError(ConfigIssue("sweep.storage", path, problem, "Name another file, or free some space.")) from error
