@@ -97,10 +97,10 @@ def effective_scales(settings: TransferSettings, sources: Sequence[AbilitySource
     """λ of each source, by the name of the setting that gives it."""
     scales = {}
     for i, source in enumerate(sources):
-        own = source.scale is not None
-        scales[f"profile.sources[{i}].scale" if own else "transfer.scale"] = (
-            settings.scale if source.scale is None else source.scale
-        )
+        if source.scale is None:
+            scales["transfer.scale"] = settings.scale
+        else:
+            scales[f"profile.sources[{i}].scale"] = source.scale
     return scales
 
 
