@@ -201,9 +201,9 @@ def refusal(folder: Path) -> str:
 
 
 def files_of(run: Path) -> dict[str, Path]:
-    """What is compared: all but checkpoints, figures, logs of times, and texts that name the run's own settings."""
+    """What is compared: all but checkpoints, figures, logs of times, hashes, and texts with the run's own settings."""
     found = {str(file.relative_to(run)): file for file in run.rglob("*") if file.is_file()}
-    skipped = re.compile(r"checkpoints/|/report/|/(README.md|index.html|[^/]*\.yaml|events\..*|.*journal.*)$")
+    skipped = re.compile(r"/(checkpoints|report)/|/events\.|journal|(README\.md|\.act_lightning\.json|\.yaml)$")
     return {name: file for name, file in found.items() if not skipped.search("/" + name)}
 
 
