@@ -40,7 +40,12 @@ _IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2", "fla
 """Those of transformers; any other name in a config is that of a kernel on the hub."""
 _MAX_LAYERS = 1_000  # where no weight files tell; the largest models have 126
 _LAYER_COUNT = re.compile(r"(num|n)_(\w+_)?layers?")
-_LARGEST = {r"(layers?|depth|blocks)$": _MAX_LAYERS, r"expert": 1 << 15, r"": 1 << 40}
+_LARGEST = {
+    r"(layers?|depth|blocks)$": _MAX_LAYERS,
+    r"expert": 1 << 15,
+    r"(size|dim|heads|embd|inner|d_model|d_ff|hidden)(_|$)": 1 << 21,
+    r"": 1 << 40,
+}
 """The largest whole number in a config by a pattern of its name."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
