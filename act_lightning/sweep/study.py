@@ -199,10 +199,11 @@ def _search_space(method: str, scales: list[float], ratios: list[float]) -> dict
 
 def _open_storage(path: str) -> BaseStorage:
     """Open the storage; of a journal, a last line that a killed process has not completed is cut off first."""
+    file = Path(path.removeprefix("sqlite:///")).expanduser()
+    existed = file.exists()
     try:
         if path.startswith("sqlite:"):
             return RDBStorage(path)
-        file = Path(path).expanduser()
         if path.endswith((".db", ".sqlite", ".sqlite3")):
             return RDBStorage(f"sqlite:///{file}")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -213,5 +214,7 @@ def _open_storage(path: str) -> BaseStorage:
                 journal.truncate(content.rfind(b"\n") + 1)
         return JournalStorage(JournalFileBackend(str(file)))
     except Exception as error:  # of the file system, of SQLAlchemy, or of Optuna
+        if not existed:
+            file.unlink(missing_ok=True)  # its tables may be incomplete
         problem = f"must be a journal file of Optuna's, or SQLite ({type(error).__name__}: {error})"
         raise ActError(ConfigIssue("sweep.storage", path, problem, "Name another file, or free some space.")) from error
