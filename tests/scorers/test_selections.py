@@ -166,7 +166,7 @@ def test_a_derived_selection_uses_the_papers_scores(config: Config, tmp_path: Pa
     assert run("merge", config).status == 0
     path = tmp_path / "run" / "scores" / "s" / "d.safetensors"
     before = path.stat().st_mtime_ns
-    assert run("merge", changed(config, "transfer.selection", "activation_module_mean")).status == 0
+    assert run("merge", changed(config, "transfer.selection", "activation_module_mean"), "--overwrite").status == 0
     assert path.stat().st_mtime_ns == before
     assert not list((tmp_path / "run").glob("scores.*"))
 
