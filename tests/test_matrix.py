@@ -212,7 +212,7 @@ def assert_equal_values(found: Any, expected: Any, where: str) -> None:
     if isinstance(expected, Mapping):
         assert found.keys() == expected.keys(), where
         for name, value in expected.items():
-            if not name.startswith("seconds"):
+            if not name.startswith("seconds") and name != "digest":  # of trained weights, last digits and all
                 assert_equal_values(found[name], value, f"{where}: {name}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), where
