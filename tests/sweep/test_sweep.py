@@ -186,9 +186,12 @@ def test_a_sweep_of_something_else_is_not_continued(base_config: Config, swept: 
         ("data.evaluations.lost.max_new_tokens", 5, "evaluations"),
         ("seed_everything", 7, "seed"),
         ("model.dtype", "bfloat16", "dtype, scores"),
-        ("model.target", base_config["profile"]["sources"][0]["model"], "scores, target"),
+        ("model.target", base_config["profile"]["sources"][0]["model"], "scores, sources, target"),
     ):
-        outcome = run("sweep", changed(base_config, path, value), *GRID)
+        config = changed(base_config, path, value)
+        if path == "model.target":  # the two change places
+            config = changed(config, "profile.sources.0.model", base_config["model"]["target"])
+        outcome = run("sweep", config, *GRID)
         assert outcome.status == 1, path
         assert f"holds a sweep with other {what}." in outcome.err, outcome.err
 
