@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
-from act_lightning.checkpoints.models import load_model
+from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import identify, identify_module
 from act_lightning.errors import ActError
 from act_lightning.profiling import placement
@@ -73,8 +73,8 @@ class Spy:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.loads: Counter[str] = Counter()
         self.forwards: Counter[str] = Counter()
-        self._load = load_model
-        patch.setattr(placement, "load_model", self.load)
+        self._load = load_on_device
+        patch.setattr(placement, "load_on_device", self.load)
 
     def load(self, folder: Path, *arguments: Any) -> PreTrainedModel:
         self.loads[folder.name] += 1
@@ -298,7 +298,7 @@ def test_nothing_is_left_behind(ends: str, source_folder: Path, tmp_path: Path) 
     drawn = next_draws()
     with pytest.MonkeyPatch.context() as patch:
         if ends == "in the source":
-            patch.setattr(placement, "load_model", lambda *_: broken_source())
+            patch.setattr(placement, "load_on_device", lambda *_: broken_source())
         if ends == "well":
             profiler.profile(trainer, module)
         else:

@@ -127,7 +127,7 @@ def test_a_random_merge_can_be_repeated(tmp_path: Path, ability_file: Path) -> N
     config = changed(transfer.config, "transfer.selection", "random")
     merged, reports = [], []
     for seed in (7, 7, 8):
-        assert run("merge", config, "--seed_everything", seed).status == 0
+        assert run("merge", config, "--overwrite", "--seed_everything", seed).status == 0
         merged.append(stored(transfer.root / "merged"))
         reports.append(json.loads((transfer.root / "transfer.json").read_text()))
     reference.assert_same_bits(merged[1], merged[0])
