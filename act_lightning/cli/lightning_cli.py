@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
@@ -351,10 +351,9 @@ def remove_empty_run(root: Path) -> Iterator[None]:
 
 def main(arguments: ArgsType) -> int:
     """Run a verb, given with its options or as a dict, and return the exit status."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _escaped_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        warnings.showwarning = _show_warning
         for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
             for handler in logging.getLogger(logger).handlers:
                 handler.addFilter(_TERMINAL_FILTER)
@@ -365,15 +364,19 @@ def main(arguments: ArgsType) -> int:
             return 1
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    sys.stderr.write(terminal_text(warnings.formatwarning(message, category, filename, lineno)))
+@contextmanager
+def _escaped_warnings() -> Iterator[None]:
+    """Escape warnings where they become lines of text; whoever records them gets them as they are."""
+    original: Any = warnings.formatwarning
+
+    def escaped(*args: Any, **kwargs: Any) -> str:
+        return terminal_text(original(*args, **kwargs))
+
+    warnings.formatwarning = escaped
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 def run_data(arguments: Sequence[str]) -> int:

@@ -39,7 +39,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.checkpoints.files import atomic_folder, check_writable, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_folder, check_writable, remove_leftovers, wrap_os_errors
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import LocatedConversation, iter_conversations, rows_fingerprint
 from act_lightning.data.labels import Encoder, Sample, fingerprint, has_answers
@@ -228,6 +228,7 @@ def load_or_prepare(
     with nullcontext() if key is None else FileLock(root / f".{key}.lock"):
         if key is not None and (shards := _load_verified(folder)):
             return folder, shards
+        remove_leftovers(root, folder.name)
         with atomic_folder(folder) as unfinished:
             shards = prepare(unfinished)
             digests = {shard.file: file_digest(unfinished / shard.file) for shard in shards if shard.samples}

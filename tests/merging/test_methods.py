@@ -95,7 +95,7 @@ def test_merge_and_fit(method: str, masked: bool, case: Case) -> None:
     selection = {"selection": "activation" if masked else "all"}
     config = changed(case.config, "transfer", {**case.config["transfer"], "method": method, **selection})
     for verb in ("merge", "fit"):
-        outcome = run(verb, config)
+        outcome = run(verb, config, "--overwrite")
         assert outcome.status == 0, outcome.err
     merged, fitted = (load_file(case.root / part / "model.safetensors") for part in ("merged", "model"))
     act.assert_same_bits(fitted, merged)
@@ -115,7 +115,7 @@ def test_methods_with_settings_of_their_own(case: Case) -> None:
     everything = {"class_path": "act_lightning.merging.TIES", "init_args": {"density": 1.0, "average": False}}
     first = {"class_path": "tests.programs.own_methods.First", "init_args": {"share": 0.5}}
     for method in (everything, first):
-        outcome = run("merge", changed(config, "transfer.method", method))
+        outcome = run("merge", changed(config, "transfer.method", method), "--overwrite")
         assert outcome.status == 0, outcome.err
     for name, values in load_file(case.root / "merged" / "model.safetensors").items():
         source = case.sources["m"].get_parameter(name)
@@ -136,7 +136,7 @@ def test_a_method_that_gives_something_else_than_a_change_is_named(
 @pytest.mark.parametrize("overlay", sorted(OVERLAYS), ids=lambda file: file.stem)
 def test_shipped_overlays(overlay: Path, case: Case) -> None:
     """Each names its method with the defaults of its class."""
-    outcome = run("merge", case.config, "--config", overlay)
+    outcome = run("merge", case.config, "--config", overlay, "--overwrite")
     assert outcome.status == 0, outcome.err
     method = json.loads((case.root / "transfer.json").read_text())["method"]
     assert method == repr(METHODS[overlay.stem]())
@@ -161,7 +161,7 @@ def test_a_plan_tells_what_fisher_information_takes(case: Case) -> None:
     ],
 )
 def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, message: str, case: Case) -> None:
-    outcome = run("merge", changed(case.config, "transfer.method", method))
+    outcome = run("merge", changed(case.config, "transfer.method", method), "--overwrite")
     assert outcome.status != 0
     assert message in outcome.err
     assert "Traceback" not in outcome.err
@@ -187,6 +187,6 @@ def test_a_bad_method_is_refused_by_what_is_wrong_with_it(method: object, messag
 )
 def test_scales_that_make_no_weights(method: str, scale: float, own: float, message: str, case: Case) -> None:
     config = changed(case.config, "transfer", {"method": method, "scale": scale})
-    outcome = run("merge", changed(config, "profile.sources.1.scale", own))
+    outcome = run("merge", changed(config, "profile.sources.1.scale", own), "--overwrite")
     assert outcome.status == 1
     assert message in outcome.err

@@ -116,7 +116,7 @@ def test_the_papers_pair_on_eight_gpus_planned_on_this_machine(config: Config, q
 def test_a_strategy_given_as_a_class_is_not_built(config: Config) -> None:
     fsdp = "lightning.pytorch.strategies.FSDPStrategy"
     strategy = {"class_path": fsdp, "init_args": {"sharding_strategy": "FULL_SHARD", "cpu_offload": True}}
-    config["trainer"] |= EIGHT_GPUS | {"strategy": strategy}
+    config["trainer"] |= EIGHT_GPUS | {"strategy": strategy, "accumulate_grad_batches": 1}
     plan = planned(config)
     assert plan["memory"]["training_weights"] == 4 * plan["parameters"]["total"] // 8
     assert plan["memory"]["training_optimizer"] == 0, "it lies in the host's memory"
@@ -410,9 +410,10 @@ def test_counts_follow_ratio_scope_exclusion_and_selection(config: Config) -> No
     assert counts(ratio=0.1, share="parameters") == {"d": None}
 
 
-def test_an_ability_of_two_sources_is_told_by_source(config: Config, source_folder: Path, target_folder: Path) -> None:
+def test_an_ability_of_two_sources_is_told_by_source(config: Config, source_folder: Path, tmp_path: Path) -> None:
+    other = save_model(sibling_of(tiny_model("llama"), seed=2), tiny_tokenizer(), tmp_path / "other")
     one = {"model": str(source_folder), "abilities": ["d"], "name": "one", "ratio": 0.5}
-    two = {"model": str(target_folder), "abilities": ["d"], "name": "two"}
+    two = {"model": str(other), "abilities": ["d"], "name": "two"}
     plan = planned(changed(config, "profile.sources", [one, two]))
     total = plan["channels"]["total"]
     assert plan["channels"]["per_ability"] == {"one/d": total // 2, "two/d": total // 10}
