@@ -30,8 +30,11 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def foreign_issue(folder: Path, setting: str) -> ConfigIssue | None:
-    """Why a folder, given by ``setting``, cannot be replaced: it holds more than the files of an earlier export."""
+def foreign_issue(folder: Path, setting: str, what: str = "export") -> ConfigIssue | None:
+    """Why a folder, given by ``setting``, cannot be replaced: it holds more than the files of an earlier export.
+
+    ``what`` is another word for an export.
+    """
     names = list(islice(_foreign_files(folder), _NAMED + 1)) if folder.is_dir() else []
     if not names:
         return None
@@ -39,9 +42,9 @@ def foreign_issue(folder: Path, setting: str) -> ConfigIssue | None:
     if (folder / MANIFEST).is_file():
         problem, hint = f"holds {listed}, not listed or changed since", "Move that away, or choose another folder."
     else:
-        problem = f"holds {listed}, and no list ({MANIFEST}) of what an export wrote"
-        hint = "Move it away, or choose another folder; exports of version 0.1 have no list, and are kept, too."
-    return ConfigIssue(setting, str(folder), f"must hold nothing but an earlier export, but {problem}", hint)
+        problem = f"holds {listed}, and no list ({MANIFEST})"
+        hint = f"Move it away, or choose another folder; {what}s of version 0.1 have no list, and are kept, too."
+    return ConfigIssue(setting, str(folder), f"must hold nothing but an earlier {what}, but {problem}", hint)
 
 
 def _foreign_files(folder: Path) -> Iterator[str]:

@@ -120,7 +120,7 @@ def test_every_figure_and_table_is_there_as_a_file_too(page: Page, run: Path) ->
     assert {f"figure-{name}" for name in pictures} <= set(page.ids)
     assert set(page.tables) == {f"table-{name}" for name in tables}
     expected = [f"figures/{name}.{end}" for name in pictures for end in ("png", "svg")]
-    expected += [f"tables/{name}.csv" for name in tables] + ["figures", "tables", "index.html"]
+    expected += [f"tables/{name}.csv" for name in tables] + [".act_lightning.json", "figures", "tables", "index.html"]
     assert left(run / "report") == sorted(expected)
     for name in pictures:
         with Image.open(run / "report" / "figures" / f"{name}.png") as image:
@@ -199,10 +199,10 @@ def test_an_earlier_report_is_replaced_and_anything_else_is_not(tmp_path: Path) 
     small_report(out, "y")
     assert left(tmp_path) == before
     assert "<h1>y</h1>" in (out / "index.html").read_text(encoding="utf-8")
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ActError, match=r"--out.*holds figures, index.html, notes.txt"):
+    (out / "figures" / "notes.txt").write_text("mine")
+    with pytest.raises(ActError, match=r"--out.*holds figures/notes.txt, not listed"):
         small_report(out)
-    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "figures" / "notes.txt").read_text() == "mine"
 
 
 def test_a_report_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:

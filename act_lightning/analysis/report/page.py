@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 import act_lightning
 from act_lightning.analysis.figures.style import css_variables, render, with_variables
 from act_lightning.checkpoints.files import atomic_folder
+from act_lightning.checkpoints.manifest import foreign_issue, write_manifest
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import csv_cell, file_name
 
@@ -118,13 +120,11 @@ FINDINGS = (
     "The findings of “Ability Transfer and Recovery via Modularized Parameters Localization” (arXiv 2601.09398), "
     "computed from saved scores. Figures and tables carry the paper's numbers."
 )
-_CONTENT = {PAGE, "figures", "tables"}
 _PIXELS = 1.5  # at most so many of a page for one point of a figure
 _DRAWING = frozenset({"svg", "g", "defs", "style", "clipPath", "path", "rect", "use", "image"})
 _DRAWING_ATTRIBUTES = frozenset(
     {"clip-path", "d", "height", "style", "transform", "type", "version", "viewBox", "width", "x", "y"}
 )
-_GENERATOR = '<meta name="generator" content="act_lightning report">'
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,10 @@ def write_report(
                 contents["figure", item.name] = inline_svg(svg, name)
         page = _render(title, parts, limits, contents, now or datetime.now(UTC), about)
         (folder / PAGE).write_text(page, encoding="utf-8")
+        for name in ("figures", "tables"):
+            with suppress(OSError):  # it is not empty
+                (folder / name).rmdir()
+        write_manifest(folder)
     return out / PAGE
 
 
@@ -175,15 +179,11 @@ def require_report_folder(out: Path) -> None:
     Raises:
         ActError: It is a file, or holds something that no report has written.
     """
-    if not out.exists():
-        return
-    names = {path.name for path in out.iterdir()} if out.is_dir() else {"a file"}
-    page = out / PAGE
-    is_report = page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
-    if names and not (is_report and names <= _CONTENT):
-        problem = f"must be a new folder or an earlier report, and holds {', '.join(sorted(names)[:3])}"
+    if out.exists() and not out.is_dir():
         hint = "Name another folder: an earlier report is replaced as a whole."
-        raise ActError(ConfigIssue("--out", str(out), problem, hint))
+        raise ActError(ConfigIssue("--out", str(out), "must be a folder, and is a file", hint))
+    if issue := foreign_issue(out, "--out", "report"):
+        raise ActError(issue)
 
 
 def _write_table(folder: Path, table: ReportTable) -> list[list[Cell]]:
@@ -271,7 +271,6 @@ def _render(
         drawn=contents,
         kind=lambda item: "text" if isinstance(item, str) else "picture" if isinstance(item, Picture) else "table",
         numeric=pd.api.types.is_numeric_dtype,
-        generator=Markup(_GENERATOR),
         light=Markup(css_variables(dark=False)),
         dark=Markup(css_variables(dark=True)),
         version=act_lightning.__version__,
