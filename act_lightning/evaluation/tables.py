@@ -76,10 +76,12 @@ def results_as_markdown(results: Results) -> str:
 
 
 def results_table(results: Results) -> Table:
-    """The same table for the terminal, without empty columns and those that only the files hold."""
+    """The same table for the terminal, without columns that are empty, repeat the accuracy, or stand in files only."""
     rows = _text_rows(results)
-    only_in_files = ("set", "role", "right if answered", "tokens")
-    columns = [name for name in rows[0] if name not in only_in_files and any(row[name] for row in rows)]
+    left_out = ["set", "role", "right if answered", "tokens"]
+    matches, sets = ("exact match", "flexible"), rows[: len(results)]
+    left_out += [match for match in matches if all(row[match] == row["accuracy"] for row in sets)]
+    columns = [name for name in rows[0] if name not in left_out and any(row[name] for row in rows)]
     head = [name.replace(" ", "\n") for name in ("set", *columns)]
     cells = [[f"{row['set']}\n({row['role']})", *(row[name] for name in columns)] for row in rows]
     return rich_table("Shares in %, below them their 95 % intervals", head, cells)

@@ -162,7 +162,15 @@ def measured(config: Config, *arguments: str) -> dict[str, Any]:
     """The peak memory and the imports of a merge in a separate process."""
     path = write_yaml(Path(config["trainer"]["default_root_dir"]).with_name("measured.yaml"), config)
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(PROGRAMS / "measured_merge.py"), "merge", "--config", str(path), *arguments]
+    command = [
+        sys.executable,
+        str(PROGRAMS / "measured_merge.py"),
+        "merge",
+        "--overwrite",
+        "--config",
+        str(path),
+        *arguments,
+    ]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     assert result["status"] == 0, process.stderr

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.callbacks.test_comparison import ROWS, parrot
-from tests.front_door import Config, basic, changed, run, write_yaml
+from tests.front_door import Config, basic, changed
 from tests.programs import PROGRAMS
 from tests.programs.validated_fit import fit_both
 from tests.reference.act import assert_same_bits
 from tests.tiny import DISTINCT, END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
-from tests.training.processes import fit, on_processes, strategy_of, weights
+from tests.training.processes import fit, on_processes, weights
 
 pytestmark = pytest.mark.slow
 
@@ -103,20 +103,11 @@ def test_a_comparison_of_sets_that_processes_cannot_share_evenly(strategy: str, 
     assert len({json.dumps(row["correct"]) for row in tables[0]}) > 1, "models differ"
 
 
-def test_profile_merge_and_compiled_layers(place: Path, qwen2: tuple[Path, Path]) -> None:
-    """By verbs of our own; and a fit whose layers FSDP2 has given other classes."""
-    config = config_of(place, "qwen2", "verbs", 2)
-    config["trainer"] |= {"devices": 2, "strategy": strategy_of("fsdp2", 2)}
-    config["model"]["compile"] = {"backend": "aot_eager"}
-    file = str(write_yaml(place / "verbs.yaml", config))
-    verbs = [[verb, "--config", file] for verb in ("profile", "merge", "fit")]
-    on_processes(2, PROGRAMS / "run_verbs.py", json.dumps(verbs))
-    root = Path(config["trainer"]["default_root_dir"])
-    assert_the_same_fit(qwen2[0], root)
-    alone = config_of(place, "qwen2", "merged", 1)
-    assert run("merge", alone).status == 0
-    merged = (Path(folder) / "merged" for folder in (root, alone["trainer"]["default_root_dir"]))
-    assert_same_bits(*map(weights, merged))
+def test_compiled_layers(place: Path) -> None:
+    """Even though FSDP2 gives layers other classes."""
+    compiled = config_of(place, "qwen2", "compiled", 2)
+    compiled["model"]["compile"] = {"backend": "aot_eager"}
+    assert_the_same_fit(fit(config_of(place, "qwen2", "plain", 1), 1), fit(compiled, 2))
 
 
 def test_a_fit_after_a_forward_pass(place: Path) -> None:
