@@ -53,7 +53,7 @@ VERBS: dict[str, list[str]] = {
     "fit": ["--seed_everything", "7", "--overwrite"],
     "test": ["--model.target", "{root}/merged"],
     "predict": ["--model.target", "{root}/merged"],
-    "validate": [],
+    "validate": ["--data.validation", "0.2"],
     "sweep": ["--sweep.scales", "0.4", "--sweep.ratios", "0.1,0.2,0.3", "--sweep.methods", "act"],
     "causes": ["--causes.samples", "8"],
     "report": [],

@@ -215,7 +215,8 @@ def atomic_folder(path: Path, durable: bool = True) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
     try:
-        yield temporary
+        with wrap_disk_errors(path, "output"):
+            yield temporary
         with wrap_os_errors(path):
             replaces = path.exists()
             for file in (*temporary.rglob("*"), temporary) if durable or replaces else ():

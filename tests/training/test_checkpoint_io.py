@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import LastCheckpoint, PreemptionCheckpoint
+from act_lightning.callbacks.preemption import exiting_at_signals
 from act_lightning.errors import ActError
 from act_lightning.training.checkpoint_io import TrainingStateIO, save_whole
 from tests.front_door import basic, changed, left, run
@@ -212,6 +215,33 @@ def test_told_to_stop_before_the_first_update(tmp_path: Path) -> None:
         trainer.fit(PlainModule(tiny_model("llama").train()), batches(4))
     assert leaving.value.code == 143
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_stop_that_a_finalizer_has_swallowed(tmp_path: Path) -> None:
+    """Python ignores what a finalizer raises; the program stops all the same, and cleans up undisturbed."""
+
+    class Ending:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    cleaned, before = [], (signal.getsignal(signal.SIGALRM), sys.unraisablehook)
+
+    def work() -> None:
+        with exiting_at_signals(quiet_trainer(tmp_path)):
+            try:
+                Ending()
+                time.sleep(30)
+            finally:
+                time.sleep(1.2)
+                cleaned.append(True)
+
+    with pytest.raises(SystemExit) as leaving:
+        work()
+    assert leaving.value.code == 143
+    assert cleaned
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
 
 
 def test_a_config_may_say_how_often(
