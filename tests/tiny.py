@@ -137,6 +137,13 @@ def save_model(
     return Path(folder)
 
 
+def save_pair(folder: Path, architecture: str) -> None:
+    """A model and a sibling of it, in the folders ``target`` and ``source``."""
+    target = tiny_model(architecture)
+    save_model(target, tiny_tokenizer(), folder / "target")
+    save_model(sibling_of(target, seed=1), tiny_tokenizer(), folder / "source")
+
+
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> Path:
     """One JSON object a line, in UTF-8."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -12,14 +12,13 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.training.checkpoint_io import LAST, save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
+from act_lightning.training.together import launched_by_lightning
 
 _SECONDS_TO_UNWIND = 0.5
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -166,10 +165,8 @@ class _RaiseAgain:
 
 
 def _exit_status(trainer: L.Trainer, signum: int) -> int:
-    """As shells report it; but 0 in a process that Lightning launched: it kills the launching one if another fails."""
-    strategy = trainer.strategy
-    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
-    return 0 if isinstance(environment, LightningEnvironment) and trainer.global_rank > 0 else 128 + signum
+    """As shells report it."""
+    return 0 if launched_by_lightning(trainer.strategy) else 128 + signum
 
 
 def _handlers() -> dict[int, Any]:

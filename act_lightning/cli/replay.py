@@ -15,6 +15,7 @@ import yaml
 
 from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import CARD, data_fingerprints, model_identities, versions
+from act_lightning.checkpoints.lock import is_first_process
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.replay_settings import Overrides, localize, outcome_folder, take_settings
@@ -57,7 +58,7 @@ def run_replay(arguments: Sequence[str]) -> int:
     for note in version_notes:
         print(terminal_text(f"note: {note}"), file=sys.stderr)
     status = _run_recipe(verb, settings, options)
-    if status or int(os.environ.get("LOCAL_RANK", 0)):  # only the main process compares
+    if status or not is_first_process():
         return status
     return _compare(output / _EXPORTS[verb], card, record, version_notes)
 

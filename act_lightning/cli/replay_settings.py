@@ -167,19 +167,16 @@ def _data_set(kind: type[AbilityData]) -> Check:
             return None
         if not isinstance(settings, dict) or settings.keys() - names or not isinstance(settings.get("path"), str):
             return f"must hold path and any of {', '.join(sorted(names - {'path'}))}"
-        nested = {**(settings.get("columns") or {}), **(settings.get("per_group") or {})}
-        if set(settings.get("per_group") or {}) - groups or not all(_plain(value) is None for value in nested.values()):
+        mappings = [settings.get(part) or {} for part in ("columns", "per_group")]
+        if not all(isinstance(mapping, dict) for mapping in mappings):
+            return "must hold columns and groups by name"
+        nested = [value for mapping in mappings for value in mapping.values()]
+        if mappings[1].keys() - groups or not all(_plain(value) is None for value in nested):
             return "must hold plain columns and groups"
         simple = (value for name, value in settings.items() if name not in ("columns", "per_group"))
         return next(filter(None, map(_plain, simple)), _revision(settings.get("revision")))
 
-    def check_types(settings: object) -> str | None:
-        try:
-            return check(settings)
-        except TypeError:  # columns or groups that are no mapping
-            return "must hold columns and groups by name"
-
-    return check_types
+    return check
 
 
 def _each(check: Check) -> Check:

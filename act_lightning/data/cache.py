@@ -43,6 +43,7 @@ from act_lightning.checkpoints.files import atomic_folder, check_writable, remov
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import LocatedConversation, iter_conversations, rows_fingerprint
 from act_lightning.data.labels import Encoder, Sample, fingerprint, has_answers
+from act_lightning.data.tasks import Prompt
 from act_lightning.data.templates import Template, resolve_template
 from act_lightning.defaults import IGNORED, cache_folder
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -171,8 +172,8 @@ def answer_tokens(samples: Sequence[Sample]) -> int:
     return sum(int((sample.labels != IGNORED).sum()) for sample in samples)
 
 
-def largest_id(samples: Sequence[Sample]) -> int:
-    """The largest token id of all samples."""
+def largest_id(samples: Sequence[Sample] | Sequence[Prompt]) -> int:
+    """The largest token id of all samples or prompts."""
     if isinstance(samples, StoredSamples):
         return max(samples.per_sample(_largest_ids), default=0)
     return max((int(sample.input_ids.max()) for sample in samples if len(sample.input_ids)), default=0)

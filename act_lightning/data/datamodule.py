@@ -211,8 +211,7 @@ class AbilityDataModule(L.LightningDataModule):
 
         def read(name: str, settings: EvaluationData) -> list[Prompt]:
             prompts = read_prompts(name, settings, self.tokenizer, self.template)
-            largest = max((int(prompt.input_ids.max()) for prompt in prompts if len(prompt.input_ids)), default=0)
-            self._check_ids(largest, f"data.evaluations.{name}")
+            self._check_ids(largest_id(prompts), f"data.evaluations.{name}")
             return prompts
 
         return _read_all(self.evaluations, read)

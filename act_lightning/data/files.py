@@ -14,14 +14,14 @@ from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO
 
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
     from pyarrow import Array
-    from pyarrow.parquet import FileMetaData
+    from pyarrow.parquet import FileMetaData, ParquetFile
 
 Row = dict[str, Any]
 LocatedRow = tuple[str, Row]
@@ -222,16 +222,17 @@ def _read_parquet(path: str) -> Iterator[LocatedRow]:
     import pyarrow  # here, because most runs read no Parquet
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             raise_if_any(_parquet_issues(path, file.metadata))
-            for group in range(file.num_row_groups):
-                for batch in file.iter_batches(_rows_at_once(path, group), row_groups=[group]):
-                    for values in zip(*batch.columns, strict=True):  # one row as Python objects at a time
-                        number += 1
-                        row = zip(batch.schema.names, values, strict=True)
-                        yield f"{path} row {number}", {name: value.as_py() for name, value in row}
+            groups = range(file.num_row_groups)
+            batches = chain.from_iterable(
+                file.iter_batches(_rows_at_once(path, file, group), row_groups=[group]) for group in groups
+            )
+            rows = ((batch.schema.names, values) for batch in batches for values in zip(*batch.columns, strict=True))
+            for number, (names, values) in enumerate(rows, 1):  # one row as Python objects at a time
+                row = zip(names, values, strict=True)
+                yield f"{path} row {number}", {name: value.as_py() for name, value in row}
     except (pyarrow.ArrowException, OverflowError) as error:
         raise OSError(str(error)) from error
 
@@ -253,18 +254,17 @@ def _parquet_issues(path: str, metadata: FileMetaData) -> list[ConfigIssue]:
     return issues
 
 
-def _rows_at_once(path: str, group: int) -> int:
+def _rows_at_once(path: str, file: ParquetFile, group: int) -> int:
     """How many rows of a group fit into memory even if each repeats the longest text of its columns' dictionaries."""
     import pyarrow.compute
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        columns = [file.schema.column(index) for index in range(len(file.schema))]
-        texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-        rows = file.metadata.row_group(group)
-        values = sum(rows.column(index).num_values for index in range(rows.num_columns))
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
-        batch = next(file.iter_batches(1, row_groups=[group]), None)
+    columns = [file.schema.column(index) for index in range(len(file.schema))]
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    rows = file.metadata.row_group(group)
+    values = sum(rows.column(index).num_values for index in range(rows.num_columns))
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as with_dictionaries:
+        batch = next(with_dictionaries.iter_batches(1, row_groups=[group]), None)
         dictionaries = [] if batch is None else [array for column in batch.columns for array in _dictionaries(column)]
     longest = sum(pyarrow.compute.max(pyarrow.compute.binary_length(array)).as_py() or 0 for array in dictionaries)
     per_row = max(values // max(rows.num_rows * len(columns), 1), 1)

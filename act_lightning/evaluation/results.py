@@ -12,6 +12,7 @@ from act_lightning.checkpoints.files import read_json
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.escaping import terminal_text
 from act_lightning.evaluation.intervals import Interval, Share, mean_of_shares
 
 ROLES = ("keep", "recover")
@@ -175,7 +176,8 @@ class EvaluatedModel:
                 name = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1]).lstrip(".-")
                 other = evaluations / f"{name[:_LONGEST_NAME] or 'model'}-{self.digest[:8]}"
                 if digest is None:
-                    print(f"{evaluations / file} is of an earlier version, which recorded no digest: it is kept")
+                    kept = f"{evaluations / file} is of an earlier version, which recorded no digest: it is kept"
+                    print(terminal_text(kept))
                 return other
         return evaluations
 

@@ -87,8 +87,7 @@ def _check_prompts(
         read_items(settings, where)
         return
     prompts = read_prompts(name, settings, tokenizer, run.data.template)
-    largest = max((int(prompt.input_ids.max()) for prompt in prompts if len(prompt.input_ids)), default=0)
-    raise_if_any(token_id_issues(largest, target, where))
+    raise_if_any(token_id_issues(largest_id(prompts), target, where))
 
 
 def _check_source(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, samples: list[Sample]) -> None:

@@ -67,6 +67,12 @@ def collective_hook(hook: _Hook) -> _Hook:
     return cast(_Hook, in_section)
 
 
+def launched_by_lightning(strategy: Strategy) -> bool:
+    """Whether another process launched this one, which must exit with status 0, or Lightning kills that process."""
+    environment = strategy.cluster_environment if isinstance(strategy, ParallelStrategy) else None
+    return isinstance(environment, LightningEnvironment) and environment.global_rank() > 0
+
+
 class Peers:
     """The other processes of a group, and what they tell by the store with which they found each other.
 
@@ -84,8 +90,7 @@ class Peers:
         self._round = (0, threading.Event())  # failures that the program has survived; set if this process leaves
         self._told: BaseException | None = None
         self._instead: ActError | None = None
-        # Lightning kills the process that launched the others if one of them has another status than 0
-        self._launched = self._rank > 0 and isinstance(strategy.cluster_environment, LightningEnvironment)
+        self._launched = launched_by_lightning(strategy)
         threading.Thread(target=self._listen, name="act_lightning-peers", daemon=True).start()
 
     @classmethod
@@ -163,6 +168,7 @@ class _Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> _Failure:
+        """The failure of this process by an exception."""
         status, message = 1, str(error) if isinstance(error, ActError) else f"{type(error).__name__}: {error}"
         if isinstance(error, SIGTERMException):
             status, message = int(error.code or 128 + signal.SIGTERM), "it was stopped by a signal"
@@ -170,9 +176,11 @@ class _Failure:
 
     @classmethod
     def read(cls, text: bytes) -> _Failure:
+        """What a process has told."""
         return cls(**json.loads(text))
 
     def as_error(self) -> ActError:
+        """The error that the other processes raise or print."""
         return ActError(
             ConfigIssue(
                 "process", ..., f"process {self.rank} failed: {self.message.rstrip('.')}", "All processes end with it."

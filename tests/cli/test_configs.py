@@ -189,23 +189,25 @@ def test_the_papers_numbers_are_in_the_papers_configs() -> None:
     assert sft["model"]["learning_rate"] == 2.0e-5
 
 
-def test_one_percent_of_the_smaller_pairs_is_as_many_channels_as_the_paper_counts() -> None:
-    """Table 8: 607 channels are 6.85 % of a mask."""
-    sizes = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
-    sizes |= {"num_key_value_heads": 2, "vocab_size": 151936, "head_dim": 128, "tie_word_embeddings": True}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny_config("qwen2", **sizes))
-    count = int(inventory(model).total * 0.01)
-    assert f"{607 / count:.2%}" == "6.85%"
-    assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / "pair_math_1.5b.yaml").read_text()
+QWEN2_1_5B = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+QWEN2_1_5B |= {"num_key_value_heads": 2, "vocab_size": 151936, "head_dim": 128, "tie_word_embeddings": True}
+LLAMA2_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+LLAMA2_13B |= {"num_key_value_heads": 40, "vocab_size": 32000, "head_dim": 128, "tie_word_embeddings": False}
 
 
-def test_one_percent_of_llama2_is_as_many_channels_as_the_paper_counts() -> None:
-    """Table 10a: 4,845 channels are 18.77 % of a mask."""
-    sizes = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
-    sizes |= {"num_key_value_heads": 40, "vocab_size": 32000, "head_dim": 128, "tie_word_embeddings": False}
+@pytest.mark.parametrize(
+    ("architecture", "sizes", "channels", "share", "config"),
+    [
+        pytest.param("qwen2", QWEN2_1_5B, 607, "6.85%", "pair_math_1.5b.yaml", id="Table 8"),
+        pytest.param("llama", LLAMA2_13B, 4845, "18.77%", "pairs_llama2_13b.yaml", id="Table 10a"),
+    ],
+)
+def test_one_percent_is_as_many_channels_as_the_paper_counts(
+    architecture: str, sizes: dict[str, Any], channels: int, share: str, config: str
+) -> None:
+    """A table of the paper says what share of a mask so many channels are."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(tiny_config("llama", **sizes))
+        model = AutoModelForCausalLM.from_config(tiny_config(architecture, **sizes))
     count = int(inventory(model).total * 0.01)
-    assert f"{4845 / count:.2%}" == "18.77%"
-    assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / "pairs_llama2_13b.yaml").read_text()
+    assert f"{channels / count:.2%}" == share
+    assert f"top 1 %, {count:,} channels" in (ROOT / "configs" / "paper" / config).read_text()

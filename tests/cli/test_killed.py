@@ -11,7 +11,7 @@ import pytest
 from tests.front_door import Config, basic, changed, left, write_yaml
 from tests.killing import Point, status_of
 from tests.reference.act import assert_same_bits
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import save_pair, write_jsonl
 from tests.training.processes import weights
 
 pytestmark = pytest.mark.slow
@@ -34,9 +34,7 @@ POINTS = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair of models and two abilities."""
     root = tmp_path_factory.mktemp("killed")
-    target = tiny_model("llama")
-    save_model(target, tiny_tokenizer(), root / "target")
-    save_model(sibling_of(target, seed=1), tiny_tokenizer(), root / "source")
+    save_pair(root, "llama")
     for name in ("d", "e"):
         rows = ({"prompt": f"{name} {i}", "answer": "one " * (1 + 7 * i % 5)} for i in range(11))
         write_jsonl(root / f"{name}.jsonl", rows)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.front_door import basic, left
 from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import save_model, save_pair, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import call_program, call_verb, start, weights
 
 pytestmark = pytest.mark.slow
@@ -23,9 +23,7 @@ pytestmark = pytest.mark.slow
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models with biases and an ability's file."""
     root = tmp_path_factory.mktemp("processes")
-    target = tiny_model("qwen2")
-    save_model(target, tiny_tokenizer(), root / "target")
-    save_model(sibling_of(target, seed=1), tiny_tokenizer(), root / "source")
+    save_pair(root, "qwen2")
     write_jsonl(root / "d.jsonl", ({"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(32)))
     return root
 

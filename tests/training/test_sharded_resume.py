@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.front_door import Config, basic, changed, write_yaml
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import save_pair, write_jsonl
 from tests.training.processes import assert_ends, call_program, fit, start, strategy_of, weights
 
 pytestmark = pytest.mark.slow
@@ -32,9 +32,7 @@ class Telling(L.Callback):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("resuming")
-    target = tiny_model("qwen2")
-    save_model(target, tiny_tokenizer(), root / "target")
-    save_model(sibling_of(target, seed=1), tiny_tokenizer(), root / "source")
+    save_pair(root, "qwen2")
     write_jsonl(root / "d.jsonl", ({"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(32)))
     return root
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.front_door import basic, write_yaml
 from tests.programs import failing_verb
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import save_pair, write_jsonl
 from tests.training.processes import start, strategy_of
 
 _SECONDS = 60.0
@@ -29,9 +29,7 @@ _POINTS = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pair of models, and 21 rows, which two processes do not divide."""
     folder = tmp_path_factory.mktemp("together")
-    target = tiny_model("qwen2")
-    save_model(target, tiny_tokenizer(), folder / "target")
-    save_model(sibling_of(target, seed=1), tiny_tokenizer(), folder / "source")
+    save_pair(folder, "qwen2")
     write_jsonl(folder / "d.jsonl", [{"prompt": f"Say {i}", "answer": "one " * (1 + i % 5)} for i in range(21)])
     return folder
 
