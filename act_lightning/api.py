@@ -33,7 +33,7 @@ from act_lightning.checkpoints.files import no_wider_than, write_file
 from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify, identify_module
-from act_lightning.defaults import RATIO, SCALE, SEED
+from act_lightning.defaults import EVERY_MODULE, RATIO, SCALE, SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
@@ -75,6 +75,7 @@ class Scores:
         *,
         share: Share = "channels",
         scope: Scope = "global",
+        include: Sequence[str] = EVERY_MODULE,
         exclude: Sequence[str] = (),
     ) -> Mask:
         """The channels with the highest scores; the arguments are the settings of section ``transfer``.
@@ -82,7 +83,7 @@ class Scores:
         Raises:
             ActError: A setting is wrong, a pattern matches no module, or nothing is selected.
         """
-        settings = TransferSettings(ratio, share, selection=self.scorer, scope=scope, exclude=exclude)
+        settings = TransferSettings(ratio, share, selection=self.scorer, scope=scope, include=include, exclude=exclude)
         raise_if_any(settings.issues("select"))
         if share == "parameters" and not self.channels.parameters:
             hint = "Name the model: Scores.load(path, target=…)."

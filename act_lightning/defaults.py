@@ -9,6 +9,8 @@ RATIO = 0.01
 """``transfer.ratio``: p (paper §4, https://arxiv.org/abs/2601.09398)."""
 SCALE = 0.4
 """``transfer.scale``: λ."""
+EVERY_MODULE = ("*",)
+"""``transfer.include``."""
 SEED = 42
 """``seed_everything``."""
 LARGEST_SEED = 2**32 - 1

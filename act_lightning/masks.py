@@ -32,12 +32,13 @@ def ratio_issues(ratio: float | Fraction, setting: str = "transfer.ratio") -> li
     return []
 
 
-def eligible_channels(inventory: ChannelInventory, exclude: Iterable[str]) -> Tensor:
-    """The channels that may be selected: all but those of modules that match a pattern.
+def eligible_channels(inventory: ChannelInventory, include: Iterable[str], exclude: Iterable[str]) -> Tensor:
+    """The channels that may be selected: those of modules that match a pattern of ``include``, and none of ``exclude``.
 
     Args:
         inventory: The channels of the model.
-        exclude: fnmatch patterns on full module names.
+        include: fnmatch patterns on full module names; ``*`` for all.
+        exclude: The same for modules to leave out.
 
     Returns:
         Bool ``[channels]``.
@@ -46,15 +47,25 @@ def eligible_channels(inventory: ChannelInventory, exclude: Iterable[str]) -> Te
         ActError: If a pattern matches no module, or nothing is left.
     """
     names = [module.name for module in inventory.modules]
-    matches = {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in exclude}
+    matches = {
+        setting: {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+        for setting, patterns in (("transfer.include", include), ("transfer.exclude", exclude))
+    }
     problem = f"must match at least one of the {len(names)} modules that own channels"
     hint = f"Full names look like {names[len(names) // 2]!r} and {names[-1]!r}; * stands for any characters."
-    unmatched = (pattern for pattern, matched in matches.items() if not matched)
-    raise_if_any(ConfigIssue("transfer.exclude", pattern, problem, hint) for pattern in unmatched)
-    excluded = set[str]().union(*matches.values())
-    eligible = torch.cat([torch.full((module.count,), module.name not in excluded) for module in inventory.modules])
+    raise_if_any(
+        ConfigIssue(setting, pattern, problem, hint)
+        for setting, patterns in matches.items()
+        for pattern, matched in patterns.items()
+        if not matched
+    )
+    included, excluded = (set[str]().union(*patterns.values()) for patterns in matches.values())
+    left = included - excluded
+    eligible = torch.cat([torch.full((module.count,), module.name in left) for module in inventory.modules])
     if not eligible.any():
-        raise ActError(ConfigIssue("transfer.exclude", list(matches), "must leave some channels", "Remove a pattern."))
+        setting = "transfer.exclude" if included else "transfer.include"
+        problem, hint = "must leave some channels", "Remove a pattern of exclude, or add one to include ('*' for all)."
+        raise ActError(ConfigIssue(setting, list(matches[setting]), problem, hint))
     return eligible
 
 

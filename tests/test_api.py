@@ -137,6 +137,10 @@ def test_frames_name_every_channel(scores: act.Scores) -> None:
     assert "lm_head" not in set(selected["module"])
     rest = frame[(frame["module"] != "lm_head") & ~frame.index.isin(selected.index)]
     assert selected["score"].min() >= rest["score"].max()
+    assert set(scores.select(0.3, include=["*.mlp.*"], exclude=["*.up_proj"]).to_frame()["module_type"]) == {
+        "gate_proj",
+        "down_proj",
+    }
     row = frame[frame["module"] == "model.layers.1.mlp.down_proj"].iloc[3]
     assert (row["layer"], row["module_type"], row["channel"]) == ("1", "down_proj", 3)
 

@@ -160,7 +160,7 @@ def test_top_per_module(case: tuple[Tensor, Tensor], ratio: float) -> None:
 def test_top_by_parameters(architecture: str, tied: bool, excluded: list[str]) -> None:
     model = tiny_model(architecture, tie_word_embeddings=tied, **TINY)
     found = inventory(model)
-    allowed = eligible_channels(found, excluded)
+    allowed = eligible_channels(found, ["*"], excluded)
     scores = torch.randint(0, 50, (found.total,)).float()
     for ratio in (1e-4, 0.01, 0.29, 0.5, 0.999, 1):
         mask = top_by_parameters(scores, ratio, allowed, found)
@@ -189,17 +189,27 @@ def test_top_by_parameters(architecture: str, tied: bool, excluded: list[str]) -
 def test_candidates(patterns: list[str], gone: set[str]) -> None:
     model = tiny_model("llama")
     expected = [name not in gone for name, _, _ in channels(model)]
-    assert eligible_channels(inventory(model), iter(patterns)).tolist() == expected
+    assert eligible_channels(inventory(model), ["*"], iter(patterns)).tolist() == expected
+    if patterns:
+        kept = [not is_left for is_left in expected]
+        assert eligible_channels(inventory(model), iter(patterns), []).tolist() == kept
+        both = eligible_channels(inventory(model), ["lm_head", "model.*", *patterns], patterns)
+        assert both.tolist() == expected, "a pattern to exclude wins"
 
 
 def test_every_pattern_that_matches_nothing_is_named() -> None:
     found = inventory(tiny_model("llama"))
     with pytest.raises(ActError) as raised:
-        eligible_channels(found, ["lm_head", "LM_HEAD", "*.mpl.*"])
-    assert [issue.value for issue in raised.value.issues] == ["LM_HEAD", "*.mpl.*"]
+        eligible_channels(found, ["lm_head", "LM_HEAD"], ["lm_head", "*.mpl.*"])
+    named = [(issue.setting, issue.value) for issue in raised.value.issues]
+    assert named == [("transfer.include", "LM_HEAD"), ("transfer.exclude", "*.mpl.*")]
     assert "'lm_head'" in str(raised.value)
     with pytest.raises(ActError, match="must leave some channels"):
-        eligible_channels(found, ["lm_head", "model.*"])
+        eligible_channels(found, ["*"], ["lm_head", "model.*"])
+    with pytest.raises(ActError, match=r"transfer\.exclude = \['\*norm'\]: must leave some channels"):
+        eligible_channels(found, ["model.norm"], ["*norm"])
+    with pytest.raises(ActError, match=r"transfer\.include = \[\]: must leave some channels"):
+        eligible_channels(found, [], [])
 
 
 def test_random_scores() -> None:

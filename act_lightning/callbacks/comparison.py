@@ -21,6 +21,7 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.defaults import EVERY_MODULE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.sandbox import sandbox_issues
@@ -142,7 +143,11 @@ def task_arithmetic(
     sources: Sequence[AbilitySource], transfer: PreparedTransfer, settings: TransferSettings
 ) -> PreparedTransfer:
     """All channels of the same sources at the same λ."""
-    return _control(sources, transfer, replace(settings, selection="all", exclude=(), method="task_arithmetic"))
+    return _control(
+        sources,
+        transfer,
+        replace(settings, selection="all", include=EVERY_MODULE, exclude=(), method="task_arithmetic"),
+    )
 
 
 def random_channels(
@@ -150,7 +155,7 @@ def random_channels(
 ) -> PreparedTransfer:
     """Random channels of the same sources at the same λ, as many parameters from each as the transfer moved."""
     channels = transfer.inventory
-    eligible = channels.count_elements(eligible_channels(channels, settings.exclude))
+    eligible = channels.count_elements(eligible_channels(channels, settings.include, settings.exclude))
     # A quotient that was rounded down would allow one parameter less: ⌊N·p⌋ must be the source's number of parameters.
     ratios = {
         source.name: math.nextafter(channels.count_elements(source.mask) / eligible, 1) for source in transfer.sources

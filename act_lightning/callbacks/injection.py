@@ -20,7 +20,7 @@ from act_lightning.callbacks.profiler import ActivationDifferenceProfiler, Trans
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.defaults import RATIO, SCALE
+from act_lightning.defaults import EVERY_MODULE, RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
@@ -58,7 +58,8 @@ class MaskedTaskVectorInjection(TransferCallback):
         selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
             a scorer with settings of its own.
         scope: ``global``: rank all channels together; ``module``: the same share in every module.
-        exclude: fnmatch patterns on full module names; excluded channels are not counted.
+        include: fnmatch patterns on full names of the modules whose channels may be selected; others are not counted.
+        exclude: The same for modules to leave out, also of those that ``include`` matches.
         method: Name of a merging method, or one with settings of its own.
         scores: Folder of saved scores, so that nothing is profiled.
 
@@ -74,11 +75,12 @@ class MaskedTaskVectorInjection(TransferCallback):
         scale: float = SCALE,
         selection: str | Scorer = "activation",
         scope: Scope = "global",
+        include: Sequence[str] = EVERY_MODULE,
         exclude: Sequence[str] = (),
         method: str | MergingMethod = "task_arithmetic",
         scores: str | None = None,
     ) -> None:
-        settings = TransferSettings(ratio, share, scale, selection, scope, tuple(exclude), method)
+        settings = TransferSettings(ratio, share, scale, selection, scope, tuple(include), tuple(exclude), method)
         super().__init__(settings, scores)
         self.prepared: PreparedTransfer | None = None
         self.record: dict[str, Any] = {}

@@ -229,7 +229,7 @@ TAKEN: Mapping[str, Mapping[str, Check]] = {
     },
     "transfer": {
         **dict.fromkeys(("ratio", "scale"), _number),
-        **dict.fromkeys(("share", "scope", "exclude", "scores"), _plain),
+        **dict.fromkeys(("share", "scope", "include", "exclude", "scores"), _plain),
         "selection": _name_or_class(SCORERS, "act_lightning.scorers", "random", "all"),
         "method": _name_or_class(METHODS, "act_lightning.merging"),
     },

@@ -86,7 +86,8 @@ def parameter_ranges(run: Run, channels: ChannelInventory, counts: dict[str, int
     """
     if not counts:
         return {}
-    sizes = channels.sizes()[eligible_channels(channels, run.transfer.settings.exclude)].sort().values
+    settings = run.transfer.settings
+    sizes = channels.sizes()[eligible_channels(channels, settings.include, settings.exclude)].sort().values
     sums = sizes.cumsum(0)
     ranges = {}
     for name, count in counts.items():

@@ -23,6 +23,7 @@ from act_lightning.data.batches import (
 from act_lightning.data.cache import answer_tokens, lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample, fingerprint
+from act_lightning.defaults import EVERY_MODULE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
 from act_lightning.profiling.pair import ChunkBatch
@@ -211,5 +212,6 @@ class Sampling:
         settings = self.settings
         ratio = settings.ratio if source.ratio is None else source.ratio
         masks = f"{settings.selection}, {settings.share} {float(ratio):g}, {settings.scope}"
+        masks += f" of {', '.join(settings.include)}" if tuple(settings.include) != EVERY_MODULE else ""
         masks += f" without {', '.join(settings.exclude)}" if settings.exclude else ""
         return {"threshold": self.threshold, "masks": masks}

@@ -43,6 +43,7 @@ class TransferOverride:
             "scale": settings.scale,
             "share": settings.share,
             "scope": settings.scope,
+            "include": list(settings.include),
             "exclude": list(settings.exclude),
         }
         if isinstance(settings.selection, str):
@@ -114,7 +115,8 @@ class Transfers:
         Where abilities are ranked separately, the union of their masks grows with p, which is found by bisection.
         """
         channels = self._plan.inventory
-        eligible = channels.count_elements(eligible_channels(channels, self._plan.settings.exclude))
+        settings = self._plan.settings
+        eligible = channels.count_elements(eligible_channels(channels, settings.include, settings.exclude))
         budgets = {source.name: channels.count_elements(source.mask) for source in self._select(ACT, ratio).sources}
         # A quotient that was rounded down would allow one parameter less.
         high = {name: min(1.0, math.nextafter(budget / eligible, 1)) for name, budget in budgets.items()}

@@ -55,6 +55,8 @@ def transfer_report(
         "sources": {source.name: _source_report(inventory, source) for source in sources},
         "selection": str(settings.selection),
         "method": str(settings.method),
+        "include": list(settings.include),
+        "exclude": list(settings.exclude),
         "seed": seed,
         "hashes": {**hashes, **masks},
     }
@@ -140,7 +142,11 @@ def resumed_issues(
         changes.append(("profile.sources", labels, sorted(before) or "none"))
     elif sources:
         names = (("selection", str(settings.selection)), ("method", str(settings.method)))
-        changes += [(f"transfer.{key}", now, report[key]) for key, now in names if now != report[key]]
+        patterns = (("include", list(settings.include)), ("exclude", list(settings.exclude)))
+        recorded = [
+            (key, now) for key, now in (*names, *patterns) if key in report
+        ]  # earlier versions kept no patterns
+        changes += [(f"transfer.{key}", now, report[key]) for key, now in recorded if now != report[key]]
         for source in sources:
             old = before[source.label]
             if sorted(source.abilities) != sorted(old["abilities"]):

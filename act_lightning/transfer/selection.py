@@ -70,9 +70,9 @@ def count_selected(inventory: ChannelInventory, settings: TransferSettings, rati
         ratio: p in (0, 1].
 
     Raises:
-        ActError: A pattern to exclude matches no module, or nothing is left.
+        ActError: A pattern matches no module, or nothing is left.
     """
-    eligible = eligible_channels(inventory, settings.exclude)
+    eligible = eligible_channels(inventory, settings.include, settings.exclude)
     if settings.selection == "all":
         return int(eligible.sum())
     if settings.share == "parameters":
@@ -93,7 +93,7 @@ def selection_issues(
         ratios: p of each source, by the name of its setting; an invalid ratio is reported elsewhere.
     """
     try:
-        eligible = int(eligible_channels(inventory, settings.exclude).sum())
+        eligible = int(eligible_channels(inventory, settings.include, settings.exclude).sum())
     except ActError as error:
         return list(error.issues)
     return [
@@ -125,7 +125,7 @@ def select(
     Raises:
         ActError: A mask selects nothing.
     """
-    eligible = eligible_channels(inventory, settings.exclude)
+    eligible = eligible_channels(inventory, settings.include, settings.exclude)
     scorer = settings.scorer
     masks = {}
     for ability, values in scores.items():

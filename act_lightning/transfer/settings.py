@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from act_lightning.checkpoints.files import name_issues
-from act_lightning.defaults import RATIO, SCALE
+from act_lightning.defaults import EVERY_MODULE, RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import ratio_issues
 from act_lightning.merging import merging_method
@@ -35,7 +35,9 @@ class TransferSettings:
         selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
             a scorer with settings of its own.
         scope: Whether channels are ranked across the whole model, as in the paper, or within every module.
-        exclude: fnmatch patterns on full module names; excluded channels are neither selected nor counted.
+        include: fnmatch patterns on full names of the modules whose channels may be selected; channels of others are
+            neither selected nor counted.
+        exclude: The same for modules to leave out, also of those that ``include`` matches.
         method: Name of a merging method, or one with settings of its own.
     """
 
@@ -44,6 +46,7 @@ class TransferSettings:
     scale: float = SCALE
     selection: str | Scorer = "activation"
     scope: Scope = "global"
+    include: Sequence[str] = EVERY_MODULE
     exclude: Sequence[str] = ()
     method: str | MergingMethod = "task_arithmetic"
 

@@ -182,7 +182,10 @@ def test_the_controls_of_several_sources(tied: bool, tmp_path: Path) -> None:
         AbilitySource(str(folders["m"]), {"a": batches["a"]}, scale=0.7, ratio=0.29),
         AbilitySource(str(folders["n"]), {**batches}, ratio=0.05),
     ]
-    injection, net = MaskedTaskVectorInjection(scale=0.3, exclude=["*.embed_tokens"]), copy.deepcopy(target)
+    injection, net = (
+        MaskedTaskVectorInjection(scale=0.3, include=["model.*"], exclude=["*.embed_tokens"]),
+        copy.deepcopy(target),
+    )
     trainer = quiet_trainer(tmp_path / "run", ActivationDifferenceProfiler(sources), injection, max_steps=0)
     trainer.fit(PlainModule(net), batches["a"])
     done = injection.prepared
@@ -191,6 +194,8 @@ def test_the_controls_of_several_sources(tied: bool, tmp_path: Path) -> None:
     for ours, drawn in zip(done.sources, control.sources, strict=True):
         moved, budget = (reference.moved_count(target, chosen(source.mask)) for source in (drawn, ours))
         assert budget - 48 < moved <= budget, "a row of down_proj is the widest that may be drawn"
+        modules = {module.name for module, span in done.inventory.spans() if drawn.mask[span].any()}
+        assert not modules & {"lm_head", "model.embed_tokens"}
         assert drawn.scale == ours.scale
     everything = task_arithmetic(sources, done, injection.settings)
     for prepared in (control, everything):

@@ -58,6 +58,8 @@ def refused(config: Config, *words: str, verb: str = "fit") -> Outcome:
         ("profile.tokens_per_batch", 0, "at least 1"),
         ("transfer.exclude", ["nothing.*"], "must match at least one of the 21 modules"),
         ("transfer.exclude", ["*"], "must leave some channels"),
+        ("transfer.include", ["model.*", "nothing.*"], "transfer.include = 'nothing.*': must match at least one"),
+        ("transfer.include", [], "must leave some channels"),
         ("transfer.scale", 0, "must not be 0, which transfers nothing"),
         ("profile.sources.0.scale", 0.0, "profile.sources[0].scale = 0.0: must not be 0"),
         ("transfer.selection", "wait", "'wait': must be one of activation, activation_relative"),

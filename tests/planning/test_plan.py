@@ -404,6 +404,7 @@ def test_counts_follow_ratio_scope_exclusion_and_selection(config: Config) -> No
     assert planned(config)["channels"]["total"] == total
     assert counts(ratio=0.29) == {"d": int(total * 29 / 100)}
     assert counts(ratio=0.29, exclude=["lm_head"]) == {"d": int((total - 300) * 29 / 100)}
+    assert counts(ratio=0.29, include=["*.[qo]_proj"], exclude=["*.1.*"]) == {"d": int(64 * 29 / 100)}
     per_module = [32, *2 * [32, 16, 16, 32, 48, 48, 32, 32, 32], 32, 300]
     assert counts(ratio=0.03, scope="module") == {"d": sum(int(count * 3 / 100) for count in per_module)}
     assert counts(selection="all") == {"d": total}

@@ -20,6 +20,7 @@ def test_each_point_is_fine_tuned_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     comparison = {"class_path": "act_lightning.callbacks.TransferComparison"}
     base_config = changed(make_config(tmp_path), "trainer.callbacks", [comparison])
+    base_config = changed(base_config, "transfer.include", ["model.*"])
     outcome = run("sweep", base_config, *ONE)
     assert outcome.status == 0, outcome.err
     root = Path(base_config["trainer"]["default_root_dir"])
@@ -35,6 +36,7 @@ def test_each_point_is_fine_tuned_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert "transfer.json" in left(point)
     config = yaml.safe_load((point / "config.yaml").read_text())
     assert config["transfer"]["scores"] == str(root / "scores")
+    assert (config["transfer"]["include"], config["transfer"]["exclude"]) == (["model.*"], [])
     assert config["trainer"]["callbacks"] is None, "the sweep evaluates by itself"
 
     single, tested = (

@@ -194,11 +194,21 @@ def expected_channels(case: Case, settings: dict[str, Any]) -> list[bool]:
     if settings.get("scope") == "module":
         return masks.top_per_module(case.values, "0.2", [True] * len(names), names)
     gone = ("embed_tokens", "_proj") if "exclude" in settings else ()
+    if "include" in settings:
+        kept = ("q_proj", "norm")
+        return masks.top(case.values, "0.2", [name.endswith(kept) and ".0." not in name for name in names])
     return masks.top(case.values, "0.2", [not name.endswith(gone) for name in names])
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"share": "parameters"}, {"scope": "module"}, {"exclude": ["*.embed_tokens", "*_proj"]}]
+    "settings",
+    [
+        {},
+        {"share": "parameters"},
+        {"scope": "module"},
+        {"exclude": ["*.embed_tokens", "*_proj"]},
+        {"include": ["*.q_proj", "*norm"], "exclude": ["*.0.*"]},
+    ],
 )
 def test_selections_by_scores_of_another_folder(case: Case, settings: dict[str, Any], tmp_path: Path) -> None:
     net = copy.deepcopy(case.target)
@@ -206,6 +216,7 @@ def test_selections_by_scores_of_another_folder(case: Case, settings: dict[str, 
     chosen = {number for number, moves in enumerate(expected_channels(case, settings)) if moves}
     check_weights(net, case.target, [Moving(case.source, chosen, 0.4)])
     assert report["sources"]["s"]["union"] == len(chosen)
+    assert (report["include"], report["exclude"]) == (settings.get("include", ["*"]), settings.get("exclude", []))
     assert not (tmp_path / "scores").exists(), "nothing was measured"
 
 
