@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Part of the cache's key. Raise it when map_keys, tied_groups, vocabulary_parameters or inventory give another result
 # for the same model, or when a field of ModelSpec or of what it holds changes; not for anything else.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Buffers of old checkpoints that transformers ignores for every model: see _adjust_missing_and_unexpected_keys there.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 _MAX_LISTED = 20
@@ -109,11 +109,11 @@ def read_model_spec(folder: Path, headers: Mapping[str, Header] | None = None) -
             keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), keymap["buffers"], ties)
         if channels is not None:
             modules = tuple(
-                ModuleChannels(item["name"], item["count"], tuple(OwnedParameter(**owned) for owned in item["owned"]))
+                ModuleChannels(**{**item, "owned": tuple(OwnedParameter(**owned) for owned in item["owned"])})
                 for item in channels["modules"]
             )
-            owned_shapes = {name: torch.Size(shape) for name, shape in channels["shapes"].items()}
-            channels = ChannelInventory(modules, owned_shapes, channels["aliases"])
+            all_shapes = {name: torch.Size(shape) for name, shape in channels["shapes"].items()}
+            channels = ChannelInventory(modules, all_shapes, channels["aliases"], tuple(channels["unowned"]))
         return ModelSpec(values["model_type"], shapes, ties, tuple(values["vocabulary"]), keymap, channels)
     spec = model_spec(meta_model(folder), stored, str(folder))
     with suppress(ActError):  # a cache that cannot be written is not an error

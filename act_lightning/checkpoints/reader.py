@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from io import FileIO
-from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from act_lightning.architecture import assign, parameter_names
+from act_lightning.channels import as_matrix, matrix_shape
 from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import (
     load_generation_config,
@@ -120,9 +120,10 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         return {name: self.raw(key).view(entry.dtype).view(entry.shape) for name, (key, entry) in entries.items()}
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """Some rows of the parameter ``name``; of a vector, some elements. Only these are read.
+        """Some rows of the parameter ``name``, seen as a matrix; of a vector, some elements. Only these are read.
 
-        ``index`` is int64 ``[rows]``, in any order; the result is ``[rows, …]`` as stored.
+        ``index`` is int64 ``[rows]``, in any order; the result is ``[rows, width]`` as stored, of a vector ``[rows]``.
+        See :func:`~act_lightning.channels.matrix_shape`.
 
         Raises:
             ActError: One of these rows holds NaN or infinity.
@@ -130,15 +131,16 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         """
         key = self.keymap.keys[name]
         entry, file = self._entries[key], self._files[key]
+        height, width = matrix_shape(torch.Size(entry.shape))
         if len(index) > 0:  # bytes beyond the tensor's are those of its neighbors
             first, last = (int(bound) for bound in index.aminmax())
-            if first < 0 or last >= entry.shape[0]:
+            if first < 0 or last >= height:
                 row = first if first < 0 else last
-                raise IndexError(f"{name} has {entry.shape[0]} rows in {self.folder}, none of them number {row}")
+                raise IndexError(f"{name} has {height} rows in {self.folder}, none of them number {row}")
         if len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1 and bool((index.diff() == 1).all()):
-            width = prod(entry.shape[1:]) * entry.dtype.itemsize
-            data = self.raw(key, int(index[0]) * width, len(index) * width)
-            values = data.view(entry.dtype).view(len(index), *entry.shape[1:])
+            size = width * entry.dtype.itemsize
+            values = self.raw(key, int(index[0]) * size, len(index) * size).view(entry.dtype)
+            values = values.view(len(index), width) if len(entry.shape) > 1 else values
         else:  # from the mapped file, of which a page is read when one of its elements is
             start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
             tensor = torch.empty(0, dtype=entry.dtype)
@@ -148,7 +150,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                     opened.map = opened.map or mmap.mmap(opened.handle.fileno(), 0, access=mmap.ACCESS_COPY)
                 if count > 0:
                     tensor = torch.frombuffer(opened.map, dtype=entry.dtype, count=count, offset=start)
-                values = tensor.view(entry.shape)[index]
+                values = as_matrix(tensor.view(entry.shape))[index]
             with self._lock:
                 self.bytes_read += values.nbytes
         check_finite(values, str(self.folder / file), key, index)
@@ -156,18 +158,19 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
 
     @torch.no_grad()
     def fill(self, name: str, values: Tensor, first_row: int = 0) -> None:
-        """Write rows of the parameter ``name`` from ``first_row`` on to ``values``, 64 MiB of them at a time.
+        """Write the parameter ``name`` from ``first_row`` of its first dimension on to ``values``, 64 MiB at a time.
 
-        ``values`` is ``[rows, …]`` of any floating dtype, on any device.
+        ``values`` is ``[rows, …]`` of any floating dtype, on any device, and contiguous.
 
         Raises:
             ActError: One of these rows holds NaN or infinity.
         """
-        at_once = max(1, _FILLED_BYTES_AT_ONCE // max(1, values[:1].nbytes))
-        for start in range(0, len(values), at_once):
-            stop = min(start + at_once, len(values))
-            rows = self.rows(name, torch.arange(first_row + start, first_row + stop))
-            values[start:stop] = rows.to(values.device).to(values.dtype)
+        first, matrix = first_row * values.shape[1:-1].numel(), as_matrix(values)
+        at_once = max(1, _FILLED_BYTES_AT_ONCE // max(1, matrix[:1].nbytes))
+        for start in range(0, len(matrix), at_once):
+            stop = min(start + at_once, len(matrix))
+            rows = self.rows(name, torch.arange(first + start, first + stop))
+            matrix[start:stop] = rows.to(values.device).to(values.dtype)
 
     def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
         """Bytes of the tensor stored under ``key``, parameter or not, unchecked: uint8 ``[size]``.

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from act_lightning.channels import matrix_shape
 from act_lightning.checkpoints.export import open_output
 from act_lightning.checkpoints.files import reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
@@ -33,7 +34,7 @@ class RowUpdates(Protocol):
         """The parameters that change, tied ones under any of their names."""
 
     def rows(self, name: str) -> Tensor:
-        """Indices of the rows that change, ascending int64."""
+        """Indices of the rows that change, ascending int64, of the parameter seen as a matrix."""
 
     def changes(
         self, name: str, read: Callable[[Tensor], Tensor], rows: Tensor, device: torch.device
@@ -112,7 +113,7 @@ class _Tensor:
     @property
     def changed_share(self) -> float:
         """The share of its rows that change."""
-        return 0.0 if self.rows is None else len(self.rows) / self.before.shape[0]
+        return 0.0 if self.rows is None else len(self.rows) / matrix_shape(torch.Size(self.before.shape))[0]
 
 
 class ShardFile(AbstractContextManager["ShardFile"]):
@@ -202,8 +203,8 @@ def _write_tensor(
             size = min(_BYTES_AT_ONCE, before.size - start)
             shard.write(tensor.key, start, reader.raw(tensor.key, start, size))
     elif tensor.name is not None and tensor.changed_share < 1:  # reading checks for NaN and infinity
-        width = prod(before.shape[1:]) * before.dtype.itemsize
-        for rows in torch.arange(before.shape[0]).split(max(1, _BYTES_AT_ONCE // max(1, width))):
+        height, width = matrix_shape(torch.Size(before.shape))
+        for rows in torch.arange(height).split(max(1, _BYTES_AT_ONCE // max(1, width * before.dtype.itemsize))):
             values = reader.rows(tensor.name, rows)
             if not shard.reflinked:
                 shard.write_rows(tensor.key, rows, values)

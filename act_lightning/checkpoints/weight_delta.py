@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from act_lightning.channels import ChannelInventory
+from act_lightning.channels import ChannelInventory, add_to_channels, as_matrix, matrix_shape
 from act_lightning.checkpoints.compatibility import VocabularyMatch
 
 _BLOCK = 16 * 1024 * 1024  # elements of each model in memory at a time
@@ -19,7 +19,7 @@ class Rows(Protocol):
     """Weights that can be read some rows at a time, such as a ``CheckpointReader``."""
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """Rows of the parameter ``name``; of a vector, elements. ``index`` is int64 ``[rows]``."""
+        """Rows of the parameter ``name``, seen as a matrix; of a vector, elements. ``index`` is int64 ``[rows]``."""
 
 
 class ModelRows:
@@ -31,22 +31,23 @@ class ModelRows:
     def rows(self, name: str, index: Tensor) -> Tensor:
         """Rows of the parameter ``name``, as :meth:`Rows.rows`."""
         values = self._parameters[name].detach()
-        return values[index.to(values.device)].cpu()
+        return as_matrix(values)[index.to(values.device)].cpu()
 
 
 def row_deltas(
     name: str, shape: torch.Size, target: Rows, source: Rows, match: VocabularyMatch | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """θ_abl − θ_trg of the parameter ``name``, a block of rows at a time.
+    """θ_abl − θ_trg of the parameter ``name``, seen as a matrix, a block of rows at a time.
 
     ``shape`` is that in the target; ``match`` is ``None`` if every token has the same row in both.
 
     Yields:
         The rows, and their float32 differences; zero in rows that the source lacks.
     """
-    step = max(1, _BLOCK // max(1, shape[1:].numel()))
-    for start in range(0, shape[0], step):
-        block = slice(start, min(start + step, shape[0]))
+    height, width = matrix_shape(shape)
+    step = max(1, _BLOCK // max(1, width))
+    for start in range(0, height, step):
+        block = slice(start, min(start + step, height))
         rows = torch.arange(block.start, block.stop)
         source_rows = match.rows[rows] if match is not None and name in match.names else rows
         delta = source.rows(name, source_rows.clamp(min=0)).float() - target.rows(name, rows).float()
@@ -78,9 +79,8 @@ def channel_sums(
     with tqdm(desc="weight change", total=total, unit="", unit_scale=True, disable=quiet) as bar:
         for module, span in inventory.spans():
             for owned in module.owned:
-                for rows, delta in row_deltas(owned.name, inventory.shapes[owned.name], target, source, match):
-                    channels = rows if owned.dim == 0 else slice(None)
-                    values = function(delta).reshape(len(delta), -1)
-                    sums[span][channels] += values.sum(1 - owned.dim, dtype=torch.float64)
+                shape = inventory.shapes[owned.name]
+                for rows, delta in row_deltas(owned.name, shape, target, source, match):
+                    add_to_channels(sums[span], owned, shape, rows.start, function(delta))
                     bar.update(delta.numel())
     return sums

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.channels import ElementSelection
+from act_lightning.channels import ElementSelection, OwnedParameter, add_to_channels, as_matrix, matrix_shape
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import row_deltas
@@ -99,7 +99,7 @@ class AttributionPass:
             for name, shape in self.channels.shapes.items():
                 change = torch.empty_like(self._model.get_parameter(name), requires_grad=False)
                 for rows, values in row_deltas(name, shape, target, source, match):
-                    change[rows] = values.to(change.device, change.dtype)
+                    as_matrix(change)[rows] = values.to(change.device, change.dtype)
                 self.changes[name] = change
                 source.release(name)
 
@@ -146,11 +146,11 @@ class AttributionPass:
         """Set the weights for α; the elements in ``moved`` take the source's values, whatever α."""
         with self._target.rows() as target:
             for name, change in self.changes.items():
-                values = self._model.get_parameter(name).data
                 step = change.mul(alpha)
                 if moved and name in moved:
                     step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
-                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, change[0].numel()))):
+                values, step = as_matrix(self._model.get_parameter(name).data), as_matrix(step)
+                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, step[0].numel()))):
                     rows = slice(int(index[0]), int(index[-1]) + 1)
                     original = target.rows(name, index).to(values.device).float()
                     values[rows] = original.add_(step[rows].float()).to(values.dtype)
@@ -180,10 +180,10 @@ class AttributionPass:
         sums_device = float64_device(model.device)
         total = torch.zeros(max(1, chunks), channels.total, dtype=torch.float64, device=sums_device)
         tokens = torch.zeros(max(1, chunks), dtype=torch.float64, device=sums_device)
-        owners: dict[str, list[tuple[slice, int]]] = {}
+        owners: dict[str, list[tuple[slice, OwnedParameter]]] = {}
         for module, span in channels.spans():
             for owned in module.owned:
-                owners.setdefault(owned.name, []).append((span, owned.dim))
+                owners.setdefault(owned.name, []).append((span, owned))
         budget = self._scorer.tokens_per_batch
         batches = [
             batch
@@ -193,7 +193,8 @@ class AttributionPass:
         chunk = 0  # of the batch that is read
 
         def add(name: str, gradient: Tensor) -> None:
-            _add_products(total[chunk], owners[name], gradient, self.changes[name])
+            if name in owners:
+                _add_products(total[chunk], owners[name], gradient, self.changes[name])
 
         with each_gradient(model, add):
             for batch, chunk in tqdm(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
@@ -205,16 +206,17 @@ class AttributionPass:
         return total.cpu(), tokens.cpu()
 
 
-def _add_products(sums: Tensor, owners: Sequence[tuple[slice, int]], gradient: Tensor, change: Tensor) -> None:
+def _add_products(
+    sums: Tensor, owners: Sequence[tuple[slice, OwnedParameter]], gradient: Tensor, change: Tensor
+) -> None:
     """Add gradient ⊙ change of a parameter to the channels that own its rows, and to those that own its columns."""
+    shape, gradient, change = change.shape, gradient.reshape(matrix_shape(change.shape)), as_matrix(change)
     step = max(1, _PRODUCT_BLOCK // max(1, gradient[0].numel()))
     for start in range(0, len(gradient), step):
         rows = slice(start, start + step)
-        product = gradient[rows].float() * change[rows].float()
-        product = product.reshape(len(product), -1)
-        for span, dim in owners:
-            into = sums[span][rows] if dim == 0 else sums[span]
-            into += product.sum(1 - dim, dtype=torch.float64).to(sums.device)
+        product = gradient[rows].float() * change[rows].float().view(gradient[rows].shape)
+        for span, owned in owners:
+            add_to_channels(sums[span], owned, shape, start, product)
 
 
 @contextmanager

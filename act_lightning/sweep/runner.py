@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.report.page import require_report_folder
+from act_lightning.channels import as_matrix
 from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.reader import load_on_device
@@ -240,11 +241,12 @@ def apply_and_revert(
             prepared = prepare()
         with stopwatch.timing("applying"), prepared.injection() as injection:
             for name in injection.names:
-                values, numbers = model.get_parameter(name).data, injection.rows(name)
+                parameter, numbers = model.get_parameter(name).data, injection.rows(name)
+                values = as_matrix(parameter)
                 whole = len(numbers) == len(values)
                 rows = slice(None) if whole else numbers.to(values.device)
                 originals.append((values, rows, values.clone() if whole else values[rows]))
-                injection.apply_(name, values)
+                injection.apply_(name, parameter)
         yield
     finally:
         with stopwatch.timing("reverting"):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from act_lightning.channels import ChannelInventory, ElementSelection
+from act_lightning.channels import ChannelInventory, ElementSelection, as_matrix, matrix_shape
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import first_row_not_finite
 from act_lightning.errors import ActError, ConfigIssue
@@ -95,7 +95,7 @@ class SourceVectors:
         self.reader = reader
         self._source = source
         self._fisher = fisher
-        self._elements = inventory.elements(source.mask)
+        self._elements, self._shapes = inventory.elements(source.mask, source.whole), inventory.shapes
         stored, vocabulary = reader.spec.shapes, source.vocabulary
         mismatched = []
         for name in self._elements:
@@ -116,16 +116,19 @@ class SourceVectors:
 
         Args:
             name: First name of the parameter.
-            target: The target's values of these rows, float32 ``[rows, …]``, any device.
-            rows: Their numbers in the whole parameter, ascending int64.
+            target: The target's values of these rows, float32 ``[rows, width]``, of a vector ``[rows]``; any device.
+            rows: Their numbers in the whole parameter, seen as a matrix, ascending int64.
 
         Raises:
             ActError: A value read is NaN or infinite.
         """
         selection, as_column = self._elements.get(name, ElementSelection()), (-1, *[1] * (target.ndim - 1))
-        columns = selection.columns
         by_row = torch.zeros(len(rows), dtype=torch.bool) if selection.rows is None else selection.rows[rows]
-        moving = torch.ones_like(by_row) if columns is not None and bool(columns.any()) else by_row
+        moving, columns = by_row, selection.columns
+        if columns is not None:  # those of each row's group, or of all rows
+            groups = matrix_shape(self._shapes[name])[0] // len(columns)
+            columns = columns[rows // groups] if len(columns) > 1 else columns
+            moving = by_row | columns.any(1)
         mask = None  # every element of these rows
         if not (bool(by_row.all()) or (columns is not None and bool(columns.all()))):
             mask = by_row.view(as_column) if columns is None else by_row.view(as_column) | columns
@@ -199,7 +202,8 @@ class MaskedInjection:
         self._seed = seed
         self._scale = scale
         self._fisher = fisher
-        self._elements = inventory.elements(union_of_sources(self._selected, inventory.total))
+        whole = set[str]().union(*(source.whole for source in self._selected))
+        self._elements = inventory.elements(union_of_sources(self._selected, inventory.total), whole)
         self.names = list(self._elements)
         self._sources: list[SourceVectors] = []
         self._stack = ExitStack()
@@ -233,14 +237,12 @@ class MaskedInjection:
     @property
     def value_count(self) -> int:
         """How many values :meth:`changes` gives for the whole model."""
-        return sum(len(self.rows(name)) * self._inventory.shapes[name][1:].numel() for name in self.names)
+        return sum(len(self.rows(name)) * matrix_shape(self._inventory.shapes[name])[1] for name in self.names)
 
     def rows(self, name: str) -> Tensor:
-        """Row numbers of a parameter for which :meth:`changes` gives values, ascending int64; of a vector, elements."""
-        selection, count = self._elements[name], self._inventory.shapes[name][0]
-        if selection.columns is not None or selection.rows is None or not works_by_rows(self._method):
-            return torch.arange(count)
-        return selection.rows.nonzero().squeeze(1)
+        """Row numbers of a parameter, seen as a matrix, for which :meth:`changes` gives values, ascending int64."""
+        height = matrix_shape(self._inventory.shapes[name])[0]
+        return self._elements[name].touched_rows(height) if works_by_rows(self._method) else torch.arange(height)
 
     @torch.no_grad()
     def apply_(self, name: str, values: Tensor, first_row: int = 0, original: ReadRows | None = None) -> None:
@@ -248,9 +250,9 @@ class MaskedInjection:
 
         Args:
             name: First name of the parameter.
-            values: The target's original values, any floating dtype and device: the whole parameter, or the rows from
-                ``first_row`` on that this process holds.
-            first_row: Number of the first of these rows in the whole parameter.
+            values: The target's original values, any floating dtype and device, contiguous: the whole parameter, or
+                what this process holds of its first dimension, from ``first_row`` on.
+            first_row: Where in the first dimension of the whole parameter they begin.
             original: Reads the target's original values of any rows, for a method that needs the whole parameter when
                 this process holds only part of it.
 
@@ -258,7 +260,8 @@ class MaskedInjection:
             ActError: A value read or written is NaN or infinite; or a method that needs the whole parameter gets part
                 of it.
         """
-        partial = len(values) < self._inventory.shapes[name][0]
+        shape = self._inventory.shapes[name]
+        partial, first_row, values = values.numel() < shape.numel(), first_row * shape[1:-1].numel(), as_matrix(values)
         if partial and not self._method.elementwise and original is None:
             problem = f"needs the whole of {name}, but this process holds only {len(values)} of its rows"
             hint = "Transfer with `merge` first."
@@ -336,7 +339,7 @@ class MaskedInjection:
 
     def _chunks(self, name: str, read: ReadRows, rows: Tensor, device: torch.device) -> Callable[[], Iterable[_Chunk]]:
         """A function that iterates over the rows; it remembers a small tensor for the second pass of a method."""
-        width = self._inventory.shapes[name][1:].numel()
+        width = matrix_shape(self._inventory.shapes[name])[1]
         parts: Sequence[Tensor] = [rows] if len(rows) else []
         if parts and works_by_rows(self._method):
             parts = torch.split(rows, max(1, (_CPU_CHUNK if device.type == "cpu" else _DEVICE_CHUNK) // width))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from act_lightning.architecture import module_type, split_layer
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -24,7 +25,7 @@ from act_lightning.scorers.scorer import Scorer, recorded_scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, require_difference, score_path
 from act_lightning.transfer.injection import MaskedInjection, Rounding
 from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher, source_fisher_path, target_fisher_path
-from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources
+from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources, unowned_to_move
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, weight_issues
 
 
@@ -50,8 +51,10 @@ def transfer_report(
     masks = {
         f"mask {source.name}": hashlib.sha256(source.mask.cpu().numpy().tobytes()).hexdigest() for source in sources
     }
+    unowned = inventory.unowned_by_kind()
     return {
         "channels": inventory.total,
+        **({"without_channel": unowned} if unowned else {}),
         "sources": {source.name: _source_report(inventory, source) for source in sources},
         "selection": str(settings.selection),
         "method": str(settings.method),
@@ -64,7 +67,7 @@ def transfer_report(
 
 def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
     mask, vocabulary = source.mask, source.vocabulary
-    selected, parameters = int(mask.sum()), inventory.count_elements(mask)
+    selected, parameters = int(mask.sum()), inventory.count_elements(mask, source.whole)
     for name, selection in inventory.elements(mask).items():
         if vocabulary is not None and name in vocabulary.names and selection.columns is not None:
             parameters -= int(selection.columns.sum()) * vocabulary.missing  # the source lacks these entries
@@ -102,13 +105,19 @@ def layer_of(name: str) -> str:
 
 
 def describe_transfer(report: Mapping[str, Any]) -> str:
-    """One line per source of a transfer report."""
-    return "\n".join(
+    """One line per source of a transfer report, and one on parameters without a channel, if there are any."""
+    lines = [
         f"{name}: λ {source['scale']:g}{' (beyond the source)' if source['scale'] > 1 else ''}, p {source['ratio']:g}; "
         f"{source['union']:,} of {report['channels']:,} channels,"
         f" {source['parameter_share']:.2%} of parameters"
         for name, source in report["sources"].items()
-    )
+    ]
+    if unowned := report.get("without_channel"):
+        stays = "move with selection: all" if report["selection"] == "all" else "stay the target's"
+        lines.append(
+            f"{sum(unowned.values()):,} parameters without a channel {stays}: {summarize_names(list(unowned))}"
+        )
+    return "\n".join(lines)
 
 
 def describe_rounding(rounding: Rounding) -> str:
@@ -240,7 +249,8 @@ class PreparedTransfer:
     def parameter_share(self) -> float:
         """Share of the target's parameters that the sources together may change."""
         mask = union_of_sources(self.sources, self.inventory.total)
-        return self.inventory.count_elements(mask) / self.inventory.parameters
+        whole = set[str]().union(*(source.whole for source in self.sources))
+        return self.inventory.count_elements(mask, whole) / self.inventory.parameters
 
     def injection(self, dtype: torch.dtype | None = None) -> MaskedInjection:
         """The injection into parameters, stored in ``dtype`` later; use it as a context manager."""
@@ -278,7 +288,10 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
         vocabulary = None if plan.target is None else match_vocabularies(plan.target, folder)
         masks = select(inventory, scores, ratio, settings, (plan.seed, source.label))
         masks = {ability: drop_unmatched(inventory, mask, vocabulary) for ability, mask in masks.items()}
-        selected.append(SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary))
+        whole = unowned_to_move(inventory, settings)
+        selected.append(
+            SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary, whole)
+        )
     method = merging_method(settings.method)
     fisher = _transfer_fisher(plan.fisher, plan, hashes) if plan.fisher is not None and method.needs_fisher else None
     report = transfer_report(inventory, selected, settings, plan.seed, hashes)

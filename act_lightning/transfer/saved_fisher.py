@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from act_lightning.channels import as_matrix
 from act_lightning.checkpoints.files import parse_json
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -73,10 +74,10 @@ class SavedFisher:
 
         Args:
             name: The parameter's name.
-            numbers: Row numbers, int64; the information of negative ones is zero.
+            numbers: Row numbers of the parameter seen as a matrix, int64; the information of negative ones is zero.
 
         Returns:
-            float32 ``[rows, …]``.
+            float32 ``[rows, width]``, of a vector ``[rows]``.
 
         Raises:
             ActError: The files lack this parameter or these rows of it, or hold NaN or infinity there.
@@ -86,7 +87,7 @@ class SavedFisher:
         for path, (file, aliases) in self._open_files.items():
             try:
                 parameter: Tensor = file.get_tensor(aliases.get(name, name))
-                rows = parameter[numbers.clamp(min=0)]
+                rows = as_matrix(parameter)[numbers.clamp(min=0)]
             except (SafetensorError, IndexError) as error:
                 problem = f"must hold the Fisher information of {name} ({error})"
                 raise ActError(ConfigIssue("fisher", str(path), problem, _GATHER_AGAIN)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class SelectedSource:
         masks: Bool ``[channels]`` per ability.
         tokens: Answer tokens that each ability's scores were measured on; 0 if no scores were needed.
         vocabulary: Maps the target's vocabulary entries to the source's, if they are numbered differently.
+        whole: First names of the parameters without a channel that move as a whole.
     """
 
     name: str
@@ -49,6 +51,7 @@ class SelectedSource:
     masks: Mapping[str, Tensor]
     tokens: Mapping[str, int]
     vocabulary: VocabularyMatch | None = None
+    whole: frozenset[str] = frozenset()
 
     @property
     def mask(self) -> Tensor:
@@ -148,6 +151,22 @@ def select(
             raise ActError(ConfigIssue("transfer.ratio", ratio, problem, "Choose a larger ratio."))
         masks[ability] = mask
     return masks
+
+
+def unowned_to_move(inventory: ChannelInventory, settings: TransferSettings) -> frozenset[str]:
+    """The parameters without a channel that move: with ``selection: all`` those that no pattern excludes.
+
+    A pattern may match the parameter's name or its module's.
+    """
+    if settings.selection != "all":
+        return frozenset()
+    return frozenset(
+        name
+        for name in inventory.unowned
+        if not any(
+            fnmatchcase(text, pattern) for pattern in settings.exclude for text in (name, name.rpartition(".")[0])
+        )
+    )
 
 
 def partner_channels(inventory: ChannelInventory, vocabulary: VocabularyMatch | None) -> dict[str, Tensor]:
