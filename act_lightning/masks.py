@@ -37,7 +37,7 @@ def eligible_channels(inventory: ChannelInventory, include: Iterable[str], exclu
 
     Args:
         inventory: The channels of the model.
-        include: fnmatch patterns on full module names; ``*`` for all.
+        include: fnmatch patterns on full names of modules, or of parameters without a channel; ``*`` for all.
         exclude: The same for modules to leave out.
 
     Returns:
@@ -47,8 +47,9 @@ def eligible_channels(inventory: ChannelInventory, include: Iterable[str], exclu
         ActError: If a pattern matches no module, or nothing is left.
     """
     names = [module.name for module in inventory.modules]
+    known = [*names, *(text for name in inventory.unowned for text in (name, name.rpartition(".")[0]))]
     matches = {
-        setting: {pattern: {name for name in names if fnmatchcase(name, pattern)} for pattern in patterns}
+        setting: {pattern: {name for name in known if fnmatchcase(name, pattern)} for pattern in patterns}
         for setting, patterns in (("transfer.include", include), ("transfer.exclude", exclude))
     }
     problem = f"must match at least one of the {len(names)} modules that own channels"

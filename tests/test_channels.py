@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from act_lightning.channels import ElementSelection, inventory
+from act_lightning.channels import ElementSelection, add_to_channels, as_matrix, inventory
 from act_lightning.errors import ActError
+from tests.model_types import tiny_type_config
 from tests.reference import channels as reference
 from tests.tiny import ARCHITECTURES, tiny_config, tiny_model
 
@@ -101,8 +102,8 @@ def test_union_of_selections() -> None:
         ElementSelection(),
         ElementSelection(rows=torch.tensor([True, False, False, True, False])),
         ElementSelection(rows=torch.tensor([False, False, False, True, True])),
-        ElementSelection(columns=torch.tensor([False, True, False])),
-        ElementSelection(torch.tensor([False] * 5), torch.tensor([True, False, False])),
+        ElementSelection(columns=torch.tensor([[False, True, False]])),
+        ElementSelection(torch.tensor([False] * 5), torch.tensor([[True, False, False]])),
     ]
     for one in parts:
         assert bool(one) == bool(one.expand(shape).any())
@@ -110,6 +111,8 @@ def test_union_of_selections() -> None:
             both = one.union(other)
             assert torch.equal(both.expand(shape), one.expand(shape) | other.expand(shape))
             assert both.count(shape) == int(both.expand(shape).sum())
+            touched = both.expand(shape).any(1).nonzero().flatten()
+            assert torch.equal(both.touched_rows(5), touched)
 
 
 def test_golden_count_of_qwen() -> None:
@@ -174,7 +177,6 @@ def put_packed(model: Any) -> None:
 
 ADAPTER = ["magnitude", "lora_A.default.weight", "lora_B.default.weight"]
 UNOWNED = [
-    (put_parameter, ["model.layers.1.mlp.gain"]),
     (put_eight_bits, ["model.layers.0.mlp.up_proj.weight"]),
     (put_eight_bit_floats, ["model.layers.0.mlp.up_proj.weight"]),
     (put_adapter, [f"model.layers.1.self_attn.o_proj.{part}" for part in ADAPTER]),
@@ -192,14 +194,97 @@ def test_weights_that_no_channel_owns_are_named(put: Callable[[Any], None], name
     assert f"unlike {', '.join(names)}. " in str(raised.value)
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
-def test_mixture_of_experts_is_named(architecture: str) -> None:
-    experts = {"mixtral": {"num_local_experts": 4}, "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16}}
-    model = reference.on_meta(tiny_config(architecture, **experts[architecture]))
-    unowned = {name for name, _ in model.named_parameters() if "experts" in name or name.endswith("mlp.gate.weight")}
-    with pytest.raises(ActError, match=r"unlike .* and 1 more\. Merge adapters") as raised:
+def test_parameters_without_a_channel_are_kept_and_counted() -> None:
+    model = tiny_model("llama")
+    put_parameter(model)
+    found = inventory(model)
+    assert found.unowned == ("model.layers.1.mlp.gain",)
+    assert found.unowned_by_kind() == {"model.layers.*.mlp.gain": 32}
+    every = torch.ones(found.total, dtype=torch.bool)
+    assert found.count_elements(every) == found.parameters - 32
+    assert found.count_elements(every, found.unowned) == found.parameters
+
+
+SPARSE = {
+    "mixtral": set[str](),
+    "qwen3_moe": set[str](),
+    "gpt_oss": {"model.layers.*.self_attn.sinks"},
+    "deepseek_v3": set[str](),
+    "qwen3_next": {"model.layers.*.linear_attn.A_log", "model.layers.*.linear_attn.dt_bias"},
+    "laguna": set[str](),
+    "llama4_text": set[str](),
+    "mamba": {"backbone.layers.*.mixer.A_log", "backbone.layers.*.mixer.D"},
+    "cohere": set[str](),
+}
+"""The kinds of parameters without a channel, of model types with experts, routers, convolutions, norms of heads."""
+
+
+def sparse_model(model_type: str) -> PreTrainedModel:
+    extra = {"use_qk_norm": True} if model_type == "cohere" else {}
+    return AutoModelForCausalLM.from_config(tiny_type_config(model_type, **extra))
+
+
+@pytest.mark.parametrize("model_type", SPARSE)
+def test_channels_of_experts_routers_convolutions_and_norms_of_heads(model_type: str) -> None:
+    model = sparse_model(model_type)
+    found = inventory(model)
+    expected = reference.channels(model)
+    assert [(m.name, i) for m in found.modules for i in range(m.count)] == [(name, i) for name, _, i in expected]
+    assert set(found.unowned_by_kind()) == SPARSE[model_type]
+    sizes = [sum(parameter[index].numel() for parameter, index in reference.pieces(m, i)) for _, m, i in expected]
+    assert found.sizes().tolist() == sizes
+    for share in (0.003, 0.3):
+        check_elements(model, random_mask(found.total, share))
+    every = torch.ones(found.total, dtype=torch.bool)
+    assert found.count_elements(every, found.unowned) == found.parameters
+
+
+@pytest.mark.parametrize("model_type", SPARSE)
+def test_sums_by_channel_take_any_blocks_of_rows(model_type: str) -> None:
+    model = sparse_model(model_type)
+    found, numbers = inventory(model), torch.Generator().manual_seed(0)
+    values = {name: torch.randint(9, shape, generator=numbers).double() for name, shape in found.shapes.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    expected = torch.zeros(found.total, dtype=torch.float64)
+    for number, (_, module, i) in enumerate(reference.channels(model)):
+        for parameter, index in reference.pieces(module, i):
+            expected[number] += values[names[id(parameter)]][index].sum()
+    for step in (1, 7, 1000):
+        sums = torch.zeros(found.total, dtype=torch.float64)
+        for module, span in found.spans():
+            for owned in module.owned:
+                matrix = as_matrix(values[owned.name])
+                for start in range(0, len(matrix), step):
+                    rows = matrix[start : start + step]
+                    add_to_channels(sums[span], owned, found.shapes[owned.name], start, rows)
+        assert torch.equal(sums, expected)
+
+
+def test_towers_of_other_modalities_have_no_channels() -> None:
+    model = reference.on_meta(multimodal_config())
+    found = inventory(model)
+    inside = ("model.language_model.", "lm_head.")
+    assert all(f"{module.name}.".startswith(inside) for module in found.modules)
+    assert all(not name.startswith(inside) for name in found.unowned)
+    text = reference.on_meta(multimodal_config().text_config)
+    assert found.total == inventory(text).total
+
+
+def multimodal_config() -> PretrainedConfig:
+    """Gemma 3 with a tower for images of 28 by 28 pixels."""
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    text = tiny_config("gemma3_text").to_dict()
+    return AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+
+
+def test_experts_of_an_unknown_layout_are_refused() -> None:
+    class StrangeExperts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrices = nn.Parameter(torch.ones(4, 3, 2))
+
+    model: Any = tiny_model("llama")
+    model.model.layers[0].mlp.experts = StrangeExperts()
+    with pytest.raises(ActError, match=r"layout that is known, unlike model\.layers\.0\.mlp\.experts\.matrices"):
         inventory(model)
-    shown = str(raised.value).split("unlike ")[1].split(" and ")[0].split(", ")
-    assert len(unowned) == 6
-    assert len(shown) == 5
-    assert set(shown) < unowned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -154,19 +154,16 @@ def select(
 
 
 def unowned_to_move(inventory: ChannelInventory, settings: TransferSettings) -> frozenset[str]:
-    """The parameters without a channel that move: with ``selection: all`` those that no pattern excludes.
+    """The parameters without a channel that move: with ``selection: all`` those that patterns include and not exclude.
 
     A pattern may match the parameter's name or its module's.
     """
-    if settings.selection != "all":
-        return frozenset()
-    return frozenset(
-        name
-        for name in inventory.unowned
-        if not any(
-            fnmatchcase(text, pattern) for pattern in settings.exclude for text in (name, name.rpartition(".")[0])
-        )
-    )
+
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(text, pattern) for text in (name, name.rpartition(".")[0]) for pattern in patterns)
+
+    names = inventory.unowned if settings.selection == "all" else ()
+    return frozenset(name for name in names if matches(name, settings.include) and not matches(name, settings.exclude))
 
 
 def partner_channels(inventory: ChannelInventory, vocabulary: VocabularyMatch | None) -> dict[str, Tensor]:

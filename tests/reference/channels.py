@@ -3,63 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
-from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
-from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
-from transformers.models.smollm3.modeling_smollm3 import SmolLM3RMSNorm
 from transformers.pytorch_utils import Conv1D
 
+ROUTERS = ("MixtralTopKRouter", "Qwen3MoeTopKRouter", "GptOssTopKRouter", "DeepseekV3TopkRouter", "Qwen3NextTopKRouter")
+ROUTERS = (*ROUTERS, "LagunaTopKRouter")
+OUTPUTS_FIRST = ("MixtralExperts", "Qwen3MoeExperts", "DeepseekV3Experts", "Qwen3NextExperts", "LagunaExperts")
+INPUTS_FIRST = ("GptOssExperts", "Llama4TextExperts")
 NORMS = (
-    nn.LayerNorm,
-    Gemma2RMSNorm,
-    Gemma3RMSNorm,
-    LlamaRMSNorm,
-    MistralRMSNorm,
-    Olmo2RMSNorm,
-    Phi3RMSNorm,
-    Qwen2RMSNorm,
-    Qwen3RMSNorm,
-    SmolLM3RMSNorm,
-)
-Index = int | tuple[slice, int]
+    "LayerNorm CohereLayerNorm Gemma2RMSNorm Gemma3RMSNorm LlamaRMSNorm MistralRMSNorm Olmo2RMSNorm Phi3RMSNorm "
+    "Qwen2RMSNorm Qwen3RMSNorm SmolLM3RMSNorm MixtralRMSNorm Qwen3MoeRMSNorm GptOssRMSNorm DeepseekV3RMSNorm "
+    "Qwen3NextRMSNorm Qwen3NextRMSNormGated LagunaRMSNorm Llama4TextRMSNorm MambaRMSNorm"
+).split()
+Index = int | tuple[slice | int, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One tensor of packed experts: ``[experts, out, in]``, or ``[experts, in, out]``."""
+
+    module: Any
+    leaf: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Experts, outputs, inputs."""
+        experts, first, second = getattr(self.module, self.leaf).shape
+        return (experts, second, first) if type(self.module).__name__ in INPUTS_FIRST else (experts, first, second)
 
 
 def width(module: nn.Module) -> int:
     """Number of channels of one module, from what its class says about itself."""
+    kind = type(module).__name__
     if isinstance(module, nn.Linear):
         return int(module.out_features)
     if isinstance(module, nn.Embedding):
         return int(module.embedding_dim)
     if isinstance(module, Conv1D):
         return int(module.nf)
-    if isinstance(module, NORMS):
-        return len(module.weight)
-    return 0
+    if isinstance(module, nn.Conv1d):
+        return int(module.out_channels)
+    weight: Any = module._parameters.get("weight")
+    if kind in NORMS:
+        return int(weight.numel())
+    return len(weight) if kind in ROUTERS else 0
 
 
-def channels(model: nn.Module) -> list[tuple[str, nn.Module, int]]:
-    """Every channel: module name, module, number within the module."""
-    return [(name, module, i) for name, module in model.named_modules() for i in range(width(module))]
+def channels(model: nn.Module) -> list[tuple[str, Any, int]]:
+    """Every channel: module name, module (of packed experts one tensor of them), number within the module."""
+    result: list[tuple[str, Any, int]] = []
+    for name, module in model.named_modules():
+        if type(module).__name__ in (*OUTPUTS_FIRST, *INPUTS_FIRST):
+            for leaf in ("gate_up_proj", "down_proj"):
+                packed = Packed(module, leaf)
+                experts, outputs, _ = packed.shape
+                result += [(f"{name}.{leaf}", packed, e * outputs + j) for e in range(experts) for j in range(outputs)]
+        else:
+            result += [(name, module, i) for i in range(width(module))]
+    return result
 
 
 def pieces(module: Any, i: int) -> Iterator[tuple[Tensor, Index]]:
     """The parameters that move with channel ``i`` of a module, each with where in it."""
+    if isinstance(module, Packed):
+        _, outputs, _ = module.shape
+        expert, j = i // outputs, i % outputs
+        inputs_first = type(module.module).__name__ in INPUTS_FIRST
+        yield getattr(module.module, module.leaf), (expert, slice(None), j) if inputs_first else (expert, j)
+        if getattr(module.module, f"{module.leaf}_bias", None) is not None:
+            yield getattr(module.module, f"{module.leaf}_bias"), (expert, j)
+        return
     if isinstance(module, nn.Embedding | Conv1D):
         yield module.weight, (slice(None), i)
+    elif module.weight.ndim == 2 and type(module).__name__ in NORMS:
+        yield module.weight, (i // module.weight.shape[1], i % module.weight.shape[1])
     else:
         yield module.weight, i
-    if getattr(module, "bias", None) is not None:
-        yield module.bias, i
+    for bias in ("bias", "e_score_correction_bias"):
+        if isinstance(getattr(module, bias, None), nn.Parameter):
+            yield getattr(module, bias), i
 
 
 def moved(model: nn.Module, chosen: Collection[int]) -> dict[str, Tensor]:

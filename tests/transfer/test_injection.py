@@ -14,20 +14,21 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.errors import ActError
-from act_lightning.merging import MergingMethod, TaskArithmetic, TaskVector, TensorSlice
+from act_lightning.merging import MergingMethod, TaskArithmetic, TaskVector, TensorSlice, merging_method
 from act_lightning.transfer import injection
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.selection import SelectedSource
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
+from tests.model_types import tiny_type_config
 from tests.reference import act as reference
 from tests.reference import masks
 from tests.reference.act import Moving
-from tests.reference.channels import channels
+from tests.reference.channels import channels, moved
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 
 MODELS = [
@@ -349,3 +350,30 @@ def test_a_scale_that_overflows_is_an_error(tmp_path: Path) -> None:
     chosen = selected(inventory(half), saved(sibling_of(half, seed=1), tmp_path / "s"))
     with pytest.raises(ActError, match="must be finite in the merged weights"):
         applied(half, SelectedSource("s", "s", chosen.folder, 1e9, 0.1, chosen.masks, chosen.tokens))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss", "qwen3_next"])
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare"])
+def test_experts_move_row_by_row(model_type: str, method: str, tmp_path: Path) -> None:
+    target = AutoModelForCausalLM.from_config(tiny_type_config(model_type))
+    source = sibling_of(target, seed=1)
+    source.save_pretrained(tmp_path, save_original_format=False)
+    found = inventory(target)
+    mask = torch.rand(found.total, generator=torch.Generator().manual_seed(2)) < 0.1
+    numbers = set(mask.nonzero().flatten().tolist())
+    before = {name: values.clone() for name, values in target.named_parameters()}
+    for whole in (frozenset[str](), frozenset(found.unowned)):
+        expected = reference.merged(target, [Moving(source, numbers, 0.4)])
+        chosen = SelectedSource("s", str(tmp_path), tmp_path, 0.4, 0.1, {"a": mask}, {"a": 1}, whole=whole)
+        with MaskedInjection(found, [chosen], merging_method(method), 0, 0.4) as injection:
+            for name in injection.names:
+                injection.apply_(name, target.get_parameter(name).data)
+        marks = moved(target, numbers)
+        for name, values in target.named_parameters():
+            moving = torch.ones_like(marks[name]) if name in whole else marks[name]
+            assert torch.equal(values[~moving], before[name][~moving]), name
+            if method == "task_arithmetic" and name not in whole:
+                assert torch.equal(values, expected[name]), name
+            if name in whole and method == "task_arithmetic":
+                assert not torch.equal(values, before[name])
+            values.data.copy_(before[name])
