@@ -71,6 +71,7 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.lab import abilities as lab_abilities
 from act_lightning.lab.models import Recipe, model_folder
+from act_lightning.lab.training import Stage
 from act_lightning.merging import DARE, TIES
 from act_lightning.merging.method import MergingMethod
 from act_lightning.module import AbilityTransferModule
@@ -310,11 +311,16 @@ def laboratory(recipe: Recipe, items: int | None, name: str, seed: int, folder: 
     return Pair(name, seed, model_folder("generalist", recipe), model_folder("specialist", recipe), rows)
 
 
+STAGES = {
+    "base": Stage(1200, 32, 3e-3, 0.5, whole_text=True),
+    "generalist": Stage(240, 32, 1.5e-3, 0.25),
+    "specialist": Stage(300, 32, 8e-4, 1.0),
+}
 LABORATORIES = {
     "lab": Recipe(vocabulary=300, hidden_size=96, layers=4),
-    # the laboratory of earlier versions: the head has 17 % of the channels and crowds out the rest
-    "shallow": Recipe(vocabulary=512, hidden_size=64, layers=3),
-    "deep": Recipe(vocabulary=300, hidden_size=64, layers=8),
+    # as the laboratory once was: its head has 17 % of the channels, which crowd out the rest
+    "shallow": Recipe(vocabulary=512, hidden_size=64, layers=3, **STAGES),
+    "deep": Recipe(vocabulary=300, hidden_size=64, layers=8, **STAGES),
 }
 
 PARTS: dict[str, Part] = {
