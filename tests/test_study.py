@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,13 +13,15 @@ from types import MappingProxyType
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from num2words import num2words
 
 import act_lightning as act
+from act_lightning.data.ability_data import EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.lab.training import Stage, encode, train
 from act_lightning.sweep.runner import Stopwatch, apply_and_revert
-from benchmarks import study
-from tests.tiny import save_model, tiny_model, tiny_tokenizer
+from benchmarks import smollm2, study
+from tests.tiny import save_model, tiny_model, tiny_tokenizer, write_jsonl
 
 NUMBERS = "zero one two three four five six seven".split()
 
@@ -184,3 +188,59 @@ def test_intervals_resample_items_and_seeds(monkeypatch: pytest.MonkeyPatch) -> 
     assert both.value == pytest.approx(0.6)
     assert both.low < 0.42
     assert both.high > 0.78
+
+
+@pytest.mark.parametrize("ability", smollm2._ABILITIES)
+def test_generated_items_are_right_and_held_out(ability: str) -> None:
+    splits = smollm2.rows(ability)
+    assert (len(splits["test"]), len(splits["validation"])) == (400, 200)
+    assert len(splits["train"]) > 1000
+    facts = {}
+    for split, of_split in splits.items():
+        assert len({row["prompt"] for row in of_split}) == len(of_split) or ability == "problems"
+        facts[split] = set()
+        for row in of_split:
+            numbers = tuple(sorted(map(int, re.findall(r"\d+", row["prompt"]))))
+            match ability:
+                case "words":
+                    language = {"English": "en", "German": "de", "French": "fr", "Spanish": "es"}
+                    expected = num2words(numbers[0], lang=language[row["prompt"].split()[-1].rstrip(".")])
+                    assert re.sub(r"[\W_]", "", row["answer"]) == re.sub(r"[\W_]", "", expected)
+                    fact: object = numbers
+                case "sums":
+                    assert int(row["answer"]) == sum(numbers)
+                    fact = numbers
+                case "problems":
+                    adds = "buys" in row["prompt"] or "finds" in row["prompt"]
+                    assert int(row["answer"]) == (sum(numbers) if adds else numbers[1] - numbers[0])
+                    parts = numbers if adds else (numbers[0], numbers[1] - numbers[0])
+                    fact = tuple(sorted(parts))
+                case "json":
+                    person = json.loads(row["answer"])
+                    assert all(str(value) in row["prompt"] for value in person.values())
+                    fact = tuple(person.values())
+                case _:
+                    article, noun, adjective = row["answer"].split()
+                    assert article in ("el", "la", "un", "una")
+                    assert not (adjective.endswith("a") and article in ("el", "un"))
+                    assert not (adjective.endswith("o") and article in ("la", "una"))
+                    fact = (noun, adjective)
+            facts[split].add(fact)
+    assert not facts["test"] & facts["validation"]
+    assert not (facts["test"] | facts["validation"]) & facts["train"]
+
+
+def test_siblings_train_on_the_tokens_that_are_evaluated(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(smollm2.TEMPLATE)
+    save_model(tiny_model("llama"), tokenizer, tmp_path / "model")
+    rows = smollm2.rows("json")["test"][:5]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = AbilityDataModule(
+        target=str(tmp_path / "model"), evaluations={"rows": EvaluationData(str(path), role="keep")}
+    )
+    data.setup("test")
+    encoded = encode(tokenizer, rows, [1.0] * 5, whole_text=False)
+    for number, sample in enumerate(data.references["rows"]):
+        length = int(encoded.lengths[number])
+        assert sample.input_ids.tolist() == encoded.ids[number, :length].tolist()
+        assert sample.labels.tolist() == encoded.labels[number, :length].tolist()
