@@ -28,7 +28,7 @@ from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
-from act_lightning.checkpoints.export import output_issues
+from act_lightning.checkpoints.export import FileContent, output_issues
 from act_lightning.checkpoints.files import no_wider_than, write_file
 from act_lightning.checkpoints.models import locate, meta_model
 from act_lightning.checkpoints.streaming import merge_checkpoint
@@ -40,9 +40,17 @@ from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, score_path, scores_folder, write_scores
 from act_lightning.transfer.injection import MaskedInjection
-from act_lightning.transfer.preparation import describe_rounding, layer_of, transfer_report
+from act_lightning.transfer.preparation import count_by_type, layer_of, transfer_report
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings, scale_issues
+from act_lightning.transfer.summary import (
+    describe_selection,
+    rounding_issues,
+    score_issues,
+    stability_issues,
+    vocabulary_issues,
+    with_outcome,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,16 +88,25 @@ class Scores:
     ) -> Mask:
         """The channels with the highest scores; the arguments are the settings of section ``transfer``.
 
+        Warns of a mask that is worth little, as the verbs do: mostly head or embedding, or of too few answer tokens.
+
         Raises:
-            ActError: A setting is wrong, a pattern matches no module, or nothing is selected.
+            ActError: A setting is wrong, a pattern matches no module, nothing is selected, or all scores are zero.
         """
         settings = TransferSettings(ratio, share, selection=self.scorer, scope=scope, include=include, exclude=exclude)
         raise_if_any(settings.issues("select"))
         if share == "parameters" and not self.channels.parameters:
             hint = "Name the model: Scores.load(path, target=…)."
             raise ActError(ConfigIssue("select.share", share, "needs the shapes of the target's parameters", hint))
-        masks = select(self.channels, {_ABILITY: self.values}, ratio, settings, ())
-        return Mask(self, masks[_ABILITY], ratio)
+        if not bool(self.values.any()):
+            problem, hint = "must hold a score other than zero; target and source act alike", "Compare two that differ."
+            raise ActError(ConfigIssue("scores", self.record.models, problem, hint))
+        mask = select(self.channels, {_ABILITY: self.values}, ratio, settings, ())[_ABILITY]
+        label, scorer = AbilitySource(self.record.models.get("source", "?"), [_ABILITY]).label, settings.scorer
+        ranked = self.values if scorer is None else scorer.ranked(self.values, self.channels)
+        issues = vocabulary_issues(self.channels, mask, settings, label) + score_issues(ranked, mask, label)
+        _warn(issues + stability_issues(self.record, label))
+        return Mask(self, mask, ratio)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per channel: ``module``, ``layer`` ("none" outside), ``module_type``, ``channel``, ``score``."""
@@ -130,7 +147,7 @@ class Scores:
         return cls(channels, read_scores(Path(path), channels), record, str(record.scorer["name"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Mask:
     """Selected channels.
 
@@ -147,6 +164,13 @@ class Mask:
     def __len__(self) -> int:
         """How many channels are selected."""
         return int(self.selected.sum())
+
+    def __repr__(self) -> str:
+        """What is selected, by type of module."""
+        channels = self.scores.channels
+        counts, parameters = count_by_type(channels, self.selected)
+        share = channels.count_elements(self.selected) / max(1, channels.parameters)
+        return f"<Mask: {describe_selection(counts, parameters, share)}>"
 
     def __or__(self, other: Mask) -> Mask:
         """The union of the masks of two abilities (paper §4.2)."""
@@ -239,9 +263,9 @@ def merge_(
         with MaskedInjection(channels, [selected], merging_method(method), seed, scale) as injection:
             for name in injection.names:
                 injection.apply_(name, parameters[name].data)
-        _warn_of_rounding(injection)
     settings = TransferSettings(selection=mask.scores.scorer, method=method)
-    return transfer_report(channels, [selected], settings, seed, hashes)
+    _warn(issues := rounding_issues(injection.rounding))
+    return with_outcome(transfer_report(channels, [selected], settings, seed, hashes), injection.rounding, issues)
 
 
 def merge(
@@ -281,21 +305,26 @@ def merge(
         hashes = {"target": identify(target_folder).digest, selected.name: identify(folder).digest}
         settings = TransferSettings(selection=mask.scores.scorer, method=method)
         report = transfer_report(channels, [selected], settings, seed, hashes)
-        files = {
-            CARD: new_card(str(target), "", report, "merge"),
-            "transfer.json": json.dumps(report, indent=2) + "\n",
-        }
         injection = MaskedInjection(channels, [selected], merging_method(method), seed, scale)
+
+        def outcome() -> dict[str, Any]:
+            return with_outcome(report, injection.rounding, rounding_issues(injection.rounding))
+
+        files: dict[str, FileContent] = {
+            CARD: new_card(str(target), "", report, "merge"),
+            "transfer.json": lambda: json.dumps(outcome(), indent=2) + "\n",
+        }
         with no_wider_than(folder), injection:
             sha256 = merge_checkpoint(out, target_folder, injection, None, files, overwrite=overwrite)
     write_file(out / CARD, rebuild_card(out, sha256=sha256))
-    _warn_of_rounding(injection)
-    return report
+    _warn(rounding_issues(injection.rounding))
+    return outcome()
 
 
-def _warn_of_rounding(injection: MaskedInjection) -> None:
-    if message := describe_rounding(injection.rounding):
-        warnings.warn(message.removeprefix("warning: "), stacklevel=3)
+def _warn(issues: Iterable[ConfigIssue]) -> None:
+    for issue in issues:
+        if issue.level == "warning":
+            warnings.warn(str(issue), stacklevel=3)
 
 
 @contextmanager

@@ -50,6 +50,11 @@ class ConfigIssue:
             value = value[:_LONGEST_VALUE] + "…"
         return redact_text(f"{self.setting} = {value}: {self.problem}")
 
+    def to_json(self) -> dict[str, str]:
+        """As ``plan --json`` and ``transfer.json`` hold it."""
+        message = self.message + ("" if self.value is ... else ".")
+        return {"level": self.level, "setting": self.setting, "message": message, "remedy": self.hint}
+
 
 class ActError(ValueError):
     """One or more mistakes of the user, found before work begins.

@@ -32,8 +32,6 @@ from act_lightning.transfer.injection import MaskedInjection, Rounding
 from act_lightning.transfer.preparation import (
     PreparedTransfer,
     TransferPlan,
-    describe_rounding,
-    describe_transfer,
     mark_transferred,
     prepare,
     previous_transfer,
@@ -41,6 +39,7 @@ from act_lightning.transfer.preparation import (
 )
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
 from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings
+from act_lightning.transfer.summary import describe_transfer, mask_issues, rounding_issues, with_outcome
 
 
 class MaskedTaskVectorInjection(TransferCallback):
@@ -162,18 +161,19 @@ class MaskedTaskVectorInjection(TransferCallback):
         """
         root, folder = Path(trainer.default_root_dir), profiler.target_folder
         channels = profiler.target_channels or inventory(model)
-        prepared = prepare(self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder))
+        plan = self.plan(root, profiler.sources or [], channels, profiler.target_digests, folder)
+        prepared = prepare(plan)
+        issues = mask_issues(plan, prepared)
         injection = apply_transfer(prepared, Layout(model, trainer.strategy.model), folder)
         rounding = _over_all_processes(injection, trainer)
         if not rounding.moved and any(source.scale for source in prepared.sources):
             names = [source.model for source in prepared.sources]
             problem = "must differ from the target in a selected value, and do not: nothing was transferred"
             raise ActError(ConfigIssue("profile.sources", names, problem, "Name a model that has the ability."))
-        self.prepared, self.record = prepared, prepared.report
-        mark_transferred(model, prepared.report)
-        rank_zero_info(describe_transfer(prepared.report))
-        if warning := describe_rounding(rounding):
-            rank_zero_info(warning)
+        issues += rounding_issues(rounding)
+        self.prepared, self.record = prepared, with_outcome(prepared.report, rounding, issues)
+        mark_transferred(model, self.record)
+        rank_zero_info("\n".join([describe_transfer(self.record), *(f"{issue.level}: {issue}" for issue in issues)]))
         return prepared
 
     def state_dict(self) -> dict[str, Any]:

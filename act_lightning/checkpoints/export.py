@@ -22,7 +22,8 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_files, check_finite
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
-_NO_FILES: Mapping[str, str | bytes] = MappingProxyType({})
+FileContent = str | bytes | Callable[[], str]
+_NO_FILES: Mapping[str, FileContent] = MappingProxyType({})
 _NO_BUFFERS: Mapping[str, Tensor] = MappingProxyType({})
 _CONFIG_DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*)(?:"[^"]*"|null)')
 
@@ -32,7 +33,7 @@ def export_model(
     target: Path,
     get: Callable[[str], Tensor],
     dtype: torch.dtype | None = None,
-    extra_files: Mapping[str, str | bytes] = _NO_FILES,
+    extra_files: Mapping[str, FileContent] = _NO_FILES,
     overwrite: bool = False,
     buffers: Mapping[str, Tensor] = _NO_BUFFERS,
 ) -> dict[str, str]:
@@ -48,7 +49,7 @@ def export_model(
         get: Returns the values of a parameter by its name in the model, in its shape and any floating dtype, on any
             device. It is called once for every stored parameter, in the order of the target's files.
         dtype: The dtype of all parameters on disk; by default each has the target's.
-        extra_files: More files by name, such as a card.
+        extra_files: More files by name, such as a card; a function is called once the weights are written.
         overwrite: Whether an earlier export in ``out`` may be replaced, once the new one is complete.
         buffers: The model's buffers by name; those that it reads from a checkpoint are written, in the target's dtype.
 
@@ -70,7 +71,7 @@ def open_output(
     out: Path,
     target: Path,
     dtype: torch.dtype | None,
-    extra_files: Mapping[str, str | bytes],
+    extra_files: Mapping[str, FileContent],
     overwrite: bool,
     durable: bool = True,
 ) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], tqdm[None]]]:
@@ -100,6 +101,7 @@ def open_output(
                 named = rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"'
                 files[CONFIG] = _CONFIG_DTYPE.sub(named, files[CONFIG])
             for name, content in extra_files.items():
+                content = content() if callable(content) else content
                 files[name] = content.encode("utf-8") if isinstance(content, str) else content
             if len(headers) > 1 or (target / INDEX).is_file():
                 files[INDEX] = (target / INDEX).read_bytes()

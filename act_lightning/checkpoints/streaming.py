@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from act_lightning.channels import matrix_shape
-from act_lightning.checkpoints.export import open_output
+from act_lightning.checkpoints.export import FileContent, open_output
 from act_lightning.checkpoints.files import reflink, wrap_os_errors
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import HASHING_THREADS, Entry, Header, check_finite, file_sha256
@@ -47,7 +47,7 @@ def merge_checkpoint(
     target: Path,
     updates: RowUpdates,
     dtype: torch.dtype | None,
-    extra_files: Mapping[str, str | bytes],
+    extra_files: Mapping[str, FileContent],
     device: torch.device | None = None,
     overwrite: bool = False,
 ) -> dict[str, str]:

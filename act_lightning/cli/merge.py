@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, Namespace
 from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.compatibility import sibling_issues
-from act_lightning.checkpoints.export import output_issues
+from act_lightning.checkpoints.export import FileContent, output_issues
 from act_lightning.checkpoints.files import check_writable, no_wider_than, write_file
 from act_lightning.checkpoints.lock import is_first_process, lock_root
 from act_lightning.checkpoints.model_spec import read_model_spec
@@ -32,13 +32,7 @@ from act_lightning.errors import ActError, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.merging import merging_method
 from act_lightning.scorers import scorer_of
-from act_lightning.transfer.preparation import (
-    PreparedTransfer,
-    TransferPlan,
-    describe_rounding,
-    describe_transfer,
-    prepare,
-)
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import (
     AbilitySource,
@@ -47,6 +41,7 @@ from act_lightning.transfer.settings import (
     source_ratios,
     zero_scale_issues,
 )
+from act_lightning.transfer.summary import describe_transfer, mask_issues, rounding_issues, with_outcome
 
 
 @dataclass(frozen=True)
@@ -121,6 +116,7 @@ class Merge:
 
     root: Path
     target: Path
+    plan: TransferPlan
     transfer: PreparedTransfer
     recipe: str
     export_dtype: str = "auto"
@@ -134,19 +130,26 @@ class Merge:
             ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
         """
         output, report = self.root / "merged", self.transfer.report
-        record = json.dumps(report, indent=2) + "\n"
+        issues = mask_issues(self.plan, self.transfer)
         card = new_card(str(self.target), self.recipe, report, "merge")
-        files: dict[str, str | bytes] = {CARD: card, "transfer.json": record}
         auto = self.export_dtype == "auto"
         dtype = None if auto else resolve_dtype(self.export_dtype, self.target, "model.export_dtype")
         folders = [source.folder for source in self.transfer.sources]
         with no_wider_than(*folders), self.transfer.injection(dtype) as injection:
+
+            def record() -> str:
+                outcome = with_outcome(report, injection.rounding, issues + rounding_issues(injection.rounding))
+                return json.dumps(outcome, indent=2) + "\n"
+
+            files: dict[str, FileContent] = {CARD: card, "transfer.json": record}
             sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device, self.overwrite)
-            bytes_read, warning = injection.bytes_read, describe_rounding(injection.rounding)
+            bytes_read = injection.bytes_read
         write_file(output / CARD, rebuild_card(output, sha256=sha256))
-        write_file(self.root / "transfer.json", record)
-        summary = f"{bytes_read:,} bytes of the sources' tensors read\nmerged model written to {output}"
-        return "\n".join(line for line in (describe_transfer(report), warning, summary) if line)
+        write_file(self.root / "transfer.json", record())
+        issues += rounding_issues(injection.rounding)
+        lines = [describe_transfer(report), *(f"{issue.level}: {issue}" for issue in issues)]
+        lines += [f"{bytes_read:,} bytes of the sources' tensors read", f"merged model written to {output}"]
+        return "\n".join(lines)
 
 
 def merge_without_trainer(arguments: list[str], lock: ExitStack) -> Merge | None:
@@ -210,4 +213,4 @@ def _prepare(config: Namespace, recipe: str, root: Path, overwrite: bool) -> Mer
     raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
     scores, digests = Path(transfer.scores) if transfer.scores else None, [identify(target).digest]
     plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores, verify=["target"])
-    return Merge(root, target, prepare(plan), recipe, model.export_dtype, overwrite=overwrite)
+    return Merge(root, target, plan, prepare(plan), recipe, model.export_dtype, overwrite=overwrite)

@@ -65,7 +65,7 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
         plan = transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
         prepared = prepare(replace(plan, verify=["target"]))
         dtype, device = run.model.export_dtype, trainer.strategy.root_device
-        rank_zero_info(Merge(root, target.folder, prepared, recipe, dtype, device, run.overwrite).write())
+        rank_zero_info(Merge(root, target.folder, plan, prepared, recipe, dtype, device, run.overwrite).write())
 
 
 def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:

@@ -64,15 +64,7 @@ class Plan:
             "parameters": self.parameters,
             "memory": self.memory,
             "disk": self.disk,
-            "problems": [
-                {
-                    "level": issue.level,
-                    "setting": issue.setting,
-                    "message": issue.message + ("" if issue.value is ... else "."),
-                    "remedy": issue.hint,
-                }
-                for issue in self.issues
-            ],
+            "problems": [issue.to_json() for issue in self.issues],
         }
         optional = {"time": self.time, "sweep": self.sweep}
         return content | {name: values for name, values in optional.items() if values}

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from act_lightning.architecture import module_type, split_layer
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.compatibility import match_vocabularies
-from act_lightning.checkpoints.model_spec import summarize_names
+from act_lightning.checkpoints.compatibility import VocabularyMatch, match_vocabularies
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -23,7 +22,7 @@ from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer, recorded_scorer
 from act_lightning.scores import ScoreRecord, read_record, read_scores, require_difference, score_path
-from act_lightning.transfer.injection import MaskedInjection, Rounding
+from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher, source_fisher_path, target_fisher_path
 from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources, unowned_to_move
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, weight_issues
@@ -67,16 +66,11 @@ def transfer_report(
 
 def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[str, Any]:
     mask, vocabulary = source.mask, source.vocabulary
-    selected, parameters = int(mask.sum()), inventory.count_elements(mask, source.whole)
-    for name, selection in inventory.elements(mask).items():
-        if vocabulary is not None and name in vocabulary.names and selection.columns is not None:
-            parameters -= int(selection.columns.sum()) * vocabulary.missing  # the source lacks these entries
-    by_module_type: Counter[str] = Counter()
+    by_module_type, parameters_by_module_type = count_by_type(inventory, mask, vocabulary)
     by_layer: Counter[str] = Counter()
     for module, span in inventory.spans():
-        count = int(mask[span].sum())
-        by_module_type[module_type(module.name)] += count
-        by_layer[layer_of(module.name)] += count
+        by_layer[layer_of(module.name)] += int(mask[span].sum())
+    selected, parameters = int(mask.sum()), _count_parameters(inventory, mask, vocabulary, source.whole)
     report = {
         "model": source.model,
         "abilities": {
@@ -89,10 +83,37 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
         "parameter_share": parameters / inventory.parameters,
         "scale": source.scale,
         "ratio": float(source.ratio),
-        "by_module_type": dict(by_module_type),
+        "by_module_type": by_module_type,
+        "parameters_by_module_type": parameters_by_module_type,
         "by_layer": dict(by_layer),
     }
     return report if vocabulary is None else {**report, "vocabulary": vocabulary.to_json()}
+
+
+def count_by_type(
+    inventory: ChannelInventory, mask: Tensor, vocabulary: VocabularyMatch | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """How many channels of ``mask``, bool ``[channels]``, each type of module has, and how many parameters they own.
+
+    A parameter of a tied matrix that head and embedding both select counts for both of these types.
+    """
+    masks: dict[str, Tensor] = {}
+    for module, span in inventory.spans():
+        of_type = masks.setdefault(module_type(module.name), torch.zeros_like(mask))
+        of_type[span] = mask[span]
+    channels = {name: int(part.sum()) for name, part in masks.items()}
+    return channels, {name: _count_parameters(inventory, part, vocabulary) for name, part in masks.items()}
+
+
+def _count_parameters(
+    inventory: ChannelInventory, mask: Tensor, vocabulary: VocabularyMatch | None, whole: Collection[str] = ()
+) -> int:
+    """How many distinct parameters move, without entries of the vocabulary that the source lacks."""
+    parameters = inventory.count_elements(mask, whole)
+    for name, selection in inventory.elements(mask).items():
+        if vocabulary is not None and name in vocabulary.names and selection.columns is not None:
+            parameters -= int(selection.columns.sum()) * vocabulary.missing
+    return parameters
 
 
 def layer_of(name: str) -> str:
@@ -102,36 +123,6 @@ def layer_of(name: str) -> str:
     ('3', 'none')
     """
     return split_layer(name)[0] or "none"
-
-
-def describe_transfer(report: Mapping[str, Any]) -> str:
-    """One line per source of a transfer report, and one on parameters without a channel, if there are any."""
-    lines = [
-        f"{name}: λ {source['scale']:g}{' (beyond the source)' if source['scale'] > 1 else ''}, p {source['ratio']:g}; "
-        f"{source['union']:,} of {report['channels']:,} channels,"
-        f" {source['parameter_share']:.2%} of parameters"
-        for name, source in report["sources"].items()
-    ]
-    if unowned := report.get("without_channel"):
-        stays = "move with selection: all" if report["selection"] == "all" else "stay the target's"
-        lines.append(
-            f"{sum(unowned.values()):,} parameters without a channel {stays}: {summarize_names(list(unowned))}"
-        )
-    return "\n".join(lines)
-
-
-def describe_rounding(rounding: Rounding) -> str:
-    """A warning about values that a transfer leaves as they were; empty if there are none.
-
-    >>> describe_rounding(Rounding(values=9, moved=4, unchanged=1))
-    'warning: 1 of 4 selected values (25.0%) that should move stay, because rounding takes their change away'
-    """
-    if not rounding.moved:
-        return "warning: nothing was transferred: no selected value differs from the target's"
-    if not rounding.unchanged:
-        return ""
-    counts = f"{rounding.unchanged:,} of {rounding.moved:,} selected values ({rounding.unchanged / rounding.moved:.1%})"
-    return f"warning: {counts} that should move stay, because rounding takes their change away"
 
 
 def resumed_issues(
