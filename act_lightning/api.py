@@ -329,9 +329,9 @@ def _warn(issues: Iterable[ConfigIssue]) -> None:
 
 @contextmanager
 def _folder(model: Model) -> Iterator[Path]:
-    """The checkpoint of a model; one in memory is saved for the while."""
+    """The checkpoint of a source; one in memory is saved for the while."""
     if not isinstance(model, PreTrainedModel):
-        yield locate(str(model))
+        yield locate(str(model), setting="source", adapters=True)
         return
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)

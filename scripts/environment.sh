@@ -27,8 +27,11 @@ fi
 if [[ $extras == *test* ]]; then
   # The functions that tests compare with; of what else mergekit asks for, they need nothing that is not here already.
   "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps mergekit
-  # Where the tests find it and no other command does: transformers imports torchao, for seconds, wherever it is there.
-  if [ ! -d "$folder/beside/torchao" ]; then
-    "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps --target "$folder/beside" torchao
-  fi
+  # Where the tests find them and no other command does: transformers imports torchao, for seconds, wherever it is there,
+  # and loads adapters through peft.
+  for package in torchao peft; do
+    if [ ! -d "$folder/beside/$package" ]; then
+      "$folder/bin/python" -m pip install --quiet -c "$constraints" --no-deps --target "$folder/beside" "$package"
+    fi
+  done
 fi

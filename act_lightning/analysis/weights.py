@@ -11,6 +11,7 @@ from torch import Tensor
 
 from act_lightning.analysis.saved import Pair
 from act_lightning.channels import ChannelInventory
+from act_lightning.checkpoints.adapters import join_adapter, split_adapter
 from act_lightning.checkpoints.compatibility import VocabularyMatch
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
@@ -61,6 +62,11 @@ def _find(name: str, commit: str | None) -> Path:
         if not folder.is_dir():
             raise NotOnDisk(f"{name} has not been built on this machine")
         return folder
+    if parts := split_adapter(name):
+        try:
+            return join_adapter(_find(parts[0], commit), _find(parts[1], commit), parts[0], name)
+        except ActError as error:
+            raise NotOnDisk(f"{name} cannot be read ({error})") from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

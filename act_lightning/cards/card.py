@@ -24,6 +24,7 @@ from act_lightning.cards.record import (
     short_name,
     versions,
 )
+from act_lightning.checkpoints.adapters import split_adapter
 from act_lightning.checkpoints.files import parse_json, read_json
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.errors import ActError, ConfigIssue
@@ -172,7 +173,8 @@ def front_matter(
     """The lines of YAML with which a card on the hub begins; only hub ids are listed as base models and data sets."""
     values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     values |= {key: markdown_text(license_[key]) for key in LICENSE_KEYS if key in license_}
-    if base_models := [model for model in dict.fromkeys(models) if is_hub_id(model)]:
+    parts = (part for model in models for part in split_adapter(model) or (model,))
+    if base_models := [model for model in dict.fromkeys(parts) if is_hub_id(model)]:
         values["base_model"] = base_models
         values |= {"base_model_relation": relation} if relation else {}
     if datasets := [path for path in dict.fromkeys(data) if is_hub_id(path)]:

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 import act_lightning
+from act_lightning.checkpoints.adapters import split_adapter
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.checkpoints.models import locate
-from act_lightning.checkpoints.weight_files import identify
+from act_lightning.checkpoints.weight_files import ADAPTER, identify
 from act_lightning.errors import ActError
 
 CARD = "README.md"
@@ -46,20 +47,30 @@ def short_name(name: str) -> str:
 
     >>> short_name("Qwen/Qwen2.5-7B"), short_name("/home/me/models/mine/"), short_name("bin:/home/me/old")
     ('Qwen/Qwen2.5-7B', 'mine', 'bin:old')
+    >>> short_name("Qwen/Qwen2.5-7B+/home/me/adapter")
+    'Qwen/Qwen2.5-7B+adapter'
     """
+    if parts := split_adapter(name):
+        return "+".join(map(short_name, parts))
     prefix = BIN_PREFIX if name.startswith(BIN_PREFIX) else ""
     path = name.removeprefix(prefix)
     return name if is_hub_id(path) else prefix + re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def read_license(folder: Path) -> License:
-    """The license that the card in ``folder`` states, if any."""
-    if not (folder / CARD).is_file():
+    """The license that the card in ``folder`` states, if any; with an adapter, the one that both cards state."""
+    if (folder / ADAPTER).is_dir():
+        return common_license([_read_license(folder / CARD), _read_license(folder / ADAPTER / CARD)])
+    return _read_license(folder / CARD)
+
+
+def _read_license(card: Path) -> License:
+    if not card.is_file():
         return {}
     from huggingface_hub import metadata_load  # takes half a second
 
     try:
-        metadata = metadata_load(folder / CARD) or {}
+        metadata = metadata_load(card) or {}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         metadata = {}
     return stated_license(metadata)
@@ -126,7 +137,7 @@ def model_identities(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         result[setting] = {"name": short_name(str(name)), "digest": None, "commit": None, "license": {}}
         with suppress(ActError):
-            folder = locate(str(name), revision, setting)
+            folder = locate(str(name), revision, setting, adapters=setting != "model.target")
             result[setting]["license"] = read_license(folder)
             identity = identify(folder)
             result[setting] |= {"digest": identity.digest, "commit": identity.commit}
@@ -167,12 +178,14 @@ def portable_recipe(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
         value = parent[key]
         if not isinstance(value, str) or "\n" in value:
             continue
-        path = value.removeprefix(BIN_PREFIX)
-        if not path.startswith(("/", "~")) and not PureWindowsPath(path).is_absolute():
+        is_model = setting.rpartition(".")[2] == "model"  # of a source, which may be an adapter on its base
+        paths = [part.removeprefix(BIN_PREFIX) for part in (is_model and split_adapter(value)) or [value]]
+        paths = [path for path in paths if path.startswith(("/", "~")) or PureWindowsPath(path).is_absolute()]
+        if not paths:
             continue
-        is_path = setting.rpartition(".")[2] in _PATH_SETTINGS and "{" not in path
+        is_path = setting.rpartition(".")[2] in _PATH_SETTINGS and "{" not in value
         with suppress(ValueError):  # a null byte
-            is_path = is_path or os.path.lexists(os.path.expanduser(path))
+            is_path = is_path or any(os.path.lexists(os.path.expanduser(path)) for path in paths)
         if is_path:
             shortened.append(setting)
             parent[key] = short_name(value)

@@ -13,6 +13,7 @@ from torch import Tensor
 from act_lightning.checkpoints.files import parse_json
 from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec, summarize_names
 from act_lightning.checkpoints.models import load_config, load_tokenizer
+from act_lightning.checkpoints.reader import read_adapter
 from act_lightning.checkpoints.weight_files import identify, is_weightless
 from act_lightning.errors import ActError, ConfigIssue
 
@@ -57,6 +58,10 @@ def sibling_issues(target: Path, source: Path, setting: str) -> list[ConfigIssue
         return issues
     target_spec, source_spec = specs
     issues = pair_issues(target_spec, source_spec, str(source), setting)
+    try:
+        read_adapter(source, source_spec)
+    except ActError as error:
+        issues.extend(error.issues)
     if not issues and same_weights(target, source):
         problem = "must not hold the target's own weights, from which nothing can be transferred"
         issues.append(ConfigIssue(setting, str(source), problem, "Name the model that has the ability."))

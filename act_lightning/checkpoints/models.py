@@ -15,9 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from act_lightning.architecture import persistent_buffers, tied_groups
+from act_lightning.checkpoints.adapters import has_adapter, is_joined, join_adapter, split_adapter
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
 from act_lightning.checkpoints.files import read_json
 from act_lightning.checkpoints.weight_files import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CONFIG,
     FLOATS,
     check_finite,
@@ -47,10 +51,17 @@ _LARGEST = {
     r"": 1 << 40,
 }
 """The largest whole number in a config by a pattern of its name."""
+_MERGE_ADAPTER = "Merge the adapter into its base model first, with PEFT."
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def locate(model: str | Path, revision: str | None = None, setting: str = "model.target", weights: bool = True) -> Path:
+def locate(
+    model: str | Path,
+    revision: str | None = None,
+    setting: str = "model.target",
+    weights: bool = True,
+    adapters: bool = False,
+) -> Path:
     """Find the folder of ``model``; a hub model is downloaded if it is not in the cache.
 
     Args:
@@ -59,17 +70,18 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         revision: A commit, branch or tag of the hub.
         setting: The setting that names the model, for messages.
         weights: Whether to download the weights of a hub model too; a plan needs only its config.
+        adapters: Whether ``model`` may be a base model and a LoRA adapter of it, such as ``Qwen/Qwen2.5-7B+./adapter``.
 
     Raises:
         ActError: The model or its config does not exist or cannot be downloaded, or a revision is given for a folder.
     """
     name = str(model)
-    try:
-        folder = Path(name).expanduser()
-        is_folder = folder.is_dir()
-    except (OSError, RuntimeError) as error:  # too long, say, or the home of a user who does not exist
-        problem = f"must be a folder that exists ({error})"
-        raise ActError(ConfigIssue(setting, name, problem, "Correct the path.")) from error
+    folder, is_folder = _as_folder(name, setting)
+    if not is_folder and (parts := split_adapter(name)):
+        if not adapters:
+            problem, hint = "must be a whole model here; only a source may be an adapter", _MERGE_ADAPTER
+            raise ActError(ConfigIssue(setting, name, problem, hint))
+        return _locate_adapter(*parts, revision, setting, weights)
     if is_folder or name.startswith(LABORATORY):
         if revision is not None:
             problem = f"must be a hub id where a revision ({revision}) is given"
@@ -89,13 +101,47 @@ def locate(model: str | Path, revision: str | None = None, setting: str = "model
         raise ActError(ConfigIssue(setting, name, "must be a folder that exists", "Correct the path."))
     else:
         folder = _download(name, revision, setting, "*.safetensors" if weights else None)
+    _check_folder(folder, name, setting, adapters)
+    return convert_bin(folder, setting) if weights and name.startswith(BIN_PREFIX) else folder
+
+
+def _check_folder(folder: Path, name: str, setting: str, adapters: bool) -> None:
+    """Raise unless ``folder`` holds a whole model, and nothing of it lies elsewhere."""
+    if has_adapter(folder) and not (adapters and is_joined(folder)):
+        problem = f"must not hold a folder {ADAPTER}, which stands for an adapter"
+        raise ActError(ConfigIssue(setting, str(folder), problem, "Name base and adapter: BASE+ADAPTER, as a source."))
     if not (folder / CONFIG).is_file():
         problem, hint = f"must hold a {CONFIG}", "Give the folder of a whole model."
-        if (folder / "adapter_config.json").is_file():
-            problem, hint = f"{problem}, and holds an adapter", "Merge the adapter into its base model first."
+        if (folder / ADAPTER_CONFIG).is_file():
+            hint = f"Write BASE+{name}, with the model that it was trained on." if adapters else _MERGE_ADAPTER
+            problem = f"{problem}, and holds an adapter"
         raise ActError(ConfigIssue(setting, str(folder), problem, hint))
-    raise_if_any(link_issues(folder, setting))
-    return convert_bin(folder, setting) if weights and name.startswith(BIN_PREFIX) else folder
+    raise_if_any([] if has_adapter(folder) else link_issues(folder, setting))
+
+
+def _as_folder(name: str, setting: str) -> tuple[Path, bool]:
+    """The path that ``name`` may be, and whether a folder is there."""
+    try:
+        folder = Path(name).expanduser()
+        return folder, folder.is_dir()
+    except (OSError, RuntimeError) as error:  # too long, say, or the home of a user who does not exist
+        problem = f"must be a folder that exists ({error})"
+        raise ActError(ConfigIssue(setting, name, problem, "Correct the path.")) from error
+
+
+def _locate_adapter(base: str, adapter: str, revision: str | None, setting: str, weights: bool) -> Path:
+    """The folder that joins the model ``base`` and its ``adapter``; ``revision`` is that of the one on the hub."""
+    folder, is_folder = _as_folder(adapter, setting)
+    of_base = revision is not None and not _as_folder(base, setting)[1]
+    if of_base and not is_folder:
+        problem = f"must name one model on the hub where a revision ({revision}) is given, and names two"
+        raise ActError(ConfigIssue(setting, f"{base}+{adapter}", problem, "Download one of them, and name its folder."))
+    base_folder = locate(base, revision if of_base else None, setting, weights)
+    if not is_folder:
+        if not _HUB_ID.fullmatch(adapter):
+            raise ActError(ConfigIssue(setting, adapter, "must be a folder that exists", "Correct the path."))
+        folder = _download(adapter, revision, setting, ADAPTER_WEIGHTS)
+    return join_adapter(base_folder, folder, base, setting)
 
 
 def _download(model: str, revision: str | None, setting: str, weight_pattern: str | None) -> Path:
@@ -358,10 +404,12 @@ def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quant
     :data:`QUANTIZATIONS`.
 
     Raises:
-        ActError: Files are missing, or the model cannot be loaded.
+        ActError: Files are missing, the model cannot be loaded, or it is an adapter on its base.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if has_adapter(folder):
+        raise ActError(quantized_adapter_issue(quantization))
     config = load_config(folder)
     read_headers(folder, str(folder))  # names every missing or truncated file at once
     settings: dict[str, Any] = {"load_in_8bit": True}
@@ -382,6 +430,12 @@ def load_quantized(folder: Path, dtype: torch.dtype, device: torch.device, quant
         raise ActError(_load_issue(folder, f"must load in {quantization}", error)) from error
     model.train(False)
     return model
+
+
+def quantized_adapter_issue(quantization: str) -> ConfigIssue:
+    """The issue of an adapter in a pair that is to be quantized."""
+    problem = "cannot be combined with an adapter as source, whose sum with its base is not quantized"
+    return ConfigIssue("profile.quantization", quantization, problem, _MERGE_ADAPTER)
 
 
 def untied_issue(location: str, keys: list[str]) -> ConfigIssue:

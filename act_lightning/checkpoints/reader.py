@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from act_lightning.architecture import assign, parameter_names
 from act_lightning.channels import as_matrix, matrix_shape
+from act_lightning.checkpoints.adapters import LoraAdapter, has_adapter
 from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import (
     load_generation_config,
@@ -46,7 +47,7 @@ class _OpenFile:
 
 
 class CheckpointReader(AbstractContextManager["CheckpointReader"]):
-    """The weights of a Hugging Face folder by the names that parameters have in the model.
+    """The weights of a Hugging Face folder by the names that parameters have in the model, with an adapter applied.
 
     Opening reads config and headers only. Files are opened when first needed, and closed with the reader. Several
     threads may read. All values returned are copies, and are checked for NaN and infinity.
@@ -55,6 +56,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         headers: The header of each file by its name.
         spec: The model's parameters and channels.
         keymap: Which key holds which parameter.
+        adapter: The adapter that is joined to the weights, if any.
         bytes_read: How many bytes of tensors have been read so far.
     """
 
@@ -65,7 +67,8 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
 
         Raises:
             ActError: As :func:`~act_lightning.checkpoints.weight_files.read_headers` and
-                :func:`~act_lightning.checkpoints.model_spec.map_keys`; or tied weights are stored twice and differ.
+                :func:`~act_lightning.checkpoints.model_spec.map_keys`; or tied weights are stored twice and differ; or
+                an adapter does not fit.
         """
         self.folder = folder
         self.headers = read_headers(folder, str(folder))
@@ -77,6 +80,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         self.spec: ModelSpec = read_model_spec(folder, self.headers)
         assert self.spec.keymap is not None  # headers were given
         self.keymap = self.spec.keymap
+        self.adapter = read_adapter(folder, self.spec)
         with self:
             self._check_ties()
 
@@ -112,7 +116,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         key = self.keymap.keys[name]
         values = self.raw(key).view(self._entries[key].dtype).view(self._entries[key].shape)
         check_finite(values, str(self.folder / self._files[key]), key)
-        return values
+        return values if self.adapter is None else self.adapter.rows(name, values)
 
     def buffers(self) -> dict[str, Tensor]:
         """All buffers that the model reads from a checkpoint and that this one holds, as stored; unchecked."""
@@ -154,7 +158,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             with self._lock:
                 self.bytes_read += values.nbytes
         check_finite(values, str(self.folder / file), key, index)
-        return values
+        return values if self.adapter is None else self.adapter.rows(name, values, index)
 
     @torch.no_grad()
     def fill(self, name: str, values: Tensor, first_row: int = 0) -> None:
@@ -173,7 +177,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             matrix[start:stop] = rows.to(values.device).to(values.dtype)
 
     def raw(self, key: str, start: int = 0, size: int | None = None) -> Tensor:
-        """Bytes of the tensor stored under ``key``, parameter or not, unchecked: uint8 ``[size]``.
+        """Bytes of the tensor stored under ``key``, parameter or not, unchecked and without adapter: uint8 ``[size]``.
 
         They begin at byte ``start`` of the tensor; by default all that follow are read.
         """
@@ -231,6 +235,17 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                     raise ActError(untied_issue(str(self.folder), [first, other]))
 
 
+def read_adapter(folder: Path, spec: ModelSpec) -> LoraAdapter | None:
+    """The adapter that is joined to the model in ``folder``, whose spec is given; ``None`` without one.
+
+    Raises:
+        ActError: It does not fit the model.
+    """
+    if not has_adapter(folder):
+        return None
+    return LoraAdapter(folder, spec.shapes, spec.ties, spec.vocabulary, spec.channels)
+
+
 def model_without_weights(reader: CheckpointReader, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal language model of a checkpoint: its parameters on the meta device, its buffers on ``device``.
 
@@ -255,7 +270,14 @@ def load_on_device(folder: Path, dtype: torch.dtype, device: torch.device) -> Pr
         ActError: As ``load_model``, or for a model whose parameters transformers makes of several tensors.
     """
     if device.type == "cpu":
-        return load_model(folder, dtype)
+        model = load_model(folder, dtype)
+        if has_adapter(folder):
+            with CheckpointReader(folder) as reader:
+                for name in reader.adapter.names if reader.adapter else ():
+                    parameter = model.get_parameter(name)
+                    values = reader.read(name).to(parameter.dtype)
+                    assign(model, name, nn.Parameter(values, requires_grad=parameter.requires_grad))
+        return model
     # A Trainer builds modules with its device as torch's default, but files are read by the host.
     with torch.device("cpu"), CheckpointReader(folder) as reader:
         model = model_without_weights(reader, dtype, device)

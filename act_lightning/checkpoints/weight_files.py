@@ -38,6 +38,10 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = ".adapter"
+"""The folder of an adapter that is joined to the base model around it."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 AUX_FILES = (
     "config.json",
     "generation_config.json",
@@ -363,7 +367,7 @@ class Identity:
 
 
 def identify(folder: Path, verify: bool = False) -> Identity:
-    """The identity of the weights in ``folder``.
+    """The identity of the weights in ``folder``, with those of an adapter that is joined to them.
 
     ``verify`` reads all bytes, for the SHA-256 of every file.
 
@@ -372,7 +376,13 @@ def identify(folder: Path, verify: bool = False) -> Identity:
     """
     digest = hashlib.sha256(b"files")
     sizes = {}
-    for name, header in read_headers(folder, str(folder)).items():
+    headers = read_headers(folder, str(folder))
+    if (folder / ADAPTER).is_dir():
+        headers[f"{ADAPTER}/{ADAPTER_WEIGHTS}"] = read_header(folder / ADAPTER / ADAPTER_WEIGHTS)
+        config = f"{ADAPTER}/{ADAPTER_CONFIG}"
+        sizes[config] = (folder / config).stat().st_size
+        digest.update((folder / config).read_bytes())
+    for name, header in headers.items():
         sizes[name] = (folder / name).stat().st_size
         with (folder / name).open("rb") as file:
             digest.update(f"{name} {sizes[name]}\n".encode())

@@ -200,7 +200,7 @@ def _prepare(config: Namespace, recipe: str, root: Path, overwrite: bool) -> Mer
     if profiles or merging_method(transfer.method).needs_fisher or not on_cpu or config.verify:
         return None
     target = locate(model.target, model.revision)
-    folders = [locate(source.model, source.revision) for source in sources]
+    folders = [locate(source.model, source.revision, "profile.sources", adapters=True) for source in sources]
     channels = read_model_spec(target).channels
     if channels is None or not 0 <= config.seed_everything <= LARGEST_SEED:
         return None

@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from act_lightning.checkpoints.adapters import split_adapter
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX
 from act_lightning.data.ability_data import AbilityData, EvaluationData, PerGroup
 from act_lightning.data.files import READERS, extension
@@ -403,7 +405,7 @@ def localize(
     issues: list[ConfigIssue] = []
     # Sources keep their names wherever they lie: random draws and score files depend on the name.
     for source in (local.get("profile") or {}).get("sources") or []:
-        source.setdefault("name", re.split(r"[/:\\]", source["model"].rstrip("/\\"))[-1])
+        source.setdefault("name", AbilitySource(source["model"], []).label)
     for parent, key, setting in _path_settings(local):
         value = parent[key]
         if setting in overrides.values:
@@ -411,8 +413,14 @@ def localize(
             options = _without(options, setting)
         elif isinstance(value, str) and not overrides.replace(setting):
             try:
-                revision = None if setting in shortened else parent.get("revision")
-                parent[key] = _find(value, setting, setting in shortened, revision, folders)
+                is_short, revision = setting in shortened, parent.get("revision")
+                find = partial(_find, setting=setting, folders=folders)
+                if setting.startswith("profile.sources.") and (parts := split_adapter(value)):
+                    # Of both a path is shortened to its last part, and an id of the hub, with an owner, stays.
+                    short = {part: is_short and "/" not in part for part in parts}
+                    parent[key] = "+".join(find(part, short[part], None if short[part] else revision) for part in parts)
+                else:
+                    parent[key] = find(value, is_short, None if is_short else revision)
             except ActError as error:
                 issues += error.issues
     raise_if_any(issues)
@@ -445,7 +453,7 @@ def _without(options: Sequence[str], setting: str) -> list[str]:
     return kept
 
 
-def _find(value: str, setting: str, shortened: bool, revision: str | None, folders: Sequence[Path]) -> str:
+def _find(value: str, shortened: bool, revision: str | None, setting: str, folders: Sequence[Path]) -> str:
     """The path, hub id or name that a card's ``value`` stands for on this machine.
 
     Raises:

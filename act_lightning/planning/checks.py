@@ -14,11 +14,12 @@ from act_lightning.callbacks.best_recovery import FOLDER as BEST
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory, inventory
+from act_lightning.checkpoints.adapters import has_adapter
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.checkpoints.lock import is_first_process, lock_issue
-from act_lightning.checkpoints.models import load_config, locate, meta_model
+from act_lightning.checkpoints.models import load_config, locate, meta_model, quantized_adapter_issue
 from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import LARGEST_SEED, SEED
@@ -157,7 +158,7 @@ def inspect_models(run: Run, compare: bool = True, weights: bool = False) -> Mod
     named += [(i, f"profile.sources[{i}].model", source.model, source.revision) for i, source in enumerate(sources)]
     for i, setting, name, revision in named:
         issue_count = len(models.issues)
-        folder = models.attempt(partial(locate, name, revision, setting, weights=False))
+        folder = models.attempt(partial(locate, name, revision, setting, weights=False, adapters=i >= 0))
         if folder is None:
             continue
         models.attempt(partial(load_config, folder))
@@ -340,6 +341,8 @@ def _transfer_issues(run: Run, models: Models, verb: str) -> list[ConfigIssue]:
         issues += run.sweep.selection_issues(models.channels, run.transfer.settings)
     elif models.channels is not None:
         issues += run.transfer.selection_issues(models.channels, run.sources)
+    if run.profiler.quantization is not None and any(map(has_adapter, models.sources.values())):
+        issues.append(quantized_adapter_issue(run.profiler.quantization))
     if run.transfer.scores is None or run.transfer.needs_profiling or not Path(run.transfer.scores).is_dir():
         return issues
     root = Path(run.transfer.scores)

@@ -245,7 +245,7 @@ def measurements(
     cache: dict[tuple[int | None, str], AbilitySamples] = {}
     result, issues = [], []
     for i, source in enumerate(sources):
-        folder = locate(source.model, source.revision, f"profile.sources[{i}].model")
+        folder = locate(source.model, source.revision, f"profile.sources[{i}].model", adapters=True)
         identities = {"target": target_identity, "source": asdict(identify(folder))}
         samples_of: dict[str, AbilitySamples] = {}
         for ability in [*scorer.keep, *(source.abilities if scorer.needs_samples else ())]:

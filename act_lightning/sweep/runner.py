@@ -139,7 +139,10 @@ class Sweep:
             evaluations[name] = _digest([rules, *prompts])
         return {
             "target": self.target.digests()[-1],
-            "sources": {source.label: identify(locate(source.model, source.revision)).digest for source in sources},
+            "sources": {
+                source.label: identify(locate(source.model, source.revision, "profile.sources", adapters=True)).digest
+                for source in sources
+            },
             "scores": self._score_digests(ACT),
             "evaluations": evaluations,
             "transfer": {key: value for key, value in transfer.items() if key not in ("ratio", "scale")},

@@ -259,7 +259,7 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
     raise_if_any(weight_issues(settings, plan.sources))
     selected, hashes = [], {"target": plan.target_digests[0]}
     for source in plan.sources:
-        folder = locate(source.model, source.revision, "profile.sources.model")
+        folder = locate(source.model, source.revision, "profile.sources.model", adapters=True)
         hashes[source.label] = identify(folder).digest
         scores: dict[str, Tensor | None] = dict.fromkeys(source.abilities)
         tokens = dict.fromkeys(source.abilities, 0)

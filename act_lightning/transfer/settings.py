@@ -121,7 +121,8 @@ class AbilitySource:
     """A source θ_abl and its abilities (paper §4.1, https://arxiv.org/abs/2601.09398).
 
     Attributes:
-        model: Folder or hub id, or ``lab:generalist``; a sibling of the target. A path is stored as text.
+        model: Folder or hub id, or ``lab:generalist``; a sibling of the target. A path is stored as text. A LoRA
+            adapter of PEFT follows the model that it was trained on: ``Qwen/Qwen2.5-7B+runs/adapter``.
         abilities: Names of abilities of the data module; or, in your own training loop, an iterable of batches by
             ability name: dicts of ``input_ids``, ``attention_mask`` and ``labels``, int64 ``[rows, length]``, where
             labels other than −100 mark answer tokens. Every process must see all batches; the profiler shares them out.
@@ -149,7 +150,7 @@ class AbilitySource:
         >>> AbilitySource("Qwen/Qwen2.5-7B-Instruct", ["science-ar"]).label
         'Qwen2.5-7B-Instruct'
         """
-        return self.name or re.split(r"[/:\\]", self.model.rstrip("/\\"))[-1]
+        return self.name or re.split(r"[/:\\+]", self.model.rstrip("/\\"))[-1]
 
     @property
     def loaders(self) -> dict[str, Iterable[dict[str, Any]]]:
