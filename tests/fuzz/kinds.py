@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from act_lightning.cards.card import new_card, read_card, rebuild_card
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.model_spec import read_model_spec
-from act_lightning.checkpoints.models import load_tokenizer
+from act_lightning.checkpoints.models import load_tokenizer, locate
+from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import INDEX, Header, read_header, read_headers
 from act_lightning.cli import replay
 from act_lightning.data.ability_data import AbilityData
@@ -34,7 +35,7 @@ from act_lightning.scores import ScoreRecord, encode_record, read_record, read_s
 from tests.tiny import CHATML, save_model, tiny_model, tiny_tokenizer
 
 KINDS = ("headers", "index", "config", "tokenizer", "metadata", "scores", "cards", "patches", "records", "jsonl")
-KINDS += ("parquet", "templates")
+KINDS += ("parquet", "templates", "adapters")
 
 NASTY: Sequence[Any] = (
     *(None, True, False, 0, -1, 1.5, 2**31, 2**63, 10**30, -(10**30), float("inf"), float("nan")),
@@ -322,6 +323,22 @@ _PIECES = (
     *("{#", "%}"),
     *("{% set ns = namespace(x='a') %}", "{% set ns.x = ns.x ~ ns.x %}", "{{ strftime_now('%Y') }}", "{% break %}"),
 )
+
+
+def _adapters(root: Path, model: Path) -> Kind:
+    folder, rank, name = root / "adapter", 2, "base_model.model.model.layers.0.self_attn.q_proj"
+    folder.mkdir()
+    tensors = {f"{name}.lora_A.weight": torch.ones(rank, 32), f"{name}.lora_B.weight": torch.ones(32, rank)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    good = {"peft_type": "LORA", "base_model_name_or_path": str(model), "r": rank, "lora_alpha": 4, "bias": "none"}
+    good |= {"alpha_pattern": {"q_proj": 3}, "modules_to_save": None, "use_dora": False, "init_lora_weights": True}
+
+    def read(content: str) -> None:
+        (folder / "adapter_config.json").write_text(content, encoding="utf-8", errors="surrogatepass")
+        with CheckpointReader(locate(f"{model}+{folder}", adapters=True)) as reader:
+            reader.read("model.layers.0.self_attn.q_proj.weight")
+
+    return Kind(mutated_json(good), read)
 
 
 def _templates(root: Path, model: Path) -> Kind:

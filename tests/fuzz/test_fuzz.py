@@ -23,4 +23,4 @@ def test_a_minute_of_strange_files() -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY)),
     )
     assert result.returncode == 0, result.stderr[-5000:]
-    assert result.stdout.count(" of them refused") == 12
+    assert result.stdout.count(" of them refused") == 13

@@ -19,7 +19,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, an adapter of it, what PEFT merges from both, and a target tuned from the same base."""
-    root = tmp_path_factory.mktemp("models")
+    root = tmp_path_factory.mktemp("adapters")
     base = tiny_model("llama", dtype=torch.bfloat16)
     save_model(base, tiny_tokenizer(), root / "base", "30KB")
     save_model(sibling_of(base, seed=3), tiny_tokenizer(), root / "target")
