@@ -280,7 +280,8 @@ class LoraAdapter:
     def rows(self, name: str, base: Tensor, index: Tensor | None = None) -> Tensor:
         """Rows of a parameter with the adapter, given those of the base, in the same shape and dtype.
 
-        ``index`` is int64 ``[rows]``, of the parameter seen as a matrix; by default, all of it is given. A parameter that stays is returned as it is.
+        ``index`` is int64 ``[rows]``, of the parameter seen as a matrix; by default, all of it is given. A parameter
+        that stays is returned as it is.
 
         Raises:
             ActError: A value of the adapter, or of the result, is NaN or infinite.
