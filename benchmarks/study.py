@@ -6,9 +6,9 @@
 
 Everything below was decided before results were looked at, and is not changed afterwards.
 
-*Pairs.* A *source* has two abilities; the *target* was fine-tuned from it on one of them, to *keep*, and forgot the
-other, to *recover*. Part ``tiny``: three laboratories of five seeds each. Part ``smollm2``: three pairs of abilities
-on SmolLM2-135M, each with a target that forgot in part and one that forgot nearly all, of three seeds each
+*Pairs.* A *source* has two abilities. Its sibling, the *target*, was trained on one of them, to *keep*, and forgot the
+other, to *recover*. Part ``tiny``: three laboratories of five seeds each. Part ``smollm2``: three pairs of abilities on
+SmolLM2-135M, each with a target that forgot in part and one that forgot nearly all, of three seeds each
 (``benchmarks/smollm2.py``).
 
 *Splits.* Samples for scores and fine-tuning come from what the models were trained on; validation and test items are
@@ -319,7 +319,7 @@ STAGES = {
 }
 LABORATORIES = {
     "lab": Recipe(vocabulary=300, hidden_size=96, layers=4),
-    # as the laboratory once was: its head has 17 % of the channels, which crowd out the rest
+    # in the shape that the laboratory once had: its head has 17 % of the channels, which crowd out the rest
     "shallow": Recipe(vocabulary=512, hidden_size=64, layers=3, **STAGES),
     "deep": Recipe(vocabulary=300, hidden_size=64, layers=8, **STAGES),
 }
