@@ -263,7 +263,9 @@ METHODS: dict[str, Method] = {
     "attribution": Method("attribution"),
     "attribution, keep": Method(Attribution(keep=[KEEP], penalty=4.0)),
 }
-"""Every method by its name in the tables; a rule that is to be compared is one more entry."""
+"""Every method by its name in the tables; a rule that is to be compared is one more entry, below ``BASELINES``."""
+BASELINES = tuple(METHODS)
+"""What a run must have to be in the tables; any other method is shown once all these runs have it."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ STAGES = {
     "specialist": Stage(300, 32, 8e-4, 1.0),
 }
 LABORATORIES = {
-    "lab": Recipe(vocabulary=300, hidden_size=96, layers=4),
+    "lab": Recipe(),
     # in the shape that the laboratory once had: its head has 17 % of the channels, which crowd out the rest
     "shallow": Recipe(vocabulary=512, hidden_size=64, layers=3, **STAGES),
     "deep": Recipe(vocabulary=300, hidden_size=64, layers=8, **STAGES),
@@ -647,11 +649,12 @@ class Estimate(NamedTuple):
 class Report:
     """Chosen rows on test of one part, and resampled means of them.
 
-    Only pairs and seeds of which everything was measured count, so that all methods stand on the same ones.
+    Only pairs and seeds that have all ``BASELINES`` count, so that all methods stand on the same ones.
 
     Attributes:
         rows: All rows, by pair and seed.
-        seeds: The complete seeds by pair.
+        seeds: The seeds that count, by pair.
+        methods: The methods that all of these have.
     """
 
     def __init__(self, part: Part, rows: Sequence[Row]) -> None:
@@ -659,21 +662,25 @@ class Report:
         self.rows: dict[tuple[str, int], list[Row]] = {}
         for row in rows:
             self.rows.setdefault((row.pair, row.seed), []).append(row)
-        self.seeds: dict[str, list[int]] = {}
-        for (pair, seed), of_pair in sorted(self.rows.items()):
-            keys = {row.key for row in of_pair}
-            try:
-                if all(keys.issuperset(step.keys(pair, seed)) for step in steps(part, lambda of_pair=of_pair: of_pair)):
-                    self.seeds.setdefault(pair, []).append(seed)
-            except IndexError:  # there is nothing to choose from yet
-                continue
+        complete = {
+            run: {method for method in part.methods if self._is_complete(*run, method)} for run in sorted(self.rows)
+        }
+        counting = [run for run, methods in complete.items() if methods.issuperset({*BASELINES} & {*part.methods})]
+        self.seeds = {pair: [seed for other, seed in counting if other == pair] for pair, _ in counting}
+        self.methods = [method for method in part.methods if all(method in complete[run] for run in counting)]
+
+    def _is_complete(self, pair: str, seed: int, method: str) -> bool:
+        rows = self.rows[pair, seed]
+        needed = steps(replace(self.part, methods=[method]), lambda: rows)
+        try:
+            return {row.key for row in rows}.issuperset(key for step in needed for key in step.keys(pair, seed))
+        except (IndexError, ValueError):  # there is nothing to choose from yet
+            return False
 
     @cached_property
     def entries(self) -> list[tuple[str, int]]:
         """Method and number of fine-tuning samples of all that is reported, target first."""
-        methods = [
-            (method, samples) for samples in (0, *self.part.tuned_samples) for method in (ALONE, *self.part.methods)
-        ]
+        methods = [(method, samples) for samples in (0, *self.part.tuned_samples) for method in (ALONE, *self.methods)]
         return [(TARGET, 0), (SOURCE, 0), *(entry for entry in methods if entry != (ALONE, 0))]
 
     def choice(self, pair: str, seed: int, method: str, samples: int) -> tuple[Row, bool]:

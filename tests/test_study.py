@@ -91,7 +91,9 @@ def test_goes_on_after_a_kill(part: study.Part, tmp_path: Path, monkeypatch: pyt
     assert (source.keep, source.recover) == (8, 8)
     assert any(0 < row.recover < 8 for row in rows)
     text = study.write_tables({"whole": part}, tmp_path)
-    report = study.Report(part, rows)
+    monkeypatch.setattr(study, "METHODS", study.METHODS | {"rule": study.Method("local")})
+    report = study.Report(replace(part, methods=(*study.BASELINES, "rule")), rows)
+    assert report.methods == list(study.BASELINES), "a rule is shown once it is measured"
     for method, samples in report.entries:
         row, _ = report.choice("numbers", 3, method, samples)
         assert f"| {method} |" in text
