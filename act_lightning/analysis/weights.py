@@ -16,7 +16,6 @@ from act_lightning.checkpoints.compatibility import VocabularyMatch
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
 from act_lightning.checkpoints.weight_files import identify, is_weightless
-from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_channels
 
@@ -56,9 +55,12 @@ def _find(name: str, commit: str | None) -> Path:
     if folder.is_dir():
         return folder
     if name.startswith(_LABORATORY):
-        from act_lightning.lab.models import Recipe
+        from act_lightning.lab.models import cached_folder, parse_name
 
-        folder = cache_folder("laboratory") / Recipe().version / name.removeprefix(_LABORATORY)
+        try:
+            folder = cached_folder(*parse_name(name.removeprefix(_LABORATORY)))
+        except ActError as error:
+            raise NotOnDisk(f"{name} is no model of the laboratory") from error
         if not folder.is_dir():
             raise NotOnDisk(f"{name} has not been built on this machine")
         return folder

@@ -31,7 +31,7 @@ Check = Callable[[Any], str | None]
 
 _CODE = "must name a class of act_lightning, torch.optim or bitsandbytes.optim that replay knows"
 _OWN = "Give a value of your own with --{setting}, or in a --config file, and the card's is not taken."
-_LAB = re.compile(r"lab:[A-Za-z0-9_-]+")
+_LAB = re.compile(r"lab:[A-Za-z0-9_-]+(@[0-9]{1,9})?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*")
 

@@ -149,8 +149,11 @@ class AbilitySource:
 
         >>> AbilitySource("Qwen/Qwen2.5-7B-Instruct", ["science-ar"]).label
         'Qwen2.5-7B-Instruct'
+        >>> AbilitySource("lab:generalist@1", ["words"]).label
+        'generalist-1'
         """
-        return self.name or re.split(r"[/:\\+]", self.model.rstrip("/\\"))[-1]
+        last = re.split(r"[/:\\+]", self.model.rstrip("/\\"))[-1]
+        return self.name or (last.replace("@", "-") if self.model.startswith("lab:") else last)
 
     @property
     def loaders(self) -> dict[str, Iterable[dict[str, Any]]]:
