@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ class MaskedTaskVectorInjection(TransferCallback):
         super().__init__(settings, scores)
         self.prepared: PreparedTransfer | None = None
         self.record: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, settings: TransferSettings) -> MaskedTaskVectorInjection:
+        """The injection with these settings."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(settings)})
 
     @property
     def needs_data(self) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +22,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 import act_lightning
 from act_lightning.analysis.causes_settings import CausesSettings
+from act_lightning.callbacks.comparison import FitEvaluation, TransferComparison, slug
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.fail_together import FailTogether
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
@@ -40,6 +44,7 @@ from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import TerminalFilter, terminal_text
+from act_lightning.evaluation.tables import ModelRow
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
@@ -48,6 +53,7 @@ from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
 from act_lightning.training.lightning_compat import has_own_checkpoint_io
 from act_lightning.training.together import all_fail_together
+from act_lightning.transfer.settings import TransferSettings
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -61,6 +67,7 @@ _OVERWRITE = "Replace an earlier export, and the checkpoint of an earlier fit; o
 _OWN_VERBS = ("profile", "merge", "sweep", "causes", "plan", "inspect")
 _WITHOUT_TRAINER = ("plan", "inspect")
 _TERMINAL_FILTER = TerminalFilter()
+_NOT_IN_OTHER_FITS = ("TransferComparison", "AnswerEvaluation", "HuggingFaceExport", "Checkpoint")
 _LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
 
 
@@ -231,7 +238,47 @@ class ActCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, (HuggingFaceExport, LastCheckpoint)):
                 callback.overwrite |= self.overwrite
+            if isinstance(callback, TransferComparison):
+                callback.fits_again = True
         return trainer
+
+    def after_fit(self) -> None:
+        """Make the other fits of a comparison, then print its table."""
+        comparisons = [each for each in self.trainer.callbacks if isinstance(each, TransferComparison)]  # type: ignore[attr-defined]
+        for comparison in comparisons:
+            if comparison.other_fits:
+                for label, settings in comparison.other_fits.items():
+                    comparison.rows += self._fit_again(comparison, label, settings)
+                comparison.publish(self.trainer)
+
+    def _fit_again(
+        self, comparison: TransferComparison, label: str, settings: TransferSettings | None
+    ) -> list[ModelRow]:
+        """Fit once more with another transfer, or with none, and evaluate it; nothing is exported or logged."""
+        config, evaluation = self.config.clone(), FitEvaluation(label, comparison.ignored_sets)
+        section, root = config.fit.trainer, self.run.root / "comparison" / slug(label)
+        section.default_root_dir, section.logger, section.enable_checkpointing = str(root), False, False
+        section.callbacks = [
+            each for each in section.callbacks or [] if not each.class_path.endswith(_NOT_IN_OTHER_FITS)
+        ]
+        other = copy.copy(self)
+        other.config_init = self.parser.instantiate_classes(config)
+        sections = other.config_init.fit
+        profiler, other.save_config_callback = sections.profile, None
+        if settings is None:
+            profiler.sources = None
+        else:
+            profiler.sources = [replace(source, scale=None, ratio=None) for source in profiler.sources or []]
+            sections.transfer = MaskedTaskVectorInjection.of(settings)
+        super()._set_seed()
+        defaults, _ = trainer_defaults(sections.trainer, root, "fit", evaluation)
+        defaults["callbacks"] += [evaluation]
+        other.trainer_defaults = {}
+        other.trainer = LightningCLI.instantiate_trainer(other, **defaults)
+        rank_zero_info(f"fitting once more, for the comparison: {label}")
+        with all_fail_together(other.trainer.strategy):
+            other.trainer.fit(sections.model, datamodule=sections.data)
+        return evaluation.rows
 
     def recipe(self) -> str:
         """The run's config as YAML."""

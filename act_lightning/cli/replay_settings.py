@@ -121,7 +121,11 @@ _CALLBACKS: Mapping[str, Sequence[str]] = {
         ("LostUpdates", "lost_updates", ()),
         ("PreemptionCheckpoint", "preemption", ()),
         ("TokenThroughput", "throughput", ("window_size",)),
-        ("TransferComparison", "comparison", ()),
+        (
+            "TransferComparison",
+            "comparison",
+            ("label", "fine_tuning_alone", "selections", "scales", "keep_within", "validation_sets"),
+        ),
     )
     for module in ("", f"{home}.")
 }
@@ -130,11 +134,23 @@ _SCHEDULES = ("act_lightning.training.optimizers.WarmupCosine", "act_lightning.s
 
 
 def _callbacks(value: object) -> str | None:
-    problems = [
-        _class({"class_path": item} if isinstance(item, str) else item, _CALLBACKS)
-        for item in (value if isinstance(value, list) else [value])
-    ]
+    problems = []
+    for item in value if isinstance(value, list) else [value]:
+        callback: Any = {"class_path": item} if isinstance(item, str) else item
+        arguments = callback.get("init_args") if isinstance(callback, dict) else None
+        if isinstance(arguments, dict) and "selections" in arguments:
+            problems.append(_each(_transfer)(arguments["selections"] or {}))
+            plain = {name: argument for name, argument in arguments.items() if name != "selections"}
+            callback = {**callback, "init_args": plain}
+        problems.append(_class(callback, _CALLBACKS))
     return next((problem for problem in problems if problem), None)
+
+
+def _transfer(settings: object) -> str | None:
+    known = TAKEN["transfer"]
+    if not isinstance(settings, dict) or settings.keys() - known:
+        return f"must hold any of {', '.join(known)}"
+    return next(filter(None, (known[name](value) for name, value in settings.items())), None)
 
 
 def _of_torch(kind: str) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -133,17 +133,20 @@ def score_model(
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int], object] = lambda items: None,
+    names: Iterable[str] | None = None,
 ) -> ItemScores:
-    """Which items of all evaluation sets a model in memory answers correctly by their metrics, without its answers.
+    """Which items of the evaluation sets a model in memory answers correctly by their metrics, without its answers.
 
     An answer that must be one exact string is decided by a teacher-forced pass over the references; any other is
     generated greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch,
     with the tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores; they
     call the model equally often, with items that do not count if need be, because a sharded model needs all of them.
-    ``progress`` is called with the number of items of each batch that this process has scored.
+    ``progress`` is called with the number of items of each batch that this process has scored. ``names`` are those of
+    the sets, by default all.
     """
     scored: dict[str, list[tuple[int, bool]]] = {}
-    for name, settings in data.evaluations.items():
+    for name in data.evaluations if names is None else names:
+        settings = data.evaluations[name]
         metric, prompts = settings.main_metric, data.prompts[name]
         is_exact = settings.kind == "exact" and metric == "exact_match"
         if is_exact:

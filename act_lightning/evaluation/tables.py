@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE
@@ -14,6 +15,9 @@ from rich.table import Table
 from act_lightning.escaping import csv_cell, markdown_text
 from act_lightning.evaluation.intervals import Interval, McNemar, Share, mean_of_shares, paired_test, percent
 from act_lightning.evaluation.results import ROLES, Results, role_means
+
+FINE_TUNING_ALONE = "fine-tuning alone"
+"""The row of a comparison that stands for a fit without a transfer."""
 
 
 def rich_table(
@@ -126,18 +130,27 @@ class ItemScores:
         """The mean accuracy of several sets, each with the same weight, with its 95 % interval."""
         return mean_of_shares([self.share(name) for name in names])
 
-    def against(self, baseline: ItemScores, name: str) -> McNemar:
-        """McNemar's test against another model on the items of a set."""
-        return paired_test(baseline.digits[name], self.digits[name])
+    def against(self, baseline: ItemScores, *names: str) -> McNemar:
+        """McNemar's test against another model on the items of one or several sets."""
+        before, after = ("".join(scores.digits[name] for name in names) for scores in (baseline, self))
+        return paired_test(before, after)
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model of a comparison; the share is that of the parameters that a transfer changed, if there was one."""
+    """One model of a comparison.
+
+    Attributes:
+        model: What it is called.
+        share: The share of the parameters that a transfer changed, if there was one.
+        scores: Which items it answered correctly.
+        module_types: By type of module, the number of parameters that a transfer changed.
+    """
 
     model: str
     share: float | None
     scores: ItemScores
+    module_types: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain dicts, strings and numbers."""
@@ -148,12 +161,14 @@ class ModelRow:
             "correct": {name: share.correct for name, share in counts.items()},
             "total": {name: share.total for name, share in counts.items()},
             "right": dict(self.scores.digits),
+            "module_types": dict(self.module_types),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelRow:
         """The inverse of :meth:`to_json`."""
-        return cls(values["model"], values["share"], ItemScores(values["right"]))
+        scores = ItemScores(values["right"])
+        return cls(values["model"], values["share"], scores, values.get("module_types", {}))
 
 
 def models_table(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> Table:
@@ -170,12 +185,45 @@ def models_table(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> Table:
         for name in names:
             value, low, high = row.scores.share(name).interval
             test = _paired_with_first(rows, row, name)
-            changes = "" if test is None else f"  +{test.gained} −{test.lost}"
+            changes = "" if test is None else f"\n+{test.gained} −{test.lost}"
             cells[-1].append(f"{100 * value:.1f}  {100 * low:.0f}–{100 * high:.0f}{changes}")
         cells[-1] += [f"{100 * row.scores.mean(by_role[role])[0]:.1f}" for role in averaged]
     title = f"accuracy in %, its 95 % interval, and items +gained −lost against {rows[0].model}"
     head = ["", "moved", *(f"{name}\n({roles[name]})" for name in names), *(f"{role}\nmean" for role in averaged)]
     return rich_table(title, head, cells, bold=len(averaged), pad_edge=True)
+
+
+def comparison_findings(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> list[str]:
+    """What a comparison says, in words: what each transfer moved and did, and what it is worth before fine-tuning.
+
+    A change is called so when McNemar's exact test over the items of all sets of a role gives p < 0.05.
+    """
+    by_name, target, end = {row.model: row for row in rows}, rows[0], " + fine-tuning"
+    alone = by_name.get(FINE_TUNING_ALONE)
+    lines = []
+    for row in rows:
+        if row.module_types:
+            moved = sum(row.module_types.values())
+            largest = Counter(row.module_types).most_common(5)
+            shares = [f"{name} {count / moved:.0%}" for name, count in largest if count / moved >= 0.01]
+            lines.append(f"{row.model} moved {row.share:.2%} of the parameters, mostly of {', '.join(shares)}.")
+            lines.append(f"  Without fine-tuning: {_changes(row, target, roles, 'the target')}.")
+            tuned = by_name.get(f"{row.model}{end}")
+            if alone is not None and tuned is not None:
+                lines.append(f"  With fine-tuning: {_changes(tuned, alone, roles, 'fine-tuning alone')}.")
+    return lines
+
+
+def _changes(row: ModelRow, baseline: ModelRow, roles: Mapping[str, str], name: str) -> str:
+    texts = []
+    for role in reversed(ROLES):
+        sets = [each for each, its_role in roles.items() if its_role == role]
+        if sets:
+            before, after = (100 * scores.mean(sets)[0] for scores in (baseline.scores, row.scores))
+            is_change = row.scores.against(baseline.scores, *sets).p_value < 0.05
+            verdict = ("higher" if after > before else "lower") if is_change else "no clear difference"
+            texts.append(f"{role} {after:.1f} ({name}: {before:.1f}; {verdict})")
+    return ", ".join(texts)
 
 
 def models_csv(rows: Sequence[ModelRow], roles: Mapping[str, str]) -> str:

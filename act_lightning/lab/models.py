@@ -60,7 +60,7 @@ class Recipe:
     initial_spread: float = 0.06
     base: Stage = field(default_factory=lambda: Stage(1300, 32, 3e-3, 0.5, whole_text=True))
     generalist: Stage = field(default_factory=lambda: Stage(400, 32, 1.5e-3, 0.25))
-    specialist: Stage = field(default_factory=lambda: Stage(500, 32, 1e-3, 1.0))
+    specialist: Stage = field(default_factory=lambda: Stage(400, 32, 8e-4, 1.0))
 
     @property
     def version(self) -> str:
@@ -143,10 +143,15 @@ def model_folder(name: str, recipe: Recipe | None = None) -> Path:
 def _build(recipe: Recipe, laboratory: Path) -> None:
     """Build all three models, the two siblings side by side: the specialist in a process of its own."""
     build_model("base", recipe, laboratory)
-    code = f"from {__name__} import Recipe, Stage, build_model; build_model('specialist', {recipe!r}, {str(laboratory)!r})"
+    code = (
+        f"from {__name__} import Recipe, Stage, build_model; build_model('specialist', {recipe!r}, {str(laboratory)!r})"
+    )
     with tempfile.TemporaryFile(mode="w+") as output:
         sibling = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stdout=output, stderr=output
+            [sys.executable, "-P", "-c", code],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=output,
+            stderr=output,
         )
         try:
             build_model("generalist", recipe, laboratory)

@@ -248,7 +248,7 @@ def test_a_resumed_run_keeps_its_rows(setting: Setting, monkeypatch: pytest.Monk
 
 def test_plain_fine_tuning_is_compared_with_its_target(setting: Setting) -> None:
     setting.sources = None  # type: ignore[assignment]
-    assert list(setting.fit(TransferComparison())) == ["target", "fine-tuning"]
+    assert list(setting.fit(TransferComparison())) == ["target", "fine-tuning alone"]
 
 
 def test_other_kinds_of_answers_are_generated_and_judged(setting: Setting) -> None:

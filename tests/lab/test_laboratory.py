@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from act_lightning.channels import inventory
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.evaluation.grading import exact_match
 from act_lightning.lab.abilities import rows
@@ -29,8 +30,11 @@ def test_siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide bounds: another processor rounds otherwise, and the sums are learned all of a sudden."""
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path))
     sums, words = ({name: share_right(model_folder(name), task) for name in MODELS} for task in ("arithmetic", "words"))
-    assert words["base"] > 0.5
-    assert words["generalist"] > 0.8
+    assert words["base"] > 0.7
+    assert words["generalist"] > 0.85
     assert sums["generalist"] > 0.3
-    assert sums["specialist"] > max(0.8, sums["generalist"])
-    assert words["specialist"] < 0.6
+    assert sums["specialist"] > 0.85
+    assert words["specialist"] < 0.15
+    channels = inventory(AutoModelForCausalLM.from_pretrained(model_folder("base")))
+    head = next(module.count for module in channels.modules if module.name == "lm_head")
+    assert head <= 0.09 * channels.total, "as in models of billions of parameters"

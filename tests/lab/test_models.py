@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError
 from act_lightning.evaluation.generation import generate_answers
 from act_lightning.lab import models
-from act_lightning.lab.models import MODELS, Recipe, model_folder
+from act_lightning.lab.models import MODELS, Recipe, cached_folder, model_folder, parse_name
 from act_lightning.lab.training import Stage
 
 MICRO = Recipe(
@@ -44,9 +45,10 @@ def test_three_siblings(own_cache: Path) -> None:
         weights[name] = dict(model.named_parameters())
     shapes = [{key: value.shape for key, value in of_one.items()} for of_one in weights.values()]
     assert shapes[0] == shapes[1] == shapes[2]
-    for one, other in [("base", "generalist"), ("generalist", "specialist")]:
+    for one, other in [("base", "generalist"), ("base", "specialist"), ("generalist", "specialist")]:
         assert all(not torch.equal(weights[one][key], weights[other][key]) for key in weights[one])
-    assert sorted(path.name for path in own_cache.iterdir()) == [".lock", *sorted(MODELS)]
+    assert sorted(path.name for path in own_cache.iterdir()) == sorted(MODELS)
+    assert sorted(path.name for path in own_cache.parent.iterdir()) == [MICRO.version, f"{MICRO.version}.lock"]
 
 
 def test_folder_answers(caplog: pytest.LogCaptureFixture) -> None:
@@ -63,7 +65,7 @@ def test_built_once_and_without_touching_random_numbers(capsys: pytest.CaptureFi
     before = torch.get_rng_state()
     folder = model_folder("specialist", MICRO)
     assert torch.equal(torch.get_rng_state(), before)
-    assert "training lab:specialist" in capsys.readouterr().err
+    assert "training lab:generalist" in capsys.readouterr().err
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert model_folder("specialist", MICRO) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
@@ -76,19 +78,36 @@ def test_same_weights_from_the_same_recipe(tmp_path: Path, monkeypatch: pytest.M
     assert (model_folder("specialist", MICRO) / "model.safetensors").read_bytes() == first
 
 
-def test_a_build_that_fails_leaves_nothing(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_off(name: str, recipe: Recipe, parent: Path | None, folder: Path) -> None:
-        (folder / "config.json").write_text("{}")
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("broken", ["base", "generalist"])
+def test_a_build_that_fails_leaves_nothing(broken: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = models.build_model
+
+    def break_off(name: str, recipe: Recipe, laboratory: Path) -> None:
+        if name == broken:
+            raise KeyboardInterrupt
+        build(name, recipe, laboratory)
 
     with monkeypatch.context() as patch:
         patch.setattr(models, "build_model", break_off)
         with pytest.raises(KeyboardInterrupt):
             model_folder("base", MICRO)
-    assert [path.name for path in own_cache.iterdir()] == [".lock"]
-    (own_cache / ".unfinished-killed").mkdir()
+    lock = f"{MICRO.version}.lock"
+    assert [path.name for path in own_cache.parent.iterdir()] == [lock]
+    (own_cache.parent / f"{MICRO.version}.unfinished-killed").mkdir()
     model_folder("base", MICRO)
-    assert sorted(path.name for path in own_cache.iterdir()) == [".lock", "base"]
+    assert sorted(path.name for path in own_cache.parent.iterdir()) == [MICRO.version, lock]
+
+
+def test_a_sibling_that_fails_beside_is_told(own_cache: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"training lab:specialist failed:[\s\S]*n_sample <= 0"):
+        model_folder("base", replace(MICRO, specialist=Stage(2, -4, 1e-3, 1.0)))
+
+
+def test_seeds_have_laboratories_of_their_own() -> None:
+    name, recipe = parse_name("specialist@2")
+    assert (name, recipe) == ("specialist", Recipe(seed=2))
+    assert parse_name("specialist") == parse_name("specialist@0")
+    assert cached_folder("base", recipe) != cached_folder("base", Recipe())
 
 
 @pytest.mark.slow
@@ -101,9 +120,10 @@ def test_two_processes_build_once() -> None:
     assert ("training lab:base" in first_bars) != ("training lab:base" in second_bars)
 
 
-def test_unknown_name() -> None:
-    with pytest.raises(ActError, match=r"'genius'.*lab:base, lab:generalist, lab:specialist"):
-        model_folder("genius")
+@pytest.mark.parametrize("name", ["genius", "specialist@", "specialist@x", "specialist@-1", "../base", "base@1@2"])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(ActError, match=r"lab:base, lab:generalist, lab:specialist.*lab:specialist@1"):
+        model_folder(name)
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,28 @@ def test_answers_and_their_end_are_labeled(tokenizer: PreTrainedTokenizerFast) -
     assert ((whole.labels != -100).sum(1) == whole.lengths).all()
 
 
-def test_draws_follow_weights_and_are_cut_to_their_longest(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_draws_follow_weights_and_put_the_short_first(tokenizer: PreTrainedTokenizerFast) -> None:
     encoded = samples(tokenizer)
-    ids, labels = encoded.draw(64)
-    assert ids.shape == labels.shape == (64, int(encoded.lengths[:8].max()))
-    assert len(ids.unique(dim=0)) > 4
+    updates = encoded.draw(3, 64)
+    assert updates.shape == (3, 64)
+    assert set(updates.flatten().tolist()) == set(range(8)), "the last has weight 0"
+    assert (encoded.lengths[updates].diff(dim=1) >= 0).all()
+
+
+def test_halves_give_the_gradient_of_the_whole_update(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Plain SGD is out of reach, so by AdamW's first update, whose sign is the gradient's."""
+    one, other = tiny_model("qwen2"), tiny_model("qwen2")
+    encoded = encode(tokenizer, ROWS, [1.0] * 9, whole_text=False)
+    torch.manual_seed(5)
+    train(one, encoded, Stage(1, 8, 1e-3, 1.0), "test")
+    torch.manual_seed(5)
+    drawn = torch.multinomial(encoded.weights, 8, replacement=True)
+    logits = other(input_ids=encoded.ids[drawn]).logits[:, :-1]
+    cross_entropy(logits.flatten(0, 1), encoded.labels[drawn, 1:].flatten(), ignore_index=-100).backward()
+    torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    torch.optim.AdamW(other.parameters(), 1e-3, (0.9, 0.98), weight_decay=0.01).step()
+    for ours, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
