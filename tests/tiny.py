@@ -81,18 +81,18 @@ def tiny_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(architecture, **overrides), dtype=torch.float32)
-    _perturb(model, seed, 0.15)
+    perturb(model, seed, 0.15)
     return model.to(dtype).eval()
 
 
 def sibling_of(model: PreTrainedModel, seed: int, scale: float = 0.05) -> PreTrainedModel:
     """A deep copy with every parameter moved by ``scale`` times a normal draw; tied weights stay tied."""
     sibling = copy.deepcopy(model)
-    _perturb(sibling, seed, scale)
+    perturb(sibling, seed, scale)
     return sibling
 
 
-def _perturb(model: PreTrainedModel, seed: int, scale: float) -> None:
+def perturb(model: PreTrainedModel, seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for values in (*model.parameters(), *persistent_buffers(model).values()):

@@ -186,8 +186,8 @@ class AnswerPositions:
 
         Args:
             output: ``[rows, length, channels]``; with heads ``[rows, length, heads, channels]`` or
-                ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]``; rows may be 1 where
-                all rows share it (position embeddings).
+                ``[rows, heads, length, channels]``; flattened ``[rows · length, channels]`` or
+                ``[rows · length · heads, channels]``; rows may be 1 where all rows share it (position embeddings).
             buffers: Memory for the copy.
 
         Returns:
@@ -196,7 +196,8 @@ class AnswerPositions:
         """
         rows, length = self.mask.shape
         if output.ndim == 2:
-            output = output.view(-1, length, output.shape[-1])
+            heads = max(1, len(output) // (rows * length))
+            output = output.reshape(-1, length, heads, output.shape[-1]).squeeze(2)
         if output.ndim == 4 and output.shape[1] != length:
             output = output.transpose(1, 2)
         tokens = output.expand(rows, *output.shape[1:]).flatten(0, 1)

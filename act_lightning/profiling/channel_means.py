@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torchmetrics import Metric
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.profiling.outputs import ExpertOutput, Output
 from act_lightning.scorers.scorer import ActivationScorer, Observation
 
 _MOST_NAMES = 5
@@ -53,10 +55,71 @@ def token_sums(scorer: ActivationScorer, observation: Observation) -> Tensor:
     return sums
 
 
+def expert_sums(scorer: ActivationScorer, observation: Observation, rows: Tensor) -> Tensor:
+    """As :func:`token_sums`, of each expert.
+
+    Args:
+        scorer: Defines the values.
+        observation: Outputs ``[rows, features]``, sorted by expert.
+        rows: How many of them each expert has, int64 ``[experts]``.
+
+    Returns:
+        float64 ``[terms, experts, features]``.
+    """
+    target = observation.target
+    features, device = target.shape[1], float64_device(target.device)
+    sums = torch.zeros(scorer.terms, len(rows), features, dtype=torch.float64, device=device)
+    ends = rows.cumsum(0)
+    step = max(1, _DEVICE_BLOCK // max(1, features))
+    if target.device.type == "cpu":
+        blocks = [(start, end) for start, end in pairwise([0, *ends.tolist()])]
+    else:  # where an expert at a time would be too little work
+        blocks = [(start, min(start + step, len(target))) for start in range(0, len(target), step)]
+    for number, (start, end) in enumerate(blocks):
+        if start == end:
+            continue
+        others = (observation.source, observation.source_weight_output)
+        source, weight_output = (None if output is None else output[start:end] for output in others)
+        part = replace(observation, target=target[start:end], source=source, source_weight_output=weight_output)
+        if target.device.type == "cpu":
+            sums[:, number] = token_sums(scorer, part)
+            continue
+        lengths = (ends.clamp(start, end) - (ends - rows).clamp(start, end)).to(device)
+        values = scorer.values(part).reshape(scorer.terms, -1, features).to(device)
+        for total, term in zip(sums, values, strict=True):
+            total += torch.segment_reduce(term.double(), "sum", lengths=lengths, axis=0, unsafe=True)
+    return sums
+
+
+def align(outputs: Sequence[ExpertOutput | None]) -> tuple[list[Tensor | None], Tensor]:
+    """Outputs of the same experts in several models, with zeros where a token is routed in another one only.
+
+    Args:
+        outputs: Those of each model at the same tokens; the first one is there.
+
+    Returns:
+        ``[rows, features]`` of each model, sorted by expert; and the number of each row's expert, int64 ``[rows]``.
+    """
+    present = [output for output in outputs if output is not None]
+    keys = [output.routing.experts * output.routing.total + output.routing.tokens for output in present]
+    pairs, rows = torch.unique(torch.cat(keys), return_inverse=True)
+    split = iter(rows.split([len(key) for key in keys]))
+    aligned: list[Tensor | None] = []
+    for output in outputs:
+        if output is None:
+            aligned.append(None)
+            continue
+        values = output.values.new_zeros(len(pairs), output.values.shape[1])
+        values[next(split)] = output.values
+        aligned.append(values)
+    return aligned, pairs // max(1, present[0].routing.total)
+
+
 class ChannelMeans(Metric):
     """The scores of every channel: means over all answer tokens of all samples, on any number of processes.
 
-    A module with several outputs per token (a norm inside each attention head) is averaged over these as well.
+    A module with several outputs per token (a norm inside each attention head) is averaged over these as well. An
+    expert's activation is 0 at a token that is not routed to it, in either model.
 
     Args:
         inventory: The channels of the target.
@@ -71,6 +134,9 @@ class ChannelMeans(Metric):
         count: Number of values added up, by module, int64 ``[modules]``.
         chunk_total: The same sums for each chunk, ``[chunks, terms, channels]``.
         chunk_count: The same counts for each chunk, ``[chunks, modules]``.
+        usage: How many answer tokens the target, the source, and either of them route to each expert, int64
+            ``[3, experts]``, the experts of every packed parameter of :attr:`expert_spans`.
+        chunk_usage: The same for each chunk, ``[chunks, 3, experts]``, where the scorer divides by it.
     """
 
     full_state_update = False
@@ -78,6 +144,8 @@ class ChannelMeans(Metric):
     count: Tensor
     chunk_total: Tensor
     chunk_count: Tensor
+    usage: Tensor
+    chunk_usage: Tensor
 
     def __init__(
         self,
@@ -92,22 +160,35 @@ class ChannelMeans(Metric):
         self.module_names = [module.name for module in inventory.modules]
         self._partners = dict(partners or {})
         self._spans = {module.name: (i, span) for i, (module, span) in enumerate(inventory.spans())}
-        shape, modules = (scorer.terms, inventory.total), len(self._spans)
+        starts = list(accumulate((module.experts for module in inventory.modules), initial=0))
+        self.expert_spans = {
+            module.name: slice(start, start + module.experts)
+            for module, start in zip(inventory.modules, starts, strict=False)
+            if module.experts
+        }
+        shape, modules, experts = (scorer.terms, inventory.total), len(self._spans), starts[-1]
+        self._by_routed = scorer.experts == "routed"
         self.add_state("total", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros(modules, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("usage", torch.zeros(3, experts, dtype=torch.int64), dist_reduce_fx="sum")
         if chunks:
+            if self._by_routed:
+                chunk_usage = torch.zeros(chunks, 3, experts, dtype=torch.int64)
+                self.add_state("chunk_usage", chunk_usage, dist_reduce_fx="sum")
             self.add_state("chunk_total", torch.zeros(chunks, *shape, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state("chunk_count", torch.zeros(chunks, modules, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self,
         module: str,
-        target: Tensor,
-        source: Tensor | None = None,
-        source_weight_output: Tensor | None = None,
+        target: Output,
+        source: Output | None = None,
+        source_weight_output: Output | None = None,
         chunk: int = 0,
     ) -> None:
         """Add the outputs of one module at some answer tokens of a chunk, each ``[tokens, ..., channels]``.
+
+        Those of packed experts are :class:`~act_lightning.profiling.outputs.ExpertOutput`.
 
         Args:
             module: The module's name.
@@ -117,7 +198,18 @@ class ChannelMeans(Metric):
             chunk: The number of the chunk.
         """
         number, span = self._spans[module]
+        if isinstance(target, ExpertOutput):
+            assert not isinstance(source, Tensor)
+            assert not isinstance(source_weight_output, Tensor)
+            sums = self._expert_sums(module, [target, source, source_weight_output], chunk)
+            self._add(number, span, sums, target.routing.total, chunk)
+            return
+        assert not isinstance(source, ExpertOutput)
+        assert not isinstance(source_weight_output, ExpertOutput)
         others = [source, source_weight_output]
+        if target.shape[-1] != span.stop - span.start:  # a norm with a weight for each feature of each head
+            target = target.flatten(-2)
+            others = [None if other is None else other.flatten(-2) for other in others]
         if module in self._partners:  # bring the source's channels into the target's order
             partners = self._partners[module].to(target.device)
             others = [
@@ -125,12 +217,37 @@ class ChannelMeans(Metric):
                 for other in others
             ]
         sums = token_sums(self.scorer, Observation(module, target, *others)).to(self.total.device)
-        count = target[..., 0].numel()
+        self._add(number, span, sums, target[..., 0].numel(), chunk)
+
+    def _add(self, number: int, span: slice, sums: Tensor, count: int, chunk: int) -> None:
+        """Add the sums of a module over that many values."""
         self.total[:, span] += sums
         self.count[number] += count
         if self.chunks:
             self.chunk_total[chunk, :, span] += sums
             self.chunk_count[chunk, number] += count
+
+    def _expert_sums(self, module: str, outputs: Sequence[ExpertOutput | None], chunk: int) -> Tensor:
+        """Sums over tokens of every expert's values, float64 ``[terms, experts · features]``; and count the tokens."""
+        span = self.expert_spans[module]
+        experts = span.stop - span.start
+        (target, source, source_weight_output), of_rows = align(outputs)
+        assert target is not None
+        models = [outputs[0], outputs[1] if source is not None else outputs[0]]
+        routed = [model.routing.experts for model in models if model is not None] + [of_rows]
+        usage = torch.stack([torch.bincount(numbers, minlength=experts) for numbers in routed])
+        self.usage[:, span] += usage.to(self.usage.device)
+        if self.chunks and self._by_routed:
+            self.chunk_usage[chunk, :, span] += usage.to(self.usage.device)
+        sums = expert_sums(self.scorer, Observation(module, target, source, source_weight_output), usage[2])
+        if not self._by_routed:  # a scorer may give two zeros another value than 0
+            zero = target.new_zeros(1, target.shape[1])
+            zeros = (None if output is None else zero for output in (source, source_weight_output))
+            of_zeros = token_sums(self.scorer, Observation(module, zero, *zeros))
+            if bool(of_zeros.any()):
+                assert outputs[0] is not None
+                sums += of_zeros.unsqueeze(1) * (outputs[0].routing.total - usage[2]).to(sums.device)[:, None]
+        return sums.flatten(1).to(self.total.device)
 
     def compute(self) -> Tensor:
         """The scores, float32 ``[channels]``.
@@ -138,7 +255,7 @@ class ChannelMeans(Metric):
         Raises:
             ActError: If a module gave no output at any answer token.
         """
-        return self._scores(self.total, self.count)
+        return self._scores(self.total, self.count, self.usage)
 
     def compute_chunks(self) -> Tensor | None:
         """The scores of each chunk of samples, float32 ``[chunks, channels]`` on the CPU; ``None`` if there are none.
@@ -149,16 +266,22 @@ class ChannelMeans(Metric):
         if not self.chunks:
             return None
         with self.sync_context():  # adds up the sums of all processes
-            chunks = zip(self.chunk_total, self.chunk_count, strict=True)
-            return torch.stack([self._scores(total, count) for total, count in chunks]).cpu()
+            usages = self.chunk_usage if self._by_routed else [self.usage] * self.chunks
+            chunks = zip(self.chunk_total, self.chunk_count, usages, strict=True)
+            return torch.stack([self._scores(*chunk) for chunk in chunks]).cpu()
 
-    def _scores(self, total: Tensor, count: Tensor) -> Tensor:
+    def _scores(self, total: Tensor, count: Tensor, usage: Tensor) -> Tensor:
         silent = [name for name, (number, _) in self._spans.items() if not count[number]]
         if silent:
             problem = "every module with parameters must take part in the forward pass"
             hint = "Its channels cannot be scored: use a model without unused modules."
             raise ActError(ConfigIssue("model", ", ".join(silent[:_MOST_NAMES]), problem, hint))
         scores = torch.empty_like(total[0])
-        for number, span in self._spans.values():
-            scores[span] = self.scorer.finish(total[:, span] / count[number])
+        for name, (number, span) in self._spans.items():
+            if self._by_routed and name in self.expert_spans:  # an expert that no token is routed to keeps its zeros
+                of_experts = usage[2, self.expert_spans[name]].clamp(min=1)
+                tokens = of_experts.repeat_interleave((span.stop - span.start) // len(of_experts)).to(total.device)
+            else:
+                tokens = count[number]
+            scores[span] = self.scorer.finish(total[:, span] / tokens)
         return scores.float()

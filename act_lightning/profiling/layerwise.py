@@ -21,6 +21,7 @@ from act_lightning.architecture import decoder_parts, modules_with_parameters
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.offload import PartWeights
+from act_lightning.profiling.outputs import owner_of
 from act_lightning.profiling.pair import Batch, ChunkBatch, ModelInputs, Pair, Reader, compare
 
 
@@ -57,10 +58,12 @@ class LayerwiseModel:
 
     Attributes:
         stages: Number of stages: the layers and two.
+        modules: The modules of the model by name.
     """
 
     def __init__(self, weights: PartWeights, device: torch.device) -> None:
         self.model: PreTrainedModel = weights.model
+        self.modules = dict(weights.model.named_modules())
         self._weights, self._device = weights, device
         self._parts = decoder_parts(self.model)
         self._layer_stage = {name: number for number, name in enumerate(self._parts.layers, start=1)}
@@ -264,5 +267,6 @@ class LayerwisePair(Pair):
                 for model in dict.fromkeys(models):
                     stack.enter_context(model.at(stage))
                 for inputs, chunk, readers in waiting:
-                    names = self.target.stage_modules()
+                    running = set(self.target.stage_modules())
+                    names = [name for name in metrics[0].module_names if owner_of(name, self.target.modules) in running]
                     compare(readers[0], readers[1:], inputs.to(self.device), metrics, chunk, names)

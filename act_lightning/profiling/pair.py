@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import output_embedding
 from act_lightning.data.batches import AnswerPositions, BufferPool, normalize_batch
 from act_lightning.defaults import IGNORED
 from act_lightning.profiling.channel_means import ChannelMeans
+from act_lightning.profiling.outputs import Output, capture_outputs, owner_of
 
 Batch = Mapping[str, Tensor]
 """``input_ids`` and ``labels``, int64 ``[rows, length]``, with ``attention_mask`` of rows that are padded on the right,
@@ -61,6 +59,7 @@ class Reader:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._modules = dict(model.named_modules())
 
     def read(self, inputs: Batch) -> None:
         """Run the model on inputs that are on its device."""
@@ -72,72 +71,12 @@ class Reader:
         )
 
     def weights(self, module: str) -> dict[str, Tensor]:
-        """The parameters of one module, by their names in it, on the device."""
-        return dict(self.model.get_submodule(module).named_parameters(recurse=False))
+        """The parameters of one module, by their names in it, on the device; of packed experts all of theirs."""
+        owner = owner_of(module, self._modules)
+        return dict(self._modules[owner].named_parameters(recurse=False))
 
 
-def rerun_with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any) -> Tensor:
-    """The output of a module with other weights and the same settings. No hook is called.
-
-    Args:
-        module: A module whose parameters are all its own, none a child's.
-        weights: The parameters by their names in the module; others are ignored.
-        args: The module's inputs.
-    """
-    names = [name for name, parameter in module._parameters.items() if parameter is not None]
-    other = copy.copy(module)
-    # A shallow copy with a parameter table of its own. torch.func.functional_call would run hooks, and whatever stands
-    # in for `forward` on this instance.
-    other.__dict__["_parameters"] = {**module._parameters, **{name: weights[name] for name in names}}
-    output: Tensor = type(module).forward(other, *args)
-    return output
-
-
-Rerun = Callable[[Mapping[str, Tensor]], Tensor]
-"""Runs a module again on the same input with other weights, and returns its output at answer tokens."""
-
-
-@contextmanager
-def capture_outputs(
-    model: PreTrainedModel,
-    names: Sequence[str],
-    answers: AnswerPositions,
-    sink: Callable[[str, Tensor, Rerun], None],
-    pool: BufferPool | None = None,
-) -> Iterator[None]:
-    """Hand the output of every named module at answer tokens to ``sink``; the head computes no other logits.
-
-    Args:
-        model: A causal language model.
-        names: Full names of modules.
-        answers: The positions of answer tokens.
-        sink: Receives a module's name, its output at answer tokens, and a :data:`Rerun`, in the order of the forward
-            pass.
-        pool: Where outputs are copied to. Without one the sink may not keep them: they may be views of what the model
-            goes on to change in place.
-    """
-    head = output_embedding(model)
-
-    def capture(name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        take = partial(torch.squeeze, dim=0) if module is head else partial(answers.take, buffers=pool)
-
-        def rerun(weights: Mapping[str, Tensor]) -> Tensor:
-            values, *rest = args
-            if values.is_floating_point():  # all modules but embeddings treat each token alone: answer tokens suffice
-                return rerun_with_weights(module, weights, take(values), *rest)
-            return take(rerun_with_weights(module, weights, values, *rest))
-
-        sink(name, take(output), rerun)
-
-    with ExitStack() as stack:
-        if head is not None:
-            stack.callback(head.register_forward_pre_hook(answers.take_from_input).remove)
-        for name in names:
-            stack.callback(model.get_submodule(name).register_forward_hook(partial(capture, name)).remove)
-        yield
-
-
-_Waiting = defaultdict[str, deque[tuple[Tensor, Tensor | None]]]
+_Waiting = defaultdict[str, deque[tuple[Output, Output | None]]]
 """By module, for each of its calls: the target's output, and its output with the source's weights, if needed."""
 
 
@@ -170,7 +109,7 @@ def compare(
     pool.clear()
     waiting: list[_Waiting] = [defaultdict(deque) for _ in sources]
 
-    def take_target(name: str, output: Tensor, rerun: Rerun) -> None:
+    def take_target(name: str, output: Output, rerun: Callable[[Mapping[str, Tensor]], Output]) -> None:
         for source, metric, queues in zip(sources, means, waiting, strict=True):
             source_weight_output = rerun(source.weights(name)) if scorer.needs_source_weights else None
             if scorer.needs_source:
@@ -178,7 +117,7 @@ def compare(
             else:
                 metric.update(name, output, None, source_weight_output, chunk)
 
-    def take_source(metric: ChannelMeans, queues: _Waiting, name: str, output: Tensor, _: Rerun) -> None:
+    def take_source(metric: ChannelMeans, queues: _Waiting, name: str, output: Output, _: object) -> None:
         target_output, source_weight_output = queues[name].popleft()
         metric.update(name, target_output, output, source_weight_output, chunk)
 

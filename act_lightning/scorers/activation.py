@@ -18,6 +18,8 @@ class Activation(ActivationScorer):
 
     name: ClassVar[str] = "activation"
 
+    experts: str = "all"
+
     def values(self, observation: Observation) -> Tensor:
         """|Δa|, with the difference taken in float32."""
         assert observation.source is not None
@@ -54,6 +56,8 @@ class RelativeActivation(ActivationScorer):
     name: ClassVar[str] = "activation_relative"
     terms: ClassVar[int] = 2
 
+    experts: str = "all"
+
     def values(self, observation: Observation) -> Tensor:
         """|Δa| and |a(trg)|."""
         assert observation.source is not None
@@ -79,6 +83,8 @@ class Local(ActivationScorer):
     name: ClassVar[str] = "local"
     needs_source: ClassVar[bool] = False
     needs_source_weights: ClassVar[bool] = True
+
+    experts: str = "all"
 
     def values(self, observation: Observation) -> Tensor:
         """|output with the source's weights − output|, with the difference taken in float32."""

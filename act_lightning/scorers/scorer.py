@@ -82,11 +82,26 @@ class ActivationScorer(Scorer):
         terms: How many means of each channel a score is made of.
         needs_source: Whether the source reads the samples, too.
         needs_source_weights: Whether the target's modules run once more, with the source's weights.
+        experts: By how many tokens the sums of an expert's channels are divided: ``all`` answer tokens, or those
+            ``routed`` to it in either model.
     """
 
     terms: ClassVar[int] = 1
     needs_source: ClassVar[bool] = True
     needs_source_weights: ClassVar[bool] = False
+    experts: str = "all"
+
+    def issues(self) -> list[ConfigIssue]:
+        """A number of tokens that is not known."""
+        if self.experts in ("all", "routed"):
+            return []
+        problem = "must be one of all, routed"
+        return [ConfigIssue("transfer.selection.experts", self.experts, problem, "Choose one of these.")]
+
+    def record(self) -> dict[str, Any]:
+        """As of every scorer, without ``experts`` if all tokens count, as in files from before there was a choice."""
+        settings = {key: value for key, value in super().record().items() if key != "experts"}
+        return settings if self.experts == "all" else settings | {"experts": self.experts}
 
     @abstractmethod
     def values(self, observation: Observation) -> Tensor:

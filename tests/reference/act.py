@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.reference import masks
-from tests.reference.channels import channels, moved
+from tests.reference.channels import ROUTERS, channels, moved
+from tests.reference.experts import inside
 
 Sample = tuple[list[int], list[int]]  # token ids; labels, of which −100 marks what is no answer token
 IGNORED = -100
+GATED_HEADS = 4  # of the recurrent layers of tests.model_types
 HEADS_FIRST = "Gemma3RMSNorm"  # q_norm and k_norm are called on [rows, heads, length, channels] there
 
 
@@ -30,13 +32,14 @@ def outputs(model: Any, ids: Sequence[int]) -> dict[str, list[Tensor]]:
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            found[name] = by_position(module, output[0])
+            found[name] = by_position(module, output if output.ndim == 2 else output[0])
 
         return hook
 
-    modules = [(name, module) for name, module in model.named_modules() if list(module.parameters(recurse=False))]
+    seen = {name: module for name, module, i in channels(model) if i == 0 and isinstance(module, nn.Module)}
+    modules = [(name, module) for name, module in seen.items() if type(module).__name__ not in (*ROUTERS, "Conv1d")]
     handles = [module.register_forward_hook(keep(name)) for name, module in modules]
-    with torch.no_grad():
+    with torch.no_grad(), inside(model, found):
         model(input_ids=torch.tensor([ids]))
     for handle in handles:
         handle.remove()
@@ -44,9 +47,12 @@ def outputs(model: Any, ids: Sequence[int]) -> dict[str, list[Tensor]]:
 
 
 def by_position(module: nn.Module, output: Tensor) -> list[Tensor]:
+    if type(module).__name__ == "Qwen3NextRMSNormGated":  # called on [tokens and heads, channels]
+        return list(output.view(-1, GATED_HEADS, output.shape[-1]))
     if output.ndim == 2:
         return [vector.unsqueeze(0) for vector in output]
-    return list(output.transpose(0, 1) if type(module).__name__ == HEADS_FIRST else output)
+    heads_first = type(module).__name__ == HEADS_FIRST or isinstance(module, nn.Linear)  # as latent attention calls it
+    return list(output.transpose(0, 1) if heads_first and output.ndim == 3 else output)
 
 
 def scores(target: Any, source: Any, samples: Iterable[Sample]) -> list[float]:
@@ -61,7 +67,7 @@ def scores(target: Any, source: Any, samples: Iterable[Sample]) -> list[float]:
                     for a, b in zip(ours[name][position], theirs[name][position], strict=True):
                         sums[name] = sums.get(name, 0) + (a.double() - b.double()).abs()
                         counts[name] = counts.get(name, 0) + 1
-    order = dict.fromkeys(name for name, _, _ in channels(target))
+    order = dict.fromkeys(name for name, _, _ in channels(target) if name in sums)  # a tower for images is not called
     return [value for name in order for value in (sums[name] / counts[name]).float().tolist()]
 
 

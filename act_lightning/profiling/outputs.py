@@ -1,0 +1,443 @@
+"""What modules compute, seen where it is computed: by hooks, inside routers and recurrent layers, expert by expert."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
+
+from act_lightning.architecture import output_embedding
+from act_lightning.data.batches import AnswerPositions, BufferPool
+from act_lightning.errors import ActError, ConfigIssue
+
+_PROJECTIONS = ("dt_proj",)  # of recurrent layers, whose weights are multiplied without calling the module
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_IMPLEMENTATION = "act_lightning"
+"""The name under which transformers knows :func:`_experts_forward`."""
+
+Rerun = Callable[[Mapping[str, Tensor]], Tensor]
+"""Runs a module again on the same input with other weights, by their names in it, and returns its output."""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """To which expert each row of an output belongs.
+
+    Attributes:
+        tokens: Number of the row's token, int64 ``[rows]``: of all in the flattened batch, or of the answer tokens.
+        experts: Number of its expert, int64 ``[rows]``. No pair of token and expert occurs twice.
+        total: Number of all tokens.
+    """
+
+    tokens: Tensor
+    experts: Tensor
+    total: int
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Routing]:
+        """Numbers of the rows of those tokens, int64 ``[kept]``, and their routing with these tokens numbered anew.
+
+        ``positions`` are numbers of tokens, int64, ascending.
+        """
+        numbers = torch.full((self.total,), -1, dtype=torch.int64, device=positions.device)
+        numbers[positions] = torch.arange(len(positions), device=positions.device)
+        tokens = numbers[self.tokens]
+        rows = (tokens >= 0).nonzero().squeeze(1)
+        return rows, Routing(tokens[rows], self.experts[rows], len(positions))
+
+
+@dataclass(frozen=True)
+class ExpertOutput:
+    """The output of packed experts at answer tokens: a row for each token and expert that it is routed to.
+
+    Attributes:
+        values: ``[rows, features]``. Of any other token the expert's activation is 0.
+        routing: Whose rows they are.
+    """
+
+    values: Tensor
+    routing: Routing
+
+
+Output = Tensor | ExpertOutput
+"""A module's output at answer tokens: ``[tokens, ..., channels]``, or that of packed experts."""
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module.
+
+    Attributes:
+        name: The module's name; of packed experts that of one of their parameters.
+        values: Its output, ``[..., channels]``; of packed experts ``[rows, features]``.
+        rerun: Runs it again with other weights.
+        inputs: Its input, if each row of the output depends on the same row of that alone.
+        routing: Whose rows they are, of packed experts.
+    """
+
+    name: str
+    values: Tensor
+    rerun: Callable[..., Tensor]
+    inputs: Tensor | None = None
+    routing: Routing | None = None
+
+
+Visit = Callable[[ModuleCall], Tensor | None]
+"""Sees a call, and may return another output that is used in its place."""
+
+
+def rerun_with_weights(module: nn.Module, weights: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """The output of a module with other weights and the same settings. No hook is called.
+
+    Args:
+        module: A module whose parameters are all its own, none a child's.
+        weights: The parameters by their names in the module; others are ignored.
+        args: The module's inputs.
+        kwargs: Inputs by name.
+    """
+    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    other = copy.copy(module)
+    # A shallow copy with a parameter table of its own. torch.func.functional_call would run hooks, and whatever stands
+    # in for `forward` on this instance.
+    other.__dict__["_parameters"] = {**module._parameters, **{name: weights[name] for name in names}}
+    output: Tensor = type(module).forward(other, *args, **kwargs)
+    return output
+
+
+def owner_of(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module of ``name``, which is its own, or packed experts of which it is a parameter."""
+    return name if name in modules else name.rpartition(".")[0]
+
+
+@contextmanager
+def visit_calls(model: PreTrainedModel, names: Sequence[str], visit: Visit) -> Iterator[None]:
+    """Let ``visit`` see every call of the named modules, in the order of the forward pass.
+
+    Most modules have hooks. What routers and recurrent layers compute inside themselves (an expert's logits, a
+    convolution whose module is not called) is seen as the function is called. Packed experts run in an implementation
+    of transformers' ``ExpertsInterface``; those that don't take it are seen as they multiply all matrices at once.
+
+    Raises:
+        ActError: While the model runs: a module computes in a way that is not known.
+    """
+    modules = dict(model.named_modules())
+    functions = _FunctionCalls(visit)
+    with ExitStack() as stack:
+        packed: dict[str, list[str]] = {}
+        for name in names:
+            module = modules.get(name)
+            if module is None:
+                owner, _, leaf = name.rpartition(".")
+                packed.setdefault(owner, []).append(leaf)
+            elif isinstance(module, nn.Conv1d):
+                functions.features_first[name] = module
+            elif "router" in type(module).__name__.lower():
+                stack.enter_context(functions.inside(module, partial(functions.see_logits, name, module)))
+            else:
+                if name.endswith(_PROJECTIONS) and isinstance(module, nn.Linear):
+                    functions.features_first[name] = module
+                hook = partial(_see_output, name, visit)
+                stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        for owner, leaves in packed.items():
+            module = modules[owner]
+            if hasattr(module, "is_transposed"):
+                stack.enter_context(_implementation(module, partial(_see_expert, owner, leaves, visit)))
+            else:
+                stack.enter_context(functions.inside(module, partial(functions.see_matrices, owner, module, leaves)))
+        if functions.is_needed:
+            stack.enter_context(functions)
+        yield
+
+
+def _see_output(
+    name: str, visit: Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+) -> Tensor | None:
+    if not isinstance(output, Tensor):
+        raise _unknown(name, f"its output is a {type(output).__name__}")
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    # All modules but embeddings treat each token alone; gates and the like would have to be cut as their input is.
+    alone = len(tensors) == 1 and bool(args) and args[0] is tensors[0] and tensors[0].is_floating_point()
+
+    def rerun(weights: Mapping[str, Tensor], inputs: Tensor | None = None) -> Tensor:
+        return rerun_with_weights(module, weights, *(args if inputs is None else (inputs, *args[1:])), **kwargs)
+
+    return visit(ModuleCall(name, output, rerun, tensors[0] if alone else None))
+
+
+def _unknown(name: str, reason: str) -> ActError:
+    problem = f"must compute the outputs of {name} in a way that is known, and {reason}"
+    hint = "Select by weights or gradients: weight, weight_rms or attribution."
+    return ActError(ConfigIssue("transfer.selection", name, problem, hint))
+
+
+_SeeExpert = Callable[[nn.Module, str, Tensor, Callable[..., Tensor], Routing], Tensor | None]
+_observed: WeakKeyDictionary[nn.Module, _SeeExpert] = WeakKeyDictionary()
+
+
+@contextmanager
+def _implementation(module: nn.Module, see: _SeeExpert) -> Iterator[None]:
+    """Have packed experts run in our implementation, as transformers' interface lets any name in the config do."""
+    config: Any = module.config
+    previous = config._experts_implementation
+    _observed[module] = see
+    config._experts_implementation = _IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._experts_implementation = previous
+        del _observed[module]
+
+
+def _see_expert(
+    owner: str,
+    leaves: Sequence[str],
+    visit: Visit,
+    module: nn.Module,
+    leaf: str,
+    values: Tensor,
+    rerun: Callable[..., Tensor],
+    routing: Routing,
+) -> Tensor | None:
+    return visit(ModuleCall(f"{owner}.{leaf}", values, rerun, None, routing)) if leaf in leaves else None
+
+
+def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Packed experts, grouped by expert, with the outputs of both their matrices seen where they are computed.
+
+    Args:
+        module: One that ``use_experts_implementation`` of transformers decorates.
+        hidden_states: ``[tokens, features]``.
+        top_k_index: Numbers of each token's experts, int64 ``[tokens, k]``.
+        top_k_weights: Their weights, ``[tokens, k]``.
+    """
+    experts_module: Any = module
+    (tokens, k), see = top_k_index.shape, _observed.get(module)
+    experts, order = torch.sort(top_k_index.reshape(-1))
+    rows = order // k
+    offsets = torch.bincount(experts, minlength=experts_module.num_experts).cumsum(0).to(torch.int32)
+    routing = Routing(rows, experts, tokens)
+
+    def project(leaf: str, values: Tensor) -> Tensor:
+        def run(weights: Mapping[str, Tensor], _: Tensor | None = None) -> Tensor:
+            bias = weights[f"{leaf}_bias"][experts] if experts_module.has_bias else None
+            output: Tensor = _grouped_linear(values, weights[leaf], offsets, bias, experts_module.is_transposed)
+            return output
+
+        output = run(experts_module._parameters)
+        changed = None if see is None else see(module, leaf, output, run, routing)
+        return output if changed is None else changed
+
+    first = project("gate_up_proj" if experts_module.has_gate else "up_proj", hidden_states[rows])
+    output = project(
+        "down_proj", experts_module._apply_gate(first) if experts_module.has_gate else experts_module.act_fn(first)
+    )
+    if experts_module.has_post_expert_norm:
+        output = experts_module.post_expert_norm(output)
+    weighted = torch.empty_like(output)
+    weighted[order] = output * top_k_weights.reshape(-1)[order].unsqueeze(1)
+    return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
+
+
+class _FunctionCall(NamedTuple):
+    """A call of a linear function, a product of batches of matrices, or a convolution, with its result."""
+
+    func: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The first arguments by name."""
+        return dict(zip(("input", "weight", "bias"), self.args, strict=False)) | self.kwargs
+
+    def rerun(self, weights: Mapping[str, Tensor], _: Tensor | None = None) -> Tensor:
+        """Call it again with the weight and bias of another module."""
+        named = self.named
+        for leaf in ("weight", "bias"):
+            if isinstance(named.get(leaf), Tensor):
+                named[leaf] = weights[leaf].to(named[leaf].dtype).reshape(named[leaf].shape)
+        first = named.pop("input"), named.pop("weight"), named.pop("bias", None)
+        return self.func(*first, *self.args[3:], **named)
+
+
+_See = Callable[[_FunctionCall, tuple[Any, ...]], Tensor | None]
+"""Looks at a function that a module calls, given the module's own inputs."""
+
+
+class _FunctionCalls(TorchFunctionMode):
+    """Sees functions of torch that are called with the weights of modules that no hook can see."""
+
+    def __init__(self, visit: Visit) -> None:
+        super().__init__()
+        self.features_first: dict[str, nn.Conv1d | nn.Linear] = {}
+        self._visit = visit
+        self._scopes: list[tuple[_See, tuple[Any, ...]]] = []
+        self._has_scopes = False
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to see."""
+        return bool(self.features_first) or self._has_scopes
+
+    @contextmanager
+    def inside(self, module: nn.Module, see: _See) -> Iterator[None]:
+        """While a module runs, let ``see`` look at the functions that it calls."""
+        self._has_scopes = True
+
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self._scopes.append((see, args))
+
+        def leave(*_: object) -> None:
+            self._scopes.pop()
+
+        with ExitStack() as stack:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+            yield
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        """Call the function, and look at its result."""
+        output = func(*args, **(kwargs or {}))
+        changed = None
+        if func is torch.conv1d or func in _PRODUCTS:
+            changed = self._see_features_first(_FunctionCall(func, args, kwargs or {}, output))
+        elif self._scopes and func in (functional.linear, torch.bmm):
+            see, inputs = self._scopes[-1]
+            changed = see(_FunctionCall(func, args, kwargs or {}, output), inputs)
+        return output if changed is None else changed
+
+    def _see_features_first(self, call: _FunctionCall) -> Tensor | None:
+        """A convolution, or the product of a weight with inputs, of ``[..., features, tokens]`` both."""
+        weight = call.named["weight"] if call.func is torch.conv1d else call.args[0]
+        if not isinstance(weight, Tensor):
+            return None
+        at = weight.data_ptr()
+        name = next((name for name, module in self.features_first.items() if module.weight.data_ptr() == at), None)
+        if name is None:
+            return None
+        bias = None if call.func is torch.conv1d else self.features_first[name].bias  # which is added elsewhere
+
+        def rerun(weights: Mapping[str, Tensor]) -> Tensor:
+            if call.func is torch.conv1d:
+                return call.rerun(weights).transpose(-1, -2)
+            output = call.func(weights["weight"].to(weight.dtype), call.args[1]).transpose(-1, -2)
+            return output if bias is None else output + weights["bias"]
+
+        output = call.output.transpose(-1, -2)
+        changed = self._visit(ModuleCall(name, output if bias is None else output + bias, rerun))
+        if changed is None:
+            return None
+        return (changed if bias is None else changed - bias).to(call.output.dtype).transpose(-1, -2)
+
+    def see_logits(self, name: str, module: nn.Module, call: _FunctionCall, _: tuple[Any, ...]) -> Tensor | None:
+        """The linear function of a router, whose weight may have been cast."""
+        weight = module._parameters["weight"]
+        if call.func is not functional.linear or weight is None or call.named["weight"].shape != weight.shape:
+            return None
+        return self._visit(ModuleCall(name, call.output, call.rerun))
+
+    def see_matrices(
+        self, owner: str, module: nn.Module, leaves: Sequence[str], call: _FunctionCall, _: tuple[Any, ...]
+    ) -> Tensor | None:
+        """The matrices of packed experts that run their own code: products of all of them with all tokens.
+
+        The input of a token that is not routed to an expert is zero.
+        """
+        values, weight = call.args[:2]
+        parameters = {leaf: module._parameters[leaf] for leaf in leaves}
+        at = weight.data_ptr()
+        leaf = next((leaf for leaf, values in parameters.items() if values is not None and _covers(values, at)), None)
+        if leaf is None:
+            return None
+        if call.func is not torch.bmm:
+            raise _unknown(f"{owner}.{leaf}", "its experts run one by one")
+        experts, tokens = values.ne(0).any(2).nonzero(as_tuple=True)
+
+        def rerun(weights: Mapping[str, Tensor]) -> Tensor:
+            other = weights[leaf] if weights[leaf].shape == weight.shape else weights[leaf].mT
+            return torch.bmm(values, other)[experts, tokens]
+
+        routing = Routing(tokens, experts, values.shape[1])
+        seen = ModuleCall(f"{owner}.{leaf}", call.output[experts, tokens], rerun, None, routing)
+        changed = self._visit(seen)
+        if changed is None:
+            return None
+        output = call.output.clone()
+        output[experts, tokens] = changed
+        return output
+
+
+def _covers(values: Tensor, address: int) -> bool:
+    """Whether an address is that of one of a parameter's elements."""
+    return values.data_ptr() <= address < values.data_ptr() + values.nbytes
+
+
+@contextmanager
+def capture_outputs(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    answers: AnswerPositions,
+    sink: Callable[[str, Output, Callable[[Mapping[str, Tensor]], Output]], None],
+    pool: BufferPool | None = None,
+) -> Iterator[None]:
+    """Hand the output of every named module at answer tokens to ``sink``; the head computes no other logits.
+
+    Args:
+        model: A causal language model.
+        names: Full names of modules.
+        answers: The positions of answer tokens.
+        sink: Receives a module's name, its output at answer tokens, and a function that runs it again on the same
+            input with other weights, in the order of the forward pass.
+        pool: Where outputs are copied to. Without one the sink may not keep them: they may be views of what the model
+            goes on to change in place.
+    """
+    head = output_embedding(model)
+
+    def visit(call: ModuleCall) -> None:
+        if call.routing is not None:
+            if call.routing.total != answers.mask.numel():
+                raise _unknown(call.name, "its tokens are not those of the batch")
+            rows, routing = call.routing.at(answers.index)
+            sink(
+                call.name,
+                ExpertOutput(call.values[rows], routing),
+                lambda weights: ExpertOutput(call.rerun(weights)[rows], routing),
+            )
+            return
+        module, length = model.get_submodule(call.name), answers.mask.shape[1]
+
+        def take(values: Tensor) -> Tensor:
+            if module is head:
+                return values.squeeze(0)
+            # a convolution padded on both sides goes on after the last token
+            values = values[:, :length] if isinstance(module, nn.Conv1d) else values
+            return answers.take(values, pool)
+
+        def rerun(weights: Mapping[str, Tensor]) -> Tensor:
+            if call.inputs is not None:  # answer tokens suffice
+                return call.rerun(weights, take(call.inputs))
+            return take(call.rerun(weights))
+
+        sink(call.name, take(call.values), rerun)
+
+    with ExitStack() as stack:
+        if head is not None:
+            stack.callback(head.register_forward_pre_hook(answers.take_from_input).remove)
+        stack.enter_context(visit_calls(model, names, visit))
+        yield
