@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from act_lightning.architecture import module_type, require_language_model
+from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection, apply_transfer
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.checkpoints.files import name_issues, write_file
@@ -41,7 +41,7 @@ from act_lightning.profiling.measurement import named_checkpoint
 from act_lightning.training.lightning_compat import isolate_rng
 from act_lightning.training.sharding import Layout, back_on_device, load_like_trained, run_in_strategy
 from act_lightning.training.together import collective_hook
-from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, count_by_type, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, scale_issues
 
 _TOKENS_PER_BATCH = 2048
@@ -81,11 +81,8 @@ class FitEvaluation(L.Callback):
             self._evaluate(label, model, None if transfer is None else transfer.share, trainer)
 
     def _evaluate_transfer(self, prepared: PreparedTransfer, model: PreTrainedModel, trainer: L.Trainer) -> None:
-        inventory, types = prepared.inventory, Counter[str]()
-        for module, span in inventory.spans():
-            mask = torch.zeros(inventory.total, dtype=torch.bool)
-            mask[span] = torch.stack([source.mask[span] for source in prepared.sources]).any(0)
-            types[module_type(module.name)] += inventory.count_elements(mask)
+        union = torch.stack([source.mask for source in prepared.sources]).any(0)
+        _, types = count_by_type(prepared.inventory, union)
         self._evaluate(self.label, model, prepared.parameter_share, trainer, types)
 
     def _evaluate(
@@ -160,7 +157,7 @@ class TransferComparison(FitEvaluation):
         """Refuse a run without evaluation sets, and settings that don't fit it, before any work is done."""
         if stage == "fit":
             data = _evaluation_data(trainer)
-            raise_if_any(sandbox_issues(data.evaluations) + self._issues(data))
+            raise_if_any(self._issues(data) + sandbox_issues(data.evaluations))
 
     def _issues(self, data: AbilityDataModule) -> list[ConfigIssue]:
         name, sets = type(self).__name__, data.evaluations
@@ -275,6 +272,7 @@ class TransferComparison(FitEvaluation):
         for line in comparison_findings(self.rows, roles):
             console.print(line)
         print(f"comparison written to {folder / 'comparison.csv'}")
+        print(f"next: python -m act_lightning report {trainer.default_root_dir}")
 
 
 def _row_kind(row: ModelRow) -> int:

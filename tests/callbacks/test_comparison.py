@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +29,8 @@ from act_lightning.data.ability_data import AbilityData, EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.evaluation.tables import ModelRow
+from act_lightning.transfer.settings import TransferSettings
+from tests.front_door import Config, call, write_yaml
 from tests.loops import PlainModule, padded, quiet_trainer, random_samples
 from tests.reference import act as reference
 from tests.reference.act import Moving
@@ -281,3 +285,90 @@ def test_a_comparison_needs_evaluation_sets(setting: Setting) -> None:
     trainer = quiet_trainer(setting.root / "run", TransferComparison())
     with pytest.raises(ActError, match=r"data\.evaluations.*must hold evaluation sets for TransferComparison"):
         trainer.fit(Validated(setting.net), datamodule=setting.data(evaluations=False))
+
+
+def config_of(setting: Setting, root: Path, *, transfer: Config | None, comparison: Config) -> Path:
+    sets = {name: {"path": setting.paths[name], "role": role} for name, role in (("kept", "keep"), ("lost", "recover"))}
+    sources = [{"model": setting.folders["s"], "abilities": ["lost"]}]
+    callback = {"class_path": "act_lightning.callbacks.TransferComparison", "init_args": comparison}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    content: Config = {
+        "model": {"target": setting.folders["target"], "learning_rate": 3e-3},
+        "data": {"abilities": {"lost": {"path": setting.paths["lost"]}}, "evaluations": sets},
+        "profile": {"sources": None if transfer is None else sources},
+        "transfer": transfer or {},
+        "trainer": {"accelerator": "cpu", "accumulate_grad_batches": 2, "default_root_dir": str(root), **quiet},
+    }
+    content["trainer"]["callbacks"] = [callback]
+    return write_yaml(root.with_suffix(".yaml"), content)
+
+
+def rows_of(root: Path) -> dict[str, ModelRow]:
+    rows = json.loads((root / "evaluations" / "comparison.json").read_text())
+    return {row["model"]: ModelRow.from_json(row) for row in rows}
+
+
+def test_other_fits_are_what_fits_of_their_own_give(setting: Setting) -> None:
+    first, second, root = {"ratio": 0.3, "scale": 0.6}, {"ratio": 0.5, "scale": 0.9}, setting.root
+    others = {"label": "first", "fine_tuning_alone": True, "selections": {"second, in words": second}}
+    outcome = call("fit", "--config", config_of(setting, root / "all", transfer=first, comparison=others))
+    assert outcome.status == 0, outcome.err
+    rows = rows_of(root / "all")
+    controls = ["target", "source s", "fine-tuning alone", "task arithmetic", "random channels"]
+    transfers = ["first", "first + fine-tuning", "second, in words", "second, in words + fine-tuning"]
+    assert list(rows) == controls + transfers
+    assert "With fine-tuning: recover" in outcome.out
+    for name, transfer in (("alone", None), ("one", first), ("two", second)):
+        alone = call("fit", "--config", config_of(setting, root / name, transfer=transfer, comparison={}))
+        assert alone.status == 0, alone.err
+    one, two = rows_of(root / "one"), rows_of(root / "two")
+    assert rows["fine-tuning alone"] == rows_of(root / "alone")["fine-tuning alone"]
+    for mine, its in (("first", one), ("second, in words", two)):
+        for end in ("", " + fine-tuning"):
+            assert rows[f"{mine}{end}"].scores == its[f"transfer{end}"].scores
+        assert rows[mine].share == its["transfer"].share
+    assert not (root / "all" / "comparison" / "second-in-words" / "model").exists()
+    assert (root / "all" / "model").is_dir()
+
+
+def test_task_arithmetic_at_the_best_scale_that_keeps(setting: Setting) -> None:
+    theirs, keeping = dict(setting.source.named_parameters()), {}
+    scales = [0.05, 0.3, 0.6, 1.0]
+    for scale in scales:
+        merged = copy.deepcopy(setting.target)
+        with torch.no_grad():
+            for name, values in merged.named_parameters():
+                values.add_(scale * (theirs[name] - values))
+        right = counted(merged)
+        if right["kept"] >= counted(setting.target)["kept"]:
+            keeping[scale] = right["lost"]
+    best = max(keeping, key=lambda scale: keeping[scale])
+    rows = setting.fit(TransferComparison(scales=scales))
+    assert rows[f"task arithmetic, λ {best:g}"].scores.share("lost").correct == keeping[best]
+
+
+def test_other_fits_need_the_command_line(setting: Setting) -> None:
+    with pytest.raises(ActError, match=r"must be left out where the Trainer is your own[\s\S]*act_lightning fit"):
+        setting.fit(TransferComparison(fine_tuning_alone=True))
+
+
+def test_settings_that_do_not_fit(setting: Setting) -> None:
+    odd = {"a/b": TransferSettings(ratio=2), "a b": TransferSettings()}
+    compare = TransferComparison(selections=odd, scales=[float("nan")], validation_sets=["absent"])
+    with pytest.raises(ActError) as caught:
+        setting.fit(compare)
+    for text in ("validation_sets = 'absent'", "selections.a/b.ratio = 2", "differ in letters", "scales = nan"):
+        assert text in str(caught.value)
+
+
+@pytest.mark.slow
+def test_other_fits_on_two_processes(setting: Setting) -> None:
+    others = {"fine_tuning_alone": True, "selections": {"second": {"ratio": 0.5, "scale": 0.9}}}
+    rows = []
+    for name, options in (("one", []), ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
+        path = config_of(setting, setting.root / name, transfer={"ratio": 0.3, "scale": 0.6}, comparison=others)
+        command = [sys.executable, "-m", "act_lightning", "fit", "--config", str(path), *options]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=600, check=False)
+        assert done.returncode == 0, done.stderr
+        rows.append(rows_of(setting.root / name))
+    assert {name: row.scores for name, row in rows[0].items()} == {name: row.scores for name, row in rows[1].items()}
