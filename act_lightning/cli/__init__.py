@@ -42,7 +42,9 @@ VERBS = {
     "causes": Verb("Test on held-out samples whether the selected channels carry the ability: patch and ablate them."),
     "compare": Verb("Put evaluations of several runs side by side, paired by row.", "reports:run_compare"),
     "sweep": Verb("Evaluate a grid of λ and p, or compare methods, with one model in memory."),
-    "patch": Verb("Make, apply, revert or show an ability patch: a file that holds what changed.", "patch:main"),
+    "patch": Verb(
+        "Make, apply, revert or show an ability patch, a file that holds what changed; or extract a LoRA.", "patch:main"
+    ),
     "card": Verb("Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card"),
     "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay"),
     "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),

@@ -1,4 +1,4 @@
-"""The verb ``patch``: make, apply, revert and show an ability patch."""
+"""The verb ``patch``: make, apply, revert and show an ability patch; extract a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.console import Console
 from act_lightning.escaping import terminal_text
 from act_lightning.patches.apply import apply_patch, revert_patch
+from act_lightning.patches.extract_lora import Extraction, extract_lora
 from act_lightning.patches.make import make_patch
 from act_lightning.patches.patch_file import PatchFile, find_patch, open_patch, summarize_patch
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make, apply, revert or show a patch, given what follows the verb, and return the exit status.
+    """Do what follows the verb, and return the exit status.
 
     Raises:
         ActError: See :mod:`act_lightning.patches`.
@@ -31,6 +32,11 @@ def main(arguments: Sequence[str]) -> int:
         with lock_output(args.out, "patch make", "--out"):
             patch = make_patch(base, tuned, args.out, (args.base, args.tuned))
         _print_summary(patch, console)
+    elif args.action == "extract-lora":
+        base, tuned = locate(args.base, None, "--base"), locate(args.tuned, None, "--tuned", adapters=True)
+        with lock_output(args.out, "patch extract-lora", "--out"):
+            extraction = extract_lora(base, tuned, args.rank, args.out, (args.base, args.tuned), args.overwrite)
+        _print_extraction(extraction, args.out, console)
     elif args.action == "show":
         patch = open_patch(find_patch(args.patch))
         if args.json:
@@ -55,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--base", required=True, metavar="DIR", help="Folder, hub id or lab:… of the base.")
     make.add_argument("--tuned", required=True, metavar="DIR", help="The same of the tuned model.")
     make.add_argument("--out", required=True, metavar="FILE", type=Path, help="The patch, a safetensors file.")
+    about = "Write how a tuned model differs from its base as a LoRA adapter for PEFT and vLLM, and print its error."
+    extract = actions.add_parser("extract-lora", help=about, description=about)
+    extract.add_argument("--base", required=True, metavar="DIR", help="Folder, hub id or lab:… of the base.")
+    extract.add_argument("--tuned", required=True, metavar="DIR", help="The same of the tuned model.")
+    extract.add_argument("--rank", required=True, metavar="R", type=int, help="Rank of each matrix of the adapter.")
+    extract.add_argument("--out", required=True, metavar="DIR", type=Path, help="The folder to write.")
+    about = "Replace an earlier export in --out; other files are never replaced."
+    extract.add_argument("--overwrite", action="store_true", help=about)
     file = "A file, or hf://owner/name/file@revision."
     for action, about in (
         ("apply", "Write the base with patches applied."),
@@ -91,6 +105,18 @@ def _print_summary(patch: PatchFile, console: Console) -> None:
         lines.append(f"not carried: {key} is {base!r} in the base, and {tuned!r} in the tuned model")
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _print_extraction(extraction: Extraction, out: Path, console: Console) -> None:
+    table = Table("module type", "norm of the change", "left out", box=None)
+    for share in extraction.adapted:
+        table.add_row(share.name, f"{share.changed:.4g}", f"{share.error:.2%}")
+    for share in extraction.omitted:
+        table.add_row(share.name, f"{share.changed:.4g}", "all: no matrix of a Linear in a layer")
+    console.print(table)
+    error = extraction.to_json()["error"]
+    line = f"adapter of rank {extraction.rank} written to {out}; it leaves out {error['adapted']:.2%} of the change"
+    console.print(f"{line} of these matrices, {error['whole']:.2%} of the whole (Frobenius norms)", soft_wrap=True)
 
 
 def _print_groups(patch: PatchFile, console: Console) -> None:
