@@ -21,10 +21,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from act_lightning.checkpoints.manifest import sample_digest
 from act_lightning.checkpoints.models import load_model, locate, meta_model
 from act_lightning.checkpoints.reader import load_on_device
-from act_lightning.checkpoints.weight_files import identify, identify_module, read_headers
+from act_lightning.checkpoints.weight_files import file_sha256, identify, identify_module, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
@@ -373,11 +372,11 @@ class AbilityTransferModule(L.LightningModule):
         folder, checkpoint = locate(self.target, self.revision), self.trainer.ckpt_path
         if checkpoint is not None:
             files = [path for path in sorted(Path(checkpoint).rglob("*")) if path.is_file()] or [Path(checkpoint)]
-            digest = hashlib.sha256("".join(map(sample_digest, files)).encode()).hexdigest()
+            digest = hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
             return EvaluatedModel(f"{self.target}-{Path(checkpoint).stem}", digest)
         if self.model is None or self.weights_unmodified:
-            return EvaluatedModel(self.target, identify(folder).digest)
-        return EvaluatedModel(self.target, identify_module(self.model).digest)
+            return EvaluatedModel(self.target, identify(folder, verify=True).full_digest)
+        return EvaluatedModel(self.target, identify_module(self.model, verify=True).digest)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Row, prompt, greedy prediction and reference of every row."""

@@ -58,7 +58,7 @@ class AnswerEvaluation(L.Callback):
                     run_in_strategy(trainer, partial(evaluator.evaluate_batch, answer, batch, set_index))
         self.results, records = evaluator.gather()
         if trainer.is_global_zero:
-            evaluated = EvaluatedModel(str(model.name_or_path), identify_module(model).digest)
+            evaluated = EvaluatedModel(str(model.name_or_path), identify_module(model, verify=True).digest)
             publish(Path(trainer.default_root_dir) / "evaluations", evaluated, self.results, records)
 
     def _evaluation_data(self, trainer: L.Trainer) -> AbilityDataModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -81,8 +82,9 @@ def rebuild_card(folder: Path, evaluations: Path | None = None, sha256: Mapping[
     """
     recipe, record = read_card(folder)
     identity = identify(folder, verify=sha256 is None)
-    results = [] if evaluations is None else result_rows(evaluations, identity.digest)
-    record["result"] = {"digest": identity.digest, "sha256": dict(sha256 or identity.sha256 or {})}
+    identity = replace(identity, sha256=sha256 or identity.sha256)
+    results = [] if evaluations is None else result_rows(evaluations, identity.full_digest)
+    record["result"] = {"digest": identity.digest, "sha256": dict(identity.sha256 or {})}
     try:
         return render_card(record, recipe, read_transfer(folder), results)
     except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -61,9 +61,11 @@ def export_model(
             incomplete.
         ValueError: ``get`` returns another shape.
     """
-    with open_output(out, target, dtype, extra_files, overwrite) as (folder, reader, headers, bar):
+    with open_output(out, target, dtype, extra_files, overwrite) as (folder, reader, headers, sha256, bar):
         stored = {key: buffers[name] for name, key in reader.keymap.buffers.items() if name in buffers}
-        return {file: _write_shard(folder / file, header, reader, get, stored, bar) for file, header in headers.items()}
+        for file, header in headers.items():
+            sha256[file] = _write_shard(folder / file, header, reader, get, stored, bar)
+        return sha256
 
 
 @contextmanager
@@ -74,14 +76,15 @@ def open_output(
     extra_files: Mapping[str, FileContent],
     overwrite: bool,
     durable: bool = True,
-) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], tqdm[None]]]:
+) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], dict[str, str], tqdm[None]]]:
     """Open a new folder in the layout of ``target``; the block writes its weight files, and all others follow.
 
     Arguments and errors are those of :func:`export_model`; ``durable`` is that of
     :func:`~act_lightning.checkpoints.files.atomic_folder`.
 
     Yields:
-        The temporary folder, the target's reader, the header of every file to write, and a progress bar over all bytes.
+        The temporary folder, the target's reader, the header of every file to write, a dict to which the block adds
+        the SHA-256 of every such file, and a progress bar over all bytes.
     """
     raise_if_any(output_issues(out, target, "output", overwrite=overwrite))
     with CheckpointReader(target) as reader:
@@ -95,7 +98,8 @@ def open_output(
             atomic_folder(out, durable) as folder,
             progress_bar(f"Writing {out.name}", total) as bar,
         ):
-            yield folder, reader, headers, bar
+            sha256: dict[str, str] = {}
+            yield folder, reader, headers, sha256, bar
             files = {str(path.relative_to(target)): path.read_bytes() for path in aux_files(target)}
             if dtype is not None:
                 named = rb'\1"' + str(dtype).removeprefix("torch.").encode() + b'"'
@@ -115,7 +119,7 @@ def open_output(
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(data)
             with wrap_os_errors(out):
-                write_manifest(folder)
+                write_manifest(folder, sha256)
 
 
 def output_issues(
@@ -125,13 +129,15 @@ def output_issues(
     sources: Iterable[Path] = (),
     overwrite: bool = False,
     remedy: str = "Add --overwrite to replace it",
+    quick: bool = False,
 ) -> list[ConfigIssue]:
     """Why ``target`` cannot be exported to ``out``.
 
     It is a file, or a model of the run; or it holds an earlier export, unless ``overwrite``; or files that no export
     has written, or that were changed since, which are never replaced.
 
-    ``setting`` is the one that names ``out``, and ``remedy`` says how an export is replaced, for messages.
+    ``setting`` is the one that names ``out``, and ``remedy`` says how an export is replaced, for messages; ``quick`` is
+    that of :func:`~act_lightning.checkpoints.manifest.foreign_issue`.
     """
     hint = "Name a folder that does not exist, or that holds an earlier export."
     resolved = out.resolve()
@@ -141,7 +147,7 @@ def output_issues(
             return [ConfigIssue(setting, str(out), f"must not be or hold {name}, which would be replaced", hint)]
     if out.exists() and not out.is_dir():
         return [ConfigIssue(setting, str(out), "must be a folder, and is a file", hint)]
-    if foreign := foreign_issue(out, setting):
+    if foreign := foreign_issue(out, setting, quick=quick):
         return [foreign]
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         problem = "must not be replaced unasked, and holds an earlier export"

@@ -70,8 +70,8 @@ def merge_checkpoint(
         ActError: As ``export_model``; or the target holds NaN or infinity.
     """
     output = open_output(out, target, dtype, extra_files, overwrite, durable=False)
-    with output as (folder, reader, headers, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
-        sha256 = {}
+    with output as (folder, reader, headers, sha256, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
+        pending = {}
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
         for file, header in headers.items():
             tensors = []
@@ -86,8 +86,9 @@ def merge_checkpoint(
                 )
                 for size in pool.map(write, tensors):
                     bar.update(size)
-            sha256[file] = hashing.submit(file_sha256, folder / file)
-        return {file: digest.result() for file, digest in sha256.items()}
+            pending[file] = hashing.submit(file_sha256, folder / file)
+        sha256 |= {file: digest.result() for file, digest in pending.items()}
+        return sha256
 
 
 @dataclass(frozen=True)

@@ -365,6 +365,11 @@ class Identity:
     files: Mapping[str, int]
     sha256: Mapping[str, str] | None = None
 
+    @property
+    def full_digest(self) -> str:
+        """SHA-256 of the names and the SHA-256 of all files, if all bytes were read."""
+        return hashlib.sha256(json.dumps(sorted((self.sha256 or {}).items())).encode()).hexdigest()
+
 
 def identify(folder: Path, verify: bool = False) -> Identity:
     """The identity of the weights in ``folder``, with those of an adapter that is joined to them.
@@ -412,10 +417,11 @@ def _file_sha256(path: Path, *_status: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def identify_module(model: nn.Module) -> Identity:
+def identify_module(model: nn.Module, verify: bool = False) -> Identity:
     """The identity of weights in memory: names, shapes, dtypes and the first 64 KiB of every parameter.
 
-    It never equals the identity of a folder, which covers the files' headers too.
+    With ``verify``, all bytes; of sharded parameters, those of this process. It never equals the identity of a folder,
+    which covers the files' headers too.
 
     Raises:
         ActError: A parameter has no values yet (meta device).
@@ -427,6 +433,7 @@ def identify_module(model: nn.Module) -> Identity:
             raise ActError(ConfigIssue("model", name, problem, "Load the weights, or name the model by its folder."))
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
         values: Tensor = getattr(parameter, "to_local", lambda parameter=parameter: parameter)()  # of FSDP2, its shard
-        sample = values.detach().reshape(-1)[: _SAMPLE_BYTES // parameter.element_size()].cpu().contiguous()
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        size = values.numel() if verify else _SAMPLE_BYTES // parameter.element_size()
+        sample = values.detach().reshape(-1)[:size].cpu().contiguous()
+        digest.update(sample.view(torch.uint8).numpy().data)
     return Identity(digest.hexdigest(), None, {})

@@ -157,7 +157,7 @@ class EvaluatedModel:
 
     Attributes:
         name: How the user named it.
-        digest: Of its weights.
+        digest: Of all bytes of its weights.
     """
 
     name: str
@@ -201,7 +201,8 @@ def evaluation_folder(run: Path) -> Path:
     evaluations = run / "evaluations"
     folders = [folder for folder in (evaluations, *sorted(evaluations.glob("*"))) if (folder / RESULTS).is_file()]
     if len(folders) > 1:
-        exported = {identify(run / name).digest for name in ("model", "merged") if (run / name / CONFIG).is_file()}
+        exports = [run / name for name in ("model", "merged") if (run / name / CONFIG).is_file()]
+        exported = {identify(export, verify=True).full_digest for export in exports}
         folders = [folder for folder in folders if _digest(folder / RESULTS) in exported] or folders
     if len(folders) > 1:
         problem = f"must hold the evaluation of one model, and holds {', '.join(str(folder) for folder in folders)}"

@@ -186,8 +186,10 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     Args:
         run: The sections of the config.
         verb: ``fit``, ``profile``, ``merge`` and so on.
-        models: The run's models; by default they are inspected, and must have weights.
+        models: The run's models; by default they are inspected, and must have weights. A plan gives them, which reads
+            no weights.
     """
+    planning = models is not None
     transfers = verb not in _EVALUATING and run.checkpoint is None
     issues: list[ConfigIssue] = []
     if models is None:
@@ -204,12 +206,12 @@ def run_issues(run: Run, verb: str, models: Models | None = None) -> list[Config
     if not check_writable(root, setting):  # otherwise it is among the issues already
         issues += [issue for name in _FOLDERS.get(verb, ("logs",)) for issue in check_writable(root / name, setting)]
         if not run.trainer.get("fast_dev_run"):
-            issues += _replacement_issues(run, verb, models)
+            issues += _replacement_issues(run, verb, models, quick=planning or not is_first_process())
     return [issue for i, issue in enumerate(issues) if issue not in issues[:i]]  # values may not be hashable
 
 
-def _replacement_issues(run: Run, verb: str, models: Models) -> list[ConfigIssue]:
-    """Earlier results that would be replaced: the last checkpoint of a fit, and exports."""
+def _replacement_issues(run: Run, verb: str, models: Models, quick: bool) -> list[ConfigIssue]:
+    """Earlier results that would be replaced: the last checkpoint of a fit, and exports; ``quick`` is theirs."""
     setting, root, remedy, resumes = "trainer.default_root_dir", run.root, "Add --overwrite to replace it", False
     issues: list[ConfigIssue] = []
     if verb == "fit":
@@ -236,7 +238,7 @@ def _replacement_issues(run: Run, verb: str, models: Models) -> list[ConfigIssue
     overwrite = run.overwrite or resumes or not is_first_process()
     for name in outputs:
         sources = models.sources.values()
-        issues += output_issues(root / name, target, setting, sources, overwrite, remedy)
+        issues += output_issues(root / name, target, setting, sources, overwrite, remedy, quick)
     return issues
 
 

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from act_lightning.checkpoints.weight_files import identify
+from act_lightning.checkpoints.weight_files import identify, identify_module
 from tests.front_door import Config, basic, call, changed, left, run
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
@@ -31,12 +32,13 @@ def test_none_replaces_another(config: Config, tmp_path: Path) -> None:
     files = ["results.csv", "results.json", "results.md", "w.jsonl"]
     assert run("merge", config).status == 0
     models = [str(root / "merged"), *(config["model"]["target"], config["profile"]["sources"][0]["model"])]
-    places = ["", *(f"tiny-{identify(Path(model)).digest[:8]}" for model in models[1:])]
+    digests = [identify(Path(model), verify=True).full_digest for model in models]
+    places = ["", *(f"tiny-{digest[:8]}" for digest in digests[1:])]
     contents = []
-    for model, place in zip(models, places, strict=True):
+    for model, place, digest in zip(models, places, digests, strict=True):
         assert run("test", changed(config, "model.target", model)).status == 0
         results = json.loads((folder / place / "results.json").read_text())
-        assert (results["model"], results["digest"]) == (model, identify(Path(model)).digest)
+        assert (results["model"], results["digest"]) == (model, digest)
         contents.append({name: (folder / place / name).read_bytes() for name in files})
     for model, place in zip(models, places, strict=True):
         assert run("predict", changed(config, "model.target", model)).status == 0
@@ -58,6 +60,25 @@ def test_none_replaces_another(config: Config, tmp_path: Path) -> None:
     assert refused.status == 1
     assert all(str(folder / place) in refused.err for place in places)
     assert "Name one of these folders" in refused.err
+
+
+def test_models_that_differ_in_one_late_value(tmp_path: Path) -> None:
+    """As after a transfer whose channels are rows of lm_head far from its beginning."""
+    models = [tiny_model("llama", vocab_size=2_000), tiny_model("llama", vocab_size=2_000)]
+    with torch.no_grad():
+        models[1].lm_head.weight[-1, -1] += 1
+    folders = [save_model(model, tiny_tokenizer(), tmp_path / str(i)) for i, model in enumerate(models)]
+    assert identify(folders[0]).digest == identify(folders[1]).digest
+    assert identify_module(models[0]).digest == identify_module(models[1]).digest
+    digests = {identify_module(model, verify=True).digest for model in models}
+    digests |= {identify(folder, verify=True).full_digest for folder in folders}
+    assert len(digests) == 4
+    items = write_jsonl(tmp_path / "w.jsonl", [{"prompt": "Say", "answer": "one"}])
+    config = basic(tmp_path, folders[0], folders[1], items)
+    config = changed(config, "data.evaluations", {"w": {"path": str(items), "role": "keep", "max_new_tokens": 1}})
+    for folder in folders:
+        assert run("test", changed(config, "model.target", str(folder))).status == 0
+    assert len(list((tmp_path / "run" / "evaluations").rglob("results.json"))) == 2
 
 
 def test_predictions_come_first(config: Config, tmp_path: Path) -> None:
