@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
+from act_lightning.interruptions import RaiseAgain
 from act_lightning.training.checkpoint_io import LAST, save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
 from act_lightning.training.together import launched_by_lightning
 
-_SECONDS_TO_UNWIND = 0.5
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
@@ -135,33 +134,8 @@ def _exit(trainer: L.Trainer, signum: int) -> None:
     name = _NAMES[signal.Signals(signum)]
     rank_zero_info(f"stopped by {name}; what is finished is kept: the same command goes on from there")
     error = SIGTERMException(_exit_status(trainer, signum))
-    _RaiseAgain(error).arm()
+    RaiseAgain(error).arm()
     raise error
-
-
-class _RaiseAgain:
-    """A handler of SIGALRM that raises an exception again where it was lost: in a finalizer, Python ignores it."""
-
-    def __init__(self, error: SIGTERMException) -> None:
-        self._error, self._original = error, signal.getsignal(signal.SIGALRM)
-        self._report_lost = sys.unraisablehook
-
-    def arm(self) -> None:
-        """Look twice a second, until :meth:`disarm`, whether the exception is on its way."""
-        signal.signal(signal.SIGALRM, self)
-        signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_UNWIND, _SECONDS_TO_UNWIND)
-        sys.unraisablehook = lambda lost: None if lost.exc_value is self._error else self._report_lost(lost)
-
-    def disarm(self) -> None:
-        """Leave all as it was before."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._original)
-        sys.unraisablehook = self._report_lost
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Raise, unless an exception is being handled: the program is cleaning up."""
-        if sys.exception() is None:
-            raise self._error
 
 
 def _exit_status(trainer: L.Trainer, signum: int) -> int:
@@ -175,8 +149,7 @@ def _handlers() -> dict[int, Any]:
 
 def _set_handlers(handlers: Mapping[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
-        if isinstance(raising := signal.getsignal(signal.SIGALRM), _RaiseAgain):
-            raising.disarm()  # the exception has come this far
+        RaiseAgain.disarm()
         for signum, handler in handlers.items():
             if handler is not None:
                 signal.signal(signum, handler)

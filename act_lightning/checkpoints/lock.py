@@ -20,6 +20,7 @@ from act_lightning.escaping import terminal_text
 _RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LOCK = ".act_lightning.lock"
 _WRITTEN_TO = ("", "scores/*", "checkpoints", "evaluations", "evaluations/*", "evaluations/*/*", "causes", "sweep")
+_WRITTEN_TO += ("model", "merged", "best")  # their cards
 _held: set[int] = set()  # descriptors of this process
 
 

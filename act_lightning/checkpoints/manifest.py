@@ -74,7 +74,7 @@ def _foreign_files(folder: Path, quick: bool) -> Iterator[str]:
             return True
         if name == MANIFEST or (quick and path.stat().st_ctime_ns <= listed_at):
             return False
-        return _state(path) != listed[name]
+        return bool(_state(path) != listed[name])
 
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if Path(parent, name).is_symlink()]

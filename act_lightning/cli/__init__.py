@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import act_lightning
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
+from act_lightning.interruptions import naming_full_disks, raising_at_ctrl_c
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -72,7 +73,8 @@ def main(args: ArgsType = None) -> int:
             entry, arguments = VERBS[name].entry, arguments[1:]
     try:
         module, function = entry.split(":")
-        return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
+        with naming_full_disks(), raising_at_ctrl_c():
+            return int(getattr(import_module(f"{__name__}.{module}"), function)(arguments))
     except ActError as error:
         print(terminal_text(f"error: {error}"), file=sys.stderr)
         return 1

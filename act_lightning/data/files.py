@@ -7,13 +7,17 @@ each file into its cache first.
 from __future__ import annotations
 
 import csv
+import faulthandler
 import hashlib
 import json
+import os
 import re
+import warnings
 from abc import ABC, abstractmethod
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -238,7 +242,13 @@ def _read_parquet(path: str) -> Iterator[LocatedRow]:
 
 
 def _parquet_issues(path: str, metadata: FileMetaData) -> list[ConfigIssue]:
-    """Columns that would fill the memory from a few bytes on disk."""
+    """Columns that would fill the memory from a few bytes on disk.
+
+    Raises:
+        OSError: Their metadata cannot be read.
+    """
+    if not _ends_well(partial(_visit_columns, metadata)):
+        raise OSError("the metadata of its columns is damaged")
     issues = []
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group)
@@ -252,6 +262,38 @@ def _parquet_issues(path: str, metadata: FileMetaData) -> list[ConfigIssue]:
                 hint = "Write the file again in smaller row groups, or leave the column out."
                 issues.append(ConfigIssue(f"{path}, row group {group}", column.path_in_schema, problem, hint))
     return issues
+
+
+def _visit_columns(metadata: FileMetaData) -> None:
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group)
+        for index in range(rows.num_columns):
+            rows.column(index)
+
+
+def _ends_well(act: Callable[[], object]) -> bool:
+    """Whether ``act`` ends without an error in a fork of this process: pyarrow calls some code that ends its process.
+
+    https://github.com/apache/arrow/issues/45283 shows where: an exception of C++ leaves a function declared without.
+    """
+    if not hasattr(os, "fork"):
+        return True
+    with warnings.catch_warnings():  # Python 3.12 warns where there are threads, of which the child uses none
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where C++ says why
+            act()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def _rows_at_once(path: str, file: ParquetFile, group: int) -> int:

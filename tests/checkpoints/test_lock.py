@@ -44,6 +44,8 @@ def test_a_kill_frees_the_lock_and_the_next_holder_tidies_up(tmp_path: Path) -> 
     root = tmp_path / "runs" / "a"
     with another_process("lock_root", root) as process:
         (root / ".model.tmp-1-ff").mkdir()  # being written
+        (root / "model").mkdir()
+        (root / "model" / ".README.md.tmp-1-ff").write_text("by the verb `card`")
         (root / ".merged.old-1-ff").mkdir()  # between two renames
         before = left(root)
         with pytest.raises(ActError) as refused, lock_root(root, "merge"):
@@ -61,8 +63,8 @@ def test_a_kill_frees_the_lock_and_the_next_holder_tidies_up(tmp_path: Path) -> 
         process.wait()
         assert lock_issue(root) is None
         with lock_root(root, "merge"):
-            assert left(root) == [".act_lightning.lock", "merged"]
-    assert left(root) == ["merged"]
+            assert left(root) == [".act_lightning.lock", "merged", "model"]
+    assert left(root) == ["merged", "model"]
 
 
 def test_a_worker_that_outlives_the_run_does_not_hold_its_lock(tmp_path: Path) -> None:

@@ -63,3 +63,19 @@ def test_ordinary_files_are_read_row_by_row(tmp_path: Path) -> None:
         located = list(FileRows([str(path)], "data.abilities.a"))
         assert [row for _, row in located] == pq.read_table(path).to_pylist()
         assert located[1500][0] == f"{path} row 1501"
+
+
+def test_damaged_metadata_does_not_end_the_process(tmp_path: Path) -> None:
+    """The library aborts where a column's histogram of levels has another length than its type asks for."""
+    path, rows = tmp_path / "a.parquet", [{"messages": [{"role": "user", "content": "a"}]}] * 3
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    content, refusals = path.read_bytes(), []
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    two_numbers, six_numbers = b"\x26", b"\x66"  # lists of int64 in Thrift's compact protocol
+    for start in (at for at in range(footer, len(content)) if content[at : at + 1] == two_numbers):
+        path.write_bytes(content[:start] + six_numbers + content[start + 1 :])
+        try:
+            list(FileRows([str(path)], "data.abilities.a"))
+        except ActError as error:
+            refusals.append(str(error))
+    assert any("a.parquet" in text and "the metadata of its columns is damaged" in text for text in refusals)
