@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm.auto import tqdm
 
 from act_lightning.architecture import require_language_model
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.weight_files import identify_module
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -22,7 +23,7 @@ from act_lightning.training.sharding import back_on_device, run_in_strategy
 from act_lightning.training.together import collective_hook
 
 
-class AnswerEvaluation(L.Callback):
+class AnswerEvaluation(RootWriter):
     """Has the model answer every evaluation set when fitting ends, and writes what ``test`` would write.
 
     The module is any LightningModule that holds one Hugging Face causal language model.
@@ -40,6 +41,7 @@ class AnswerEvaluation(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the sets before any work is done, so that their issues show."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             data = self._evaluation_data(trainer)
             raise_if_any(data.issues("test") + sandbox_issues(data.evaluations))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from act_lightning.architecture import evaluating, require_language_model
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.channel_means import float64_device
@@ -26,7 +27,7 @@ FOLDER = "best"
 _POINTS = 100
 
 
-class BestRecovery(L.Callback):
+class BestRecovery(RootWriter):
     """Export to ``<default_root_dir>/best`` whenever a validation finds a better model.
 
     When fitting starts, before anything is transferred, the target's token accuracy on the validation sets with role
@@ -50,6 +51,7 @@ class BestRecovery(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work before any work is done."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         issues = []

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection, apply_transfer
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import name_issues, write_file
 from act_lightning.checkpoints.models import locate
 from act_lightning.console import Console
@@ -105,7 +106,7 @@ class FitEvaluation(L.Callback):
         self.rows = [ModelRow.from_json(row) for row in state_dict["rows"]]
 
 
-class TransferComparison(FitEvaluation):
+class TransferComparison(RootWriter, FitEvaluation):
     """Evaluate target, sources, transfer and fine-tuned result, next to task arithmetic, random channels and others.
 
     The controls move all channels, and random channels of as many parameters as the transfer moved, from the same
@@ -155,6 +156,7 @@ class TransferComparison(FitEvaluation):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a run without evaluation sets, and settings that don't fit it, before any work is done."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             data = _evaluation_data(trainer)
             raise_if_any(self._issues(data) + sandbox_issues(data.evaluations))

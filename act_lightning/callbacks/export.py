@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.architecture import find_language_model, require_language_model
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.cards.card import new_card, rebuild_card
 from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.export import export_model, output_issues
@@ -23,7 +24,7 @@ from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
 
 
-class HuggingFaceExport(L.Callback):
+class HuggingFaceExport(RootWriter):
     """Write ``<default_root_dir>/model``, a folder that ``from_pretrained`` loads, when fitting ends.
 
     Config, generation config and tokenizer are the target's, byte for byte; shards and key names are laid out as the
@@ -55,6 +56,7 @@ class HuggingFaceExport(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a folder that cannot be written before any work is done."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.require_output(Path(trainer.default_root_dir) / "model", trainer, pl_module)
 

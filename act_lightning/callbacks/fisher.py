@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import find_language_model
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import check_writable, save_tensors
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -28,7 +29,7 @@ from act_lightning.transfer.saved_fisher import ALIASES, FISHER_FOLDER, source_f
 from act_lightning.transfer.settings import AbilitySource, source_issues
 
 
-class FisherInformation(L.Callback):
+class FisherInformation(RootWriter):
     """Gather the diagonal Fisher information of each source, and of the target, on the answers of each ability.
 
     F = (1/N) Σ_n (∂ log p(answer_n | prompt_n) / ∂θ)², one sample at a time (Matena and Raffel 2022,
@@ -57,6 +58,7 @@ class FisherInformation(L.Callback):
         """Gather before a fit that starts from the beginning."""
         if stage != "fit" or resumes_from_checkpoint(trainer) or previous_transfer(find_language_model(pl_module)):
             return
+        super().setup(trainer, pl_module, stage)
         self.gather(trainer, pl_module, getattr(trainer, "datamodule", None))
 
     @collective_hook

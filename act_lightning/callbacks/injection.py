@@ -98,6 +98,7 @@ class MaskedTaskVectorInjection(TransferCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse invalid settings and strategies before any work is done."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and _find_profiler(trainer).sources is not None:
             raise_if_any(self.issues() + strategy_issues(trainer))
 

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import remove, remove_leftovers
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.training.checkpoint_io import LAST, PREVIOUS, save_whole
@@ -21,7 +22,7 @@ from act_lightning.training.lightning_compat import (
 )
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(RootWriter, ModelCheckpoint):
     """Save ``last.ckpt`` after an update when it is due, and when training ends.
 
     Lightning's :class:`~lightning.pytorch.callbacks.ModelCheckpoint` looks for it in the log folder of the new run, not
@@ -61,6 +62,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse wrong settings; remove incomplete files of a killed run."""
+        super().setup(trainer, pl_module, stage)
         problem, hint = "must be more than 0", "Write a number such as 15, or null for no such limit."
         intervals = {"every_n_minutes": self.every_n_minutes, "every_n_updates": self.every_n_updates}
         raise_if_any(
@@ -114,8 +116,9 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.global_step != self._last_global_step_saved:
             self.save(trainer)
 
-    def on_exception(self, *_: Any) -> None:
-        """Do nothing: an interrupted state is not one to resume from."""
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save nothing: an interrupted state is not one to resume from."""
+        super().on_exception(trainer, pl_module, exception)
 
     def save(self, trainer: L.Trainer) -> Path | None:
         """Save now, on every process.

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.interruptions import RaiseAgain
 from act_lightning.training.checkpoint_io import LAST, save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
@@ -23,7 +24,7 @@ from act_lightning.training.together import launched_by_lightning
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-class PreemptionCheckpoint(L.Callback):
+class PreemptionCheckpoint(RootWriter):
     """On SIGTERM or Ctrl-C, finish the update, save a checkpoint, and exit with status 143 or 130, as shells do.
 
     Before training starts, and after it has ended, the program exits at once: scores of finished abilities are kept,
@@ -42,6 +43,7 @@ class PreemptionCheckpoint(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Exit at once while profiling and injecting."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._original_handlers is None:
             self._stop_requested, self._original_handlers = None, _handlers()
             _exit_at_once(trainer)
@@ -85,6 +87,7 @@ class PreemptionCheckpoint(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Restore the original handlers."""
+        super().teardown(trainer, pl_module, stage)
         if self._original_handlers is not None:
             _set_handlers(self._original_handlers)
             forget_sigterm_handler(trainer)  # or Lightning would restore ours

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.architecture import find_language_model
 from act_lightning.callbacks.fisher import FisherInformation
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.errors import ConfigIssue, raise_if_any
@@ -29,7 +30,7 @@ from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios, weight_issues
 
 
-class TransferCallback(L.Callback):
+class TransferCallback(RootWriter):
     """Base of the callbacks that transfer by a profiler's scores; the profiler looks for them in its Trainer.
 
     Args:
@@ -60,7 +61,7 @@ class TransferCallback(L.Callback):
         return issues if self.settings.issues() else issues + weight_issues(self.settings, sources)
 
 
-class ActivationDifferenceProfiler(L.Callback):
+class ActivationDifferenceProfiler(RootWriter):
     """Measure Δa of every channel between the target and each source, before the training model has weights.
 
     Δa_i = (1/|T|) Σ_{t∈T} |a_i,t(abl) − a_i,t(trg)| over all answer tokens T (paper §3.1,
@@ -131,6 +132,7 @@ class ActivationDifferenceProfiler(L.Callback):
         """Profile before a fit that starts from the beginning and needs scores."""
         if stage != "fit" or self.sources is None:
             return
+        super().setup(trainer, pl_module, stage)
         if resumes_from_checkpoint(trainer) or previous_transfer(find_language_model(pl_module)):
             return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from act_lightning.checkpoints.files import atomic_folder, no_wider_than, read_json, wrap_os_errors
+from act_lightning.checkpoints.files import atomic_folder, no_wider_than, read_json, remove_leftovers, wrap_os_errors
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, SINGLE, aux_files, new_header
 from act_lightning.defaults import cache_folder
 from act_lightning.errors import ActError, ConfigIssue
@@ -23,7 +25,8 @@ _BIN_INDEX = f"{_BIN}.index.json"
 def convert_bin(folder: Path, setting: str) -> Path:
     """Convert a folder with ``pytorch_model.bin``, sharded or not, to safetensors in the cache, once, and return that.
 
-    Shards, keys and dtypes stay the same. ``setting`` is the one that names the model, for messages.
+    Of several processes that call this at once, one converts and the others wait. Shards, keys and dtypes stay the
+    same. ``setting`` is the one that names the model, for messages.
 
     Raises:
         ActError: A file is missing or damaged, holds more than tensors, or the disk is full.
@@ -34,6 +37,16 @@ def convert_bin(folder: Path, setting: str) -> Path:
     converted = cache_folder("converted") / fingerprint / folder.resolve().name
     if (converted / CONFIG).is_file():
         return converted
+    with wrap_os_errors(converted):
+        converted.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(converted.parent / ".lock"):
+        if not (converted / CONFIG).is_file():
+            remove_leftovers(converted.parent)
+            _convert(folder, converted, files)
+    return converted
+
+
+def _convert(folder: Path, converted: Path, files: Mapping[str, str]) -> None:
     with no_wider_than(folder), atomic_folder(converted) as temporary:
         weight_map = {}
         for name, converted_name in files.items():
@@ -51,7 +64,6 @@ def convert_bin(folder: Path, setting: str) -> Path:
             copy = temporary / path.relative_to(folder)
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(path.read_bytes())
-    return converted
 
 
 def _converted_names(folder: Path, setting: str) -> dict[str, str]:

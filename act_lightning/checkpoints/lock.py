@@ -58,6 +58,15 @@ def lock_root(root: Path, verb: str, setting: str = "trainer.default_root_dir") 
         yield
 
 
+def holds_root(root: Path) -> bool:
+    """Whether this process holds the lock of a run's folder."""
+    try:
+        status = os.stat(root / _LOCK, follow_symlinks=False)
+    except OSError:
+        return False
+    return any(os.path.samestat(status, os.fstat(held)) for held in _held)
+
+
 @contextmanager
 def lock_output(out: Path, verb: str, setting: str) -> Iterator[None]:
     """Hold the lock of a file or folder outside a run; remove what a kill has left of it.

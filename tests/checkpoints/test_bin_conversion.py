@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from act_lightning.checkpoints import bin_conversion
 from act_lightning.checkpoints.models import load_model, locate
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
@@ -50,6 +53,22 @@ def test_the_same_weights_by_the_same_keys(architecture: str, shards: str, legac
     written = (twin / "config.json").stat().st_mtime_ns
     assert locate(f"bin:{folder}") == twin
     assert (twin / "config.json").stat().st_mtime_ns == written, "converted once"
+
+
+def test_of_several_at_once_one_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, loaded, load = pickled(tmp_path / "model"), [], bin_conversion._load
+
+    def slow_load(path: Path) -> dict[str, torch.Tensor]:
+        loaded.append(path)
+        time.sleep(0.5)
+        return load(path)
+
+    monkeypatch.setattr(bin_conversion, "_load", slow_load)
+    with ThreadPoolExecutor(4) as pool:
+        places = list(pool.map(locate, [f"bin:{folder}"] * 4))
+    assert len(loaded) == 1
+    assert len(set(places)) == 1
+    assert sorted(path.name for path in places[0].parent.iterdir()) == [".lock", "model"]
 
 
 def test_without_the_flag_pickles_are_refused(tmp_path: Path) -> None:
