@@ -19,8 +19,10 @@ from act_lightning.escaping import terminal_text
 # What torchrun, SLURM, Lightning and LSF set; as in lightning.fabric, which must not be imported for a merge.
 _RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LOCK = ".act_lightning.lock"
-_WRITTEN_TO = ("", "scores/*", "checkpoints", "evaluations", "evaluations/*", "evaluations/*/*", "causes", "sweep")
-_WRITTEN_TO += ("model", "merged", "best")  # their cards
+_WRITTEN_TO = (
+    *("", "scores/*", "checkpoints", "evaluations", "evaluations/*", "evaluations/*/*", "causes", "sweep"),
+    *("model", "merged", "best"),  # their cards
+)
 _held: set[int] = set()  # descriptors of this process
 
 
