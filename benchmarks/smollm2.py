@@ -160,10 +160,14 @@ def rows(ability: str) -> Mapping[str, Rows]:
     tests = min(TEST_ITEMS, int(0.3 * len(known)))
     held_out = tests + min(VALIDATION_ITEMS, int(0.15 * len(known)))
     parts = {"test": known[:tests], "validation": known[tests:held_out], "train": known[held_out:]}
-    result = {split: [row for item in part for row in write(item, order)] for split, part in parts.items()}
-    for part in result.values():
-        order.shuffle(part)
-    return result | {"test": result["test"][:TEST_ITEMS], "validation": result["validation"][:VALIDATION_ITEMS]}
+    result, limits = {}, {"test": TEST_ITEMS, "validation": VALIDATION_ITEMS}
+    for split, part in parts.items():
+        forms = [write(item, order) for item in part]
+        if len(part) == limits.get(split):  # enough to ask for each in one form
+            forms = [[order.choice(rows)] for rows in forms]
+        result[split] = [row for rows in forms for row in rows]
+        order.shuffle(result[split])
+    return {split: part[: limits.get(split)] for split, part in result.items()}
 
 
 def make_base(folder: Path, wheel: Path | None) -> None:

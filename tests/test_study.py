@@ -246,3 +246,16 @@ def test_siblings_train_on_the_tokens_that_are_evaluated(tmp_path: Path) -> None
         length = int(encoded.lengths[number])
         assert sample.input_ids.tolist() == encoded.ids[number, :length].tolist()
         assert sample.labels.tolist() == encoded.labels[number, :length].tolist()
+
+
+def test_laboratories_ask_other_sums_in_validation_than_in_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "model_folder", lambda name, recipe: Path(name))
+    sums = study.laboratory(study.Recipe(), "lab", 1, Path()).rows[study.KEEP]
+    pairs = {split: [frozenset(re.findall(r"\d+", row["prompt"])) for row in part] for split, part in sums.items()}
+    assert len({row["prompt"] for row in sums[study.TEST]}) == len(sums[study.TEST]) == 400
+    assert len({row["prompt"] for row in sums[study.VALIDATION]}) == len(sums[study.VALIDATION]) > 480
+    assert pairs[study.TEST][::2] == pairs[study.TEST][1::2], "both orders stand together"
+    held_out = [set(pairs[study.TEST]), set(pairs[study.VALIDATION])]
+    assert not held_out[0] & held_out[1]
+    assert not (held_out[0] | held_out[1]) & set(pairs[study.TRAIN])
+    assert all(eval(row["prompt"].removesuffix("=")) == int(row["answer"]) for part in sums.values() for row in part)
