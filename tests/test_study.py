@@ -107,6 +107,7 @@ def test_goes_on_after_a_kill(part: study.Part, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:source:UserWarning")  # about eight samples, and what random models select
 @pytest.mark.parametrize("method", ["ACT", "attribution", "weight"])
 def test_moves_what_the_api_moves(bench: study.Bench, pair: study.Pair, method: str) -> None:
     data = bench.training_data(8)
