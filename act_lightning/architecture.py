@@ -26,12 +26,13 @@ EMBEDDING_NAMES = ("embed_tokens", "embed_in", "wte", "wpe")
 
 
 def module_type(name: str) -> str:
-    """The last part of a module's name.
+    """The last part of a module's name; of experts with that word.
 
-    >>> module_type("model.layers.3.self_attn.q_proj")
-    'q_proj'
+    >>> module_type("model.layers.3.self_attn.q_proj"), module_type("model.layers.3.mlp.experts.down_proj")
+    ('q_proj', 'experts.down_proj')
     """
-    return name.rsplit(".", 1)[-1]
+    *path, leaf = name.split(".")
+    return f"experts.{leaf}" if "experts" in path else leaf
 
 
 def split_layer(name: str) -> tuple[str | None, str]:

@@ -28,6 +28,7 @@ from act_lightning.scorers.scorer import Scorer, recorded_scorer
 FORMAT = 1
 CHUNKS = ".chunks"
 """What the stem of a file ends with that keeps the scores of each chunk."""
+_USERS = ("target", "source", "either")
 _HINT = "Delete the file, so that the next run measures again."
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _JSON_TYPES: Mapping[str, type] = {
@@ -162,7 +163,13 @@ def write_chunks(path: Path, inventory: ChannelInventory, chunks: ChunkScores, r
     save_tensors(chunks_path(path), tensors, _metadata(inventory, record, tensors, sizes))
 
 
-def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record: ScoreRecord) -> None:
+def write_scores(
+    path: Path,
+    inventory: ChannelInventory,
+    scores: Tensor,
+    record: ScoreRecord,
+    usage: Mapping[str, Tensor] = _NOTHING,
+) -> None:
     """Write scores under a temporary name, and rename the file when it is complete.
 
     Args:
@@ -170,13 +177,16 @@ def write_scores(path: Path, inventory: ChannelInventory, scores: Tensor, record
         inventory: The channels of the target.
         scores: float32 ``[channels]``.
         record: What they were measured on.
+        usage: How many answer tokens the target, the source, and either of them route to each expert, int64
+            ``[3, experts]``, by module of packed experts.
 
     Raises:
         ActError: If a score is NaN or infinite; nothing is written then.
     """
     require_finite(path, inventory, scores)
     tensors = {name: part.contiguous() for name, part in inventory.split(scores.cpu()).items()}
-    save_tensors(path, tensors, _metadata(inventory, record, tensors, {}))
+    others = {"experts": {name: dict(zip(_USERS, counts.tolist(), strict=True)) for name, counts in usage.items()}}
+    save_tensors(path, tensors, _metadata(inventory, record, tensors, others if usage else {}))
 
 
 def require_difference(path: Path, scores: Tensor, record: ScoreRecord) -> None:
@@ -240,6 +250,35 @@ def read_record(path: Path) -> ScoreRecord:
         ActError: As :func:`read_metadata`.
     """
     return ScoreRecord.from_json(read_metadata(path))
+
+
+def read_usage(path: Path) -> dict[str, Tensor]:
+    """How often each expert was used, as :func:`write_scores` was given it; empty for scores that don't say so.
+
+    Raises:
+        ActError: As :func:`read_metadata`, or the counts are damaged.
+    """
+    saved = read_metadata(path).get("experts", {})
+    try:
+        return {name: torch.tensor([counts[user] for user in _USERS]) for name, counts in saved.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"must say how often each expert was used ({error})"
+        raise ActError(ConfigIssue("scores", str(path), problem, _HINT)) from error
+
+
+def unreached_experts(usage: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """Numbers of the experts to which no answer token was routed in either model, by module."""
+    unused = {name: (counts[2] == 0).nonzero().flatten().tolist() for name, counts in usage.items()}
+    return {name: numbers for name, numbers in unused.items() if numbers}
+
+
+def name_experts(experts: Mapping[str, list[int]]) -> str:
+    """Numbers of experts by module, as text.
+
+    >>> name_experts({"layers.0.experts": [3, 7]})
+    'layers.0.experts: 3, 7'
+    """
+    return "; ".join(f"{name}: {', '.join(map(str, numbers))}" for name, numbers in experts.items())
 
 
 def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:

@@ -25,7 +25,7 @@ from act_lightning.profiling.pair import Pair
 from act_lightning.profiling.placement import PairSettings, open_pair
 from act_lightning.profiling.samples import MeasuredScores, Sampling
 from act_lightning.scorers.scorer import ActivationScorer
-from act_lightning.scores import read_record, read_scores
+from act_lightning.scores import name_experts, read_record, read_scores, unreached_experts
 from act_lightning.transfer.selection import partner_channels
 
 
@@ -114,12 +114,16 @@ def _measure_samples(
             results = []
             for measurement, mean in zip(group, means, strict=True):
                 result = MeasuredScores(mean.compute().cpu(), mean.compute_chunks(), part.stop)
+                result = replace(result, usage=mean.compute_usage())
                 results.append(sampling.with_overlap(measurement.source, samples, channels, result))
             if all(result.is_stable for result in results):
                 break
     for measurement, result in zip(group, results, strict=True):
         if trainer.is_global_zero:
             _report_precision(measurement, channels, result.scores, sampling)
+        if unreached := unreached_experts(result.usage):
+            names = f"{name_experts(unreached)}; the scores of these experts are 0"
+            rank_zero_info(f"{measurement.label}: no answer token is routed to {names}")
         save(measurement, channels, result, trainer)
 
 

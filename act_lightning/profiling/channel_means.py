@@ -257,6 +257,15 @@ class ChannelMeans(Metric):
         """
         return self._scores(self.total, self.count, self.usage)
 
+    def compute_usage(self) -> dict[str, Tensor]:
+        """How many answer tokens the target, the source, and either route to each expert, on all processes.
+
+        Returns:
+            int64 ``[3, experts]`` on the CPU, by module of packed experts.
+        """
+        with self.sync_context():
+            return {name.rpartition(".")[0]: self.usage[:, span].cpu() for name, span in self.expert_spans.items()}
+
     def compute_chunks(self) -> Tensor | None:
         """The scores of each chunk of samples, float32 ``[chunks, channels]`` on the CPU; ``None`` if there are none.
 

@@ -353,7 +353,7 @@ def save(measurement: Measurement, channels: ChannelInventory, measured: Measure
     if measured.chunks is not None:
         sizes = measurement.samples.chunk_sizes(len(measured.chunks), measured.used)
         write_chunks(measurement.path, channels, ChunkScores(measured.chunks, *sizes), record)
-    write_scores(measurement.path, channels, measured.scores, record)
+    write_scores(measurement.path, channels, measured.scores, record, measured.usage)
 
 
 def measure_weights(pending: Sequence[Measurement], target: Target, scorer: WeightScorer, trainer: L.Trainer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -140,6 +140,7 @@ class MeasuredScores:
     Attributes:
         scores: float32 ``[channels]``.
         chunks: Those of each chunk, float32 ``[chunks, channels]``; ``None`` where none are kept.
+        usage: How often experts were used; see :func:`~act_lightning.scores.write_scores`.
         used: How many samples were read.
         overlap: Mean bootstrap overlap of the mask; ``None`` unless reading may stop early.
         is_stable: Whether that overlap has reached the threshold at which reading stops.
@@ -150,6 +151,7 @@ class MeasuredScores:
     used: int = 0
     overlap: float | None = None
     is_stable: bool = False
+    usage: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,25 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging import merging_method
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer, recorded_scorer
-from act_lightning.scores import ScoreRecord, read_record, read_scores, require_difference, score_path
+from act_lightning.scores import (
+    ScoreRecord,
+    read_record,
+    read_scores,
+    read_usage,
+    require_difference,
+    score_path,
+    unreached_experts,
+)
 from act_lightning.transfer.injection import MaskedInjection
 from act_lightning.transfer.saved_fisher import SavedFisher, TransferFisher, source_fisher_path, target_fisher_path
-from act_lightning.transfer.selection import SelectedSource, drop_unmatched, select, union_of_sources, unowned_to_move
+from act_lightning.transfer.selection import (
+    SelectedSource,
+    drop_unmatched,
+    select,
+    selected_unreached,
+    union_of_sources,
+    unowned_to_move,
+)
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, weight_issues
 
 
@@ -75,6 +90,7 @@ def _source_report(inventory: ChannelInventory, source: SelectedSource) -> dict[
         "model": source.model,
         "abilities": {
             ability: {"selected": int(ability_mask.sum()), "tokens": source.tokens[ability]}
+            | ({"unreached_experts": source.unreached[ability]} if ability in source.unreached else {})
             for ability, ability_mask in source.masks.items()
         },
         "union": selected,
@@ -263,6 +279,7 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
         hashes[source.label] = identify(folder).digest
         scores: dict[str, Tensor | None] = dict.fromkeys(source.abilities)
         tokens = dict.fromkeys(source.abilities, 0)
+        unused: dict[str, dict[str, list[int]]] = {}
         if settings.scorer is not None:
             assert plan.scores is not None, "this selection needs scores"
             digests = {"target": plan.target_digests, "source": [hashes[source.label]]}
@@ -274,14 +291,19 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
                 values = read_scores(path, inventory)
                 require_difference(path, values, record)
                 tokens[ability], scores[ability] = record.tokens, values
+                unused[ability] = unreached_experts(read_usage(path))
         scale = settings.scale if source.scale is None else source.scale
         ratio = settings.ratio if source.ratio is None else source.ratio
         vocabulary = None if plan.target is None else match_vocabularies(plan.target, folder)
         masks = select(inventory, scores, ratio, settings, (plan.seed, source.label))
         masks = {ability: drop_unmatched(inventory, mask, vocabulary) for ability, mask in masks.items()}
         whole = unowned_to_move(inventory, settings)
+        unreached = {ability: selected_unreached(inventory, masks[ability], unused[ability]) for ability in unused}
+        unreached = {ability: experts for ability, experts in unreached.items() if experts}
         selected.append(
-            SelectedSource(source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary, whole)
+            SelectedSource(
+                source.label, source.model, folder, scale, ratio, masks, tokens, vocabulary, whole, unreached
+            )
         )
     method = merging_method(settings.method)
     fisher = _transfer_fisher(plan.fisher, plan, hashes) if plan.fisher is not None and method.needs_fisher else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
@@ -41,6 +41,8 @@ class SelectedSource:
         tokens: Answer tokens that each ability's scores were measured on; 0 if no scores were needed.
         vocabulary: Maps the target's vocabulary entries to the source's, if they are numbered differently.
         whole: First names of the parameters without a channel that move as a whole.
+        unreached: By ability, experts whose channels its mask selects although no answer token reached them: their
+            numbers by module.
     """
 
     name: str
@@ -52,6 +54,7 @@ class SelectedSource:
     tokens: Mapping[str, int]
     vocabulary: VocabularyMatch | None = None
     whole: frozenset[str] = frozenset()
+    unreached: Mapping[str, Mapping[str, list[int]]] = field(default_factory=dict)
 
     @property
     def mask(self) -> Tensor:
@@ -151,6 +154,20 @@ def select(
             raise ActError(ConfigIssue("transfer.ratio", ratio, problem, "Choose a larger ratio."))
         masks[ability] = mask
     return masks
+
+
+def selected_unreached(
+    inventory: ChannelInventory, mask: Tensor, unreached: Mapping[str, list[int]]
+) -> dict[str, list[int]]:
+    """Those of the unreached experts of which ``mask``, bool ``[channels]``, selects a channel: numbers by module."""
+    result: dict[str, list[int]] = {}
+    for module, span in inventory.spans():
+        owner = module.name.rpartition(".")[0]
+        if module.experts and owner in unreached:
+            selected = mask[span].view(module.experts, -1).any(1)
+            numbers = {number for number in unreached[owner] if bool(selected[number])}
+            result[owner] = sorted(numbers.union(result.get(owner, [])))
+    return {name: numbers for name, numbers in result.items() if numbers}
 
 
 def unowned_to_move(inventory: ChannelInventory, settings: TransferSettings) -> frozenset[str]:

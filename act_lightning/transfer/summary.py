@@ -13,7 +13,15 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import bootstrap_overlaps
-from act_lightning.scores import ScoreRecord, chunks_path, read_chunks, read_record, read_scores, score_path
+from act_lightning.scores import (
+    ScoreRecord,
+    chunks_path,
+    name_experts,
+    read_chunks,
+    read_record,
+    read_scores,
+    score_path,
+)
 from act_lightning.transfer.injection import Rounding
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, count_by_type
 from act_lightning.transfer.selection import SelectedSource, select
@@ -39,6 +47,11 @@ def describe_transfer(report: Mapping[str, Any]) -> str:
         )
         for name, source in report["sources"].items()
     ]
+    for name, source in report["sources"].items():
+        for ability, figures in source["abilities"].items():
+            if experts := figures.get("unreached_experts"):
+                selected = f"channels of experts to which no answer token is routed: {name_experts(experts)}"
+                lines.append(f"warning: the mask of {name}/{ability} selects {selected}")
     if unowned := report.get("without_channel"):
         stays = "move with selection: all" if report["selection"] == "all" else "stay the target's"
         lines.append(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
 from act_lightning.profiling.channel_means import ChannelMeans, expert_sums
 from act_lightning.scorers import Activation, Local, RelativeActivation
 from act_lightning.scorers.scorer import ActivationScorer, Observation
-from tests.loops import compare_on_batch, packed, padded, random_samples
+from act_lightning.scores import read_usage
+from tests.loops import PlainModule, compare_on_batch, messages, packed, padded, quiet_trainer, random_samples
 from tests.model_types import tiny_type_config
 from tests.reference import act as reference
 from tests.reference.channels import channels
@@ -175,3 +179,31 @@ def test_channels_are_those_of_the_restatement(model_type: str) -> None:
     target, _ = pair(model_type)
     outputs = reference.outputs(target, SAMPLES[0][0])
     assert set(outputs) == {name for name, _, _ in channels(target)}
+
+
+def test_usage_is_saved_and_a_mask_of_unreached_experts_warns(tmp_path: Path) -> None:
+    target, source = pair("qwen3_moe", num_experts=16)
+    source.save_pretrained(tmp_path / "source", save_original_format=False)
+    samples = SAMPLES[:1]
+    sources = [AbilitySource(str(tmp_path / "source"), abilities={"a": padded(samples)}, name="s")]
+    trainer = quiet_trainer(
+        tmp_path, ActivationDifferenceProfiler(sources), MaskedTaskVectorInjection(ratio=1.0), max_steps=0
+    )
+    with messages() as said:
+        trainer.fit(PlainModule(target), padded(samples))
+    usage = read_usage(tmp_path / "scores" / "s" / "a.safetensors")
+    tokens = sum(label != reference.IGNORED for _, labels in samples for label in labels)
+    names = [f"model.layers.{layer}.mlp.experts" for layer in (0, 1)]
+    assert list(usage) == names
+    assert all(counts[:2].sum(1).tolist() == [2 * tokens, 2 * tokens] for counts in usage.values())
+    unreached = {name: (counts[2] == 0).nonzero().flatten().tolist() for name, counts in usage.items()}
+    assert all(unreached.values())
+    first = f"{names[0]}: {', '.join(map(str, unreached[names[0]]))}"
+    assert sum(first in text for text in said) == 2
+    assert any(
+        f"warning: the mask of s/a selects channels of experts to which no answer token is routed: {first}" in text
+        for text in said
+    )
+    report = json.loads((tmp_path / "transfer.json").read_text())
+    assert report["sources"]["s"]["abilities"]["a"]["unreached_experts"] == unreached
+    assert report["sources"]["s"]["by_module_type"]["experts.gate_up_proj"] > 0
