@@ -69,7 +69,7 @@ class Scores:
         channels: The target's channels, in the model's order.
         values: float32 ``[channels]``.
         record: What they were measured on.
-        scorer: What they measure; ``activation`` is the paper's Δa.
+        scorer: What they measure; ``activation`` is the paper's rule, Δa.
     """
 
     channels: ChannelInventory

@@ -55,8 +55,8 @@ class MaskedTaskVectorInjection(TransferCallback):
         ratio: p, the share that one ability's mask selects, in (0, 1].
         share: What ``ratio`` is a share of: ``channels`` or ``parameters``.
         scale: λ, the strength of the transfer.
-        selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
-            a scorer with settings of its own.
+        selection: How channels are ranked: name of a scorer (``activation`` is the paper's rule), ``random`` or
+            ``all``; or a scorer with settings of its own.
         scope: ``global``: rank all channels together; ``module``: the same share in every module.
         include: fnmatch patterns on full names of the modules whose channels may be selected; others are not counted.
         exclude: The same for modules to leave out, also of those that ``include`` matches.

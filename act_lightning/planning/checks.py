@@ -215,14 +215,16 @@ def _replacement_issues(run: Run, verb: str, models: Models, quick: bool) -> lis
     setting, root, remedy, resumes = "trainer.default_root_dir", run.root, "Add --overwrite to replace it", False
     issues: list[ConfigIssue] = []
     if verb == "fit":
-        folder = Path(_callbacks(run).get("LastCheckpoint", {}).get("dirpath") or root / "checkpoints")
+        folder = Path(configured_callbacks(run).get("LastCheckpoint", {}).get("dirpath") or root / "checkpoints")
         standing = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
         if run.checkpoint in ("last", "hpc"):
             resumes = any(folder.glob("last*.ckpt")) or any(root.glob("hpc_ckpt_*.ckpt"))
         elif run.checkpoint:
             checkpoint = Path(run.checkpoint).resolve()
             configured = [
-                Path(arguments["dirpath"]) for arguments in _callbacks(run).values() if arguments.get("dirpath")
+                Path(arguments["dirpath"])
+                for arguments in configured_callbacks(run).values()
+                if arguments.get("dirpath")
             ]
             resumes = any(checkpoint.is_relative_to(parent.resolve()) for parent in (root, *configured))
         remedy = "Add --ckpt_path last to go on with the fit that wrote it, or --overwrite to replace it"
@@ -232,7 +234,7 @@ def _replacement_issues(run: Run, verb: str, models: Models, quick: bool) -> lis
     target, outputs = models.target, [_EXPORTS[verb]] if verb in _EXPORTS else []
     if target is None:
         return issues
-    if verb == "fit" and "BestRecovery" in _callbacks(run):
+    if verb == "fit" and "BestRecovery" in configured_callbacks(run):
         outputs.append(BEST)
     # Of several processes, the first may have exported already: a merge takes no time.
     overwrite = run.overwrite or resumes or not is_first_process()
@@ -242,7 +244,7 @@ def _replacement_issues(run: Run, verb: str, models: Models, quick: bool) -> lis
     return issues
 
 
-def _callbacks(run: Run) -> dict[str, Mapping[str, Any]]:
+def configured_callbacks(run: Run) -> dict[str, Mapping[str, Any]]:
     """The arguments of callbacks in a config, by the name of their class."""
     callbacks = run.trainer.get("callbacks") or []
     classes = [

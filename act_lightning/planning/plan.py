@@ -15,7 +15,7 @@ from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue, Level
-from act_lightning.planning.checks import Models, Run, inspect_models, run_issues
+from act_lightning.planning.checks import Models, Run, configured_callbacks, inspect_models, run_issues
 from act_lightning.planning.data_checks import first_rows_issues
 from act_lightning.planning.forecast import (
     disk_forecast,
@@ -27,6 +27,7 @@ from act_lightning.planning.forecast import (
 )
 from act_lightning.planning.pair_checks import buffer_notes, config_notes, lineage, tokenizer_issues, weight_notes
 from act_lightning.planning.training_forecast import training_issues
+from act_lightning.scorers import SCORERS
 from act_lightning.sweep.sweep_settings import count_points
 from act_lightning.transfer.settings import effective_scales
 
@@ -99,6 +100,8 @@ def make_plan(run: Run, verb: str = "fit", calibrate: bool = False) -> Plan:
                 plan.time = time_forecast(run, models.target, verb)
             except ActError as error:
                 plan.issues += error.issues
+    if not plan.has_error:
+        plan.issues += _selection_notes(run, verb)
     plan.issues.sort(key=lambda issue: get_args(Level).index(issue.level))
     return plan
 
@@ -118,6 +121,20 @@ def _scale_warnings(run: Run, verb: str) -> list[ConfigIssue]:
         for name, scale in scales.items()
         if scale > 1
     ]
+
+
+def _selection_notes(run: Run, verb: str) -> list[ConfigIssue]:
+    """A note on the choice of a selection, where the paper's rule ranks all modules and is compared with no other."""
+    settings = run.transfer.settings
+    every_module = settings.scope == "global" and not settings.exclude and "*" in settings.include
+    compares = "TransferComparison" in configured_callbacks(run)
+    if verb == "sweep" and run.sweep is not None:
+        compares = not {*SCORERS}.isdisjoint(run.sweep.compared)
+    if not run.sources or settings.selection != "activation" or not every_module or compares:
+        return []
+    problem = "transfer.selection is the paper's rule over all modules, which may select little but rows of lm_head"
+    hint = "Others recover more on small models: --config configs/recommended.yaml; see docs/choosing.md."
+    return [ConfigIssue("transfer.selection", ..., problem, hint, "note")]
 
 
 def _pair_issues(plan: Plan, run: Run, models: Models, target: Path) -> list[ConfigIssue]:

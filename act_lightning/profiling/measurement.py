@@ -228,7 +228,7 @@ def measurements(
         target: The model that they are compared with.
         datamodule: Has the samples of abilities for sources without batches of their own.
         root: The folder of the scores.
-        scorer: What is measured; by default the paper's score.
+        scorer: What is measured; by default the paper's rule.
         quantization: ``8bit`` or ``4bit``, if both models are quantized.
         sampling: In which chunks samples are read, and when to stop; by default all at once.
 

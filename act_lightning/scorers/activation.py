@@ -1,4 +1,4 @@
-"""How far apart activations are: between the two models (the paper's score), on other scales, and by weights alone."""
+"""How far apart activations are: between the two models (the paper's rule), on other scales, and by weights alone."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class TransferSettings:
         ratio: p, the share that one ability's mask selects, in (0, 1].
         share: What ``ratio`` is a share of: channels, as in the paper, or parameters, for comparisons at equal cost.
         scale: λ, the strength of the transfer.
-        selection: How channels are ranked: name of a scorer (``activation`` is the paper's), ``random`` or ``all``; or
-            a scorer with settings of its own.
+        selection: How channels are ranked: name of a scorer (``activation`` is the paper's rule), ``random`` or
+            ``all``; or a scorer with settings of its own.
         scope: Whether channels are ranked across the whole model, as in the paper, or within every module.
         include: fnmatch patterns on full names of the modules whose channels may be selected; channels of others are
             neither selected nor counted.

@@ -196,7 +196,8 @@ def test_strangers_are_told_from_siblings(
     plan = planned(config, status=int(level == "error"))
     found = plan["parameters"]["siblings"]["s"]
     assert abs(found["chance"]) < 0.1
-    assert [(one["level"], words in one["message"]) for one in plan["problems"]] == ([(level, True)] if level else [])
+    problems = [one for one in plan["problems"] if one["setting"] != "transfer.selection"]
+    assert [(one["level"], words in one["message"]) for one in problems] == ([(level, True)] if level else [])
     if level == "error":
         assert abs(found["cosine"]) < 0.1
         assert found["difference"] > 1
@@ -375,7 +376,8 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("act_lightning.planning.forecast.host_memory", lambda: 1000)
     found = planned(config)["problems"]
-    assert [problem["setting"] for problem in found] == ["profile.placement", "trainer.strategy"]
+    settings = [problem["setting"] for problem in found if problem["level"] == "warning"]
+    assert settings == ["profile.placement", "trainer.strategy"]
     assert "this machine's host has 0.0 GB" in found[0]["message"]
 
 
@@ -460,6 +462,25 @@ def test_plain_fine_tuning_is_noted(config: Config) -> None:
     assert "plain fine-tuning" in about(plan, "profile.sources", "note")[0]["message"]
     assert plan["channels"]["per_ability"] == {}
     assert plan["memory"]["profiling"] == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "noted"),
+    [
+        ("merge", {}, True),
+        ("merge", {"transfer.exclude": ["lm_head"]}, False),
+        ("merge", {"transfer.scope": "module"}, False),
+        ("merge", {"transfer.selection": "local"}, False),
+        ("fit", {"trainer.callbacks": [{"class_path": "act_lightning.callbacks.TransferComparison"}]}, False),
+    ],
+)
+def test_the_papers_rule_is_left_with_a_hint(verb: str, changes: dict[str, Any], noted: bool, config: Config) -> None:
+    """Only where it ranks all modules together, and nothing is compared with it."""
+    for path, value in changes.items():
+        config = changed(config, path, value)
+    notes = about(planned(config, "--for", verb), "transfer.selection", "note")
+    assert ["the paper's rule" in note["message"] for note in notes] == [True] * noted
+    assert all("configs/recommended.yaml" in note["remedy"] for note in notes)
 
 
 def test_errors_come_together_and_first(config: Config, tmp_path: Path) -> None:
