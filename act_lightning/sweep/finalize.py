@@ -19,14 +19,17 @@ from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
+from act_lightning.evaluation.results import ROLES
 from act_lightning.evaluation.tables import ItemScores, csv_table, markdown_table, rich_table
 from act_lightning.sweep.results import (
+    BEST,
     MethodResult,
     Outcome,
     compare_methods,
     equal_points,
     pareto_front,
     reference_outcome,
+    role_label,
 )
 from act_lightning.sweep.runner import Stopwatch, Sweep
 from act_lightning.sweep.study import Suggestion, TrialStore
@@ -35,7 +38,7 @@ from act_lightning.sweep.transfers import Transfers, read_recipe
 from act_lightning.sweep.writing import (
     METHODS_HEAD,
     SweepFindings,
-    describe_best,
+    conclusions,
     methods_cells,
     methods_rows,
     outcome_row,
@@ -72,6 +75,7 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     points += tuned
     findings = SweepFindings(target, tuned or outcomes, settings.keep_within, methods, tuned_target or target)
     best = findings.best
+    at_best = {method.outcome.point.method: method.outcome for method in methods if BEST in method.basis}
 
     rows = [outcome_row(outcome, target) for outcome in (target, *points)]
     cells = methods_cells(methods, target)
@@ -85,12 +89,18 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     else:
         write_file(path, _best_config(sweep, transfers, best, target, path))
     page, console = write_page(sweep.folder / "report", findings), Console()
-    title = "Means in %, below them 95 % intervals, and items +gained −lost against the target"
+    title = (
+        f"{' and '.join(role_label(target.roles, role) for role in ROLES)} in %, below them 95 % intervals, and items "
+        "+gained −lost against the target"
+    )
     lines = []
     for *texts, keep, recover, keep_changes, recover_changes in cells:
         lines.append([*texts, f"{keep}\n{keep_changes}".rstrip(), f"{recover}\n{recover_changes}".rstrip()])
     console.print(rich_table(title, METHODS_HEAD[:-2], lines, left=2, wrap=2))
-    console.print(describe_best(findings))
+    for line in (line for outcome in at_best.values() for line in transfers.describe(outcome.point, outcome.rounding)):
+        console.print(line, soft_wrap=True)
+    for sentence in conclusions(findings):
+        console.print(sentence, soft_wrap=True)
     console.print(f"written to {sweep.folder}; figures: {page}", soft_wrap=True)
 
 

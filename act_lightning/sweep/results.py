@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass, field
 from math import isclose
 from typing import Any
 
-from act_lightning.evaluation.intervals import Interval
+from act_lightning.evaluation.intervals import Interval, McNemar, paired_test
 from act_lightning.evaluation.tables import ItemScores
 from act_lightning.sweep.sweep_settings import ACT, CONTROLS, Point, SweepSettings, has_density, has_ratio
+from act_lightning.transfer.injection import Rounding
 from act_lightning.transfer.settings import TransferSettings
+
+_NO_ROUNDING = Rounding()
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Outcome:
         scores: Which items were answered correctly.
         share: Share of the target's parameters that moved; with a density, an upper bound.
         seconds: How long each part took: ``selecting``, ``applying``, ``evaluating``, ``reverting``, ``fitting``.
+        rounding: What rounding did to the values that the transfer gave.
     """
 
     point: Point
@@ -29,10 +33,11 @@ class Outcome:
     scores: ItemScores
     share: float
     seconds: Mapping[str, float] = field(default_factory=dict)
+    rounding: Rounding = _NO_ROUNDING
 
     def mean(self, role: str) -> Interval:
         """The mean accuracy of the sets of a role, all with the same weight as in the paper, with its interval."""
-        return self.scores.mean([name for name in self.roles if self.roles[name] == role])
+        return self.scores.mean(self.names(role))
 
     @property
     def keep(self) -> float:
@@ -52,6 +57,7 @@ class Outcome:
             "right": dict(self.scores.digits),
             "share": self.share,
             "seconds": dict(self.seconds),
+            "rounding": list(self.rounding),
         }
 
     @classmethod
@@ -63,7 +69,28 @@ class Outcome:
         (True, 0.5)
         """
         scores = ItemScores(values["right"])
-        return cls(Point(**values["point"]), values["roles"], scores, values["share"], values["seconds"])
+        rounding = Rounding(*values.get("rounding", ()))  # which earlier versions did not record
+        return cls(Point(**values["point"]), values["roles"], scores, values["share"], values["seconds"], rounding)
+
+    def names(self, role: str) -> list[str]:
+        """The evaluation sets of a role."""
+        return [name for name in self.roles if self.roles[name] == role]
+
+    def against(self, other: Outcome, role: str) -> McNemar:
+        """McNemar's test against another model on the items of all sets of a role."""
+        digits = ("".join(each.scores.digits[name] for name in self.names(role)) for each in (other, self))
+        return paired_test(*digits)
+
+
+def role_label(roles: Mapping[str, str], role: str) -> str:
+    """The evaluation set of a role by name, or how many there are.
+
+    >>> roles = {"sums": "keep", "words": "recover", "dates": "recover"}
+    >>> role_label(roles, "keep"), role_label(roles, "recover")
+    ('sums (keep)', 'recover (mean of 2 sets)')
+    """
+    names = [name for name in roles if roles[name] == role]
+    return f"{names[0]} ({role})" if len(names) == 1 else f"{role} (mean of {len(names)} sets)"
 
 
 EQUAL_SCALE, EQUAL_SHARE, BEST = "equal λ", "equal parameters", "its best"

@@ -36,6 +36,7 @@ from act_lightning.sweep.results import Outcome, equal_points, reference_outcome
 from act_lightning.sweep.study import Suggestion, TrialStore
 from act_lightning.sweep.sweep_settings import ACT, UNMODIFIED, Point, SweepSettings, count_points, grid, has_ratio
 from act_lightning.sweep.transfers import Transfers, read_recipe
+from act_lightning.transfer.injection import Rounding
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
@@ -232,11 +233,11 @@ class Stopwatch:
 @contextmanager
 def apply_and_revert(
     model: PreTrainedModel, prepare: Callable[[], PreparedTransfer], stopwatch: Stopwatch
-) -> Iterator[None]:
+) -> Iterator[Rounding]:
     """The model with a transfer applied; afterwards, and after an error, every bit is as it was.
 
     The original values of all rows that change are kept on the model's device, as much memory as a transfer has rows.
-    ``stopwatch`` gets the seconds of ``selecting``, ``applying`` and ``reverting``.
+    ``stopwatch`` gets the seconds of ``selecting``, ``applying`` and ``reverting``. Yields what rounding did.
     """
     originals: list[tuple[Tensor, Tensor | slice, Tensor]] = []
     try:
@@ -250,7 +251,7 @@ def apply_and_revert(
                 rows = slice(None) if whole else numbers.to(values.device)
                 originals.append((values, rows, values.clone() if whole else values[rows]))
                 injection.apply_(name, parameter)
-        yield
+        yield injection.rounding
     finally:
         with stopwatch.timing("reverting"):
             for values, changed, original in originals:
@@ -270,15 +271,16 @@ class TrialRunner:
     def evaluate(self, point: Point) -> Outcome:
         """Apply a point, score the model, and revert the point."""
         data, stopwatch, share = self.sweep.data, Stopwatch(torch.device(self.model.device)), 0.0
+        rounding = Rounding()
         with ExitStack() as stack:
             if point != UNMODIFIED:
                 prepare = partial(self.transfers.prepare, point)
-                stack.enter_context(apply_and_revert(self.model, prepare, stopwatch))
+                rounding = stack.enter_context(apply_and_revert(self.model, prepare, stopwatch))
                 share = self.transfers.parameter_share(point)
             with stopwatch.timing("evaluating"):
                 scores = score_model(data, self.model, data.evaluation_tokens)
         roles = {name: settings.role for name, settings in data.evaluations.items()}
-        return Outcome(point, roles, scores, share, stopwatch.seconds)
+        return Outcome(point, roles, scores, share, stopwatch.seconds, rounding)
 
     def run(self) -> None:
         """Evaluate the target, then every point that is missing, then those where the methods are compared."""

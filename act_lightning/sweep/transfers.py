@@ -15,8 +15,10 @@ from act_lightning.masks import eligible_channels
 from act_lightning.merging import METHODS, merging_method
 from act_lightning.scorers import SCORERS
 from act_lightning.sweep.sweep_settings import ACT, WITHOUT_MASK, Point, has_density
+from act_lightning.transfer.injection import Rounding
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
+from act_lightning.transfer.summary import describe_transfer, mask_issues, rounding_issues
 
 _CACHED_RATIOS = 4  # masks of several p in memory at a time
 _BISECTIONS = 12
@@ -105,9 +107,27 @@ class Transfers:
         """The share of the target's parameters that a point moves; with a density, the most that it may move."""
         return self.prepare(point).parameter_share * (point.ratio if has_density(point.method) else 1.0)
 
+    def describe(self, point: Point, rounding: Rounding) -> list[str]:
+        """What a point selects by type of module, and warnings of that; nothing of methods without a mask.
+
+        Raises:
+            ActError: As :meth:`prepare`.
+        """
+        if point.method in WITHOUT_MASK or not point.scale:
+            return []
+        override, prepared = self.override(point), self.prepare(point)
+        issues = mask_issues(self._plan_of(point.method, override), prepared)
+        issues += rounding_issues(rounding) if rounding.values else []
+        sources = {name: {**source, "scale": point.scale} for name, source in prepared.report["sources"].items()}
+        lines = [f"{point.method}: {describe_transfer({**prepared.report, 'sources': sources})}"]
+        return lines + [f"{issue.level}: {point.method}: {issue}" for issue in issues]
+
     def _prepare(self, method: str, override: TransferOverride) -> PreparedTransfer:
+        return prepare(self._plan_of(method, override))
+
+    def _plan_of(self, method: str, override: TransferOverride) -> TransferPlan:
         scores = self._score_folders.get(method)
-        return prepare(replace(self._plan, settings=override.settings, sources=override.sources, scores=scores))
+        return replace(self._plan, settings=override.settings, sources=override.sources, scores=scores)
 
     def _sized_like_act_uncached(self, method: str, ratio: float) -> TransferOverride:
         """Another selection that moves as many parameters from each source as ``act`` does.

@@ -63,7 +63,8 @@ def test_fit_leaves_what_the_contract_names(config: Config) -> None:
         )
         assert scores.get_tensor("lm_head").shape == (300,)
     report = json.loads((root / "transfer.json").read_text())
-    assert set(report) == {"channels", "sources", "selection", "method", "seed", "hashes"}
+    keys = {"channels", "sources", "selection", "method", "include", "exclude", "seed", "hashes"}
+    assert set(report) == {*keys, "rounding", "problems"}
     source = report["sources"]["s"]
     assert source["abilities"]["d"]["selected"] == source["union"] == report["channels"] // 10
     assert (report["seed"], source["scale"], source["ratio"]) == (42, 0.4, 0.1)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from act_lightning.analysis.figures.sweeps import heat_map_figure, scatter_figure
 from act_lightning.evaluation.tables import ItemScores
 from act_lightning.sweep.results import (
     BEST,
     EQUAL_SCALE,
     EQUAL_SHARE,
+    MethodResult,
     Outcome,
     best_point,
     compare_methods,
@@ -17,6 +23,7 @@ from act_lightning.sweep.results import (
     pareto_front,
 )
 from act_lightning.sweep.sweep_settings import UNMODIFIED, Point, SweepSettings, grid
+from act_lightning.sweep.writing import SweepFindings, conclusions
 from act_lightning.transfer.settings import TransferSettings
 
 ITEMS = 10
@@ -80,6 +87,49 @@ def test_p_that_plays_no_part_is_not_walked() -> None:
     ]
     everything = grid(settings, TransferSettings(selection="all"))
     assert [(one.method, one.ratio) for one in everything] == [("act", 1.0), ("task_arithmetic", 1.0)]
+
+
+def fair_coin(gained: int, lost: int) -> float:
+    """How often as many fair coins fall at least as unevenly, by counting all their falls."""
+    falls = [sum(coins) for coins in product((0, 1), repeat=gained + lost)]
+    return sum(abs(2 * heads - gained - lost) >= abs(gained - lost) for heads in falls) / len(falls)
+
+
+@pytest.mark.parametrize(("recover", "random"), [(9, 2), (4, 3), (2, 2), (3, 10)])
+def test_conclusions_say_what_is_not_supported(recover: int, random: int) -> None:
+    """By McNemar's test on the items to recover; equal items but for those that a model answers in addition."""
+    act, other = outcome(9, recover), outcome(9, random, point=Point("random", 0.4, 0.01))
+    methods = [MethodResult("its best", act), MethodResult(f"{EQUAL_SCALE}, {EQUAL_SHARE}", other)]
+    sentences = conclusions(SweepFindings(TARGET, [act], 1.0, methods, TARGET))
+    assert sentences[0] == "Keep is the accuracy on k, recover that on r."
+    if recover == 2:
+        assert sentences[1].startswith("No point improves on the target: of those that lose at most 1 point of keep,")
+    else:
+        assert sentences[1].startswith(
+            "Best of 1 point, of those that lose at most 1 point of keep: act at λ 0.4, p 0.01"
+        )
+        supported = fair_coin(recover - 2, 0) < 0.05
+        assert ("That it improves on the target is not supported here." in sentences[1]) is not supported
+    claim = "act recovers {} than random at as many parameters"
+    gained, lost = max(0, recover - random), max(0, random - recover)
+    if fair_coin(gained, lost) < 0.05:
+        assert sentences[2].startswith(claim.format("more" if gained else "less"))
+    else:
+        assert sentences[2].startswith(f"That {claim.format('more')} is not supported here")
+    lost_too_much = [outcome(7, 10)]
+    (_, sentence, *_) = conclusions(SweepFindings(TARGET, lost_too_much, 1.0, methods, TARGET))
+    assert sentence.startswith("No point keeps enough: all 1 lose more than 1 point of keep; act at λ 0.4, p 0.01")
+
+
+def test_colors_mean_the_same_for_every_method() -> None:
+    frame = pd.DataFrame({"scale": [0.3, 0.3, 0.5, 0.5], "ratio": [0.1, 0.2] * 2, "keep": [0.5, 0.6, 0.7, 0.8]})
+    limits = (0.2, 0.9)
+    for draw in (heat_map_figure, scatter_figure):
+        panel, bar = draw(frame, "keep", "sums (keep)", 0.75, limits).axes
+        assert panel.get_title(loc="left") == "sums (keep) in % (target: 75.0)"
+        assert bar.get_ylim() == pytest.approx(limits)
+    mesh = heat_map_figure(frame, "keep", "sums (keep)", 0.75, limits).axes[0].collections[0]
+    assert (mesh.norm.vmin, mesh.norm.vmax) == limits
 
 
 def test_mcnemar_pairs_items() -> None:

@@ -136,7 +136,8 @@ def test_a_sweep_without_gain_says_so_and_names_no_best_point(base_config: Confi
     assert outcome.status == 0, outcome.err
     target, control = rows(root)
     assert (control["keep"], control["recover"]) == (target["keep"], target["recover"])
-    assert "No gain: of the points with keep at most 1 points below" in " ".join(outcome.out.split())
+    words = "No point improves on the target: of those that lose at most 1 point of keep, the best recovers "
+    assert words in " ".join(outcome.out.split())
     assert not (root / "sweep" / "best.yaml").exists()
     assert json.loads((root / "sweep" / "results.json").read_text())["best"] is None
 
@@ -164,6 +165,15 @@ def test_the_page_has_every_figure_and_table(swept: Path) -> None:
         assert (report / "figures" / f"{name}.svg").is_file()
     points = list(csv.DictReader((report / "tables" / "points.csv").read_text().splitlines()))
     assert len(points) == len(rows(swept)) - 1
+    assert {"kept (keep)", "keep from", "lost (recover)", "recover to", "λ", "p"} <= {*points[0]}
+    assert not [name for name in ("keep_high", "recover_low", "parameter_share", "compared_at") if name in page]
+    best = json.loads((swept / "sweep" / "results.json").read_text())["best"]
+    for name, fixed in (("along-p", "λ"), ("along-lambda", "p")):
+        curve = list(csv.DictReader((report / "tables" / f"{name}.csv").read_text().splitlines()))
+        value = best["scale"] if fixed == "λ" else best["ratio"]
+        of_best = [row for row in curve if row["method"] == best["method"]]
+        assert len(of_best) == 2
+        assert {float(row[fixed]) for row in of_best} == {value}
     assert "http" not in page.replace("http://www.w3.org", "")
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from act_lightning.analysis.distribution import OUTSIDE, by_layer_and_type
 from act_lightning.analysis.figures.style import (
@@ -297,6 +299,17 @@ def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize, write: Callabl
     axes.grid(visible=False)
     for side in axes.spines.values():
         side.set_visible(False)
+
+
+def color_bar(axes: Axes, norm: Normalize, write: Callable[[float], str]) -> None:
+    """Draw the scale of a panel's colors beside it, with numbers as ``write`` gives them."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=axes, fraction=0.05, pad=0.02, aspect=14)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    bar.ax.tick_params(length=2, width=0.6)
+    bar.ax.grid(visible=False)
 
 
 def _percent(value: float) -> str:

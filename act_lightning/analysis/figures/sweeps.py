@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from act_lightning.analysis.figures.findings import draw_cells
+from act_lightning.analysis.figures.findings import color_bar, draw_cells
 from act_lightning.analysis.figures.style import (
     INK,
     MUTED,
@@ -34,32 +34,39 @@ _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 
 @styled
-def heat_map_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
+def heat_map_figure(points: pd.DataFrame, role: str, label: str, target: float, limits: tuple[float, float]) -> Figure:
     """Mean accuracy in % over λ (rows) and p (columns), with the target's in the title.
 
-    ``points`` has the columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method.
+    ``points`` has the columns ``scale``, ``ratio``, and ``keep`` or ``recover``, of one method; ``label`` names the
+    sets, and ``limits`` are the accuracies at both ends of the colors.
     """
     grid = points.pivot_table(index="scale", columns="ratio", values=role).sort_index(ascending=False)
     named = grid.rename(index=lambda scale: f"{scale:.3g}", columns=lambda ratio: f"{100 * ratio:.3g}")
     width, height = _CELL * len(grid.columns) + _LABELS, 0.26 * len(grid) + 1.0
     figure, (axes,) = panels((max(3.2, width),), height)
-    low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
-    draw_cells(axes, named, Normalize(low, high if high > low else low + 0.01), lambda value: f"{100 * value:.0f}")
-    axes.set_title(f"{role} in % (target: {100 * target:.1f})")
+    norm = _normalize(limits)
+    draw_cells(axes, named, norm, lambda value: f"{100 * value:.0f}")
+    color_bar(axes, norm, lambda value: f"{100 * value:.3g} %")
+    axes.set_title(f"{label} in % (target: {100 * target:.1f})")
     axes.set(xlabel=f"{RATIO} in %", ylabel=SCALE)
     axes.xaxis.set_label_position("top")
     return figure
 
 
+def _normalize(limits: tuple[float, float]) -> Normalize:
+    low, high = limits
+    return Normalize(low, high if high > low else low + 0.01)
+
+
 @styled
-def scatter_figure(points: pd.DataFrame, role: str, target: float) -> Figure:
+def scatter_figure(points: pd.DataFrame, role: str, label: str, target: float, limits: tuple[float, float]) -> Figure:
     """Mean accuracy as the color of points that do not form a grid; otherwise as :func:`heat_map_figure`."""
     figure, (axes,) = panels((6.2,), 3.4)
-    values = points[role]
-    low, high = float(values.min()), float(values.max())
-    shades = SEQUENTIAL(Normalize(low, high if high > low else low + 0.01)(values.to_numpy()))
+    norm = _normalize(limits)
+    shades = SEQUENTIAL(norm(points[role].to_numpy()))
     axes.scatter(points["ratio"], points["scale"], c=shades, s=46, edgecolors=MUTED, linewidths=0.6)
-    axes.set_title(f"{role}: {100 * low:.1f} (light) to {100 * high:.1f} % (dark); target: {100 * target:.1f}")
+    color_bar(axes, norm, lambda value: f"{100 * value:.3g} %")
+    axes.set_title(f"{label} in % (target: {100 * target:.1f})")
     axes.set(xlabel=RATIO, ylabel=SCALE)
     _ratio_axis(axes, points["ratio"])
     return figure
@@ -72,14 +79,17 @@ def front_figure(
     target: Mapping[str, float],
     best: Mapping[str, float] | None,
     colors: Mapping[str, str],
+    labels: Mapping[str, str],
 ) -> Figure:
     """Keep against recover: all points, and a closer view of the Pareto front; target and best point are marked.
 
     ``points`` has the columns ``method``, ``keep`` and ``recover``; so has ``front``, in the order of the line.
+    ``labels`` name the sets of both roles.
     """
     figure, axes = panels((4.5, 4.5), 3.6)
     markers = dict(zip(colors, cycle(_MARKERS), strict=False))
-    rings = [(target, "target", MUTED), *([] if best is None else [(best, "best", INK)])]
+    rings = [(target, "target", MUTED, (-7, 9)), *([] if best is None else [(best, "best", INK, (7, -9))])]
+    on_top: dict[str, Any] = {"facecolor": SURFACE, "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
     for panel in axes:
         panel.plot(front["recover"], front["keep"], color=MUTED, lw=0.9, drawstyle="steps-pre", gid="front", zorder=2)
         for method, part in points.groupby("method", sort=False):
@@ -87,11 +97,14 @@ def front_figure(
                 part["recover"], part["keep"], ls="", marker=markers[str(method)], ms=4,
                 color=colors[str(method)], mec=SURFACE, mew=0.4, label=str(method), gid=str(method), zorder=3,
             )  # fmt: skip
-        for point, name, color in rings:
+        for point, name, color, offset in rings:
             x, y = point["recover"], point["keep"]
             panel.plot([x], [y], ls="", marker="o", ms=9, mec=color, mfc="none", mew=1.3, gid=name, zorder=4)
-            panel.annotate(name, (x, y), (7, -9), textcoords="offset points", color=color, fontsize=7.5, zorder=5)
-        panel.set(xlabel="recover", ylabel="keep")
+            panel.annotate(
+                name, (x, y), offset, textcoords="offset points", color=color, fontsize=7.5, zorder=5, bbox=on_top,
+                ha="right" if offset[0] < 0 else "left",
+            )  # fmt: skip
+        panel.set(xlabel=labels["recover"], ylabel=labels["keep"])
         percent_axes(panel.xaxis, panel.yaxis, spec=".3g")
         panel.margins(0.06)
     axes[0].set_title("all points")
@@ -112,7 +125,7 @@ def method_colors(methods: Sequence[str]) -> dict[str, str]:
 
 @styled
 def sensitivity_figure(
-    curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str]
+    curves: pd.DataFrame, along: str, target: Mapping[str, float], colors: Mapping[str, str], labels: Mapping[str, str]
 ) -> Figure:
     """Keep and recover against ``along`` (``ratio`` or ``scale``), a line per method with its 95 % interval (Figure 5).
 
@@ -129,7 +142,7 @@ def sensitivity_figure(
             panel.plot(x, y, color=color, marker=markers[method], ms=3.2, gid=method)
             ends.append(EndLabel(float(x.iloc[-1]), float(y.iloc[-1]), method, color))
         panel.axhline(target[role], color=MUTED, lw=0.8, ls=(0, (2, 2)), gid="target", zorder=1)
-        panel.set(title=role, xlabel=RATIO if along == "ratio" else SCALE, ylabel="accuracy" if role == "keep" else "")
+        panel.set(title=labels[role], xlabel=RATIO if along == "ratio" else SCALE)
         if along == "ratio":
             _ratio_axis(panel, curves["ratio"])
         percent_axes(panel.yaxis, spec=".3g")

@@ -240,7 +240,8 @@ def inline_svg(svg: str, name: str) -> Markup:
     width = re.fullmatch(r"([\d.]+)pt", root.attrib.pop("width", ""))
     root.attrib.pop("height", None)
     if width:
-        root.set("style", f"max-width: {float(width[1]) * _PIXELS:.0f}px")
+        pixels = f"{float(width[1]) * _PIXELS:.0f}px"
+        root.set("style", f"--width: {pixels}; max-width: {pixels}")
     return Markup(with_variables(ElementTree.tostring(root, encoding="unicode")))
 
 
