@@ -77,7 +77,7 @@ class Sandbox:
         limits = {"CPU": max(1, round(seconds)), "AS": memory, "FSIZE": 1 << 20, "NOFILE": 64, "CORE": 0, "NPROC": 0}
         marker = f"passed {os.urandom(8).hex()}"  # random, so that exiting early does not look like success
         options: dict[str, object] = {"limits": limits, "seconds": seconds, "marker": marker}
-        options |= {"reap": self.kind == PROCESS, "folder": "/tmp" if self.kind == NAMESPACES else None}
+        options |= {"reap": self.kind == PROCESS, "folder": "/tmp"}
         if self.kind == NAMESPACES and "unshare" in Path(self.command[0]).name:
             prefixes = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
             options["root"] = sorted({*_SYSTEM, *prefixes}, key=len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -264,3 +265,78 @@ def test_a_command_of_ones_own(container: list[str]) -> None:
     assert not passes_tests(harmful("raise ValueError"), CHECK, "act", sandbox=container)
     with pytest.raises(ActError, match="must hold what it promises"):
         passes_tests(harmful("pass"), CHECK, "act", sandbox=["/nowhere/docker", "run"])
+
+
+DOCKER = f"""#!/bin/bash
+# Plays docker's part: takes its options, and starts the command in a container's namespaces, as root without rights.
+[ "$1" = run ] || {{ echo "docker: '$1' is not a docker command" >&2; exit 1; }}
+shift
+options=(--mount --pid --ipc --uts --fork --kill-child --mount-proc)
+ro=true tmp=true
+while [[ "$1" == -* ]]; do
+    case "$1" in
+        --rm | -i | --memory=* | --pids-limit=*) ;;
+        --network=none) options+=(--net) ;;
+        --read-only) ro="mount -o remount,bind,ro /" ;;
+        --tmpfs=*) tmp="mount -t tmpfs none ${{1#--tmpfs=}}" ;;
+        *) echo "unknown flag: $1" >&2; exit 125 ;;
+    esac
+    shift
+done
+shift 2 # the image, and its interpreter, for which this machine's stands in
+[ "$(id -u)" = 0 ] || options+=(--user --map-root-user)
+exec unshare "${{options[@]}}" sh -c "$tmp && $ro && cd / && exec env -i HOME=/root {sys.executable} \\"\\$@\\"" sh "$@"
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> list[str]:
+    """The command of our documentation, and a stand-in for its program."""
+    documented = Path(__file__).parents[2].joinpath("docs", "evaluation.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"`\[(docker, run, .*?)\]`", documented)
+    script = tmp_path / "docker"
+    script.write_text(DOCKER)
+    script.chmod(0o755)
+    return [str(script), *words.split(", ")[1:]]
+
+
+@pytest.mark.skipif(not HOLDS, reason="no namespaces on this machine")
+def test_the_documented_container(docker: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "token")
+    assert passes_tests(harmful("open('own', 'w').write('x' * 1000)"), CHECK, "act", sandbox=docker)
+    assert str(open_sandbox(docker)) == "what docker starts, with limits"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for body in (
+            f"import socket; socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 2)",
+            "import os; assert 'SECRET' in os.environ",
+            f"import os; os.kill({os.getpid()}, 0)",
+            "open('/usr/evil', 'w')",
+            "raise SystemExit(0)",
+        ):
+            assert not passes_tests(harmful(body), CHECK, "act", sandbox=docker), body
+    started, mark = time.monotonic(), f"act-docker-{os.getpid()}"
+    endless = f"import time, sys; sys.argv[1:] = [{mark!r}]; time.sleep(300)"
+    assert not passes_tests(harmful(endless), CHECK, "act", seconds=1.0, sandbox=docker)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.skipif(not HOLDS, reason="no namespaces on this machine")
+def test_a_command_that_does_not_hold_is_refused(docker: list[str], tmp_path: Path) -> None:
+    """A mistake in the options, a folder that cannot be written, an image without Python, and your own environment."""
+    leaky = tmp_path / "leaky"
+    leaky.write_text('#!/bin/sh\nUSER=me exec "$@"\n')
+    liar = tmp_path / "liar"
+    liar.write_text("#!/bin/sh\necho ready\n")
+    for script in (leaky, liar):
+        script.chmod(0o755)
+    for command, reason in (
+        ([*docker[:2], "--nothing", *docker[2:]], "unknown flag: --nothing"),
+        ([docker[0], "rum", *docker[2:]], "is not a docker command"),
+        ([word for word in docker if "tmpfs" not in word], "Read-only file system"),
+        ([str(leaky), sys.executable], "lets code reach files, network or other processes, or runs none"),
+        ([str(leaky), "python-of-another-name"], "python-of-another-name"),
+        ([str(liar)], "lets code reach files"),
+    ):
+        with pytest.raises(ActError, match="must hold what it promises, and does not on this machine") as refused:
+            open_sandbox(command)
+        assert reason in str(refused.value), command
