@@ -7,4 +7,15 @@ rm -rf dist
 python -m build
 cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --output-format JSON \
   --output-file dist/sbom.cdx.json
+python - <<'END'  # the version, which pyproject.toml takes from the package
+import json
+import pathlib
+
+import act_lightning
+
+path = pathlib.Path("dist/sbom.cdx.json")
+sbom = json.loads(path.read_text(encoding="utf-8"))
+sbom["metadata"]["component"]["version"] = act_lightning.__version__
+path.write_text(json.dumps(sbom, indent=2) + "\n", encoding="utf-8")
+END
 (cd dist && sha256sum -- * > SHA256SUMS)

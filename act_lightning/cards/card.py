@@ -33,6 +33,7 @@ from act_lightning.escaping import markdown_code, markdown_text, terminal_text
 from act_lightning.redaction import redact
 
 TRANSFER = "transfer.json"
+_LARGEST, _DEEPEST = 1 << 22, 50  # characters of a card, and brackets of its recipe in each other
 _EXPORTS = ("model", "merged")
 _RECIPE, _RECORD = "## Recipe", "## Record"
 _MIXED = "The licenses are not all the same or not all stated: what they allow together is for you to find out."
@@ -203,15 +204,13 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = path / CARD if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
-        blocks = []
-        for title, language in ((_RECIPE, "yaml"), (_RECORD, "json")):
-            pattern = rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n(.*?)\n\1$"
-            match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
-            blocks.append((match and match.group(2)) or "{}")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(blocks[0], yaml.SafeLoader)):
-            raise ValueError("a recipe has no aliases, of which a few lines can make a mapping without end")
-        recipe, record = yaml.safe_load(blocks[0]), parse_json(blocks[1], unique_keys=True)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f"it is longer than {_LARGEST:,} characters")
+        block = _block(text, _RECIPE, "yaml")
+        _check_recipe(block)
+        recipe, record = yaml.safe_load(block), parse_json(_block(text, _RECORD, "json"), unique_keys=True)
         if not isinstance(recipe, dict) or not isinstance(record, dict):
             raise ValueError("recipe and record must be mappings")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
@@ -222,6 +221,26 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         hint = "Name the README.md of a folder that `fit` or `merge` wrote."
         raise ActError(ConfigIssue("card", str(path), problem, hint))
     return recipe, record
+
+
+def _block(text: str, title: str, language: str) -> str:
+    """What the first block of code with this title holds; that of an empty mapping if it is not there."""
+    opening = re.search(rf"^{re.escape(title)}\n\n(`{{3,}}){language}\n", text, re.MULTILINE)
+    if opening is None:
+        return "{}"
+    end = re.compile(rf"^{opening[1]}$", re.MULTILINE).search(text, opening.end())
+    return text[opening.end() : end.start()] if end else "{}"
+
+
+def _check_recipe(text: str) -> None:
+    """Refuse YAML that takes long to read, or holds more than it has lines; ValueError says why."""
+    depth, starts = 0, (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+    for token in yaml.scan(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(token, starts) - isinstance(token, (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken))
+        if depth > _DEEPEST:
+            raise ValueError("a recipe is not nested that deeply")
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("a recipe has no aliases, of which a few lines can make a mapping without end")
 
 
 def read_transfer(folder: Path) -> dict[str, Any]:

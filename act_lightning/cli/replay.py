@@ -197,7 +197,8 @@ def _compare(output: Path, card: Path, record: Mapping[str, Any], version_notes:
         print(terminal_text(f"the same bits as recorded (SHA-256 of every file): {output}"))
         return 0
     before, after = (read_transfer(folder).get("hashes", {}) for folder in (card.parent, output))
-    differences += _differences({name: before[name] for name in before if name in after}, after)
+    common = before.keys() & after.keys()
+    differences += _differences(*({name: hashes[name] for name in sorted(common)} for hashes in (before, after)))
     advice = "Results are the same to the last bit only with the same versions, on the same kind of machine."
     reasons = "; ".join(version_notes) or "the versions are those recorded"
     lines = [f"error: {output} differs from the record. {advice} Here: {reasons}.", *differences]
@@ -207,9 +208,9 @@ def _compare(output: Path, card: Path, record: Mapping[str, Any], version_notes:
 
 def _differences(recorded: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
     return [
-        f"{name}: {_brief(digest)} recorded, {_brief(actual.get(name))} made"
-        for name, digest in recorded.items()
-        if actual.get(name) != digest
+        f"{name}: {_brief(recorded.get(name))} recorded, {_brief(actual.get(name))} made"
+        for name in {**recorded, **actual}
+        if actual.get(name) != recorded.get(name)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,22 @@ def test_an_edited_card_is_an_error(text: str, problem: str, tmp_path: Path) -> 
     (tmp_path / "README.md").write_text(text)
     with pytest.raises(ActError, match=problem):
         read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("## Recipe\n\n```yaml\nx: " + "[" * 500_000 + "\n```\n", "not nested that deeply"),
+        ("## Recipe\n\n```yaml\nx: " + "{a: " * 500_000 + "\n```\n", "not nested that deeply"),
+        ("## Recipe\n\n```yaml\nx: " + "- " * 500_000 + "\n```\n", "must be a readable card"),
+        ("## Recipe\n\n```yaml\n" * 100_000, "must hold the record"),
+        ("x" * 5_000_000, "longer than 4,194,304 characters"),
+    ],
+    ids=["brackets", "braces", "dashes", "openings", "length"],
+)
+def test_a_card_that_would_take_hours_is_refused_at_once(text: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text)
+    started = time.process_time()
+    with pytest.raises(ActError, match=problem):
+        read_card(tmp_path)
+    assert time.process_time() - started < 5

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from act_lightning.cards.card import new_card
+from act_lightning.cli import replay
 from tests.front_door import Config, basic, call, changed, left, run
 from tests.tiny import write_jsonl
 
@@ -69,6 +70,13 @@ def test_another_seed_is_no_replay_and_says_what_differs(tmp_path: Path, config:
     assert "note: torch: 1.0 recorded" in outcome.err
     assert "differs from the record" in outcome.err
     assert "mask s: " in outcome.err
+
+
+def test_a_file_that_the_record_lacks_is_a_difference() -> None:
+    assert replay._differences({"a": "1", "c": "3"}, {"a": "1", "b": "2"}) == [
+        "c: 3… recorded, nothing made",
+        "b: nothing recorded, 2… made",
+    ]
 
 
 def test_other_inputs_are_refused_before_anything_is_done(tmp_path: Path, config: Config, ability_file: Path) -> None:
