@@ -1,4 +1,4 @@
-"""The paper's findings on scores (§3), measured on the laboratory: a table of means over seeds, with the least and the most.
+"""The paper's findings on scores (§3), measured on the laboratory: means over seeds, with the least and the most.
 
 python -m benchmarks.claims --seeds 3
 """

@@ -337,6 +337,8 @@ def trainer_defaults(
         defaults["logger"] = [table, TensorBoardLogger(str(root), name="logs", version=table.version)]
     if settings.log_every_n_steps is None:
         defaults["log_every_n_steps"] = 1  # updates are few
+    if settings.enable_model_summary is None:
+        defaults["enable_model_summary"] = False  # a model is one row of it
     if settings.max_epochs is None and settings.max_steps == -1 and settings.max_time is None:
         defaults["max_epochs"] = 1  # as in the paper; Lightning's default is 1000
     plugins, configured = _as_list(settings.plugins), _as_list(settings.callbacks)
@@ -404,11 +406,17 @@ def main(arguments: ArgsType) -> int:
         for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
             for handler in logging.getLogger(logger).handlers:
                 handler.addFilter(_TERMINAL_FILTER)
+                handler.addFilter(_is_no_advertisement)
         try:
             return ActCLI(arguments).exit_status
         except MisconfigurationException as error:
             print(terminal_text(f"error: {error}"), file=sys.stderr)
             return 1
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Whether a message is other than Lightning's tip to install a logger of its own."""
+    return not (record.name.startswith("lightning.") and "litlogger" in record.getMessage())
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -276,3 +278,17 @@ except SystemExit:
     sys.exit(bool({"torch", "lightning", "transformers", "datasets", "jsonargparse"} & set(sys.modules)))
 """
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False).returncode == 0
+
+
+def test_a_fit_says_what_it_does_without_advertisements(config: Config) -> None:
+    text = io.StringIO()
+    handler, logger = logging.StreamHandler(text), logging.getLogger("lightning.pytorch")
+    logger.addHandler(handler)
+    try:
+        outcome = run("fit", config)
+    finally:
+        logger.removeHandler(handler)
+    assert outcome.status == 0, outcome.err
+    assert "selected" in text.getvalue()
+    for noise in ("litlogger", "Params", "Trainable params"):
+        assert noise not in text.getvalue() + outcome.out
