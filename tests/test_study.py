@@ -20,7 +20,7 @@ from act_lightning.data.ability_data import EvaluationData
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.lab.training import Stage, encode, train
 from act_lightning.sweep.runner import Stopwatch, apply_and_revert
-from benchmarks import smollm2, study
+from benchmarks import smollm2, study, study_tables
 from tests.tiny import save_model, tiny_model, tiny_tokenizer, write_jsonl
 
 NUMBERS = "zero one two three four five six seven".split()
@@ -90,14 +90,14 @@ def test_goes_on_after_a_kill(part: study.Part, tmp_path: Path, monkeypatch: pyt
     source = next(row for row in rows if row.method == study.SOURCE)
     assert (source.keep, source.recover) == (8, 8)
     assert any(0 < row.recover < 8 for row in rows)
-    text = study.write_tables({"whole": part}, tmp_path)
-    monkeypatch.setattr(study, "METHODS", study.METHODS | {"rule": study.Method("local")})
-    report = study.Report(replace(part, methods=(*study.BASELINES, "rule")), rows)
+    text = study_tables.write_tables({"whole": part}, tmp_path)
+    monkeypatch.setitem(study.METHODS, "rule", study.Method("local"))
+    report = study_tables.Report(replace(part, methods=(*study.BASELINES, "rule")), rows)
     assert report.methods == list(study.BASELINES), "a rule is shown once it is measured"
     for method, samples in report.entries:
         row, _ = report.choice("numbers", 3, method, samples)
         assert f"| {method} |" in text
-        assert sum(study.outcomes(row.recover_bits, 8)) == row.recover
+        assert sum(study_tables.outcomes(row.recover_bits, 8)) == row.recover
     assert (tmp_path / "figure.svg").stat().st_size > 1000
     replaced = replace(rows[0], weights="other")
     study.Table(tmp_path / "resumed.csv").append(replace(replaced, method="more"))
@@ -164,26 +164,26 @@ def test_chooses_the_best_recover_that_keeps() -> None:
 
 def test_outcomes_are_kept_as_bits() -> None:
     for digits in ("0", "1", "00101", "1" * 400, "0" * 399 + "1"):
-        assert study.outcomes(study._bits(digits), len(digits)) == [int(digit) for digit in digits]
+        assert study_tables.outcomes(study._bits(digits), len(digits)) == [int(digit) for digit in digits]
 
 
 def test_intervals_resample_items_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the closed form: the variance of items within a seed, and of the means of seeds."""
-    part = study.Part({}, [0, 1], (), methods=(), tuned_samples=())
+    part = study.Part({"p": study.laboratory}, [0, 1], (), methods=(), tuned_samples=())
     digits = {0: "1" * 40 + "0" * 60, 1: "1" * 80 + "0" * 20}
 
-    def interval(seeds: list[int]) -> study.Estimate:
+    def interval(seeds: list[int]) -> study_tables.Estimate:
         rows = [
             row(seed=seed, method=method, split=split, recover_bits=study._bits(digits[seed]),
                 keep_bits=study._bits(digits[seed]), keep=digits[seed].count("1"), recover=digits[seed].count("1"))
             for seed in seeds for method in (study.TARGET, study.SOURCE) for split in (study.VALIDATION, study.TEST)
         ]  # fmt: skip
         rows = [replace(each, scale=0.0, ratio=0.0) for each in rows]
-        report = study.Report(part, rows)
+        report = study_tables.Report(part, rows)
         assert report.seeds == {"p": seeds}
         draws = report.draws(["p"])[study.RECOVER]
         assert torch.equal(torch.tensor(draws[:, 0]), torch.tensor(draws[:, 1])), "both models have the same draws"
-        return study.estimate(draws[:, 0])
+        return study_tables.estimate(draws[:, 0])
 
     single, both = interval([0]), interval([0, 1])
     assert single.value == pytest.approx(0.4)
