@@ -75,7 +75,7 @@ def share_held(values: Tensor, ratio: float) -> float:
 def concentration(
     scores: Mapping[str, Tensor], ratio: float = 0.01, thresholds: Sequence[float] = THRESHOLDS
 ) -> pd.DataFrame:
-    """How few channels hold how much, a row per ability; scores are float32 ``[channels]``.
+    """How few channels hold how much, a row per ability; scores are float32 ``[channels]``, those below 0 count as 0.
 
     Returns:
         Columns ``mean``, ``median``, ``lowest selected`` (the smallest score among the top p), ``max``, ``Gini``,
@@ -83,6 +83,7 @@ def concentration(
     """
     rows = {}
     for name, values in scores.items():
+        values = values.clamp(min=0)
         ascending, n = torch.from_numpy(np.sort(values.numpy())), values.numel()
         k = ratio_count(n, ratio)
         above = n - torch.searchsorted(ascending, torch.tensor(thresholds), right=True)

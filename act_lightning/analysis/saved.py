@@ -16,6 +16,7 @@ from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type,
 from act_lightning.channels import ChannelInventory, ModuleChannels
 from act_lightning.checkpoints.files import parse_json
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.scorers import Activation
 from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
 
 _SEPARATE_REPORTS = "Report what was measured alike in one report, and the rest in another."
@@ -25,20 +26,29 @@ _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "gate_proj
 
 @dataclass(frozen=True)
 class Pair:
-    """The scores of a pair of models in a run.
+    """The scores of a pair of models in a run, by one scorer.
 
     Attributes:
+        folder: The folder of the scorer's scores, ``<run>/scores`` or ``<run>/scores.<scorer>``.
         source: The source's name in the run.
-        label: As the paper writes it, ``<target> vs. <source>``.
+        label: As the paper writes it, ``<target> vs. <source>``; of another scorer than the paper's with its name.
+        scorer: The scorer's name.
         records: What each ability's scores were measured on, by the ability's name.
         scores: float32 ``[channels]`` by the ability's name.
     """
 
     run: Path
+    folder: Path
     source: str
     label: str
+    scorer: str
     records: Mapping[str, ScoreRecord]
     scores: Mapping[str, Tensor]
+
+    @property
+    def models_label(self) -> str:
+        """The label without the scorer's name."""
+        return " vs. ".join(short_name(name) for name in self.models)
 
     @property
     def models(self) -> tuple[str, str]:
@@ -66,7 +76,7 @@ class SavedScores:
 
 
 def read_runs(runs: Sequence[Path], mixed_versions: bool = False) -> SavedScores:
-    """Read ``<run>/scores/<source>/<ability>.safetensors`` of every run, with one version of the packages or several.
+    """Read ``<run>/scores/<source>/<ability>.safetensors`` of every run, and those of other scorers beside it.
 
     Raises:
         ActError: A run without scores; a file that is damaged; files of one pair that were measured on other models,
@@ -90,8 +100,11 @@ def read_runs(runs: Sequence[Path], mixed_versions: bool = False) -> SavedScores
         for folder in dict.fromkeys(path.parent for path in files[run]):
             members = {path.stem: path for path in records if path.parent == folder}
             scores = {ability: _read_scores(path, inventory) for ability, path in members.items()}
-            pair = Pair(run, folder.name, "", {ability: records[path] for ability, path in members.items()}, scores)
-            pairs.append(replace(pair, label=" vs. ".join(short_name(name) for name in pair.models)))
+            by_ability = {ability: records[path] for ability, path in members.items()}
+            scorer = str(next(iter(by_ability.values())).scorer.get("name"))
+            pair = Pair(run, folder.parent, folder.name, "", scorer, by_ability, scores)
+            end = "" if scorer == Activation.name else f", by {scorer}"
+            pairs.append(replace(pair, label=pair.models_label + end))
     labels = Counter(pair.label for pair in pairs)
     for i, pair in enumerate(pairs):
         if labels[pair.label] > 1:
@@ -128,8 +141,9 @@ def _usual_order(name: str) -> tuple[object, ...]:
 
 
 def _score_files(run: Path) -> list[Path]:
-    """The files of a run's scores, without those of their chunks."""
-    paths = sorted((run / "scores").glob("*/*.safetensors"))
+    """The files of a run's scores, the paper's first, without those of their chunks."""
+    folders = [run / "scores", *sorted(run.glob("scores.*"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*/*.safetensors"))]
     chunks = {chunks_path(path) for path in paths}
     files = [path for path in paths if path not in chunks and not path.name.startswith(".")]
     if not files:
@@ -174,9 +188,9 @@ def _channel_issues(files: Sequence[Path], inventory: ChannelInventory, ordered:
 
 
 def _read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
-    """Scores that a mean of absolute differences can be, float32 ``[channels]``."""
+    """Scores that a mean of absolute differences can be, where they are the paper's, float32 ``[channels]``."""
     values = read_scores(path, inventory)
-    if bool((values < 0).any()):
+    if path.parent.parent.name == "scores" and bool((values < 0).any()):
         raise ActError(_unreadable(path, "must hold means of absolute differences, which are not negative"))
     if not bool(values.any()):
         problem = "must hold a score above 0; target and source act alike"

@@ -115,19 +115,29 @@ def agreement(scores: Mapping[str, Tensor], change: Tensor, ratio: float = 0.01)
     (Spearman's ρ over all channels).
     """
     allowed = torch.ones_like(change, dtype=torch.bool)
-    by_weight, change_ranks = top_channels(change, ratio, allowed), average_ranks(change)
-    change_ranks -= change_ranks.mean()
+    by_weight = top_channels(change, ratio, allowed)
+    correlations = rank_correlations({"": change, **{f" {name}": values for name, values in scores.items()}}).loc[""]
     selected, rows = int(by_weight.sum()), {}
     for name, values in scores.items():
         shared = int((top_channels(values, ratio, allowed) & by_weight).sum())
-        ranks = average_ranks(values)
-        ranks -= ranks.mean()
-        # Spearman's ρ is Pearson's correlation of ranks; NaN if either side has no spread.
-        spread = (ranks.square().sum() * change_ranks.square().sum()).sqrt()
-        correlation = float((ranks * change_ranks).sum() / spread)
-        rows[name] = [shared / selected, shared, selected / values.numel(), correlation]
+        rows[name] = [shared / selected, shared, selected / values.numel(), correlations[f" {name}"]]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["overlap", "shared", "chance", "rank correlation"])
     return frame.astype({"shared": int})
+
+
+def rank_correlations(scores: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Spearman's ρ of every two rankings, float32 ``[channels]`` by name: Pearson's correlation of their average ranks.
+
+    It is NaN where all values of one are equal.
+
+    >>> rank_correlations({"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([9.0, 5.0, 0.1])}).to_numpy().tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    ranks = torch.stack([average_ranks(values) for values in scores.values()])
+    ranks -= ranks.mean(1, keepdim=True)
+    products = ranks @ ranks.T
+    spread = products.diagonal().outer(products.diagonal()).sqrt()
+    return pd.DataFrame((products / spread).tolist(), list(scores), list(scores))
 
 
 def average_ranks(values: Tensor) -> Tensor:

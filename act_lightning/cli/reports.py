@@ -25,7 +25,7 @@ def run_report(arguments: Sequence[str]) -> int:
         page = make_report(
             args.runs,
             args.out,
-            ratios=args.ratio or [0.01],
+            ratios=args.ratio,
             shown=args.show,
             readings=readings,
             folders={name: Path(folder) for name, folder in folders.items()},
@@ -45,7 +45,9 @@ def _report_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="A run's folder, with scores/ in it.")
     parser.add_argument("--out", type=Path, metavar="DIR", help="Where to write; by default <first RUN>/report.")
-    about = "Values of p: the first for all findings, overlaps at every one; by default the paper's 0.01."
+    about = (
+        "Values of p: the first for all findings, overlaps at every one; by default the run's, else the paper's 0.01."
+    )
     parser.add_argument("--ratio", type=float, nargs="+", metavar="P", help=about)
     about = "Abilities whose layers and modules are shown; by default the first."
     parser.add_argument("--show", nargs="+", default=[], metavar="ABILITY", help=about)

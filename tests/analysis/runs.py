@@ -44,12 +44,16 @@ def write_run(
     source: str = "source",
     abilities: Sequence[str] = ABILITIES,
     seed: int = 0,
+    scorer: str = "activation",
 ) -> Path:
-    """A run with heavy-tailed scores, those of one language more alike than others."""
+    """A run with heavy-tailed scores, those of one language more alike than others; by attribution some are below 0."""
+    folder = run / ("scores" if scorer == "activation" else f"scores.{scorer}")
     channels = tiny_channels()
     for i, ability in enumerate(abilities):
         generator = torch.Generator().manual_seed(seed * 100 + i)
         language = torch.Generator().manual_seed(sum(ability.split("-")[-1].encode()))
         noise = torch.randn(channels.total, generator=language) + 0.4 * torch.randn(channels.total, generator=generator)
-        write_scores(score_path(run / "scores", source, ability), channels, noise.exp(), record(models, data=ability))
+        values = noise.exp() - (1.0 if scorer == "attribution" else 0.0)
+        measured = record(models, data=ability, scorer={"name": scorer})
+        write_scores(score_path(folder, source, ability), channels, values, measured)
     return run

@@ -73,7 +73,8 @@ def covering(figure: Figure) -> list[tuple[str, str]]:
 
 def cells(figure: Figure) -> list[tuple[np.ndarray, list[str]]]:
     """Values and texts of every heat map, row by row."""
-    maps = [(axes, mesh) for axes in figure.axes for mesh in axes.collections if isinstance(mesh, QuadMesh)]
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    maps = [(axes, mesh) for axes in panels for mesh in axes.collections if isinstance(mesh, QuadMesh)]
     return [(np.ma.filled(mesh.get_array(), np.nan), [text.get_text() for text in axes.texts]) for axes, mesh in maps]
 
 

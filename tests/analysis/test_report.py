@@ -31,6 +31,7 @@ from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Sec
 from act_lightning.errors import ActError
 from tests.analysis.runs import ABILITIES, QWEN, write_run
 from tests.front_door import call, left
+from tests.reference.analysis import spearman
 
 P = 0.02
 COMPARISON = [{"model": "target", "share": None, "correct": {"words": 3}, "total": {"words": 8}}]
@@ -181,6 +182,36 @@ def test_one_ability_of_one_pair_is_enough(tmp_path: Path) -> None:
     assert reasons["Finding 3"] == "it needs the scores of two abilities of one pair of models."
     assert "name two or more runs" in reasons["Finding 4"]
     assert "neither transfer.json" in reasons["What the "]
+
+
+def test_scores_of_other_selections_are_drawn_like_the_papers(tmp_path: Path) -> None:
+    """Beside them, at the run's own p, with overlap and rank correlation of the two; Finding 4 stays one of models."""
+    run = write_run(tmp_path / "run", abilities=("math-en", "math-ar"))
+    write_run(run, abilities=("math-en", "math-ar"), seed=1, scorer="attribution")
+    (run / "transfer.json").write_text(json.dumps({"sources": {"source": {"ratio": 0.05}}}))
+    evidence = gather([run], shown=("math-en",), quiet=True)
+    assert evidence.ratio == 0.05
+    paper, other = evidence.views
+    assert other.heading == ["Qwen2.5-Math-7B-Instruct vs. Qwen2.5-7B-Instruct, by attribution"]
+    parts = [part for build in SECTIONS[:-1] for part in build(evidence)]
+    items = [item for part in parts if isinstance(part, Section) for item in part.content if not isinstance(item, str)]
+    names = {item.name.rpartition("-")[0] for item in items if item.name.endswith("-1")} - {"overlap-paper"}
+    assert names == {item.name.rpartition("-")[0] for item in items if item.name.endswith("-2")}
+    assert any(isinstance(part, Absent) and part.title.startswith("Finding 4") for part in parts)
+    for item in items:
+        if isinstance(item, Picture) and item.name.endswith("-2"):
+            assert item.draw().axes, item.name
+    tables = {item.name: item.frame for item in items if isinstance(item, ReportTable)}
+    for ability, row in tables["selections"].iterrows():
+        values = [view.scores[str(ability)].tolist() for view in (paper, other)]
+        count = len(values[0]) // 20
+        best = [set(sorted(range(len(each)), key=lambda i, each=each: (-each[i], i))[:count]) for each in values]
+        assert row["overlap"] == len(best[0] & best[1]) / count
+        assert row["rank correlation"] == pytest.approx(spearman(*values))
+    first, second = other.scores.values()
+    expected = spearman(first.tolist(), second.tolist())
+    assert tables["rank-correlation-2"].iloc[0, 1] == pytest.approx(expected)
+    assert tables["overlap-by-group-2"]["rank correlation"].iloc[0] == pytest.approx(expected)
 
 
 def small_report(out: Path, name: str = "x") -> Path:

@@ -117,7 +117,7 @@ def test_models_are_found_by_path_or_where_the_user_says(
     ("name", "reason"),
     [
         ("no/such-model", "neither a folder here nor in the hub's cache"),
-        ("lab:nothing", "has not been built"),
+        ("lab:nothing", "is no model of the laboratory"),
         ("a folder: that is none", "neither a folder"),
     ],
 )

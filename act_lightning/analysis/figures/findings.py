@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from act_lightning.analysis.distribution import OUTSIDE, by_layer_and_type
 from act_lightning.analysis.figures.style import (
@@ -46,10 +46,11 @@ _MARKERS = ("o", "D", "s", "^", "v", "P")
 _ROW = 0.62  # inches, for all series of a row
 _CELL = 0.36  # inches
 _LABELS = 1.3  # inches for the names of rows and columns
+_ALL = Normalize(0, 1)  # of shares, whose colors mean the same in all figures
 
 
 @styled
-def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float) -> Figure:
+def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float, quantity: str = SCORE) -> Figure:
     """CCDFs of the scores of all abilities in one plot (Figures 1a, 6 to 12), with the height of p = ``ratio`` marked.
 
     ``curves`` is from :func:`~act_lightning.analysis.distribution.ccdfs`; abilities of one color are told apart by
@@ -61,7 +62,7 @@ def ccdf_figure(curves: pd.DataFrame, colors: Mapping[str, str], ratio: float) -
         _draw_ccdf(axes, curve, str(name), colors[str(name)], 1.1)
         for name, curve in curves.groupby("ability", sort=False)
     ]
-    _log_log(axes, SCORE)
+    _log_log(axes, quantity)
     axes.axhline(ratio, color=MUTED, lw=0.8, ls=_DOTTED, zorder=1)
     coordinates = ("axes fraction", "data")
     axes.annotate(f"top {100 * ratio:g} %", (0.01, ratio), xycoords=coordinates, va="bottom", color=MUTED)
@@ -239,11 +240,13 @@ def overlap_figure(matrix: pd.DataFrame, groups: Sequence[object]) -> Figure:
     """Overlap of every two masks in % of the row's mask (Figure 20), with lines between groups such as languages.
 
     ``matrix`` is from :func:`~act_lightning.analysis.overlaps.overlap_matrix`; ``groups`` has the group of each row.
+    Colors mean the same in all these figures.
     """
     size = max(3.2, _CELL * len(matrix) + _LABELS)
     figure, (axes,) = panels((size + 0.4,), size)
     values = matrix.mask(np.eye(len(matrix), dtype=bool))
-    draw_cells(axes, values, Normalize(0, max(0.01, float(np.nanmax(values)) if len(matrix) > 1 else 1.0)), _percent)
+    draw_cells(axes, values, _ALL, _percent)
+    color_bar(axes, _ALL, lambda value: f"{100 * value:g} %")
     for i in range(1, len(matrix)):
         if groups[i] != groups[i - 1]:
             axes.axhline(i, color=MUTED, lw=0.6)
@@ -254,16 +257,21 @@ def overlap_figure(matrix: pd.DataFrame, groups: Sequence[object]) -> Figure:
 
 
 @styled
-def layers_figure(selected: pd.DataFrame) -> Figure:
+def layers_figure(selected: pd.DataFrame, most: float = 0.0, highest: float = 0.0) -> Figure:
     """Selected channels of one ability, layer × type of module: their number, and the share of the rows there.
 
-    ``selected`` has one ability's rows from :func:`~act_lightning.analysis.distribution.selected_by_module`.
+    ``selected`` has one ability's rows from :func:`~act_lightning.analysis.distribution.selected_by_module`; ``most``
+    and ``highest`` are the number and the share at the end of the colors, where these are larger elsewhere.
     """
     counts, shares = (by_layer_and_type(selected, value) for value in ("selected", "share"))
     size = _CELL * len(counts.columns) + 1.0
     figure, (left, right) = panels((size, size), max(2.2, 0.19 * len(counts) + _LABELS))
-    draw_cells(left, counts.where(counts != 0), LogNorm(1, max(2.0, float(np.nanmax(counts)))), _compact)
-    draw_cells(right, shares, Normalize(0, max(0.01, float(np.nanmax(shares)))), _percent)
+    count_norm = LogNorm(1, max(2.0, most, float(np.nanmax(counts))))
+    share_norm = Normalize(0, max(0.01, highest, float(np.nanmax(shares))))
+    draw_cells(left, counts.where(counts != 0), count_norm, _compact)
+    draw_cells(right, shares, share_norm, _percent)
+    color_bar(left, count_norm, _compact)
+    color_bar(right, share_norm, lambda value: f"{100 * value:g} %")
     left.set(title="selected channels (0 left out)", ylabel="layer")
     right.set(title="share of the module's rows in %")
     return figure
@@ -277,7 +285,8 @@ def composition_figure(shares: pd.DataFrame) -> Figure:
     """
     width, height = 0.55 * len(shares.columns) + 1.4, 0.22 * len(shares) + _LABELS
     figure, (axes,) = panels((width,), max(2.2, height))
-    draw_cells(axes, shares, Normalize(0, float(np.nanmax(shares))), _percent)
+    draw_cells(axes, shares, _ALL, _percent)
+    color_bar(axes, _ALL, lambda value: f"{100 * value:g} %")
     axes.axhline(len(shares) - 1, color=MUTED, lw=0.8)
     return figure
 
@@ -308,6 +317,7 @@ def color_bar(axes: Axes, norm: Normalize, write: Callable[[float], str]) -> Non
     bar = figure.colorbar(ScalarMappable(norm, SEQUENTIAL), ax=axes, fraction=0.05, pad=0.02, aspect=14)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.tick_params(length=2, width=0.6)
     bar.ax.grid(visible=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 
 import pandas as pd
 from torch import Tensor
@@ -31,13 +32,14 @@ from act_lightning.analysis.overlaps import (
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
 from act_lightning.analysis.report.evidence import Evidence, PairView
 from act_lightning.analysis.report.page import Absent, Item, Picture, ReportTable, Section, numbers, percent, percents
-from act_lightning.analysis.weights import NotOnDisk, agreement, find_models, weight_change
+from act_lightning.analysis.weights import NotOnDisk, agreement, find_models, rank_correlations, weight_change
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from act_lightning.masks import ratio_count
+from act_lightning.scorers import Activation
 
 _CURVE = (0.001, 0.003, 0.01, 0.03, 0.1)  # the values of p at which overlaps are drawn
 _OVERLAP_TITLE = "Finding 3: what masks of different abilities share"
@@ -45,7 +47,7 @@ _OVERLAP_CLAIM = (
     "Finding 3: “Ability-specific channels are naturally disentangled.” At the top 1 % of Qwen2.5-7B (Math-Instruct "
     "vs. Instruct), EN-Math shares 25.3 % with AR-Math, 21 % with AR-Science and 67.6 % with EN-Science (Table 1)."
 )
-_REST = "overlap without lm_head and embedding"
+_REST, _SPEARMAN = "overlap without lm_head and embedding", "rank correlation"
 _CONSISTENCY_TITLE = "Finding 4: whether masks agree across pairs of models"
 _CONSISTENCY_CLAIM = (
     "Finding 4: “Ability-specific channels exhibit consistency after fine-tuning.” Figure 3 compares "
@@ -67,7 +69,10 @@ def overlap_section(evidence: Evidence) -> list[Section | Absent]:
     total = evidence.saved.inventory.total
     for view in views:
         groups = pair_groups(view.abilities)
-        section.content += [*view.heading, _chance_table(view, section.summary)]
+        correlations = rank_correlations(view.scores)
+        section.content += [*view.heading, _chance_table(view, correlations, section.summary)]
+        name, caption = view.file_name("rank-correlation"), "Spearman's rank correlation of scores over all channels."
+        section.content.append(ReportTable(name, caption, correlations, shown=len(correlations) <= 8))
         for ratio in evidence.ratios:
             section.content += _overlap_items(view, ratio)
         curves = overlap_over_ratios(view.scores, [ratio for ratio in _CURVE if ratio_count(total, ratio)], groups)
@@ -80,8 +85,8 @@ def overlap_section(evidence: Evidence) -> list[Section | Absent]:
     return [section]
 
 
-def _chance_table(view: PairView, summary: list[str]) -> ReportTable:
-    """Mean overlaps against chance, with a sentence for the summary."""
+def _chance_table(view: PairView, correlations: pd.DataFrame, summary: list[str]) -> ReportTable:
+    """Mean overlaps against chance, and rank correlations, with a sentence for the summary."""
     channels, masks, ratio = view.evidence.saved.inventory, view.masks, view.evidence.ratio
     matrices = {
         "overlap": overlap_matrix(masks),
@@ -92,12 +97,13 @@ def _chance_table(view: PairView, summary: list[str]) -> ReportTable:
     rest = ~(head | embedding)
     if rest.any() and not rest.all() and ratio_count(int(rest.sum()), ratio):
         matrices[_REST] = overlap_matrix(top_masks(view.scores, ratio, rest))
-    table = overlap_by_group(matrices, pair_groups(view.abilities))
+    table = overlap_by_group({**matrices, _SPEARMAN: correlations}, pair_groups(view.abilities))
     means = "; ".join(f"{group} {percent(share)}" for group, share in table["overlap"].items())
     sentence = (
         f"{view.sentence_start('at')} p = {percent(ratio)} the masks of two abilities share on average: {means}. By "
         f"chance they would share {percents(table['chance'])}; drawn at random within each module, "
-        f"{percents(table['chance within modules'])}."
+        f"{percents(table['chance within modules'])}. Over all channels their rankings correlate by "
+        f"{numbers(table[_SPEARMAN])} (Spearman's ρ)."
     )
     if _REST in table:
         shares = ", ".join(percent(share) for share in table[_REST])
@@ -106,7 +112,7 @@ def _chance_table(view: PairView, summary: list[str]) -> ReportTable:
     caption = (
         f"Mean overlap of two masks at p = {percent(ratio)}, over ordered pairs of abilities, against chance: "
         "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head "
-        "and embedding are left out of the ranking."
+        "and embedding are left out of the ranking; rank correlation: Spearman's, over all channels."
     )
     return ReportTable(view.file_name("overlap-by-group"), caption, table, frozenset(matrices))
 
@@ -132,7 +138,7 @@ def _overlap_items(view: PairView, ratio: float) -> list[Item]:
         rows, shares = cross.set_index("ability"), frozenset({"overlap", "chance"})
         small = len(cross) <= 12
         items.append(ReportTable(view.file_name(f"cross-lingual{end}"), caption, rows, shares, shown=small))
-    if ratio == RATIO:
+    if ratio == RATIO and view.pair.scorer == Activation.name:
         items += _paper_table(view, matrix, cross)
     return items
 
@@ -163,7 +169,11 @@ def _paper_table(view: PairView, matrix: pd.DataFrame, cross: pd.DataFrame) -> l
 
 def consistency_section(evidence: Evidence) -> list[Section | Absent]:
     """Overlap of the masks of one ability in every two pairs of models."""
-    table = consistency({view.pair.label: view.masks for view in evidence.views})
+    scorers = dict.fromkeys(view.pair.scorer for view in evidence.views)
+    table = pd.concat(
+        consistency({view.pair.label: view.masks for view in evidence.views if view.pair.scorer == scorer})
+        for scorer in scorers
+    )
     if table.empty:
         reason = "it needs one ability's scores on two pairs of models: name two or more runs."
         return [Absent(_CONSISTENCY_TITLE, reason)]
@@ -187,16 +197,51 @@ def consistency_section(evidence: Evidence) -> list[Section | Absent]:
     return [section]
 
 
+def selections_section(evidence: Evidence) -> list[Section | Absent]:
+    """What the masks of two scorers share, of one ability on one pair of models."""
+    title, rows = "What other selections choose", []
+    for first, second in combinations(evidence.views, 2):
+        if (first.pair.run, first.pair.source) == (second.pair.run, second.pair.source):
+            for ability in (ability for ability in first.masks if ability in second.masks):
+                masks = {"first": first.masks[ability], "second": second.masks[ability]}
+                scores = {"first": first.scores[ability], "second": second.scores[ability]}
+                rows.append(
+                    {
+                        "ability": ability,
+                        "first": first.pair.scorer,
+                        "second": second.pair.scorer,
+                        "overlap": overlap_matrix(masks).loc["first", "second"],
+                        "chance": chance_overlap(masks).loc["first", "second"],
+                        _SPEARMAN: rank_correlations(scores).loc["first", "second"],
+                    }
+                )
+    if not rows:
+        return [Absent(title, "it needs scores of one run by two selections, such as scores/ and scores.attribution/.")]
+    table, p = pd.DataFrame(rows).set_index("ability"), percent(evidence.ratio)
+    section = Section("selections", title)
+    section.summary.append(
+        f"Masks by two selections share {percents(table['overlap'])} of their channels at p = {p} (chance "
+        f"{percents(table['chance'])}); their rankings correlate by {numbers(table[_SPEARMAN])} (Spearman's ρ)."
+    )
+    caption = f"Overlap of the masks of two selections at p = {p}, and Spearman's rank correlation over all channels."
+    section.content.append(ReportTable("selections", caption, table, frozenset({"overlap", "chance"})))
+    return [section]
+
+
 def weight_change_section(evidence: Evidence) -> list[Section | Absent]:
     """The ℓ2 norm of every channel's weight change against its score, if both models are on disk."""
     section, absent = Section("finding-5", _WEIGHTS_TITLE, _WEIGHTS_CLAIM), []
+    changes: dict[tuple[str, ...], Tensor | None] = {}  # other scores of a pair are of the same weights
     for view in evidence.views:
+        pair = (str(view.pair.run), *view.pair.models)
         try:
-            change = _weight_change(view)
+            if pair not in changes:
+                changes[pair] = None
+                changes[pair] = _weight_change(view)
         except NotOnDisk as reason:
             title = f"{_WEIGHTS_TITLE}, {view.pair.label}" if view.heading else _WEIGHTS_TITLE
             absent.append(Absent(title, f"{reason}."))
-        else:
+        if (change := changes[pair]) is not None:
             section.content += [*view.heading, *_weight_items(view, change, section.summary)]
     return [*([section] if section.content else []), *absent]
 
@@ -222,17 +267,18 @@ def _weight_change(view: PairView) -> Tensor:
 def _weight_items(view: PairView, change: Tensor, summary: list[str]) -> list[Item]:
     table = agreement(view.scores, change, view.evidence.ratio)
     paper, p = view.paper or QWEN_7B_MATH, percent(view.evidence.ratio)
-    if view.evidence.ratio == RATIO:
+    theirs = "; the paper's Table 2: 3.83–5.62 %" if view.pair.scorer == Activation.name else ""
+    if theirs and view.evidence.ratio == RATIO:
         shares = {label: share for label, share in paper.weight.items() if label in table.index}
         table["paper"] = pd.Series(shares, dtype=float)
     summary.append(
         f"{view.sentence_start('the')} channels with the largest weight change are {percents(table['overlap'])} of "
-        f"those with the largest scores (top {p} of both; random {percent(table['chance'].iloc[0])}; the paper's Table "
-        f"2: 3.83–5.62 %); rank correlation over all channels {numbers(table['rank correlation'])}."
+        f"those with the largest scores (top {p} of both; random {percent(table['chance'].iloc[0])}{theirs}); rank "
+        f"correlation over all channels {numbers(table['rank correlation'])}."
     )
     table = table.dropna(axis=1, how="all")
     columns = [name for name in ("overlap", "paper") if name in table]
-    caption = f"Tables 2 and 6–10. Overlap of the top {p} by weight change with the top {p} by activation difference."
+    caption = f"Tables 2 and 6–10. Overlap of the top {p} by weight change with the top {p} by {view.quantity}."
     if "paper" in columns:
         note = "" if view.paper else ", another pair than ours"
         caption += f" The paper's ({paper.weight_table}) are of {paper.name}{note}."

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from act_lightning.analysis.figures.findings import SCORE
 from act_lightning.analysis.overlaps import top_masks
 from act_lightning.analysis.paper import RATIO, Ability, PaperPair, paper_pair, read_abilities
-from act_lightning.analysis.saved import Pair, SavedScores, read_runs
+from act_lightning.analysis.saved import Pair, SavedScores, read_json, read_runs
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.masks import ratio_count, ratio_issues
+from act_lightning.scorers import Activation
 
 _SHOWN = 1  # by default; each takes seconds
 
@@ -52,7 +54,8 @@ class Evidence:
             abilities = {label: ability for label, ability in self.abilities.items() if ability.name in pair.scores}
             scores = {label: pair.scores[ability.name] for label, ability in abilities.items()}
             heading = [pair.label] if len(pairs) > 1 else []
-            masks, paper = top_masks(scores, self.ratio), paper_pair(*pair.models)
+            masks = top_masks(scores, self.ratio)
+            paper = paper_pair(*pair.models) if pair.scorer == Activation.name else None  # which has no other scores
             views.append(PairView(self, number, pair, heading, abilities, scores, masks, paper))
         return views
 
@@ -79,6 +82,11 @@ class PairView:
     masks: Mapping[str, Tensor]
     paper: PaperPair | None
 
+    @property
+    def quantity(self) -> str:
+        """What the scores measure, for axes."""
+        return SCORE if self.pair.scorer == Activation.name else f"score by {self.pair.scorer}"
+
     def file_name(self, name: str) -> str:
         """``name`` for a file, with the pair's number if there are several pairs."""
         return f"{name}-{self.number}" if self.heading else name
@@ -88,9 +96,18 @@ class PairView:
         return f"{self.pair.label}: {word}" if self.heading else word.capitalize()
 
 
+def _run_ratio(run: Path) -> float:
+    """The p of the first source of a run's transfer, or the paper's."""
+    try:
+        (ratio, *_) = (float(source["ratio"]) for source in read_json(run / "transfer.json")["sources"].values())
+    except (KeyError, TypeError, AttributeError, ValueError):  # none, or damaged, which the outcome's section tells
+        return RATIO
+    return RATIO if ratio_issues(ratio) else ratio
+
+
 def gather(
     runs: Sequence[Path],
-    ratios: Sequence[float] = (RATIO,),
+    ratios: Sequence[float] | None = None,
     *,
     shown: Sequence[str] = (),
     readings: Mapping[str, str] | None = None,
@@ -100,6 +117,7 @@ def gather(
     quiet: bool = False,
 ) -> Evidence:
     """Read the scores of runs and check all settings of a report; see :func:`make_report` for the arguments."""
+    ratios = ratios or (_run_ratio(runs[0]),)
     saved = read_runs(runs, mixed_versions)
     abilities = read_abilities(saved.names, readings)
     by_name = {ability.name: label for label, ability in abilities.items()}

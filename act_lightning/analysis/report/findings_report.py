@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from act_lightning.analysis.paper import RATIO
 from act_lightning.analysis.report.comparison_sections import (
     consistency_section,
     overlap_section,
+    selections_section,
     weight_change_section,
 )
 from act_lightning.analysis.report.evidence import Evidence, gather
@@ -28,6 +28,7 @@ SECTIONS: tuple[Callable[[Evidence], list[Section | Absent]], ...] = (
     overlap_section,
     consistency_section,
     weight_change_section,
+    selections_section,
     stability_section,
     causes_section,
     outcome_section,
@@ -43,7 +44,7 @@ def make_report(
     runs: Sequence[Path],
     out: Path | None = None,
     *,
-    ratios: Sequence[float] = (RATIO,),
+    ratios: Sequence[float] | None = None,
     shown: Sequence[str] = (),
     readings: Mapping[str, str] | None = None,
     folders: Mapping[str, Path] | None = None,
@@ -56,7 +57,8 @@ def make_report(
     Args:
         runs: Folders of runs, each with ``scores/<source>/<ability>.safetensors``.
         out: The folder of the report; by default ``report`` in the first run's.
-        ratios: Values of p; the first is that of all findings, overlaps are shown at every one.
+        ratios: Values of p; the first is that of all findings, overlaps are shown at every one. By default that of the
+            first run's transfer, or the paper's.
         shown: Abilities, by name or label, whose layers and modules are shown; by default the first.
         readings: Names to read instead of abilities' own, such as ``{"gsm8k": "math-en"}``.
         folders: Folders of models, by the names in the score files.
@@ -80,5 +82,5 @@ def make_report(
         quiet=quiet,
     )
     parts = [part for build in SECTIONS for part in build(evidence)]
-    title = "Ability channels of " + " and ".join(dict.fromkeys(pair.label for pair in evidence.saved.pairs))
+    title = "Ability channels of " + " and ".join(dict.fromkeys(pair.models_label for pair in evidence.saved.pairs))
     return write_report(out, title, parts, LIMITS)

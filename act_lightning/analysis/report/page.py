@@ -98,12 +98,12 @@ def percents(shares: Iterable[float]) -> str:
 def numbers(values: Iterable[float]) -> str:
     """From the lowest number to the highest.
 
-    >>> numbers([0.7123, 0.8]), numbers([4.5]), numbers([17505, 940])
-    ('0.712–0.8', '4.5', '940–17,505')
+    >>> numbers([0.7123, 0.8]), numbers([4.5]), numbers([17505, 940]), numbers([0.5, -0.1])
+    ('0.712–0.8', '4.5', '940–17,505', '-0.1 to 0.5')
     """
     values = list(values)
     low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (min(values), max(values)))
-    return low if low == high else f"{low}–{high}"
+    return low if low == high else f"{low}{' to ' if min(values) < 0 else '–'}{high}"
 
 
 def counted(count: int, word: str, plural: str | None = None) -> str:

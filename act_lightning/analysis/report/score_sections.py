@@ -16,7 +16,6 @@ from act_lightning.analysis.distribution import (
     selected_by_module,
 )
 from act_lightning.analysis.figures.findings import (
-    SCORE,
     ability_colors,
     ccdf_figure,
     composition_figure,
@@ -39,6 +38,7 @@ from act_lightning.analysis.report.page import (
     percent,
     percents,
 )
+from act_lightning.scorers import Activation
 from act_lightning.scores import chunks_path, read_chunks, score_path
 
 _CONCENTRATION_CLAIM = (
@@ -60,12 +60,17 @@ _ENOUGH = 0.9
 def measured_section(evidence: Evidence) -> list[Section | Absent]:
     """Pairs, abilities, samples and channels."""
     saved, section, rows = evidence.saved, Section("measured", "What was measured"), []
-    tokens = sum(record.tokens for pair in saved.pairs for record in pair.records.values())
+    tokens = {
+        (pair.run, pair.source, name): record.tokens for pair in saved.pairs for name, record in pair.records.items()
+    }
+    scorers = dict.fromkeys(pair.scorer for pair in saved.pairs)
+    labels = dict.fromkeys(pair.label for pair in saved.pairs if pair.scorer == next(iter(scorers)))
+    by = f" by {len(scorers)} selections ({', '.join(scorers)})" if len(scorers) > 1 else ""
     section.summary.append(
         f"Scores of {counted(len(evidence.abilities), 'ability', 'abilities')} on "
-        f"{counted(len(saved.pairs), 'pair')} of models ({'; '.join(pair.label for pair in saved.pairs)}): "
+        f"{counted(len(labels), 'pair')} of models ({'; '.join(labels)}){by}: "
         f"{counted(saved.inventory.total, 'channel')} in {counted(len(saved.inventory.modules), 'module')}, "
-        f"averaged over {counted(tokens, 'answer token')} in all."
+        f"averaged over {counted(sum(tokens.values()), 'answer token')} in all."
     )
     if not saved.ordered:
         section.content.append(
@@ -101,12 +106,18 @@ def concentration_section(evidence: Evidence) -> list[Section | Absent]:
     p = percent(evidence.ratio)
     for view in evidence.views:
         table, curves = concentration(view.scores, evidence.ratio), ccdfs(view.scores)
-        section.summary.append(
+        sentence = (
             f"{view.sentence_start('the')} top {p} of channels hold {percents(table['held by top p'])} of the total "
-            f"score (Gini {numbers(table['Gini'])}) and begin at a score of {numbers(table['lowest selected'])}; "
-            f"{percents(1 - table[f'> {THRESHOLD:g}'])} of the channels stay at or below {THRESHOLD} (paper, "
-            f"Qwen2.5-7B: about {percent(SHARE_BELOW)} below)."
+            f"score (Gini {numbers(table['Gini'])}) and begin at a score of {numbers(table['lowest selected'])}"
         )
+        if view.pair.scorer == Activation.name:
+            sentence += (
+                f"; {percents(1 - table[f'> {THRESHOLD:g}'])} of the channels stay at or below {THRESHOLD} (paper, "
+                f"Qwen2.5-7B: about {percent(SHARE_BELOW)} below)"
+            )
+        else:  # the paper's thresholds are of its own score
+            table = table[[name for name in table if not name.startswith(">")]]
+        section.summary.append(f"{sentence}.")
         colors = ability_colors({label: ability.domain for label, ability in view.abilities.items()})
         shares = frozenset({"held by top p", *(name for name in table.columns if name.startswith(">"))})
         section.content += view.heading
@@ -114,10 +125,13 @@ def concentration_section(evidence: Evidence) -> list[Section | Absent]:
             "Figures 1a, 6–12. CCDF: the fraction of channels whose averaged activation difference exceeds a "
             "threshold. Labels stand at the largest score of each ability."
         )
-        draw = partial(ccdf_figure, curves, colors, evidence.ratio)
+        if any(bool((values < 0).any()) for values in view.scores.values()):
+            caption += " Scores below 0 are left out."
+        draw = partial(ccdf_figure, curves, colors, evidence.ratio, view.quantity)
         section.content.append(Picture(view.file_name("ccdf"), caption, draw))
         caption = f"The lowest score among the top {p} of each ability, and its largest score."
-        draw = partial(dots_figure, table[["lowest selected", "max"]], SCORE)
+        lowest = table[["lowest selected", "max"]]
+        draw = partial(dots_figure, lowest.where(lowest > 0), view.quantity)
         section.content.append(Picture(view.file_name("thresholds"), caption, draw))
         caption = (
             f"Concentration of scores: Gini coefficient, the share of the total score that the top p = {p} of "
@@ -155,24 +169,26 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
         name, rows = view.file_name("selected-by-module"), selected_by_module(view.masks, inventory)
         shares = frozenset({"share"})
         section.content.append(ReportTable(name, caption, rows.set_index("ability"), shares, shown=False))
+        limits = float(rows["selected"].max()), float(rows["share"].max())
         for label in (label for label in evidence.shown if label in view.scores):
-            section.content += _location_figures(view, label)
+            section.content += _location_figures(view, label, *limits)
     return [section]
 
 
-def _location_figures(view: PairView, label: str) -> list[Item]:
+def _location_figures(view: PairView, label: str, most: float, highest: float) -> list[Item]:
     inventory, name = view.evidence.saved.inventory, view.abilities[label].name
     by_layer, by_type = (ccdfs_by(view.scores[label], inventory, by) for by in ("layer", "type"))
     caption = (
         f"Figures 1b, 1c, 13–19. {label}: CCDFs within each layer and within each type of module; “outside” are "
         "embedding, final norm and head."
     )
-    places = Picture(view.file_name(f"places-{name}"), caption, partial(places_figure, by_layer, by_type))
+    draw_places = partial(places_figure, by_layer, by_type, view.quantity)
+    places = Picture(view.file_name(f"places-{name}"), caption, draw_places)
     caption = (
         f"{label}: channels selected at p = {percent(view.evidence.ratio)}, layer × type of module: how many, and "
         "which share of the rows there."
     )
-    draw = partial(layers_figure, selected_by_module({label: view.masks[label]}, inventory))
+    draw = partial(layers_figure, selected_by_module({label: view.masks[label]}, inventory), most, highest)
     return [places, Picture(view.file_name(f"layers-{name}"), caption, draw)]
 
 
@@ -183,7 +199,7 @@ def stability_section(evidence: Evidence) -> list[Section | Absent]:
     for view in evidence.views:
         tables = []
         for label, ability in view.abilities.items():  # one at a time: chunks take sixteen times the memory of scores
-            path = score_path(view.pair.run / "scores", view.pair.source, ability.name)
+            path = score_path(view.pair.folder, view.pair.source, ability.name)
             if chunks_path(path).is_file():
                 chunks = {label: read_chunks(path, evidence.saved.inventory)}
                 tables.append((mask_stability(chunks, evidence.ratio), overlaps_by_samples(chunks, evidence.ratio)))
