@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from act_lightning.channels import as_matrix
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, wrap_os_errors
 from act_lightning.checkpoints.manifest import foreign_issue, write_manifest
 from act_lightning.checkpoints.reader import CheckpointReader
@@ -63,9 +64,37 @@ def export_model(
     """
     with open_output(out, target, dtype, extra_files, overwrite) as (folder, reader, headers, sha256, bar):
         stored = {key: buffers[name] for name, key in reader.keymap.buffers.items() if name in buffers}
+        parts = _Parts(reader, get)
         for file, header in headers.items():
-            sha256[file] = _write_shard(folder / file, header, reader, get, stored, bar)
+            sha256[file] = _write_shard(folder / file, header, reader, get, parts, stored, bar)
         return sha256
+
+
+class _Parts:
+    """Assembles stored tensors that hold pieces of parameters; each parameter is got once, and kept until its last."""
+
+    def __init__(self, reader: CheckpointReader, get: Callable[[str], Tensor]) -> None:
+        self._reader = reader
+        self._get = get
+        self._values: dict[str, Tensor] = {}
+        self._waiting = {name: reader.stored_keys(name) for name in reader.keymap.pieces}
+
+    def assemble(self, key: str) -> Tensor:
+        """The stored tensor of ``key``, in its shape."""
+        pieces = []
+        for name, parts in self._reader.parts[key].items():
+            if name not in self._values:
+                values, shape = self._get(name).detach(), self._reader.spec.shapes[name]
+                if tuple(values.shape) != shape:
+                    raise ValueError(f"{name} has shape {tuple(values.shape)}, and the target stores {shape}")
+                self._values[name] = as_matrix(values)
+            matrix = self._values[name]
+            pieces += [(part.stored_row, matrix[part.row : part.row + part.height]) for part in parts]
+            self._waiting[name].discard(key)
+            if not self._waiting[name]:
+                del self._values[name]
+        values = torch.cat([rows for _, rows in sorted(pieces, key=lambda piece: piece[0])])
+        return values.view(self._reader.entry_of(key).shape)
 
 
 @contextmanager
@@ -88,7 +117,7 @@ def open_output(
     """
     raise_if_any(output_issues(out, target, "output", overwrite=overwrite))
     with CheckpointReader(target) as reader:
-        headers, keys = reader.headers, reader.keymap.names.keys()
+        headers, keys = reader.headers, reader.keymap.names.keys() | reader.parts.keys()
         if dtype is not None:
             headers = {file: header.cast(keys, dtype) for file, header in headers.items()}
         require_space(out, headers)
@@ -179,6 +208,7 @@ def _write_shard(
     header: Header,
     reader: CheckpointReader,
     get: Callable[[str], Tensor],
+    parts: _Parts,
     buffers: Mapping[str, Tensor],
     bar: tqdm[None],
 ) -> str:
@@ -190,10 +220,13 @@ def _write_shard(
         _write(file, opening)
         for key, entry in header.entries.items():
             name = reader.keymap.names.get(key)
-            if name is None and key not in buffers:
+            if name is None and key not in buffers and key not in reader.parts:
                 data = reader.raw(key)
             else:
-                values = (buffers[key] if name is None else get(name)).detach()
+                if key in reader.parts:
+                    values = parts.assemble(key)
+                else:
+                    values = (buffers[key] if name is None else get(name)).detach()
                 if tuple(values.shape) != entry.shape:
                     raise ValueError(
                         f"{name or key} has shape {tuple(values.shape)}, and the target stores {entry.shape}"

@@ -10,12 +10,15 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from act_lightning.architecture import names_of_key, persistent_buffers, tied_groups, vocabulary_parameters
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
@@ -27,13 +30,31 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.core_model_loading import WeightConverter
 
 # Part of the cache's key. Raise it when map_keys, tied_groups, vocabulary_parameters or inventory give another result
 # for the same model, or when a field of ModelSpec or of what it holds changes; not for anything else.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 # Buffers of old checkpoints that transformers ignores for every model: see _adjust_missing_and_unexpected_keys there.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 _MAX_LISTED = 20
+_TENSOR_BITS = 40  # of a row's number, which is followed by the number of the tensor that it is in
+
+
+class Piece(NamedTuple):
+    """Consecutive rows of a parameter, seen as a matrix, that are consecutive rows of a stored tensor, too.
+
+    Attributes:
+        row: The first of them in the parameter.
+        key: The stored tensor, seen as a matrix of the parameter's width.
+        stored_row: The first of them there.
+        height: How many they are.
+    """
+
+    row: int
+    key: str
+    stored_row: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -41,9 +62,11 @@ class KeyMap:
     """How the parameters of a model are named in its checkpoint.
 
     Attributes:
-        keys: The key of every parameter by its module name, as in ``named_parameters(remove_duplicate=False)``; tied
-            parameters that are stored once share a key.
+        keys: The key of every parameter that is stored as it is, by its module name as in
+            ``named_parameters(remove_duplicate=False)``; tied parameters that are stored once share a key.
         names: The parameter of every key that holds one.
+        pieces: The pieces of every parameter that transformers makes of other tensors, such as packed experts of one
+            tensor for each expert, or one that is split; by its name, in the order of its rows.
         others: Keys of stored tensors that are no parameters, such as attention masks and rotary frequencies.
         buffers: The key of every buffer that the model reads from a checkpoint, by its name; it is among ``others``.
         ties: Groups of names of one parameter.
@@ -51,6 +74,7 @@ class KeyMap:
 
     keys: dict[str, str]
     names: dict[str, str]
+    pieces: dict[str, tuple[Piece, ...]]
     others: tuple[str, ...]
     buffers: dict[str, str]
     ties: tuple[tuple[str, ...], ...]
@@ -106,7 +130,9 @@ def read_model_spec(folder: Path, headers: Mapping[str, Header] | None = None) -
         shapes = {name: tuple(shape) for name, shape in values["shapes"].items()}
         keymap, channels = values["keymap"], values["channels"]
         if keymap is not None:
-            keymap = KeyMap(keymap["keys"], keymap["names"], tuple(keymap["others"]), keymap["buffers"], ties)
+            pieces = {name: tuple(Piece(*piece) for piece in parts) for name, parts in keymap["pieces"].items()}
+            others = tuple(keymap["others"])
+            keymap = KeyMap(keymap["keys"], keymap["names"], pieces, others, keymap["buffers"], ties)
         if channels is not None:
             modules = tuple(
                 ModuleChannels(**{**item, "owned": tuple(OwnedParameter(**owned) for owned in item["owned"])})
@@ -136,12 +162,19 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
     """Find the key of every parameter of ``model`` (on any device) among the ``stored`` tensors, given by key.
 
     Raises:
-        ActError: Parameters are missing or fused when loading, tensors belong to no parameter, shapes differ, or
+        ActError: Parameters are missing or rearranged when loading, tensors belong to no parameter, shapes differ, or
             weights are quantized.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     ties = tied_groups(model)
-    stored_keys, extra, fuses = _match_keys(model, stored, shapes)
+    stored_keys, extra, groups = _match_keys(model, stored, shapes)
+    pieces, rearranged = dict[str, tuple[Piece, ...]](), list[str]()
+    for first_name, group in groups.items():
+        found = _find_pieces(model, first_name, group, {key: stored[key].shape for key in group.keys}, shapes)
+        pieces |= found or {}
+        if not found:
+            rearranged.append(first_name)
+            extra |= dict.fromkeys(group.keys, first_name)
     buffers, persistent = {name for name, _ in model.named_buffers()}, persistent_buffers(model)
     ignored = (*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))  # transformers skips these silently
     others = tuple(
@@ -151,23 +184,18 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
     )
     aliases = {name: stored_keys[alias] for group in ties for alias in group if alias in stored_keys for name in group}
     keys = {name: key for name in shapes if (key := stored_keys.get(name) or aliases.get(name))}
-    missing = [name for name in shapes if name not in keys]
-    if missing and fuses:
-        problem = (
-            f"must store parameters as the model holds them; transformers fuses {len(missing)} from several tensors"
-        )
-        hint = "Mixtures of experts cannot be transferred: choose a dense decoder."
-        raise ActError(ConfigIssue(location, missing[:5], problem, hint))
+    missing = [name for name in shapes if name not in keys and name not in pieces]
     names = {key: name for name, key in stored_keys.items()}
+    in_pieces = {piece.key: name for name, parts in pieces.items() for piece in parts}
     read_buffers = {key: name for key, name in extra.items() if name in persistent}
     shapes |= {name: tuple(buffer.shape) for name, buffer in persistent.items()}
-    unexpected = [key for key in extra if key not in others]
+    unexpected = [key for key in extra if key not in others and extra[key] not in rearranged]
     reshaped = [
         f"{key} {stored[key].shape}"
         for key, name in (names | read_buffers).items()
         if stored[key].shape != shapes[name]
     ]
-    quantized = [f"{key} {stored[key].code}" for key in names if stored[key].dtype not in FLOATS]
+    quantized = [f"{key} {stored[key].code}" for key in (*names, *in_pieces) if stored[key].dtype not in FLOATS]
     raise_if_any(
         ConfigIssue(
             location,
@@ -176,43 +204,131 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
             "Give the folder of a plain causal language model whose config belongs to its weights.",
         )
         for tensors, problem in (
-            (missing, "must hold every parameter of the model, and lacks"),
+            (rearranged, "must store rows as the model holds them, which transformers rearranges for"),
+            (missing if not rearranged else [], "must hold every parameter of the model, and lacks"),
             (unexpected, "must hold parameters of the model only, and also has"),
             (reshaped, "must hold the shapes that its config gives, unlike"),
             (quantized, "must hold plain floating-point weights, unlike"),
         )
         if tensors
     )
-    return KeyMap(keys, names, others, {name: key for key, name in read_buffers.items()}, ties)
+    return KeyMap(keys, names, pieces, others, {name: key for key, name in read_buffers.items()}, ties)
 
 
 def _match_keys(
     model: PreTrainedModel, stored: Iterable[str], shapes: Collection[str]
-) -> tuple[dict[str, str], dict[str, str], bool]:
+) -> tuple[dict[str, str], dict[str, str], dict[str, _ConvertedGroup]]:
     """Match stored keys with parameters as transformers does when it loads a model.
 
     Returns:
         The key of every parameter that is stored under its own name; all other keys with the name that the model gives
-        them; and whether transformers makes some parameters of several stored tensors.
+        them; and the tensors of which transformers makes one or more parameters, by the name of the first of these.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, apply_converters, dot_natural_key
 
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known = {*shapes, *(name for name, _ in model.named_buffers())}
     keys: dict[str, str] = {}
     extra: dict[str, str] = {}
-    for key in stored:
+    groups: dict[str, _ConvertedGroup] = {}
+    for key in sorted(stored, key=dot_natural_key):
         name = key
         for renaming in renamings:
             name, _ = renaming.rename_source_key(name)
+        converted, pattern = apply_converters(name, converters)
+        converted = next((candidate for candidate in names_of_key(model, converted) if candidate in known), converted)
         name = next((candidate for candidate in names_of_key(model, name) if candidate in known), name)
-        if name in shapes and name not in keys:
+        if pattern is not None and converted in shapes:
+            group = groups.setdefault(converted, _ConvertedGroup(of_pattern[pattern], {}))
+            group.keys[key] = pattern
+        elif name in shapes and name not in keys:
             keys[name] = key
         else:
             extra[key] = name
-    return keys, extra, len(renamings) < len(conversions)
+    return keys, extra, groups
+
+
+class _ConvertedGroup(NamedTuple):
+    """Stored tensors of which transformers makes parameters: how, and the pattern that matches each key, in order."""
+
+    converter: WeightConverter
+    keys: dict[str, str]
+
+
+def _find_pieces(
+    model: PreTrainedModel,
+    name: str,
+    group: _ConvertedGroup,
+    stored: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[Piece, ...]] | None:
+    """The pieces of the parameters that transformers makes of a group, by having it convert numbers of rows for rows.
+
+    Args:
+        model: On any device.
+        name: The first of the parameters.
+        group: The tensors.
+        stored: The shape of each tensor by its key.
+        shapes: The shapes of all parameters.
+
+    Returns:
+        The pieces by parameter; ``None`` where rows do not stay whole, or are dropped or used twice.
+    """
+    for vectors_are_rows in (True, False):
+        converter = deepcopy(group.converter)
+        for number, (key, pattern) in enumerate(group.keys.items()):
+            rows: Any = _row_numbers(stored[key], number, vectors_are_rows)  # in place of a tensor that is being read
+            converter.add_tensor(name, key, pattern, rows)
+        try:
+            converted = converter.convert(name, model=model, config=model.config)
+        except Exception:  # of many operations, which expect real shapes
+            continue
+        pieces, used = {}, 0
+        for result, values in converted.items():
+            found = _read_row_numbers(values[0] if isinstance(values, list) else values, shapes.get(result, ()))
+            if found is None:
+                break
+            tensors, numbers = found >> _TENSOR_BITS, found & ((1 << _TENSOR_BITS) - 1)
+            ends = (((tensors.diff() != 0) | (numbers.diff() != 1)).nonzero().squeeze(1) + 1).tolist()
+            keys, starts = list(group.keys), [0, *ends]
+            pieces[result] = tuple(
+                Piece(start, keys[int(tensors[start])], int(numbers[start]), end - start)
+                for start, end in zip(starts, [*ends, len(found)], strict=True)
+            )
+            width = shapes[result][-1] if len(shapes[result]) > 1 else 1
+            used += len(found.unique()) * width
+        else:
+            widths = {shapes[result][-1] if len(shapes[result]) > 1 else 1 for result in pieces}
+            whole = all(len(shape) < 2 or {shape[-1]} == widths for shape in stored.values())
+            if whole and used == sum(prod(shape) for shape in stored.values()):
+                return pieces
+    return None
+
+
+def _row_numbers(shape: tuple[int, ...], tensor: int, vectors_are_rows: bool) -> Tensor:
+    """The numbers of a tensor's rows in place of their elements, twice and plus 0 or 1, int64 ``[…, 2]``.
+
+    Of a vector, those of its elements: ``[size]``, twice; or of itself as a row.
+    """
+    first = tensor << _TENSOR_BITS
+    if len(shape) == 1 and not vectors_are_rows:
+        return (first + torch.arange(shape[0])) * 2
+    rows = first + torch.arange(prod(shape[:-1])).view(*shape[:-1], 1)
+    return rows * 2 + torch.arange(2)
+
+
+def _read_row_numbers(values: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """The number of the stored row that each row of a parameter is; ``None`` if they did not stay whole."""
+    if len(shape) == 1 and values.shape == shape and bool((values % 2 == 0).all()):
+        return values >> 1
+    if len(shape) < 2 or values.shape != (*shape[:-1], 2):
+        return None
+    first, second = values.reshape(-1, 2).unbind(1)
+    return first >> 1 if bool((first % 2 == 0).all()) and torch.equal(first + 1, second) else None
 
 
 def summarize_names(names: list[str], limit: int = 5) -> str:

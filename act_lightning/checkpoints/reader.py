@@ -7,7 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from io import FileIO
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from act_lightning.architecture import assign, parameter_names
 from act_lightning.channels import as_matrix, matrix_shape
 from act_lightning.checkpoints.adapters import LoraAdapter, has_adapter
-from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, read_model_spec
+from act_lightning.checkpoints.model_spec import KeyMap, ModelSpec, Piece, read_model_spec
 from act_lightning.checkpoints.models import (
     load_generation_config,
     load_model,
@@ -26,7 +28,7 @@ from act_lightning.checkpoints.models import (
     meta_model,
     untied_issue,
 )
-from act_lightning.checkpoints.weight_files import check_finite, read_headers
+from act_lightning.checkpoints.weight_files import Entry, check_finite, read_headers
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         self._files = {key: file for file, header in self.headers.items() for key in header.entries}
         self._entries = {key: entry for header in self.headers.values() for key, entry in header.entries.items()}
         self._lock = Lock()
+        self._first_rows: dict[str, Tensor] = {}
         self._open_files: dict[str, _OpenFile] = {}  # the one that was used last is the last
         self.spec: ModelSpec = read_model_spec(folder, self.headers)
         assert self.spec.keymap is not None  # headers were given
@@ -95,15 +98,29 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
     @property
     def names(self) -> tuple[str, ...]:
         """All parameters in the model's order, tied ones under each of their names."""
-        return tuple(self.keymap.keys)
+        return tuple(name for name in self.spec.shapes if name in self.keymap.keys or name in self.keymap.pieces)
 
     @property
     def stored_names(self) -> list[str]:
-        """Every parameter under one name, tied ones once, in the order of the files."""
-        return [self.keymap.names[key] for key in self._entries if key in self.keymap.names]
+        """Every parameter under one name, tied ones once, in the order of the files in which they begin."""
+        names = (
+            [self.keymap.names[key]] if key in self.keymap.names else self.parts.get(key, {}) for key in self._entries
+        )
+        return list(dict.fromkeys(name for of_key in names for name in of_key))
+
+    @cached_property
+    def parts(self) -> dict[str, dict[str, list[Piece]]]:
+        """For each key of pieces of parameters, these by the parameter's name."""
+        parts: dict[str, dict[str, list[Piece]]] = {}
+        for name, pieces in self.keymap.pieces.items():
+            for piece in pieces:
+                parts.setdefault(piece.key, {}).setdefault(name, []).append(piece)
+        return parts
 
     def stored_keys(self, name: str) -> set[str]:
-        """All keys under which the parameter ``name`` is stored: several for a tied one that is stored twice."""
+        """All keys under which the parameter ``name`` is stored: of a tied one or one in pieces, several."""
+        if name in self.keymap.pieces:
+            return {piece.key for piece in self.keymap.pieces[name]}
         keys = self.keymap.keys
         return {keys[name], *(keys[alias] for group in self.keymap.ties if name in group for alias in group)}
 
@@ -113,6 +130,9 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
         Raises:
             ActError: It holds NaN or infinity.
         """
+        if name in self.keymap.pieces:
+            shape = self.spec.shapes[name]
+            return self.rows(name, torch.arange(matrix_shape(torch.Size(shape))[0])).view(shape)
         key = self.keymap.keys[name]
         values = self.raw(key).view(self._entries[key].dtype).view(self._entries[key].shape)
         check_finite(values, str(self.folder / self._files[key]), key)
@@ -133,18 +153,68 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             ActError: One of these rows holds NaN or infinity.
             IndexError: The parameter has no such row.
         """
-        key = self.keymap.keys[name]
+        if name in self.keymap.pieces:
+            shape = torch.Size(self.spec.shapes[name])
+            width = matrix_shape(shape)[1]
+            values = torch.empty((len(index), width) if len(shape) > 1 else len(index), dtype=self.dtype_of(name))
+            for key, positions, rows in self.places(name, index):
+                size = prod(self._entries[key].shape)
+                stored = torch.Size((size // width, width) if len(shape) > 1 else (size,))
+                values[positions] = self.key_rows(key, rows, stored).to(values.dtype)
+        else:
+            key = self.keymap.keys[name]
+            values = self.key_rows(key, index, torch.Size(self._entries[key].shape))
+        return values if self.adapter is None else self.adapter.rows(name, values, index)
+
+    def places(self, name: str, index: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Where rows of a parameter in pieces are stored.
+
+        Args:
+            name: The parameter.
+            index: Numbers of some rows of it, seen as a matrix, int64 ``[rows]``.
+
+        Yields:
+            A key, the positions in ``index`` of those rows that belong to one piece, and their numbers in the stored
+            tensor, seen as a matrix of the parameter's width; both int64.
+        """
+        pieces = self.keymap.pieces[name]
+        numbers = torch.searchsorted(self._starts(name), index, right=True) - 1
+        order = torch.argsort(numbers, stable=True)
+        found, counts = torch.unique_consecutive(numbers[order], return_counts=True)
+        for number, positions in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+            piece = pieces[number]
+            yield piece.key, positions, index[positions] - piece.row + piece.stored_row
+
+    def _starts(self, name: str) -> Tensor:
+        if name not in self._first_rows:
+            self._first_rows[name] = torch.tensor([piece.row for piece in self.keymap.pieces[name]])
+        return self._first_rows[name]
+
+    def entry_of(self, key: str) -> Entry:
+        """Dtype and shape of the tensor that is stored under a key."""
+        return self._entries[key]
+
+    def file_of(self, key: str) -> str:
+        """The name of the file that holds a key."""
+        return self._files[key]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype in which the parameter ``name`` is stored; of pieces, the widest."""
+        return reduce(torch.promote_types, (self._entries[key].dtype for key in self.stored_keys(name)))
+
+    def key_rows(self, key: str, index: Tensor, shape: torch.Size) -> Tensor:
+        """Some rows of a stored tensor, seen as a matrix of ``shape``, as :meth:`rows` of a parameter."""
         entry, file = self._entries[key], self._files[key]
-        height, width = matrix_shape(torch.Size(entry.shape))
+        height, width = matrix_shape(shape)
         if len(index) > 0:  # bytes beyond the tensor's are those of its neighbors
             first, last = (int(bound) for bound in index.aminmax())
             if first < 0 or last >= height:
                 row = first if first < 0 else last
-                raise IndexError(f"{name} has {height} rows in {self.folder}, none of them number {row}")
+                raise IndexError(f"{key} has {height} rows in {self.folder}, none of them number {row}")
         if len(index) > 0 and int(index[-1]) - int(index[0]) == len(index) - 1 and bool((index.diff() == 1).all()):
             size = width * entry.dtype.itemsize
             values = self.raw(key, int(index[0]) * size, len(index) * size).view(entry.dtype)
-            values = values.view(len(index), width) if len(entry.shape) > 1 else values
+            values = values.view(len(index), width) if len(shape) > 1 else values
         else:  # from the mapped file, of which a page is read when one of its elements is
             start, count = self.headers[file].data_start + entry.start, entry.size // entry.dtype.itemsize
             tensor = torch.empty(0, dtype=entry.dtype)
@@ -154,11 +224,11 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                     opened.map = opened.map or mmap.mmap(opened.handle.fileno(), 0, access=mmap.ACCESS_COPY)
                 if count > 0:
                     tensor = torch.frombuffer(opened.map, dtype=entry.dtype, count=count, offset=start)
-                values = as_matrix(tensor.view(entry.shape))[index]
+                values = as_matrix(tensor.view(shape))[index]
             with self._lock:
                 self.bytes_read += values.nbytes
         check_finite(values, str(self.folder / file), key, index)
-        return values if self.adapter is None else self.adapter.rows(name, values, index)
+        return values
 
     @torch.no_grad()
     def fill(self, name: str, values: Tensor, first_row: int = 0) -> None:
@@ -198,11 +268,12 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
 
     def release(self, name: str) -> None:
         """Free the memory that reading scattered rows of the parameter ``name`` has taken."""
-        with self._lock:
-            opened = self._open_files.get(self._files[self.keymap.keys[name]])
-        mapped = None if opened is None else opened.map
-        if mapped is not None and hasattr(mapped, "madvise"):  # not on every platform
-            mapped.madvise(mmap.MADV_DONTNEED)
+        for file in {self._files[key] for key in self.stored_keys(name)}:
+            with self._lock:
+                opened = self._open_files.get(file)
+            mapped = None if opened is None else opened.map
+            if mapped is not None and hasattr(mapped, "madvise"):  # not on every platform
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[_OpenFile]:
@@ -223,7 +294,9 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
     def _check_ties(self) -> None:
         """Raise if a tied parameter is stored under several keys with different bytes."""
         for group in self.keymap.ties:
-            first, *others = sorted({self.keymap.keys[name] for name in group})
+            first, *others = sorted({self.keymap.keys[name] for name in group if name in self.keymap.keys}) or [""]
+            if not others:
+                continue
             entry, step = self._entries[first], _TIED_BYTES_AT_ONCE
             for other in others:
                 same_layout = (entry.code, entry.size) == (self._entries[other].code, self._entries[other].size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -71,24 +71,70 @@ def merge_checkpoint(
     """
     output = open_output(out, target, dtype, extra_files, overwrite, durable=False)
     with output as (folder, reader, headers, sha256, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
-        pending = {}
+        pending, device = dict[str, Future[str]](), device or torch.device("cpu")
+        in_pieces = {name: reader.stored_keys(name) for name in updates.names if name in reader.keymap.pieces}
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
+        waiting = {name: {reader.file_of(key) for key in keys} for name, keys in in_pieces.items()}
+        data_starts: dict[str, int] = {}
         for file, header in headers.items():
             tensors = []
             for key, after in header.entries.items():
                 updated = updated_names.get(key)
-                rows = None if updated is None else updates.rows(updated)
+                rows = None if updated is None or updated in in_pieces else updates.rows(updated)
+                share = _changed_share(key, reader, updates) if updated in in_pieces else 0.0
                 before = reader.headers[file].entries[key]
-                tensors.append(_Tensor(key, reader.keymap.names.get(key), before, after, updated or "", rows))
+                name = reader.keymap.names.get(key)
+                tensors.append(_Tensor(key, name, before, after, updated or "", rows, share))
             with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
-                write = partial(
-                    _write_tensor, reader=reader, shard=shard, updates=updates, device=device or torch.device("cpu")
-                )
+                data_starts[file] = shard.data_start
+                write = partial(_write_tensor, reader=reader, shard=shard, updates=updates, device=device)
                 for size in pool.map(write, tensors):
                     bar.update(size)
-            pending[file] = hashing.submit(file_sha256, folder / file)
-        sha256 |= {file: digest.result() for file, digest in pending.items()}
+            ready = [name for name, files in waiting.items() if files <= data_starts.keys()]
+            with ExitStack() as stack, _thread_pool() as pool:
+                files = {file for name in ready for file in waiting.pop(name)}
+                shards = {
+                    file: stack.enter_context(ShardFile(folder / file, headers[file], data_starts[file]))
+                    for file in files
+                }
+                write_pieces = partial(_write_pieces, reader=reader, shards=shards, updates=updates, device=device)
+                list(pool.map(write_pieces, ready))
+            unfinished = {file for files in waiting.values() for file in files}
+            for file in data_starts.keys() - unfinished - pending.keys():
+                pending[file] = hashing.submit(file_sha256, folder / file)
+        sha256 |= {file: pending[file].result() for file in headers}
         return sha256
+
+
+def _changed_share(key: str, reader: CheckpointReader, updates: RowUpdates) -> float:
+    """The share of a stored tensor that changes, because parameters do of which it holds pieces."""
+    changed = size = 0
+    for name, pieces in reader.parts[key].items():
+        rows = updates.rows(name) if name in updates.names else torch.zeros(0, dtype=torch.int64)
+        width = matrix_shape(torch.Size(reader.spec.shapes[name]))[1]
+        for piece in pieces:
+            first, end = torch.searchsorted(rows, torch.tensor([piece.row, piece.row + piece.height])).tolist()
+            changed, size = changed + (end - first) * width, size + piece.height * width
+    return changed / size
+
+
+def _write_pieces(
+    name: str, reader: CheckpointReader, shards: Mapping[str, ShardFile], updates: RowUpdates, device: torch.device
+) -> None:
+    """Write the changed rows of a parameter in pieces, in a thread of the pool."""
+    dtype = reader.dtype_of(name)
+    files = {key: reader.file_of(key) for key in reader.stored_keys(name)}
+    if any(shards[file].dtype_of(key) != dtype for key, file in files.items()):
+        dtype = torch.promote_types(dtype, torch.float32)
+
+    def read(rows: Tensor) -> Tensor:
+        return reader.rows(name, rows).to(device, dtype)
+
+    for rows, values in updates.changes(name, read, updates.rows(name), device):
+        for key, positions, stored_rows in reader.places(name, rows):
+            order = torch.argsort(stored_rows)
+            shards[files[key]].write_rows(key, stored_rows[order], values[positions[order].to(values.device)])
+    reader.release(name)
 
 
 @dataclass(frozen=True)
@@ -101,7 +147,8 @@ class _Tensor:
         before: Its entry in the target's file.
         after: Its entry in the new file.
         updated: The name under which it is updated, which for a tied parameter may be another.
-        rows: Indices of the rows that change; ``None`` if none does.
+        rows: Indices of the rows that change; ``None`` if none does, or it is part of a parameter in pieces.
+        share: Of such a part, the share that will change with its parameter.
     """
 
     key: str
@@ -110,11 +157,12 @@ class _Tensor:
     after: Entry
     updated: str
     rows: Tensor | None
+    share: float = 0.0
 
     @property
     def changed_share(self) -> float:
         """The share of its rows that change."""
-        return 0.0 if self.rows is None else len(self.rows) / matrix_shape(torch.Size(self.before.shape))[0]
+        return self.share if self.rows is None else len(self.rows) / matrix_shape(torch.Size(self.before.shape))[0]
 
 
 class ShardFile(AbstractContextManager["ShardFile"]):
@@ -125,9 +173,9 @@ class ShardFile(AbstractContextManager["ShardFile"]):
 
     def __init__(self, path: Path, header: Header, data_start: int, reflinked: bool = False) -> None:
         self.reflinked = reflinked
+        self.data_start = data_start
         self._path = path
         self._header = header
-        self._data_start = data_start
         with wrap_os_errors(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
 
@@ -136,9 +184,13 @@ class ShardFile(AbstractContextManager["ShardFile"]):
         with wrap_os_errors(self._path):
             os.close(self._descriptor)
 
+    def dtype_of(self, key: str) -> torch.dtype:
+        """The dtype in which a tensor is written."""
+        return self._header.entries[key].dtype
+
     def write(self, key: str, start: int, data: Tensor) -> None:
         """Write ``data`` (uint8) from the byte ``start`` of a tensor on."""
-        self.write_bytes(data.numpy().data, self._data_start + self._header.entries[key].start + start)
+        self.write_bytes(data.numpy().data, self.data_start + self._header.entries[key].start + start)
 
     def write_rows(self, key: str, rows: Tensor, values: Tensor) -> None:
         """Write some rows (ascending int64) of a tensor: ``values`` ``[rows, …]``, rounded to its dtype on disk.
@@ -199,14 +251,15 @@ def _write_tensor(
 ) -> int:
     """Write one tensor in a thread of the pool; returns its size in bytes."""
     before = tensor.before
-    if tensor.name is None and not shard.reflinked:
+    is_weight = tensor.name is not None or tensor.key in reader.parts
+    if not is_weight and not shard.reflinked:
         for start in range(0, before.size, _BYTES_AT_ONCE):
             size = min(_BYTES_AT_ONCE, before.size - start)
             shard.write(tensor.key, start, reader.raw(tensor.key, start, size))
-    elif tensor.name is not None and tensor.changed_share < 1:  # reading checks for NaN and infinity
+    elif is_weight and tensor.changed_share < 1:  # reading checks for NaN and infinity
         height, width = matrix_shape(torch.Size(before.shape))
         for rows in torch.arange(height).split(max(1, _BYTES_AT_ONCE // max(1, width * before.dtype.itemsize))):
-            values = reader.rows(tensor.name, rows)
+            values = reader.key_rows(tensor.key, rows, torch.Size(before.shape))
             if not shard.reflinked:
                 shard.write_rows(tensor.key, rows, values)
     if tensor.rows is not None:

@@ -101,10 +101,15 @@ def match_tensors(base: Path, tuned: Path) -> list[TensorPair]:
         base_map, tuned_map = base_reader.keymap, tuned_reader.keymap
     base_tensors, tuned_tensors = stored_tensors(base), stored_tensors(tuned)
     issues = []
-    if unmatched := sorted(base_map.keys.keys() ^ tuned_map.keys.keys()):
+    if unmatched := sorted({*base_reader.names} ^ {*tuned_reader.names}):
         listed = summarize_names(unmatched)
         problem = f"must have the base's parameters, and {len(unmatched)} are in one of the two only: {listed}"
         issues.append(ConfigIssue("tuned", str(tuned), problem, "Give a model tuned from this base."))
+    apart = [name for name, pieces in base_map.pieces.items() if tuned_map.pieces.get(name) != pieces]
+    if apart := [*apart, *(tuned_map.pieces.keys() - base_map.pieces.keys())]:
+        problem = f"must store its parameters as the base does, and {summarize_names(apart)} in other tensors"
+        hint = "Save both with the same version of transformers."
+        issues.append(ConfigIssue("tuned", str(tuned), problem, hint))
     for names in base_map.ties:
         tuned_keys = {tuned_map.keys[name] for name in names if name in tuned_map.keys}
         if names not in tuned_map.ties and len({base_map.keys[name] for name in names}) < len(tuned_keys):
