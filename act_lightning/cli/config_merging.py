@@ -5,6 +5,7 @@ Nothing here imports Lightning, so that verbs which need no Trainer start fast.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # computed __all__
 
+from act_lightning.cli.parser_messages import explain
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.redaction import redact, redact_text
@@ -26,9 +28,14 @@ class ConfigParser(ArgumentParser):
 
     Attributes:
         config_path: The config file that is being parsed; empty while options are.
+        config_paths: The config files that have been parsed.
     """
 
     config_path = ""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self.config_paths: list[str] = []
 
     def add_config_option(self) -> None:
         """Add ``--config``; not in ``__init__``, for jsonargparse makes parsers of this class for nested classes."""
@@ -39,9 +46,20 @@ class ConfigParser(ArgumentParser):
         return str(super().dump(redact(args[0]), *args[1:], **kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print ``message`` and exit, or raise it where the parser was made with ``exit_on_error=False``."""
-        text = f"{self.config_path}: {message}" if self.config_path else message
-        super().error(terminal_text(redact_text(text)), ex)
+        """Say what is wrong, where, and what to do, and exit; or raise the parser's message where that is asked for."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if not self.exit_on_error or not isinstance(parser, ConfigParser):
+            super().error(
+                terminal_text(redact_text(f"{self.config_path}: {message}" if self.config_path else message)), ex
+            )
+        paths = [self.config_path] if self.config_path else []
+        if not paths and "does not accept option" in message:  # found when all files have been parsed
+            paths = self.config_paths or parser.config_paths
+        known = [action.dest for action in parser._actions]
+        text = explain(message, {path: _read(path) for path in paths}, known)
+        print(f"tip: {parser.prog.replace(' [options]', '')} --help", file=sys.stderr)
+        print(terminal_text(redact_text(f"error: {text}")), file=sys.stderr)
+        self.exit(2)
 
 
 class MergeConfigFiles(ActionConfigFile):
@@ -56,14 +74,11 @@ class MergeConfigFiles(ActionConfigFile):
             ActError: If a mapping of the file has the same key twice.
         """
         path = str(values)
-        try:
-            text = Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            text = ""  # the parser reports what is wrong with the file
-        raise_if_any(duplicate_key_issues(text, path))
+        raise_if_any(duplicate_key_issues(_read(path), path))
         earlier = {key: _to_dict(cfg.get(key)) for key in _MERGED_BY_KEY}
         if isinstance(parser, ConfigParser):
             parser.config_path = path
+            parser.config_paths.append(path)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
         if isinstance(parser, ConfigParser):
             parser.config_path = ""
@@ -71,6 +86,14 @@ class MergeConfigFiles(ActionConfigFile):
             later = _to_dict(cfg.get(key))
             if before and later is not None:
                 cfg[key] = _merge(before, later)
+
+
+def _read(path: str) -> str:
+    """The text of a file; none if it can't be read, which the parser reports."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def _to_dict(value: Any) -> Any:  # noqa: ANN401 - any value of a config

@@ -96,7 +96,7 @@ def test_messages_name_the_file_they_are_about(tmp_path: Path, content: str) -> 
     bad.write_text(content)
     outcome = call("fit", "--config", good, "--config", bad)
     assert outcome.status == 2
-    assert f"error: {bad}: " in outcome.err
+    assert f"error: {bad}:" in outcome.err
     assert len(outcome.err.splitlines()) < 15, "the usage must not bury the message"
 
 
