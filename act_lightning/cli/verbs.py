@@ -25,11 +25,28 @@ from act_lightning.profiling.measurement import find_target
 from act_lightning.redaction import REDACTED
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.scorer import Scorer
+from act_lightning.scores import scores_folder
 from act_lightning.sweep.sweep_settings import ACT
-from act_lightning.transfer.preparation import prepare
+from act_lightning.transfer.preparation import TransferPlan, prepare
+from act_lightning.transfer.summary import describe_masks
 
 
-def run_profile(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
+def run_profile(trainer: L.Trainer, run: Run) -> None:
+    """Measure scores, and say what a transfer would select if its mask has decided how many samples are read."""
+    _run_measurements(trainer, run)
+    scorer = run.transfer.settings.scorer
+    if run.profiler.stop_when_stable is not None and scorer is not None and trainer.is_global_zero:
+        plan = replace(_plan(trainer, run), scores=scores_folder(Path(trainer.default_root_dir), scorer))
+        rank_zero_info("\n".join(describe_masks(plan, prepare(plan))))
+
+
+def _plan(trainer: L.Trainer, run: Run) -> TransferPlan:
+    target = find_target(run.model, None, None)
+    root, channels, digests = Path(trainer.default_root_dir), target.inventory(), target.digests()
+    return run.transfer.plan(root, run.sources, channels, digests, target.folder)
+
+
+def _run_measurements(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
     """Measure the scores that no saved file holds, unless ``scores`` is false, and the method's Fisher information."""
     scorers = [run.transfer.settings.scorer or Activation()] if scores else []
     _on_all_processes(trainer, partial(_measure, trainer, run, scorers, run.transfer.settings.needs_fisher))
@@ -60,9 +77,9 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
     target = find_target(run.model, None, None)
     assert target.folder is not None
     if transfer.needs_data or transfer.needs_profiling:
-        run_profile(trainer, run, transfer.needs_profiling)
+        _run_measurements(trainer, run, transfer.needs_profiling)
     if trainer.is_global_zero:
-        plan = transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
+        plan = _plan(trainer, run)
         prepared = prepare(replace(plan, verify=["target"]))
         dtype, device = run.model.export_dtype, trainer.strategy.root_device
         rank_zero_info(Merge(root, target.folder, plan, prepared, recipe, dtype, device, run.overwrite).write())
@@ -119,9 +136,11 @@ def run_causes(trainer: L.Trainer, run: Run) -> None:
     def intervene() -> None:
         scorers = [run.transfer.settings.scorer or Activation()] if run.transfer.needs_profiling else []
         _measure(trainer, run, scorers, fisher=False)
-        plan = run.transfer.plan(root, run.sources, target.inventory(), target.digests(), target.folder)
-        settings = replace(plan.settings, method="task_arithmetic")  # any method: nothing is merged
-        prepared = prepare(replace(plan, settings=settings))
+        plan = _plan(trainer, run)
+        plan = replace(plan, settings=replace(plan.settings, method="task_arithmetic"))  # any: nothing is merged
+        prepared = prepare(plan)
+        if trainer.is_global_zero:
+            rank_zero_info("\n".join(describe_masks(plan, prepared)))
         results = check_causes(trainer, target, prepared, held_out, causes)
         if trainer.is_global_zero:
             print_causes(results)

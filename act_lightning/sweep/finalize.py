@@ -75,7 +75,10 @@ def finalize(sweep: Sweep, device: torch.device) -> None:
     points += tuned
     findings = SweepFindings(target, tuned or outcomes, settings.keep_within, methods, tuned_target or target)
     best = findings.best
-    at_best = {method.outcome.point.method: method.outcome for method in methods if BEST in method.basis}
+    at_best: dict[str, Outcome] = {}  # or, where no point keeps enough, where the method is compared
+    for method in methods:
+        if BEST in method.basis or method.outcome.point.method not in at_best:
+            at_best[method.outcome.point.method] = method.outcome
 
     rows = [outcome_row(outcome, target) for outcome in (target, *points)]
     cells = methods_cells(methods, target)

@@ -283,19 +283,17 @@ def _sensitivity(findings: SweepFindings, frame: pd.DataFrame) -> Section | Abse
     ratios = frame.groupby("method")["ratio"].transform("nunique")
     at, whose = findings.nearest.point, "the best point's" if findings.best else "that of the point nearest to a gain"
     for along, fixed in (("ratio", "scale"), ("scale", "ratio")):
-        value = at.scale if fixed == "scale" else at.ratio
+        value, owner = (at.scale if fixed == "scale" else at.ratio), whose
+        if fixed == "ratio" and bool((ratios[frame["method"] == at.method] == 1).all()):  # the best ignores p
+            value, owner = findings.methods[0].outcome.point.ratio, "at which methods are compared"
         at_value = (frame[fixed] - value).abs() < _TOLERANCE
-        if fixed == "ratio" and bool((ratios[frame["method"] == at.method] == 1).all()):
-            # the best ignores p: the others are shown at the p of the first of them that was tried
-            value = float(frame["ratio"][ratios > 1].iloc[0]) if bool((ratios > 1).any()) else value
-            at_value = (frame[fixed] - value).abs() < _TOLERANCE
         # a method that ignores p has no curve along p, and the same curve along λ at every p
         points = frame[at_value & (ratios > 1)] if along == "ratio" else frame[at_value | (ratios == 1)]
         if points[along].nunique() < 2:
             continue
         caption = (
             f"Figure 5. {' and '.join(findings.labels.values())} against {_SYMBOLS[along]} at {_SYMBOLS[fixed]} = "
-            f"{value:g}, {whose}, with 95 % intervals."
+            f"{value:g}, {owner}, with 95 % intervals."
         )
         key = "along-p" if along == "ratio" else "along-lambda"
         table = points.sort_values(["method", along], kind="stable").set_index("method")

@@ -101,6 +101,16 @@ def _percent(share: float) -> str:
     return ">99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
+def describe_masks(plan: TransferPlan, prepared: PreparedTransfer) -> list[str]:
+    """What a transfer selected, and warnings, where nothing is written that could tell more.
+
+    Raises:
+        ActError: As :func:`mask_issues`.
+    """
+    issues = mask_issues(plan, prepared)
+    return [describe_transfer(prepared.report), *(f"{issue.level}: {issue}" for issue in issues)]
+
+
 def mask_issues(plan: TransferPlan, prepared: PreparedTransfer) -> list[ConfigIssue]:
     """Warnings of the masks of a transfer; scores are read again, and those of chunks where there are any.
 

@@ -168,12 +168,14 @@ def test_the_page_has_every_figure_and_table(swept: Path) -> None:
     assert {"kept (keep)", "keep from", "lost (recover)", "recover to", "λ", "p"} <= {*points[0]}
     assert not [name for name in ("keep_high", "recover_low", "parameter_share", "compared_at") if name in page]
     best = json.loads((swept / "sweep" / "results.json").read_text())["best"]
-    for name, fixed in (("along-p", "λ"), ("along-lambda", "p")):
-        curve = list(csv.DictReader((report / "tables" / f"{name}.csv").read_text().splitlines()))
-        value = best["scale"] if fixed == "λ" else best["ratio"]
-        of_best = [row for row in curve if row["method"] == best["method"]]
-        assert len(of_best) == 2
-        assert {float(row[fixed]) for row in of_best} == {value}
+    tables = {
+        name: list(csv.DictReader((report / "tables" / f"{name}.csv").read_text().splitlines()))
+        for name in ("along-p", "along-lambda", "methods")
+    }
+    assert {float(row["λ"]) for row in tables["along-p"]} == {best["scale"]}
+    # where the best ignores p, at the p where methods are compared
+    p = best["ratio"] if best["method"] in WITH_RATIO else float(tables["methods"][1]["p"])
+    assert {float(row["p"]) for row in tables["along-lambda"] if row["method"] in WITH_RATIO} == {p}
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
@@ -189,6 +191,10 @@ def test_again_evaluates_nothing(base_config: Config, swept: Path, monkeypatch: 
     outcome = run("sweep", base_config, *GRID, "--sweep.methods", METHODS)
     assert outcome.status == 0, outcome.err
     assert rows(swept) == before
+    words = " ".join(outcome.out.split())
+    for method in ("act", "random", "local"):
+        assert words.count(f"{method}: s: λ ") == 1, "what the masks at the best point hold"
+    assert "task_arithmetic: s: λ" not in words
 
 
 def test_a_sweep_of_something_else_is_not_continued(base_config: Config, swept: Path) -> None:

@@ -197,3 +197,16 @@ def test_in_python_a_mask_shows_what_it_selected_and_warns(tmp_path: Path, abili
     share = reference.moved_count(target, mask.selected.nonzero().flatten().tolist()) / target.num_parameters()  # type: ignore[operator]
     expected = f"<Mask: selected {len(mask)} channels ({100 * share:.3g} % of the parameters): lm_head 100 %>"
     assert repr(mask) == expected
+
+
+def test_profiling_tells_of_the_mask_that_it_made(
+    tmp_path: Path, ability_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where a mask decides how many samples are read."""
+    with caplog.at_level("INFO"):
+        config, _ = profiled(tmp_path, ability_file)
+    assert "selected" not in caplog.text
+    config = changed(changed(config, "transfer.scores", ...), "profile.chunks", 4)
+    with caplog.at_level("INFO"):
+        assert run("profile", config, "--profile.stop_when_stable", 0.5).status == 0
+    assert caplog.text.count("s: λ 0.4, p 0.1; selected ") == 1

@@ -147,7 +147,9 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
     inventory, p = evidence.saved.inventory, percent(evidence.ratio)
     everything = {"all": torch.ones(inventory.total, dtype=torch.bool)}
     all_channels = head_and_embedding(everything, inventory).loc["all"]
-    for view in evidence.views:
+    selected = [selected_by_module(view.masks, inventory) for view in evidence.views]
+    limits = [max(float(rows[column].max()) for rows in selected) for column in ("selected", "share")]
+    for view, rows in zip(evidence.views, selected, strict=True):
         vocabulary = head_and_embedding(view.masks, inventory)
         section.summary.append(
             f"{view.sentence_start('of')} the channels selected at p = {p}, {percents(vocabulary['lm_head share'])} "
@@ -166,10 +168,8 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
         name, shares = view.file_name("head-and-embedding"), frozenset({"lm_head share", "embedding share"})
         section.content.append(ReportTable(name, caption, vocabulary, shares))
         caption = "Selected channels and share of rows selected, of every ability and module."
-        name, rows = view.file_name("selected-by-module"), selected_by_module(view.masks, inventory)
-        shares = frozenset({"share"})
+        name, shares = view.file_name("selected-by-module"), frozenset({"share"})
         section.content.append(ReportTable(name, caption, rows.set_index("ability"), shares, shown=False))
-        limits = float(rows["selected"].max()), float(rows["share"].max())
         for label in (label for label in evidence.shown if label in view.scores):
             section.content += _location_figures(view, label, *limits)
     return [section]
