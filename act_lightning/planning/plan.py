@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import meta_model
@@ -185,7 +185,9 @@ def print_plan(plan: Plan, as_json: bool) -> int:
         return int(plan.has_error)
     console = Console()
     if plan.channels:
-        table = Table("what will happen", "", box=None)
+        # long names go on in the next line, rather than be cut where the output is piped
+        columns = [Column("what will happen", overflow="fold"), Column(overflow="fold")]
+        table = Table(*columns, box=None)
         for name, figure in _rows(plan):
             table.add_row(name, figure)
         console.print(table)

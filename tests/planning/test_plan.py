@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from act_lightning.planning.checks import process_count
+from act_lightning.planning.plan import Plan, print_plan
 from act_lightning.planning.training_forecast import optimizer_bytes, shares
 from tests.front_door import Config, basic, changed, left, run
 from tests.tiny import save_model, sibling_of, tiny_config, tiny_model, tiny_tokenizer
@@ -462,6 +464,15 @@ def test_plain_fine_tuning_is_noted(config: Config) -> None:
     assert "plain fine-tuning" in about(plan, "profile.sources", "note")[0]["message"]
     assert plan["channels"]["per_ability"] == {}
     assert plan["memory"]["profiling"] == 0
+
+
+def test_no_name_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    name, relation = "a" + "b" * 90, {"cosine": 0.99, "chance": 0.1, "difference": 0.01}
+    parameters = {"total": 100, "per_ability": {}, "siblings": {name: relation}}
+    print_plan(Plan({"total": 10, "per_ability": {"d": 3}}, parameters), as_json=False)
+    printed = capsys.readouterr().out
+    assert "".join(re.findall("a?b{5,}", printed)) == name
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
