@@ -46,7 +46,7 @@ _MAX_LAYERS = 1_000  # where no weight files tell; the largest models have 126
 _LAYER_COUNT = re.compile(r"(num|n)_(\w+_)?layers?")
 _LARGEST = {
     r"(layers?|depth|blocks)$": _MAX_LAYERS,
-    r"expert": 1 << 15,
+    r"expert|labels": 1 << 15,
     r"(size|dim|heads|embd|inner|d_model|d_ff|hidden)(_|$)": 1 << 21,
     r"": 1 << 40,
 }

@@ -78,6 +78,7 @@ def test_indices(text: str, tmp_path: Path) -> None:
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000: must be at most 21, the number of tensors"),
         ({"text_config": {"num_layers": 10**9}}, "must be at most 21"),
         ({"num_local_experts": 10**9}, "must be at most 32,768"),
+        ({"num_labels": 10**9}, "must be at most 32,768"),  # each gets a name
         ({"vocab_size": 10**9}, "vocab_size = 1000000000: must be at most 2,097,152"),
         ({"num_hidden_layers": "two"}, "config.json that transformers knows|causal language model"),
         ({"hidden_size": None}, "config.json that transformers knows|causal language model"),
