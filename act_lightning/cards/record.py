@@ -25,6 +25,7 @@ CARD = "README.md"
 License = Mapping[str, Any]
 """``license`` and, if given, ``license_name`` and ``license_link``, as in front matter; empty if not stated."""
 LICENSE_KEYS = ("license", "license_name", "license_link")
+_LICENSE_LINK = re.compile(r"https?://\S+|[\w./-]+")  # a page, or a file of the model
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Settings that hold a path even if the file is gone; in others, text that begins with a slash may not be a path.
 _PATH_SETTINGS = frozenset(
@@ -81,9 +82,13 @@ def stated_license(metadata: object) -> License:
 
     >>> stated_license({"license": "mit", "tags": []}), stated_license({"license": ["mit"]}), stated_license(None)
     ({'license': 'mit'}, {}, {})
+    >>> stated_license({"license": "other", "license_link": "javascript:alert(1)"})
+    {'license': 'other'}
     """
     values = {key: metadata.get(key) for key in LICENSE_KEYS} if isinstance(metadata, dict) else {}
     texts = {key: value for key, value in values.items() if value and isinstance(value, str)}
+    if not _LICENSE_LINK.fullmatch(texts.get("license_link", "")):
+        texts.pop("license_link", None)
     return texts if "license" in texts else {}
 
 

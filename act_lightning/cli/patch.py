@@ -104,7 +104,7 @@ def _print_summary(patch: PatchFile, console: Console) -> None:
         key, base, tuned = entry["key"], entry["base"], entry["tuned"]
         lines.append(f"not carried: {key} is {base!r} in the base, and {tuned!r} in the tuned model")
     for line in lines:
-        console.print(line, soft_wrap=True)
+        console.print(" ".join(line.splitlines()), soft_wrap=True)
 
 
 def _print_extraction(extraction: Extraction, out: Path, console: Console) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import metadata_load
 
+from act_lightning.checkpoints.weight_files import Header, read_header
 from act_lightning.errors import ActError
 from act_lightning.patches.patch_file import find_patch
 from tests.front_door import call, left
@@ -44,6 +46,24 @@ def test_what_configs_differ_in_is_told(tmp_path: Path, target_folder: Path, sou
     assert "not carried: rms_norm_eps is 1e-06 in the base, and 0.125 in the tuned model" in made.out
     assert call("patch", "apply", "--model", target_folder, "--patch", patch, "--out", tmp_path / "out").status == 0
     assert (tmp_path / "out/config.json").read_bytes() == (target_folder / "config.json").read_bytes()
+
+
+def test_provenance_cannot_pass_for_lines_of_ours(tmp_path: Path, target_folder: Path, source_folder: Path) -> None:
+    patch = tmp_path / "a.safetensors"
+    call("patch", "make", "--base", target_folder, "--tuned", source_folder, "--out", patch)
+    header, content = read_header(patch), patch.read_bytes()
+    record = json.loads(header.metadata["act_patch"])
+    record["provenance"] |= {
+        "base": "x\nfits   0123",
+        "licenses": {"t": {"license": "mit\n---", "license_link": "a:b"}},
+    }
+    metadata = header.metadata | {"act_patch": json.dumps(record)}
+    patch.write_bytes(Header(header.entries, metadata, 0).encode() + content[header.data_start :])
+    lines = call("patch", "show", patch).out.splitlines()
+    assert [line for line in lines if line.startswith("fits ")] == [f"fits   {record['base']}"]
+    assert call("patch", "apply", "--model", target_folder, "--patch", patch, "--out", tmp_path / "out").status == 0
+    assert metadata_load(tmp_path / "out" / "README.md")["license"] == "mit ---"
+    assert "a:b" not in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("reference", ["nowhere.safetensors", "hf://owner/file", "hf://a/b@x/c@y", "hf://a/b/c"])
