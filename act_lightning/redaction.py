@@ -16,6 +16,8 @@ _USERINFO = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)[^\s/'\"
 _QUERY = re.compile(r"([?&][\w-]*(?:key|token|secret|password|signature|sig)=)[^&\s'\"#]+", re.IGNORECASE)
 _QUOTED = re.compile(r"(['\"]?)(\b[\w-]+)\1(\s*[:=]\s*)(['\"])([^'\"]+)\4")
 
+_NESTED = re.compile(r"(NestedArg\(key='([\w.-]+)', val=)(.*)\)")  # how jsonargparse shows an option in its messages
+
 
 def is_secret(name: str) -> bool:
     """Whether a setting of this name holds a secret.
@@ -36,7 +38,12 @@ def redact_text(text: str) -> str:
 
     >>> redact_text("https://me:pw@host/a?api_key=1&b=2"), redact_text("{'slack_token': 'xoxb', 'name': 'x'}")
     ('https://[redacted]@host/a?api_key=[redacted]&b=2', "{'slack_token': '[redacted]', 'name': 'x'}")
+    >>> redact_text("Given value: NestedArg(key='init_args.api_token', val='xo(xb')")
+    "Given value: NestedArg(key='[redacted]', val=[redacted])"
     """
+    text = _NESTED.sub(
+        lambda match: f"{match[1]}{REDACTED})" if is_secret(match[2].rpartition(".")[2]) else match[0], text
+    )
     text = _QUERY.sub(rf"\g<1>{REDACTED}", _USERINFO.sub(rf"\g<1>{REDACTED}@", text))
     return _QUOTED.sub(lambda match: _redact_quoted(match) if is_secret(match[2]) else match[0], text)
 
