@@ -5,6 +5,7 @@ Nothing is imported from transformers before a LightningModule is searched: name
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from act_lightning.channels import other_modalities
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -23,6 +25,18 @@ HEAD_NAMES = ("lm_head", "embed_out")
 """Last parts of the names that transformers gives to heads, for inventories that come without a model."""
 EMBEDDING_NAMES = ("embed_tokens", "embed_in", "wte", "wpe")
 """The same for embeddings of tokens and positions."""
+
+
+_ENCODER_DECODER = "it is the decoder of an encoder-decoder, which reads an encoder's states"
+_SPEECH = "it reads or writes speech"
+_BIDIRECTIONAL = "its attention looks in both directions"
+_OTHER_KINDS = {
+    **dict.fromkeys(("moshi", "moss_transcribe_diarize"), _SPEECH),
+    **dict.fromkeys(("bert-generation", "cpmant", "xlnet"), _BIDIRECTIONAL),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "it drafts tokens from another model's states"),
+    "blt": "it reads bytes in patches of which another model tells the lengths",
+    "trocr": _ENCODER_DECODER,
+}
 
 
 def module_type(name: str) -> str:
@@ -145,13 +159,33 @@ def decoder_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
     Empty if the architecture names no such classes (``_no_split_modules``).
     """
-    classes = set(model._no_split_modules or ())
-    return {
-        name: module
-        for name, module in model.named_modules()
+    classes, others = set(model._no_split_modules or ()), other_modalities(model)
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
         # FSDP2 makes a subclass with another name of every class that it shards
-        if not classes.isdisjoint(cls.__name__ for cls in type(module).__mro__)
-    }
+        is_kept_whole = not classes.isdisjoint(cls.__name__ for cls in type(module).__mro__)
+        if is_kept_whole and not f"{name}.".startswith((*others, *(f"{layer}." for layer in layers))):
+            layers[name] = module  # and not those inside it
+    return layers
+
+
+def has_router_loss(model: PreTrainedModel) -> bool:
+    """Whether transformers computes a loss for this model that balances its experts."""
+    takes = inspect.signature(type(model).forward).parameters
+    return "output_router_logits" in takes and hasattr(model.config.get_text_config(), "router_aux_loss_coef")
+
+
+def decoder_obstacle(model_type: str) -> str | None:
+    """Why models of this type are no decoders of text alone, or ``None`` if they are, as transformers' mappings say."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type in _OTHER_KINDS:
+        return _OTHER_KINDS[model_type]
+    if model_type in auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES or model_type.startswith("musicgen"):
+        return _SPEECH
+    if model_type in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return _ENCODER_DECODER
+    return _BIDIRECTIONAL if model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
 
 
 @contextmanager
@@ -173,7 +207,8 @@ class DecoderParts:
 
     Attributes:
         layers: Names of the decoder layers, in order.
-        outer: Names of the modules outside the layers that have parameters of their own: embedding, final norm, head.
+        outer: Names of the modules outside the layers that have parameters of their own: embedding, final norm, head;
+            without those of other modalities.
     """
 
     layers: tuple[str, ...]
@@ -192,6 +227,7 @@ def decoder_parts(model: PreTrainedModel) -> DecoderParts:
         hint = "Choose profile.placement: resident for this architecture."
         raise ActError(ConfigIssue("profile.placement", type(model).__name__, problem, hint))
     prefixes = tuple(f"{layer}." for layer in layers)
+    prefixes = (*prefixes, *other_modalities(model))
     outer = (name for name in modules_with_parameters(model) if not f"{name}.".startswith(prefixes))
     return DecoderParts(layers, tuple(outer))
 

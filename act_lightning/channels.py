@@ -290,7 +290,7 @@ def inventory(model: nn.Module) -> ChannelInventory:
     }
     modules: list[ModuleChannels] = []
     foreign, unknown = _foreign_weights(model), list[str]()
-    others = _other_modalities(model)
+    others = other_modalities(model)
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
         full_names = {leaf: f"{name}.{leaf}" if name else leaf for leaf in parameters}
@@ -379,7 +379,7 @@ def _expert_channels(
     return ModuleChannels(full_names[leaf], experts * outputs, tuple(owned), experts)
 
 
-def _other_modalities(model: nn.Module) -> tuple[str, ...]:
+def other_modalities(model: nn.Module) -> tuple[str, ...]:
     """Prefixes of the names of all modules of a multimodal model that do not compute with text alone."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):

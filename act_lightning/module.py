@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import has_router_loss
 from act_lightning.checkpoints.models import load_model, locate, meta_model
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import file_sha256, identify, identify_module, read_headers
@@ -93,6 +94,8 @@ class AbilityTransferModule(L.LightningModule):
         lr_scheduler: ``{class_path, init_args}`` of a schedule, stepped once an update; none by default. A required
             ``total_steps`` defaults to the updates of the run.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        router_aux_loss_coef: What the loss that balances a mixture's experts counts, as transformers computes it for
+            each micro-batch; by default nothing.
         generator: What generates in ``test`` and ``predict``: ``transformers``, or ``vllm``, which reads the target
             from disk in ``dtype`` and spreads it over devices itself.
         generator_args: Arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 8, gpu_memory_utilization: 0.9}``.
@@ -128,6 +131,7 @@ class AbilityTransferModule(L.LightningModule):
         generator_args: dict[str, Any] = {},  # noqa: B006  # a default that a printed config shows
         attention: str = "auto",
         compile: bool | dict[str, Any] = False,
+        router_aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__()
         self.target = target
@@ -138,6 +142,7 @@ class AbilityTransferModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.gradient_checkpointing = gradient_checkpointing
+        self.router_aux_loss_coef = router_aux_loss_coef
         self.generator = generator
         self.generator_args = generator_args
         self.attention = attention
@@ -156,6 +161,9 @@ class AbilityTransferModule(L.LightningModule):
             if value not in _DTYPES:
                 issues.append(ConfigIssue(f"model.{name}", value, problem, "Choose one."))
         issues += attention_compile_issues(self.attention, self.compile_setting)
+        if not (math.isfinite(self.router_aux_loss_coef) and self.router_aux_loss_coef >= 0):
+            name, problem = "model.router_aux_loss_coef", "must be a finite number of at least 0"
+            issues.append(ConfigIssue(name, self.router_aux_loss_coef, problem, "Try 0.001, or leave it out."))
         setting, arguments = "model.generator", self.generator_args
         if self.generator not in (TRANSFORMERS, VLLM):
             problem = f"must be one of {TRANSFORMERS}, {VLLM}"
@@ -190,6 +198,9 @@ class AbilityTransferModule(L.LightningModule):
             with torch.device("cpu"):  # the engine chooses devices itself; Lightning made its own the default
                 self._vllm = VLLMGenerator(folder, tokenizer, self.weights_dtype, self.generator_args, bar)
             return
+        if self.router_aux_loss_coef and not has_router_loss(meta_model(folder)):
+            name, problem = "model.router_aux_loss_coef", "must be 0 for a model without a loss that balances experts"
+            raise ActError(ConfigIssue(name, self.router_aux_loss_coef, problem, "Leave it out."))
         if self.attention != "auto":
             set_attention(meta_model(folder), self.attention)  # refused before weights are read
         self.model = self._load(folder, training_dtype(self.trainer.precision)).train()
@@ -264,7 +275,8 @@ class AbilityTransferModule(L.LightningModule):
         factor: Tensor | float = 1.0
         if (scaler := grad_scaler(self.trainer)) is not None:  # small gradients in float16 would become zero
             factor = scaler.scale(torch.full((), self.trainer.world_size * _SUM_SCALE, device=self.device))
-        loss, tokens = answer_loss(self.language_model, batch, factor=factor)
+        coefficient = self.router_aux_loss_coef
+        loss, tokens = answer_loss(self.language_model, batch, factor=factor, router_aux_loss_coef=coefficient)
         self._tokens += tokens
         self._losses[batch_idx] = loss.detach()  # read once an update: the host need not wait for the device till then
         divisor = self.trainer.accumulate_grad_batches * self.trainer.world_size  # by which Lightning and DDP divide

@@ -63,14 +63,60 @@ _SIZES: dict[str, Any] = {
     "mamba_num_heads": 4,
     "mamba_head_dim": 16,
 }
-_FULL_HEADS = {"num_key_value_heads": 4}
-_TYPES: dict[str, dict[str, Any]] = {
-    "deepseek_v3": _FULL_HEADS,
-    "deepseek_v2": _FULL_HEADS,
-    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+_VISION = {
+    **dict.fromkeys(
+        ("hidden_size", "embed_dim", "projection_dim", "vision_output_dim", "output_dim", "out_hidden_size"), 16
+    ),
+    **dict.fromkeys(("intermediate_size", "mlp_dim"), 24),
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "depth", "num_heads", "num_global_layers"), 2),
+    "head_dim": 8,
+    "image_size": 28,
+    "patch_size": 14,
 }
+_FULL_HEADS = {"num_key_value_heads": 4}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_GEMMA = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 0}
+_GEMMA |= {"layer_types": ["sliding_attention", "full_attention"]}
+_TYPES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), _FULL_HEADS),
+    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), _FULL_HEADS),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA),
+    **{key: {"rotary_dim": 4} for key in ("codegen", "gptj")},
+    "gemma3n_text": _GEMMA
+    | {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "activation_sparsity_pattern": [0.0, 0.0]},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 1},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
+    "zamba2": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "mamba_headdim": 16},
+    "zaya": {"num_experts_per_tok": 1},
+    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+}
+_OMITTED = {"falcon": ("head_dim",), "xlstm": ("v_head_dim",)}
+_TEXTS = {
+    "dots3_note": "dots3_note_text",
+    "emu3": "llama",
+    "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
+    "got_ocr2": "qwen2",
+    "llama4": "llama4_text",
+    "mllama": "llama",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""The type of the text model in a type with several modalities."""
 
 
 def tiny_type_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     """The config of a model of this type of two layers or a few more, 32 features, and four experts if it has any."""
-    return CONFIG_MAPPING[model_type](**(_SIZES | _TYPES.get(model_type, {}) | overrides))
+    text = _TEXTS.get(model_type)
+    if text is not None:
+        parts = {"text_config": _SIZES | _TYPES.get(text, {}), "vision_config": _VISION}
+        return CONFIG_MAPPING[model_type](**(parts | overrides))
+    values = _SIZES | _TYPES.get(model_type, {}) | overrides
+    omitted = _OMITTED.get(model_type, ())
+    return CONFIG_MAPPING[model_type](**{name: value for name, value in values.items() if name not in omitted})

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from act_lightning.architecture import output_embedding
 from act_lightning.channels import ChannelInventory
 from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
+from act_lightning.profiling.outputs import ModuleCall, visit_calls
 from act_lightning.training.loss import answer_logits
 
 Batch = Mapping[str, Tensor]
@@ -49,42 +49,64 @@ def indices_by_module(inventory: ChannelInventory, mask: Tensor) -> dict[str, Te
 
 
 @contextmanager
-def record_channels(model: nn.Module, indices: ModuleIndices) -> Iterator[dict[str, list[Tensor]]]:
-    """While active, collect the outputs of these channels, ``[..., channels]``, one for every call of a module."""
+def record_channels(model: PreTrainedModel, indices: ModuleIndices) -> Iterator[dict[str, list[Tensor]]]:
+    """While active, collect the outputs of these channels, ``[..., channels]``, one for every call of a module.
+
+    Those of packed experts are ``[tokens, channels]``, and 0 at tokens that are not routed to their expert.
+    """
     outputs: dict[str, list[Tensor]] = {name: [] for name in indices}
 
-    def record(name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        outputs[name].append(output.detach()[..., indices[name].to(output.device)])
+    def record(call: ModuleCall) -> None:
+        numbers = indices[call.name].to(call.values.device)
+        if call.routing is None:
+            outputs[call.name].append(call.values.detach()[..., numbers])
+            return
+        dense = call.values.new_zeros(call.routing.total, len(numbers))
+        for rows, tokens, columns, features in _by_expert(call, numbers):
+            dense[tokens.unsqueeze(1), columns] = call.values.detach()[rows.unsqueeze(1), features]
+        outputs[call.name].append(dense)
 
-    with _forward_hooks(model, {name: partial(record, name) for name in indices}):
+    with torch.no_grad(), visit_calls(model, list(indices), record):
         yield outputs
 
 
 @contextmanager
-def replace_channels(model: nn.Module, indices: ModuleIndices, values: Callable[[str, int], Tensor]) -> Iterator[None]:
+def replace_channels(
+    model: PreTrainedModel, indices: ModuleIndices, values: Callable[[str, int], Tensor]
+) -> Iterator[None]:
     """While active, these channels give other values than their own; weights stay as they are.
 
     ``values`` maps a module's name and the number of its call in this forward pass to the values, broadcastable to
-    ``[..., channels]`` of the module's output.
+    ``[..., channels]`` of the module's output, of packed experts to ``[tokens, channels]``. An expert's values count at
+    tokens that the model routes to it.
     """
     calls = dict.fromkeys(indices, 0)
 
-    def replace(name: str, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        changed, call = output.clone(), calls[name]
-        calls[name] += 1
-        changed[..., indices[name].to(output.device)] = values(name, call).to(output)
+    def replace(call: ModuleCall) -> Tensor:
+        changed, number = call.values.clone(), calls[call.name]
+        calls[call.name] += 1
+        numbers = indices[call.name].to(changed.device)
+        new = values(call.name, number).to(changed)
+        if call.routing is None:
+            changed[..., numbers] = new
+            return changed
+        dense = new.expand(call.routing.total, len(numbers))
+        for rows, tokens, columns, features in _by_expert(call, numbers):
+            changed[rows.unsqueeze(1), features] = dense[tokens.unsqueeze(1), columns]
         return changed
 
-    with _forward_hooks(model, {name: partial(replace, name) for name in indices}):
+    with torch.no_grad(), visit_calls(model, list(indices), replace):
         yield
 
 
-@contextmanager
-def _forward_hooks(model: nn.Module, hooks: Mapping[str, Callable[..., Tensor | None]]) -> Iterator[None]:
-    with ExitStack() as stack, torch.no_grad():
-        for name, hook in hooks.items():
-            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
-        yield
+def _by_expert(call: ModuleCall, channels: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """For each expert that has some of the channels: its rows, their tokens, which channels these are, and features."""
+    assert call.routing is not None
+    width = call.values.shape[-1]
+    for expert in torch.unique(channels // width):
+        rows = (call.routing.experts == expert).nonzero().squeeze(1)
+        columns = (channels // width == expert).nonzero().squeeze(1)
+        yield rows, call.routing.tokens[rows], columns, channels[columns] % width
 
 
 @dataclass(frozen=True)
@@ -162,15 +184,16 @@ def position_sums(model: PreTrainedModel, batches: Iterable[Batch], indices: Mod
     A norm inside each attention head is averaged over the heads. Batches are as for :func:`sample_losses`, on the
     model's device. By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
     """
-    head = output_embedding(model)
+    head, modules = output_embedding(model), dict(model.named_modules())
     sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in indices.items()}
     for batch in batches:
         tokens = AnswerPositions(batch["attention_mask"].bool())
         with record_channels(model, indices) as recorded:
             sample_losses(model, batch)
         for name, outputs in recorded.items():
+            is_head = modules.get(name) is head
             for output in outputs:
-                values = output if model.get_submodule(name) is head else tokens.take(output)
+                values = output if is_head else tokens.take(output)
                 flat = values.flatten(end_dim=-2).double().cpu()
                 sums[name] += torch.stack([flat.sum(0), torch.full(flat.shape[1:], float(len(flat)))])
     return sums

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from act_lightning.architecture import persistent_buffers, tied_groups
+from act_lightning.architecture import decoder_obstacle, persistent_buffers, tied_groups
 from act_lightning.checkpoints.adapters import has_adapter, is_joined, join_adapter, split_adapter
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
 from act_lightning.checkpoints.files import read_json
@@ -292,6 +292,9 @@ def meta_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
     from transformers import AutoModelForCausalLM
 
     config = load_config(folder)
+    if obstacle := decoder_obstacle(config.model_type):
+        problem = f"must be a decoder of text alone, and {obstacle}"
+        raise ActError(ConfigIssue(str(folder), config.model_type, problem, "See docs/models.md for those that work."))
     try:
         with _quiet_transformers(), torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(

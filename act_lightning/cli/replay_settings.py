@@ -228,7 +228,7 @@ TAKEN: Mapping[str, Mapping[str, Check]] = {
     "": {"seed_everything": _number},
     "model": {
         **dict.fromkeys(("target", "dtype", "export_dtype", "attention"), _plain),
-        **dict.fromkeys(("learning_rate", "gradient_checkpointing"), _number),
+        **dict.fromkeys(("learning_rate", "gradient_checkpointing", "router_aux_loss_coef"), _number),
         "revision": _revision,
         "optimizer": _of_torch("Optimizer"),
         "lr_scheduler": _of_torch("LRScheduler"),

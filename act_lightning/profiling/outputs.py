@@ -83,6 +83,8 @@ class ModuleCall:
         rerun: Runs it again with other weights.
         inputs: Its input, if each row of the output depends on the same row of that alone.
         routing: Whose rows they are, of packed experts.
+        ends_with_last: Whether positions beyond those of tokens come before them, as of inputs that are padded before a
+            convolution; else they come after them.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ModuleCall:
     rerun: Callable[..., Tensor]
     inputs: Tensor | None = None
     routing: Routing | None = None
+    ends_with_last: bool = False
 
 
 Visit = Callable[[ModuleCall], Tensor | None]
@@ -340,7 +343,10 @@ class _FunctionCalls(TorchFunctionMode):
             return output if bias is None else output + weights["bias"]
 
         output = call.output.transpose(-1, -2)
-        changed = self._visit(ModuleCall(name, output if bias is None else output + bias, rerun))
+        padding = call.kwargs.get("padding", (*call.args, 0, 0, 0, 0)[4]) if call.func is torch.conv1d else 0
+        is_padded = any(padding) if isinstance(padding, tuple | list) else bool(padding)
+        values = output if bias is None else output + bias
+        changed = self._visit(ModuleCall(name, values, rerun, ends_with_last=not is_padded))
         if changed is None:
             return None
         return (changed if bias is None else changed - bias).to(call.output.dtype).transpose(-1, -2)
@@ -388,6 +394,15 @@ def _covers(values: Tensor, address: int) -> bool:
     return values.data_ptr() <= address < values.data_ptr() + values.nbytes
 
 
+def _without_padding(call: ModuleCall, values: Tensor, answers: AnswerPositions) -> Tensor:
+    """The output of a convolution at tokens, ``[rows, length, channels]``."""
+    length = answers.mask.shape[1]
+    extra = values.shape[1] - length
+    if extra < 0:
+        raise _unknown(call.name, "it has fewer positions than there are tokens")
+    return values[:, extra:] if call.ends_with_last else values[:, :length]
+
+
 @contextmanager
 def capture_outputs(
     model: PreTrainedModel,
@@ -420,13 +435,12 @@ def capture_outputs(
                 lambda weights: ExpertOutput(call.rerun(weights)[rows], routing),
             )
             return
-        module, length = model.get_submodule(call.name), answers.mask.shape[1]
+        module = model.get_submodule(call.name)
 
         def take(values: Tensor) -> Tensor:
             if module is head:
                 return values.squeeze(0)
-            # a convolution padded on both sides goes on after the last token
-            values = values[:, :length] if isinstance(module, nn.Conv1d) else values
+            values = _without_padding(call, values, answers) if isinstance(module, nn.Conv1d) else values
             return answers.take(values, pool)
 
         def rerun(weights: Mapping[str, Tensor]) -> Tensor:

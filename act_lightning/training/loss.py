@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from act_lightning.architecture import output_embedding
 from act_lightning.data.batches import AnswerPositions
 from act_lightning.defaults import IGNORED
+from act_lightning.errors import ActError, ConfigIssue
 
 LOGITS_AT_ONCE = 1 << 27  # half a gigabyte in float32: 883 tokens of Qwen2.5's 152,064 entries; more is no faster
 _TOLERANCE = 1.0e-3  # relative and absolute, of logits that may be bfloat16
@@ -38,7 +39,11 @@ class TokenScores(NamedTuple):
 
 
 def answer_loss(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None = None, factor: Tensor | float = 1.0
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    at_once: int | None = None,
+    factor: Tensor | float = 1.0,
+    router_aux_loss_coef: float = 0.0,
 ) -> tuple[Tensor, int]:
     """Sum of −log p(token | all before it) over the answer tokens of a batch.
 
@@ -50,12 +55,14 @@ def answer_loss(
         at_once: Answer tokens whose logits are in memory together; by default as many as fit in half a gigabyte.
         factor: What the backward pass will multiply the sum by, as far as known. Gradients of logits are computed with
             the loss and multiplied right away: in float16 small ones would otherwise be zero.
+        router_aux_loss_coef: What the loss that balances experts, of all tokens of the batch, counts beside the mean
+            over its answer tokens: that many times it is added to the sum for each of these.
 
     Returns:
         The sum, float32 scalar, and the number of answer tokens. Without answer tokens the sum is zero and still
         depends on every parameter, so that a process without work can take part in a backward pass.
     """
-    loss, _, tokens = _score(model, batch, at_once, factor)
+    loss, _, tokens = _score(model, batch, at_once, factor, router_aux_loss_coef)
     return loss, tokens
 
 
@@ -130,7 +137,11 @@ _TRANSFORMS: WeakKeyDictionary[PreTrainedModel, LogitTransform | None] = WeakKey
 
 
 def _score(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None, factor: Tensor | float
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    at_once: int | None,
+    factor: Tensor | float,
+    router_aux_loss_coef: float = 0.0,
 ) -> TokenScores:
     """Scores in chunks if the model's transform of logits is known, else from all logits together."""
     confirmed = model in _TRANSFORMS
@@ -138,7 +149,7 @@ def _score(
     if transform is not None:
         inputs, positions, targets = _split(batch)
         at_once = at_once or max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-        hook = HeadHook(positions, targets, transform, at_once, factor)
+        hook = HeadHook(positions, targets, transform, at_once, factor, router_aux_loss_coef)
         scores, logits = hook.run(model, inputs)
         expected = transform(hook.raw).float()
         if confirmed or torch.allclose(
@@ -148,6 +159,9 @@ def _score(
             return scores
         _TRANSFORMS[model] = None
         rank_zero_info(f"{model.config.model_type} transforms its logits in an unknown way: all are computed at once")
+    if router_aux_loss_coef:
+        problem = f"must be 0 for {model.config.model_type}, which transforms its logits in an unknown way"
+        raise ActError(ConfigIssue("model.router_aux_loss_coef", router_aux_loss_coef, problem, "Leave it out."))
     logits, targets = answer_logits(model, batch)
     correct = (logits.detach().argmax(-1) == targets).sum()
     return TokenScores(cross_entropy(logits, targets, reduction="sum"), correct, len(targets))
@@ -167,6 +181,7 @@ class HeadHook:
         transform: What the model does after its head.
         at_once: Tokens whose logits are in memory together.
         factor: See :func:`answer_loss`.
+        router_aux_loss_coef: See :func:`answer_loss`.
         raw: The head's output at the first token.
     """
 
@@ -175,6 +190,7 @@ class HeadHook:
     transform: LogitTransform
     at_once: int
     factor: Tensor | float
+    router_aux_loss_coef: float = 0.0
     raw: Tensor = field(init=False)
     scores: TokenScores = field(init=False)
 
@@ -182,9 +198,12 @@ class HeadHook:
         """Scores, and the logits that the model returns for its first token."""
         head = output_embedding(model)
         with head.register_forward_pre_hook(self._score), head.register_forward_hook(self._tie):
-            logits = model(**inputs, use_cache=False).logits
+            routers = {"output_router_logits": True} if self.router_aux_loss_coef else {}
+            outputs = model(**inputs, use_cache=False, **routers)
         loss, correct, tokens = self.scores
-        return TokenScores(loss + logits[..., :0].sum(), correct, tokens), logits.detach()
+        if routers:
+            loss = loss + self.router_aux_loss_coef * tokens * outputs.aux_loss.to(loss.device)
+        return TokenScores(loss + outputs.logits[..., :0].sum(), correct, tokens), outputs.logits.detach()
 
     def _score(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
         """Before the head: score all answer tokens, and leave the first token to the head."""

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from act_lightning.analysis.activation_patching import (
     PatchingExperiment,
     Variant,
     indices_by_module,
     position_sums,
+    record_channels,
     replace_channels,
     sample_losses,
 )
@@ -25,6 +26,7 @@ from act_lightning.errors import ActError
 from act_lightning.masks import top_channels
 from tests.front_door import call, left
 from tests.loops import padded, random_samples, write_config
+from tests.model_types import tiny_type_config
 from tests.reference.interventions import loss_with
 from tests.tiny import sibling_of, tiny_model
 
@@ -181,3 +183,33 @@ def test_an_ability_that_takes_all_rows_has_none_held_out(
     assert told.status == 1
     assert "causes.held_out" in told.err
     assert left(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss", "qwen3_next"])
+def test_channels_of_experts_routers_and_convolutions(model_type: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_type_config(model_type), dtype=torch.float32).eval()
+    found = inventory(model)
+    ids = torch.randint(300, (2, 9))
+    chosen = torch.rand(found.total, generator=torch.Generator().manual_seed(0)) < 0.3
+    indices = indices_by_module(found, chosen)
+    with torch.no_grad():
+        plain = model(input_ids=ids, use_cache=False).logits
+    with record_channels(model, indices) as recorded:
+        model(input_ids=ids, use_cache=False)
+    with replace_channels(model, indices, lambda name, call: recorded[name][call]):
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, plain)
+    layer = "model.layers.1.mlp.experts"
+    numbers = torch.arange(5, 90)  # of several experts
+    with replace_channels(model, {f"{layer}.down_proj": numbers}, lambda *_: torch.zeros(1)):
+        ablated = model(input_ids=ids, use_cache=False).logits
+    mask = found.join({m.name: torch.zeros(m.count, dtype=torch.bool) for m in found.modules})
+    for module, span in found.spans():
+        if module.name == f"{layer}.down_proj":
+            mask[span][numbers] = True
+    with torch.no_grad():  # an expert's output is zero if its weights and its bias are
+        for name, selection in found.elements(mask).items():
+            parameter = model.get_parameter(name)
+            parameter[selection.expand(parameter.shape)] = 0
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, ablated)
+    assert not torch.allclose(ablated, plain)

@@ -150,7 +150,10 @@ def test_tied_by_config_but_stored_twice(folder: Path) -> None:
     [
         ({"model_type": "none_such"}, "must hold a config.json that transformers knows"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "unquantized"),
-        ({"model_type": "t5"}, "must be the config of a causal language model"),
+        ({"model_type": "t5"}, "must be a decoder of text alone, and it is the decoder of an encoder-decoder"),
+        ({"model_type": "bert"}, "must be a decoder of text alone, and its attention looks in both directions"),
+        ({"model_type": "whisper"}, "must be a decoder of text alone, and it reads or writes speech"),
+        ({"model_type": "clip"}, "must be the config of a causal language model"),
     ],
 )
 def test_configs_that_are_refused(values: dict[str, object], message: str, folder: Path) -> None:
