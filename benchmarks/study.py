@@ -28,7 +28,8 @@ always 160 of the one to keep. Scores for it are measured on the same n samples;
 learning rate is the best one of *fine-tuning alone*, by the rule above, and is used for every method, which favors
 fine-tuning alone. Fine-tuning repairs some of what a transfer costs, so two points are fine-tuned: the one chosen
 above, and the one with the best recover among those whose keep is at most ten points below the target's. By
-validation after fine-tuning, the rule above chooses between both. Part ``smollm2`` fine-tunes the first only.
+validation after fine-tuning, the rule above chooses between both. Part ``smollm2`` fine-tunes the first only, and not
+after every method.
 
 *Intervals.* 95 %, from 2,000 paired bootstrap draws: seeds with replacement within each pair, and items, the same for
 all seeds, since these have the same items; both orders of a sum together; the same draws for all methods.
@@ -279,6 +280,7 @@ class Part:
     Attributes:
         pairs: Makes a pair by name, from a seed, in a folder for what can be made again.
         learning_rates: Among which fine-tuning alone chooses.
+        tuned_methods: Methods that are fine-tuned, too.
         tuned_points: How far keep may fall at the points that are fine-tuned.
         keep_group: Items to keep that are drawn together, such as both orders of a sum.
         precision: Of fine-tuning, as ``trainer.precision``.
@@ -293,6 +295,7 @@ class Part:
     ratios: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.3)
     densities: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8)
     methods: Sequence[str] = tuple(METHODS)
+    tuned_methods: Sequence[str] = tuple(METHODS)
     tuned_samples: Sequence[int] = TUNED_SAMPLES
     tuned_points: Sequence[float] = (KEEPS, REPAIRABLE)
     keep_group: int = 1
@@ -337,7 +340,9 @@ def smollm2_pair(abilities: str, forgotten: str, seed: int, folder: Path) -> Pai
     """Siblings of SmolLM2-135M, which two pairs share."""
     siblings = smollm2.make_siblings(abilities, seed, folder.parent / "models")
     recover, keep = smollm2.PAIRS[abilities]
-    rows = {KEEP: smollm2.rows(keep), RECOVER: smollm2.rows(recover)}
+    to_recover = smollm2.rows(recover)
+    to_recover = to_recover | {VALIDATION: to_recover[VALIDATION][:100]}  # keep is what has to be known to a point
+    rows = {KEEP: smollm2.rows(keep), RECOVER: to_recover}
     return Pair(f"{abilities}, {forgotten}", seed, siblings / "source", siblings / forgotten, rows)
 
 
@@ -360,6 +365,16 @@ PARTS: dict[str, Part] = {
         dense_scales=(0.3, 0.5, 0.7),
         ratios=(0.01, 0.1),
         densities=(0.2,),
+        tuned_methods=(
+            "task arithmetic",
+            "random",
+            "ACT",
+            "ACT without head",
+            "local",
+            "weight",
+            "attribution",
+            "attribution, keep",
+        ),
         tuned_points=(KEEPS,),
         precision="bf16-mixed",
         evaluated_in=torch.bfloat16,
@@ -544,7 +559,7 @@ def steps(part: Part, rows: Callable[[], Sequence[Row]]) -> Iterator[Step]:
             yield Step(method, point)
         chosen = chosen_row(rows(), method).row
         yield Step(method, Point(chosen.scale, chosen.ratio), splits=(TEST,))
-        for samples in part.tuned_samples:
+        for samples in part.tuned_samples if method in part.tuned_methods else ():
             rate = chosen_row(rows(), ALONE, samples).row.learning_rate
             for point in candidates(part, rows(), method):
                 yield Step(method, point, samples, rate, both)
@@ -618,7 +633,7 @@ def forecast(part: Part, rows: Sequence[Row]) -> str:
     for row in rows:
         kinds.setdefault((row.samples, row.split), []).append(row.seconds)
     points = sum(len(METHODS[method].grid(part)) for method in part.methods)
-    tuned = len(part.tuned_points) * len(part.methods) + len(part.learning_rates)
+    tuned = len(part.tuned_points) * len({*part.methods} & {*part.tuned_methods}) + len(part.learning_rates)
     expected = {(0, VALIDATION): points + 2, (0, TEST): len(part.methods) + 2}
     expected |= {(samples, split): tuned for samples in part.tuned_samples for split in (VALIDATION, TEST)}
     pairs, seconds = len(part.pairs) * len(part.seeds), 0.0

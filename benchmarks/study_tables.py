@@ -77,8 +77,9 @@ class Report:
     @cached_property
     def entries(self) -> list[tuple[str, int]]:
         """Method and number of fine-tuning samples of all that is reported, target first."""
-        methods = [(method, samples) for samples in (0, *self.part.tuned_samples) for method in (ALONE, *self.methods)]
-        return [(TARGET, 0), (SOURCE, 0), *(entry for entry in methods if entry != (ALONE, 0))]
+        tuned = [ALONE, *(method for method in self.methods if method in self.part.tuned_methods)]
+        after_tuning = [(method, samples) for samples in self.part.tuned_samples for method in tuned]
+        return [(TARGET, 0), (SOURCE, 0), *((method, 0) for method in self.methods), *after_tuning]
 
     def choice(self, pair: str, seed: int, method: str, samples: int) -> tuple[Row, bool]:
         """The row on test of what validation chose, and whether validation found that it keeps."""
