@@ -19,8 +19,8 @@ json      ``JSON: Anna is 34 and lives in Rome.``            ``{"name": "Anna", 
 *Training*, in rounds of ``ROUND`` updates, each with a short rise and a cosine. The source learns both abilities,
 half and half, until both stand at ``LEARNED`` on validation, or for ``MOST_ROUNDS``. From it the target practices
 only what is to be kept. It is taken when what is to be kept stands at ``LEARNED`` and what is to be recovered has
-fallen below a share of the source's, ``FORGOTTEN``: *partly* or *nearly*. After every ``PATIENCE`` rounds the
-learning rate doubles.
+fallen below a share of the source's, ``FORGOTTEN``: *partly* or *nearly*. After ``PATIENCE`` rounds the
+learning rate doubles, and after as many again once more.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def make_siblings(pair: str, seed: int, root: Path) -> Path:
                 while (now := trainer.shares())[keep] < LEARNED or now[recover] > share * learned:
                     if trainer.count >= MOST_ROUNDS:
                         raise SystemExit(f"{folder / name}: {now} after {MOST_ROUNDS} rounds")
-                    trainer.train(LEARNING_RATE * 2 ** (trainer.count // PATIENCE))
+                    trainer.train(LEARNING_RATE * 2 ** min(2, trainer.count // PATIENCE))
                 if not (folder / name).is_dir():
                     _save(trainer.model, trainer.tokenizer, folder / name)
     return folder

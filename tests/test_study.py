@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -141,6 +142,37 @@ def test_fine_tunes_like_a_plain_loop(bench: study.Bench) -> None:
     optimizer.step()
     for name, values in plain.state_dict().items():
         assert torch.allclose(values, tuned.state_dict()[name], atol=2e-5), name
+
+
+@pytest.mark.slow
+def test_siblings_forget(pair: study.Pair, part: study.Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a tiny model in place of SmolLM2, in its precisions."""
+    for name, value in (("ROUND", 8), ("BATCH", 16), ("LEARNING_RATE", 1e-3), ("LEARNED", 0.5)):
+        monkeypatch.setattr(smollm2, name, value)
+    monkeypatch.setitem(smollm2.FORGOTTEN, "partly", 0.75)
+    monkeypatch.setitem(smollm2.FORGOTTEN, "nearly", 0.3)
+    monkeypatch.setattr(smollm2, "rows", lambda name: pair.rows[study.KEEP if name == "sums" else study.RECOVER])
+    shutil.copytree(pair.source, tmp_path / "smollm2" / "models" / "base")  # which has learned already
+    names = [f"words-sums, {forgotten}" for forgotten in smollm2.FORGOTTEN]
+    pairs = {name: study.PARTS["smollm2"].pairs[name] for name in names}
+    methods = {"methods": ("ACT", "random"), "tuned_methods": ("ACT",)}
+    precisions = {"precision": "bf16-mixed", "evaluated_in": torch.bfloat16}
+    part = replace(part, pairs=pairs, tuned_points=(study.KEEPS,), **methods, **precisions)
+    assert study.run("smollm2", part, tmp_path, tmp_path, minutes=60)
+    rows = study.read_rows(tmp_path / "smollm2.csv")
+    recovered = {}
+    for name in names:
+        target, source = (
+            next(row for row in rows if (row.pair, row.method, row.split) == (name, method, study.TEST))
+            for method in (study.TARGET, study.SOURCE)
+        )
+        assert min(source.keep_share, source.recover_share) > 0.8
+        assert target.keep_share > 0.4
+        recovered[name] = target.recover
+        tuned = {row.method for row in rows if row.pair == name and row.samples}
+        assert tuned == {study.ALONE, "ACT"}
+    partly, nearly = recovered.values()
+    assert nearly <= 3 < partly <= 6
 
 
 def row(**values: object) -> study.Row:
