@@ -153,8 +153,35 @@ def markdown(report: Report, pairs: Sequence[str]) -> list[str]:
     return lines
 
 
+def summary(report: Report, pairs: Sequence[str]) -> list[str]:
+    """One table of whole points for the README: every method alone, and its recover after fine-tuning."""
+    draws = report.draws(pairs)
+    index = {entry: number for number, entry in enumerate(report.entries)}
+
+    def cell(role: str, entry: tuple[str, int]) -> str:
+        if entry not in index:
+            return ""
+        value, low, high = (100 * bound for bound in estimate(draws[role][:, index[entry]]))
+        return f"{value:.0f} ({low:.0f}–{high:.0f})"
+
+    tuned = report.part.tuned_samples
+    head = ["", "moved", "keep", "recover", *(f"recover, then {samples} samples" for samples in tuned)]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for method in (TARGET, SOURCE, ALONE, *report.methods):
+        shares = [
+            report.choice(pair, seed, method, 0)[0].share
+            for pair in pairs
+            for seed in report.seeds[pair]
+            if (method, 0) in index
+        ]
+        moved = f"{100 * statistics.median(shares):.3g} %" if any(shares) else ""
+        cells = [method, moved, *(cell(role, (method, 0)) for role in ROLES)]
+        lines.append(f"| {' | '.join([*cells, *(cell(RECOVER, (method, samples)) for samples in tuned)])} |")
+    return lines
+
+
 def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
-    """``tables.md`` and ``figure.svg`` from the CSV files, and the text of the tables."""
+    """``tables.md``, a ``summary`` of each part and ``figure.svg`` from the CSV files, and the text of the tables."""
     lines = [
         "<!-- made by: python -m benchmarks.study tables -->",
         "Means over seeds (and pairs) on test items in %, with 95 % intervals; *moved* and λ are medians of what",
@@ -168,6 +195,8 @@ def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
         if not report.seeds:
             continue
         reports[name] = report
+        short = "\n".join(summary(report, list(report.seeds)))
+        (folder / f"{name}-summary.md").write_text(f"{short}\n", encoding="utf-8")
         every = [list(report.seeds)] if len(report.seeds) > 1 else []
         for pairs in [*every, *([pair] for pair in report.seeds)]:
             runs = ", ".join(f"{pair} (seeds {', '.join(map(str, report.seeds[pair]))})" for pair in pairs)
