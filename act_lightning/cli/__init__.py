@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import act_lightning
@@ -69,6 +72,10 @@ def main(args: ArgsType = None) -> int:
         name = arguments[0] if arguments else "--help"
         if name in ("-h", "--help", "--version") or not (name in VERBS or name.startswith("-")):
             _front_parser().parse_args(arguments[:1])
+        if not {"-h", "--help"}.isdisjoint(arguments) and _print_help(arguments):
+            return 0
+        if "--help-all" in arguments:
+            arguments = ["--help" if word == "--help-all" else word for word in arguments]
         if name in VERBS and VERBS[name].entry != LIGHTNING_CLI:
             entry, arguments = VERBS[name].entry, arguments[1:]
     try:
@@ -88,6 +95,16 @@ def main(args: ArgsType = None) -> int:
     except KeyboardInterrupt:  # before or outside a Trainer's run, which has handlers of its own
         print("stopped by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _print_help(arguments: Sequence[str]) -> bool:
+    """Print the help of the verb that is named, and say whether there is one; it was made by scripts/help.py."""
+    path = Path(__file__).with_name("help.json")
+    texts: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = texts.get(" ".join(arguments[:2])) or texts.get(arguments[0])
+    if text is not None:
+        print(text, end="")
+    return text is not None
 
 
 def _front_parser() -> argparse.ArgumentParser:
