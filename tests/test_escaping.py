@@ -127,7 +127,7 @@ def test_an_svg_is_data() -> None:
         '<foreignObject><p>f</p></foreignObject><path clip-path="url(#x)" style="fill: none"/></g></svg>'
     )
     assert str(inline_svg(evil, "n")) == (
-        '<svg style="max-width: 15px"><g id="n-x"><use href="#n-x" /><use />'
+        '<svg style="--width: 15px; max-width: 15px"><g id="n-x"><use href="#n-x" /><use />'
         '<path clip-path="url(#n-x)" style="fill: none" /></g></svg>'
     )
 
