@@ -622,7 +622,8 @@ def _run_pair(part: Part, pair_name: str, seed: int, folder: Path, table: Table,
         if bench is None:
             bench = Bench(part, part.pairs[pair_name](seed, folder), folder)
             if strangers := {row.weights for row in rows()} - {bench.weights}:
-                raise SystemExit(f"{table.path} has rows of other models for {pair_name}, seed {seed}: {strangers}")
+                problem = f"{table.path} has rows of other models for {pair_name}, seed {seed}: {', '.join(strangers)}"
+                raise SystemExit(f"{problem}. Delete them to measure it anew.")
         table.append(*bench.measure(step))
     return True
 
