@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import conversion_mapping
 from transformers.core_model_loading import Transpose, WeightConverter
 
 from act_lightning.checkpoints.reader import CheckpointReader
@@ -70,7 +71,7 @@ def test_renamings_of_transformers_are_followed(tmp_path: Path) -> None:
 def test_rows_that_are_rearranged_on_loading_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path)
     turned = WeightConverter("q_proj.weight", "q_proj.weight", [Transpose(0, 1)])
-    monkeypatch.setattr("transformers.conversion_mapping.get_model_conversion_mapping", lambda model: [turned])
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [turned])
     with pytest.raises(
         ActError, match=r"must store rows as the model holds them, .* model\.layers\.0\.self_attn\.q_proj"
     ):
