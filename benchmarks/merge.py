@@ -6,6 +6,11 @@ Writes a random Llama and two siblings in bfloat16, shard by shard; merges them 
 in turn, so that each pair meets the same machine; and reports the median of the pairs' ratios. One round goes before
 those that count: files lie in the page cache for both, as far as memory holds them, and ours has described the models.
 mergekit wants an environment of its own.
+
+    python benchmarks/merge.py --mixture 3B
+
+Writes a random Qwen3-MoE and a sibling in the hub's layout, one tensor an expert; profiles them layer by layer, merges
+them from disk, and compares the keys of the result: no more memory may be taken than ``--limit`` says.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,10 +43,15 @@ SIZES = {  # hidden, MLP, layers, heads, key-value heads
     "500M": (1280, 3456, 22, 20, 4),
     "1.5B": (2048, 5632, 30, 32, 8),
 }
+MIXTURES = {  # hidden, inner size of an expert, layers, experts
+    "20M": (128, 64, 4, 16),
+    "3B": (1024, 768, 20, 64),
+}
 VOCABULARY = 32000
 SHARD = 1 << 30
 DENSITIES = {"ties": 0.2, "dare": 0.1}  # ours by default
 SCALE = 0.4
+_POOL = (1 << 22) + 1
 RATIO = 0.01
 SOURCES = ("a", "b")
 
@@ -57,6 +68,9 @@ class Taken:
 def main() -> None:
     """Write the models, run the pairs, print a table."""
     options = _options()
+    if options.mixture:
+        measure_mixture(options.folder / f"mixture-{options.mixture}", options)
+        return
     root = options.folder / options.size
     # Elsewhere, for a process starts with the peak memory of the one that started it.
     with get_context("spawn").Pool(1) as pool:
@@ -72,6 +86,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="200M")
+    parser.add_argument("--mixture", choices=MIXTURES, help="profile and merge a mixture of experts instead")
+    parser.add_argument("--limit", type=int, default=24, help="the memory of a mixture's commands, in GiB")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mergekit", default="mergekit-yaml", help="the command of an environment with mergekit 0.1.5")
     parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS))
@@ -117,7 +133,12 @@ def write_models(root: Path, size: str) -> int:
     return sum(map(prod, shapes.values()))
 
 
-def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], number: int) -> None:
+def _write_weights(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    number: int,
+    draw: Callable[[str, tuple[int, ...], int], torch.Tensor] | None = None,
+) -> None:
     """Random weights, and for a sibling a tenth of as much again; in shards of at most a gigabyte."""
     from safetensors.torch import save_file
 
@@ -134,7 +155,9 @@ def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], number: int
     index = {}
     for count, names in enumerate(shards, start=1):
         file = f"model-{count:05}-of-{len(shards):05}.safetensors"
-        save_file({name: _random(name, shapes[name], number) for name in names}, folder / file, {"format": "pt"})
+        save_file(
+            {name: (draw or _random)(name, shapes[name], number) for name in names}, folder / file, {"format": "pt"}
+        )
         index |= dict.fromkeys(names, file)
     total = 2 * sum(map(prod, shapes.values()))
     content = {"metadata": {"total_size": total}, "weight_map": index}
@@ -150,6 +173,111 @@ def _random(name: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
             shape, generator=torch.Generator().manual_seed(crc32(f"{name} {number}".encode()))
         )
     return values.bfloat16()
+
+
+def measure_mixture(root: Path, options: argparse.Namespace) -> None:
+    """Write target and source, run `profile` and `merge` with their memory limited, and print what they took."""
+    with get_context("spawn").Pool(1) as pool:
+        parameters = pool.apply(write_mixture, (root, options.mixture))
+    print(f"{parameters / 1e9:.2f} G parameters, bfloat16, hub layout, {os.cpu_count()} cores")
+    words = [{"prompt": f"t{row} t7", "answer": " ".join(f"t{row * 31 + i}" for i in range(48))} for row in range(16)]
+    (root / "ability.jsonl").write_text("\n".join(map(json.dumps, words)))
+    config = {
+        "model": {"target": str(root / "target")},
+        "data": {"abilities": {"ability": {"path": str(root / "ability.jsonl")}}, "template": "{prompt} "},
+        "profile": {"sources": [{"model": str(root / SOURCES[0]), "abilities": ["ability"]}], "placement": "layerwise"},
+        "transfer": {"scale": SCALE, "ratio": RATIO},
+        "trainer": {"accelerator": "cpu", "default_root_dir": str(root / "run")},
+    }
+    (root / "profile.yaml").write_text(yaml.safe_dump(config))
+    config["transfer"]["scores"] = str(root / "run" / "scores")
+    (root / "merge.yaml").write_text(yaml.safe_dump({key: value for key, value in config.items() if key != "data"}))
+    print("| command | wall | processor time | peak memory |\n|---|---|---|---|")
+    shutil.rmtree(root / "run", ignore_errors=True)
+    for verb in ("profile", "merge"):
+        limited = ["prlimit", f"--data={options.limit << 30}", sys.executable, "-m", "act_lightning", verb]
+        taken = _timed([*limited, "--config", str(root / f"{verb}.yaml")], root / f"{verb}-log")
+        print(f"| {verb} | {taken.wall:.0f} s | {taken.work:.0f} s | {taken.peak / 2**30:.2f} GiB |", flush=True)
+    from act_lightning.checkpoints.weight_files import read_headers
+
+    keys = [
+        {key: entry for header in read_headers(root / folder).values() for key, entry in header.entries.items()}
+        for folder in ("target", "run/merged")
+    ]
+    print(f"{len(keys[0]):,} stored tensors, the same keys, dtypes and shapes in the result: {keys[0] == keys[1]}")
+    if not options.keep:
+        shutil.rmtree(root)
+
+
+def write_mixture(root: Path, size: str) -> int:
+    """Write a mixture and a sibling in the hub's layout; returns the number of parameters."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
+
+    hidden, inner, layers, experts = MIXTURES[size]
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=4 * inner,
+        moe_intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_experts=experts,
+        num_experts_per_tok=8,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        head_dim=64,
+        tie_word_embeddings=False,
+        eos_token_id=0,
+        dtype="bfloat16",
+        architectures=["Qwen3MoeForCausalLM"],
+    )
+    with torch.device("meta"):
+        shapes = {name: tuple(one.shape) for name, one in AutoModelForCausalLM.from_config(config).named_parameters()}
+    stored: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        prefix, packed, kind = name.partition(".experts.")
+        if not packed:
+            stored[name] = shape
+        for expert in range(experts if packed else 0):
+            parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+            for part in parts:
+                stored[f"{prefix}.experts.{expert}.{part}.weight"] = (shape[1] // len(parts), shape[2])
+    vocabulary = Tokenizer(WordLevel({f"t{number}": number for number in range(VOCABULARY)}, unk_token="t0"))
+    vocabulary.pre_tokenizer = WhitespaceSplit()
+    for number, name in enumerate(("target", SOURCES[0])):
+        if not (root / name / "config.json").is_file():
+            _write_weights(root / name, stored, number, _drawn_from_pool)
+            PreTrainedTokenizerFast(tokenizer_object=vocabulary, eos_token="t0").save_pretrained(root / name)
+            config.save_pretrained(root / name)
+    return sum(map(prod, shapes.values()))
+
+
+def _drawn_from_pool(name: str, shape: tuple[int, ...], number: int) -> torch.Tensor:
+    """As :func:`_random`, from a few million draws that are used again and again: for gigabytes of them."""
+    values = 0.02 * _from_pool(name, shape)
+    if len(shape) == 1:  # a norm
+        values += 1
+    if number:
+        values += 0.002 * _from_pool(f"{name} {number}", shape)
+    return values.bfloat16()
+
+
+def _from_pool(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    start = crc32(name.encode()) % _POOL
+    pool = _pool()
+    return torch.cat([pool[start:], *[pool] * (prod(shape) // _POOL + 1)])[: prod(shape)].view(shape)
+
+
+@cache
+def _pool() -> torch.Tensor:
+    import torch
+
+    return torch.randn(_POOL, generator=torch.Generator().manual_seed(0))
 
 
 def write_scores(root: Path) -> None:
