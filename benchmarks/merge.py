@@ -268,9 +268,9 @@ def _drawn_from_pool(name: str, shape: tuple[int, ...], number: int) -> torch.Te
 def _from_pool(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     import torch
 
-    start = crc32(name.encode()) % _POOL
-    pool = _pool()
-    return torch.cat([pool[start:], *[pool] * (prod(shape) // _POOL + 1)])[: prod(shape)].view(shape)
+    start, size, pool = crc32(name.encode()) % (_POOL // 2), prod(shape), _pool()
+    whole = pool[start:] if size <= _POOL // 2 else torch.cat([pool[start:], *[pool] * (size // _POOL + 1)])
+    return whole[:size].view(shape)
 
 
 @cache

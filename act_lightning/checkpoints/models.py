@@ -178,6 +178,12 @@ def load_config(folder: Path) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise ActError(_load_issue(folder, f"must hold a {CONFIG} that can be read", error)) from error
     raise_if_any(_config_issues(folder, values))
+    quantization = values.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") in ("fp8", "mxfp4"):
+        method = quantization["quant_method"]
+        problem = f"must hold plain floating-point weights, and its config says that they are quantized: {method}"
+        hint = f"Run `python -m act_lightning dequantize --model {folder} --dtype bfloat16 --out DIR`, and name DIR."
+        raise ActError(ConfigIssue(str(folder), folder.name, problem, hint))
     from transformers import AutoConfig
 
     try:

@@ -49,6 +49,7 @@ VERBS = {
     "patch": Verb(
         "Make, apply, revert or show an ability patch, a file that holds what changed; or extract a LoRA.", "patch:main"
     ),
+    "dequantize": Verb("Write a checkpoint of fp8 blocks or mxfp4 as plain weights.", "dequantize:main"),
     "card": Verb("Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card"),
     "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay"),
     "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),

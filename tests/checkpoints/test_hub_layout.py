@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +31,10 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
 
-def mixture(model_type: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+def mixture(model_type: str, dtype: torch.dtype = torch.bfloat16, **overrides: Any) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = AutoModelForCausalLM.from_config(tiny_type_config(model_type), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(tiny_type_config(model_type, **overrides), dtype=torch.float32)
     return sibling_of(model, seed=2, scale=0.1).to(dtype).eval()
 
 
