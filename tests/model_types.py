@@ -49,7 +49,7 @@ _SIZES: dict[str, Any] = {
     "v_head_dim": 8,
     "index_head_dim": 16,
     "index_n_heads": 2,
-    "index_topk": 4,
+    "index_topk": 64,
     # recurrent layers
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
