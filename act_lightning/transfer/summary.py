@@ -151,14 +151,17 @@ def vocabulary_issues(
         if module_type(module.name) in (*HEAD_NAMES, *EMBEDDING_NAMES) and bool(mask[span].any())
     ]
     remedies = [f"transfer.exclude: [{', '.join(modules)}]"]
-    if settings.scorer is not None and settings.scorer.label != "attribution":
+    by_loss = settings.scorer is not None and settings.scorer.label == "attribution"
+    if not by_loss:
         remedies.append("selection: attribution")
-    if settings.scope != "module":
-        remedies.append("scope: module")
+        if settings.scope != "module" and settings.share != "parameters":  # which can't be combined
+            remedies.append("scope: module")
     what = "channels" if shares["channels"] >= _VOCABULARY else "parameters"
     problem = f"{label}: {_percent(shares[what])} of the selected {what} belong to {' and '.join(modules)}"
     choices = " or ".join(filter(None, (", ".join(remedies[:-1]), remedies[-1])))
     hint = f"Scores of different modules may not be comparable: try {choices}."
+    if by_loss:
+        hint = f"By their effect on the loss they come first; what the layers can do, {choices} shows."
     return [ConfigIssue("transfer.selection", ..., problem, hint, "warning")]
 
 

@@ -19,7 +19,8 @@ import act_lightning as act
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.errors import ActError
 from act_lightning.scores import ChunkScores, read_record, read_scores, write_chunks, write_scores
-from act_lightning.transfer.summary import MIN_TOKENS
+from act_lightning.transfer.settings import TransferSettings
+from act_lightning.transfer.summary import MIN_TOKENS, vocabulary_issues
 from tests.front_door import Config, basic, changed, run
 from tests.reference import act as reference
 from tests.reference.channels import channels
@@ -126,6 +127,21 @@ def test_a_mask_of_head_or_embedding_is_told_with_its_remedy(tmp_path: Path, abi
     assert "try transfer.exclude: [model.embed_tokens]" in warned(text)[0]
     text, _ = merged(config, "--transfer.selection", "random")
     assert warned(text) == [], "of random channels nothing else was asked"
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (TransferSettings(selection="attribution"), "what the layers can do, transfer.exclude: [lm_head] shows."),
+        (TransferSettings(share="parameters"), "try transfer.exclude: [lm_head] or selection: attribution."),
+        (TransferSettings(scope="module"), "try transfer.exclude: [lm_head] or selection: attribution."),
+    ],
+)
+def test_a_remedy_fits_the_settings(settings: TransferSettings, remedy: str) -> None:
+    channels = inventory(tiny_model("llama"))
+    mask = torch.cat([torch.full((module.count,), module.name == "lm_head") for module in channels.modules])
+    (issue,) = vocabulary_issues(channels, mask, settings, "s")
+    assert str(issue).endswith(remedy)
 
 
 def test_scores_that_say_nothing(tmp_path: Path, ability_file: Path) -> None:
