@@ -59,7 +59,8 @@ OPTIONS = {
     "data inspect": "--json",
     "data translate": "--yes, --dry_run",
 }
-OTHERS = ("compare", "card", "replay", "report", "patch", "patch make", "patch apply", "patch revert", "patch show")
+PATCH = ("patch", *(f"patch {name}" for name in ("make", "apply", "revert", "show", "extract-lora")))
+OTHERS = ("compare", "card", "replay", "report", "dequantize", *PATCH)
 
 
 def short_help(verb: str) -> str:
