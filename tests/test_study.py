@@ -292,3 +292,11 @@ def test_laboratories_ask_other_sums_in_validation_than_in_test(monkeypatch: pyt
     assert not held_out[0] & held_out[1]
     assert not (held_out[0] | held_out[1]) & set(pairs[study.TRAIN])
     assert all(eval(row["prompt"].removesuffix("=")) == int(row["answer"]) for part in sums.values() for row in part)
+
+
+def test_the_readme_shows_the_table_of_the_rows() -> None:
+    folder = Path(study.__file__).parent / "study"
+    table = (folder / "tiny-summary.md").read_text(encoding="utf-8")
+    assert table.strip() in (folder.parent.parent / "README.md").read_text(encoding="utf-8")
+    report = study_tables.Report(study.PARTS["tiny"], study.read_rows(folder / "tiny.csv"))
+    assert "\n".join(study_tables.summary(report, list(report.seeds))) == table.strip()
