@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,15 @@ def _no_launch_left() -> Iterator[None]:
         yield
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_left() -> Iterator[None]:
+    """Ctrl-C ends the tests, and no test leaves a handler that would end a later one."""
+    yield
+    left = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert left is signal.default_int_handler, left
 
 
 @pytest.fixture(scope="session", autouse=True)

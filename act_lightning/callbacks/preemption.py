@@ -18,7 +18,7 @@ from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.interruptions import RaiseAgain
 from act_lightning.training.checkpoint_io import LAST, save_whole
-from act_lightning.training.lightning_compat import accumulation_complete, forget_sigterm_handler
+from act_lightning.training.lightning_compat import accumulation_complete, forget_handlers
 from act_lightning.training.together import launched_by_lightning
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -90,7 +90,7 @@ class PreemptionCheckpoint(RootWriter):
         super().teardown(trainer, pl_module, stage)
         if self._original_handlers is not None:
             _set_handlers(self._original_handlers)
-            forget_sigterm_handler(trainer)  # or Lightning would restore ours
+            forget_handlers(trainer)  # or Lightning would restore ours
             self._original_handlers = None
 
     def _stop_if_requested(self, trainer: L.Trainer) -> None:

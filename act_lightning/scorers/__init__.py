@@ -52,7 +52,7 @@ def scorer_of(selection: str | Scorer) -> Scorer | None:
         ActError: If there is no such selection, or a setting of the scorer is wrong.
 
     >>> scorer_of("activation"), scorer_of("random")
-    (Activation(), None)
+    (Activation(experts='all'), None)
     """
     if isinstance(selection, Scorer):
         issues = selection.issues()

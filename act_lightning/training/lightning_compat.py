@@ -73,9 +73,10 @@ def logging_step(trainer: L.Trainer) -> int | None:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
-def forget_sigterm_handler(trainer: L.Trainer) -> None:
-    """Keep Lightning from restoring the handler of SIGTERM that it found when it registered its own."""
-    trainer._signal_connector._original_handlers.pop(signal.SIGTERM, None)
+def forget_handlers(trainer: L.Trainer) -> None:
+    """Keep Lightning from restoring the handlers of SIGTERM and SIGINT that it found when it registered its own."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        trainer._signal_connector._original_handlers.pop(signum, None)
 
 
 def grad_scaler(trainer: L.Trainer) -> torch.amp.GradScaler | None:

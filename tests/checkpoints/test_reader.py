@@ -69,6 +69,7 @@ def test_renamings_of_transformers_are_followed(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_rearranged_on_loading_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))  # where no other test has read this model
     folder = saved(tmp_path)
     turned = WeightConverter("q_proj.weight", "q_proj.weight", [Transpose(0, 1)])
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [turned])

@@ -537,10 +537,11 @@ def test_tables_for_the_terminal_say_the_same(config: Config) -> None:
     outcome = run("plan", changed(config, "transfer.ratio", 2))
     assert outcome.status == 1
     assert "error: transfer.ratio = 2.0: must lie in (0, 1]. Write the share" in outcome.out
-    outcome = run("plan", config)
+    outcome = run("plan", changed(config, "transfer.exclude", ["lm_head"]))
     assert outcome.status == 0
     assert "selected for d" in outcome.out
     assert "no problems found" in outcome.out
+    assert "note: transfer.selection is the paper's rule" in " ".join(run("plan", config).out.split())
 
 
 def test_a_full_disk_is_foreseen(config: Config, qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
