@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("analysis.activation_patching", "call).to(output)", "call).to(output.dtype)", "causes"),
+    Mutant("analysis.activation_patching", "number).to(changed)", "number).to(changed.dtype)", "causes"),
     Mutant("callbacks.answer_evaluation", ", back_on_device(trainer)", "", "resume what is complete"),
     Mutant("checkpoints.models", ', torch.device("cpu"):', ":", "validate"),
     Mutant("data.batches", "self.index.to(device)", "self.index", "profile resident"),
