@@ -21,8 +21,8 @@ FILES = {
     + SCORER: ":5: transfer.selection.alfa: is no argument of act_lightning.scorers.Attribution. Did you mean alpha?",
     MODEL
     + SCORER.replace(
-        "Attribution", "Atribution"
-    ): "there is no Atribution in act_lightning.scorers. Did you mean Attribution?",
+        "Attribution", "Attributing"
+    ): "there is no Attributing in act_lightning.scorers. Did you mean Attribution?",
     f"{MODEL}data: {{abilities: [\ntrainer: {{}}\n": ": must be valid YAML (",
 }
 OPTIONS = {
