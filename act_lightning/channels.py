@@ -33,9 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, summarize_names
 
-_MOST_NAMES = 5
 _WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the 8-bit floats are quantized weights
 _PACKED_DTYPES = (torch.int32, torch.uint8, torch.int8)
 _WRAPPED = ("base_layer", "original_module")  # the child in which PEFT's wrappers keep the layer that they adapt
@@ -313,10 +312,9 @@ def inventory(model: nn.Module) -> ChannelInventory:
 
 
 def _weights_issue(model: nn.Module, weights: list[str], problem: str) -> ConfigIssue:
-    names = list(dict.fromkeys(weights))
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    names = summarize_names(list(dict.fromkeys(weights)))
     hint = "Merge adapters into the weights, load the model without quantization, or choose another decoder."
-    return ConfigIssue("model", type(model).__name__, f"{problem} {', '.join(names[:_MOST_NAMES])}{more}", hint)
+    return ConfigIssue("model", type(model).__name__, f"{problem} {names}", hint)
 
 
 def _owned(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,8 @@ SCALE = 0.4
 """``transfer.scale``: λ."""
 EVERY_MODULE = ("*",)
 """``transfer.include``."""
+LABORATORY = "lab:"
+"""What names of the laboratory's models and data sets begin with."""
 SEED = 42
 """``seed_everything``."""
 LARGEST_SEED = 2**32 - 1

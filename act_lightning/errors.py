@@ -100,3 +100,13 @@ def located(location: str | None) -> Iterator[None]:
             raise
         issues = [replace(issue, setting=f"{location}, {issue.setting}") for issue in error.issues]
         raise ActError(*issues) from error
+
+
+def summarize_names(names: list[str], limit: int = 5) -> str:
+    """The first ``limit`` of ``names``, and how many more there are.
+
+    >>> summarize_names(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

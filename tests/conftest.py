@@ -64,6 +64,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, for tests of what is read from it or written to it."""
+    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tiny tokenizer with its ChatML template, a fresh one for each test."""
     return tiny_tokenizer()

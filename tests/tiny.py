@@ -45,7 +45,7 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_SIZES = {
+SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -53,12 +53,11 @@ _SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "hidden_size_per_layer_input": 0,
     "max_position_embeddings": 512,
-    "bos_token_id": None,
     "eos_token_id": END_ID,
     "pad_token_id": PAD_ID,
 }
+_DEFAULTS = SIZES | {"hidden_size_per_layer_input": 0, "bos_token_id": None}
 _TRAINING_TEXT = "system user assistant answer question What is the sum of one and two? The answer is three. "
 
 
@@ -71,7 +70,7 @@ def each_architecture(*variants: object) -> list[tuple[Any, ...]]:
 
 def tiny_config(architecture: str, **overrides: Any) -> PretrainedConfig:
     """The config of a two-layer model of 32 features; ``overrides`` are the config's own names."""
-    return AutoConfig.for_model(architecture, **(_SIZES | overrides))
+    return AutoConfig.for_model(architecture, **(_DEFAULTS | overrides))
 
 
 def tiny_model(

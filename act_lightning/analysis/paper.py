@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from act_lightning.analysis.saved import short_name
+from act_lightning.checkpoints.files import last_part
 from act_lightning.errors import ActError, ConfigIssue
 
 PAPER_LANGUAGES = ("en", "zh", "ar", "bn", "hu", "ja", "ko", "sw", "te", "th", "vi")
@@ -204,7 +204,7 @@ def paper_pair(target: str, source: str) -> PaperPair | None:
     'Tables 2 and 6'
     """
     plain = [
-        short_name(name).lower().replace("llama-2", "llama2").replace("tulu-2", "tulu2") for name in (target, source)
+        last_part(name).lower().replace("llama-2", "llama2").replace("tulu-2", "tulu2") for name in (target, source)
     ]
     names = [set(name.split("-")) for name in plain]
     for pair in PAPER_PAIRS:

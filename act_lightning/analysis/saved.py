@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type, split_layer
 from act_lightning.channels import ChannelInventory, ModuleChannels
-from act_lightning.checkpoints.files import parse_json
+from act_lightning.checkpoints.files import last_part, parse_json
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.scorers import Activation
 from act_lightning.scores import ScoreRecord, chunks_path, read_record, read_scores
@@ -48,7 +47,7 @@ class Pair:
     @property
     def models_label(self) -> str:
         """The label without the scorer's name."""
-        return " vs. ".join(short_name(name) for name in self.models)
+        return " vs. ".join(last_part(name) for name in self.models)
 
     @property
     def models(self) -> tuple[str, str]:
@@ -196,15 +195,6 @@ def _read_scores(path: Path, inventory: ChannelInventory) -> Tensor:
         problem = "must hold a score above 0; target and source act alike"
         raise ActError(ConfigIssue(str(path), 0.0, problem, "Compare two models that differ."))
     return values
-
-
-def short_name(model: str) -> str:
-    """The last part of a model's name.
-
-    >>> short_name("Qwen/Qwen2.5-7B-Instruct"), short_name("lab:generalist")
-    ('Qwen2.5-7B-Instruct', 'generalist')
-    """
-    return re.split(r"[/:\\]", model.rstrip("/\\"))[-1]
 
 
 def _unreadable(path: Path, reason: str) -> ConfigIssue:

@@ -16,10 +16,9 @@ from act_lightning.checkpoints.compatibility import VocabularyMatch
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_delta import channel_sums
 from act_lightning.checkpoints.weight_files import identify, is_weightless
+from act_lightning.defaults import LABORATORY
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_channels
-
-_LABORATORY = "lab:"
 
 
 class NotOnDisk(Exception):
@@ -54,11 +53,11 @@ def _find(name: str, commit: str | None) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.startswith(_LABORATORY):
+    if name.startswith(LABORATORY):
         from act_lightning.lab.models import cached_folder, parse_name
 
         try:
-            folder = cached_folder(*parse_name(name.removeprefix(_LABORATORY)))
+            folder = cached_folder(*parse_name(name.removeprefix(LABORATORY)))
         except ActError as error:
             raise NotOnDisk(f"{name} is no model of the laboratory") from error
         if not folder.is_dir():

@@ -16,7 +16,7 @@ from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.channel_means import float64_device
-from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
+from act_lightning.training.lightning_compat import callbacks_of, isolate_rng, resumes_from_checkpoint
 from act_lightning.training.loss import score_answers
 from act_lightning.training.sharding import run_in_strategy
 from act_lightning.training.together import collective_hook
@@ -64,7 +64,7 @@ class BestRecovery(RootWriter):
             problem = f"must hold a set with role {' and one with role '.join(missing)} for BestRecovery"
             hint = "Name such abilities in data.validation, and give them their role."
             issues.append(ConfigIssue("data.validation", data.validation_names, problem, hint))
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer, L.Callback)
         before = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, MaskedTaskVectorInjection) for callback in before):
             problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
@@ -74,8 +74,7 @@ class BestRecovery(RootWriter):
 
     def _export(self, trainer: L.Trainer) -> HuggingFaceExport:
         """The Trainer's own export, or one with its defaults."""
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        return next((each for each in callbacks if isinstance(each, HuggingFaceExport)), self._default_export)
+        return next(iter(callbacks_of(trainer, HuggingFaceExport)), self._default_export)
 
     @collective_hook
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

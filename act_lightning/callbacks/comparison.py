@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,12 +19,13 @@ from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection, apply_transfer
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.callbacks.root_writer import RootWriter
-from act_lightning.checkpoints.files import name_issues, write_file
+from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import EVERY_MODULE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.escaping import file_name
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.results import ROLES
 from act_lightning.evaluation.sandbox import sandbox_issues
@@ -39,14 +39,13 @@ from act_lightning.evaluation.tables import (
 )
 from act_lightning.masks import eligible_channels
 from act_lightning.profiling.measurement import named_checkpoint
-from act_lightning.training.lightning_compat import isolate_rng
+from act_lightning.training.lightning_compat import callbacks_of, isolate_rng
 from act_lightning.training.sharding import Layout, back_on_device, load_like_trained, run_in_strategy
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, count_by_type, prepare
 from act_lightning.transfer.settings import AbilitySource, TransferSettings, scale_issues
 
 _TOKENS_PER_BATCH = 2048
-_Callback = TypeVar("_Callback", bound=L.Callback)
 
 
 class FitEvaluation(L.Callback):
@@ -67,7 +66,7 @@ class FitEvaluation(L.Callback):
     @collective_hook
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the transfer before fine-tuning."""
-        injection = _first(trainer, MaskedTaskVectorInjection)
+        injection = next(iter(callbacks_of(trainer, MaskedTaskVectorInjection)), None)
         if not self.rows and injection is not None and injection.prepared is not None:
             with isolate_rng():
                 self._evaluate_transfer(injection.prepared, require_language_model(pl_module), trainer)
@@ -173,10 +172,8 @@ class TransferComparison(RootWriter, FitEvaluation):
             problem, hint = "must leave sets for the table", "Add others to data.evaluations."
             issues.append(ConfigIssue(f"{name}.validation_sets", [*self.ignored_sets], problem, hint))
         for label, settings in self.selections.items():
-            issues += settings.issues(f"{name}.selections.{label}") + name_issues(
-                slug(label), f"{name}.selections.{label}"
-            )
-        if len({slug(label) for label in self.other_fits}) < len(self.other_fits):
+            issues += settings.issues(f"{name}.selections.{label}")
+        if len({file_name(label).lower() for label in self.other_fits}) < len(self.other_fits):
             problem, hint = "must have names that differ in letters or digits", "Rename one."
             issues.append(ConfigIssue(f"{name}.selections", [*self.selections], problem, hint))
         if self.label in self.other_fits:
@@ -195,7 +192,8 @@ class TransferComparison(RootWriter, FitEvaluation):
         """Evaluate the transfer before fine-tuning, and every model that it is compared with."""
         if self.rows:
             return  # restored from a checkpoint
-        injection, profiler = _first(trainer, MaskedTaskVectorInjection), _first(trainer, ActivationDifferenceProfiler)
+        injection = next(iter(callbacks_of(trainer, MaskedTaskVectorInjection)), None)
+        profiler = next(iter(callbacks_of(trainer, ActivationDifferenceProfiler)), None)
         name, revision = named_checkpoint(pl_module, profiler.target if profiler else None)
         target = None if name is None else locate(name, revision)
         model = require_language_model(pl_module)
@@ -283,11 +281,6 @@ def _row_kind(row: ModelRow) -> int:
     return next(index for index, prefix in enumerate(prefixes) if row.model.startswith(prefix))
 
 
-def _first(trainer: L.Trainer, kind: type[_Callback]) -> _Callback | None:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, kind)), None)
-
-
 def _score(label: str, model: PreTrainedModel, trainer: L.Trainer, sets: Collection[str]) -> ItemScores:
     data, rank, world_size = _evaluation_data(trainer), trainer.global_rank, trainer.world_size
     items = sum(len(data.prompts[name]) for name in sets)
@@ -300,15 +293,6 @@ def _score(label: str, model: PreTrainedModel, trainer: L.Trainer, sets: Collect
             return score_model(data, model, _TOKENS_PER_BATCH, rank, world_size, update, sets)
 
         return run_in_strategy(trainer, score)
-
-
-def slug(label: str) -> str:
-    """A label as the name of a folder.
-
-    >>> slug("ACT (the paper's rule)")
-    'act-the-paper-s-rule'
-    """
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def _evaluation_data(trainer: L.Trainer) -> AbilityDataModule:

@@ -26,7 +26,7 @@ from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.merging.method import MergingMethod
 from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
-from act_lightning.training.lightning_compat import resumes_from_checkpoint
+from act_lightning.training.lightning_compat import callbacks_of, resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, start_averages_from, strategy_issues
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.injection import MaskedInjection, Rounding
@@ -235,9 +235,8 @@ def _find_profiler(trainer: L.Trainer) -> ActivationDifferenceProfiler:
     Raises:
         ActError: There is none.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ActivationDifferenceProfiler):
-            return callback
+    for profiler in callbacks_of(trainer, ActivationDifferenceProfiler):
+        return profiler
     problem = "needs an ActivationDifferenceProfiler in the same Trainer, which names the sources"
     hint = "Add the profiler to the Trainer's callbacks."
     raise ActError(ConfigIssue("callbacks", "MaskedTaskVectorInjection", problem, hint))

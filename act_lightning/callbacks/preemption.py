@@ -18,7 +18,7 @@ from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.interruptions import RaiseAgain
 from act_lightning.training.checkpoint_io import LAST, save_whole
-from act_lightning.training.lightning_compat import accumulation_complete, forget_handlers
+from act_lightning.training.lightning_compat import accumulation_complete, callbacks_of, forget_handlers
 from act_lightning.training.together import launched_by_lightning
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
@@ -96,8 +96,7 @@ class PreemptionCheckpoint(RootWriter):
     def _stop_if_requested(self, trainer: L.Trainer) -> None:
         if not trainer.strategy.reduce_boolean_decision(self._stop_requested is not None, all=False):
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        last_checkpoint = next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+        last_checkpoint = next(iter(callbacks_of(trainer, LastCheckpoint)), None)
         if last_checkpoint is not None:
             path = last_checkpoint.save(trainer)
         else:

@@ -23,7 +23,7 @@ from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
-from act_lightning.training.lightning_compat import isolate_rng, resumes_from_checkpoint
+from act_lightning.training.lightning_compat import callbacks_of, isolate_rng, resumes_from_checkpoint
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
 from act_lightning.transfer.selection import selection_issues
@@ -135,8 +135,7 @@ class ActivationDifferenceProfiler(RootWriter):
         super().setup(trainer, pl_module, stage)
         if resumes_from_checkpoint(trainer) or previous_transfer(find_language_model(pl_module)):
             return
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        transfers = [callback for callback in callbacks if isinstance(callback, TransferCallback)]
+        transfers = callbacks_of(trainer, TransferCallback)
         raise_if_any(self.issues() + [issue for transfer in transfers for issue in transfer.issues()])
         target = find_target(pl_module, self.target, self.revision)
         channels = target.inventory()

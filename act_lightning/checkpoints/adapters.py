@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from act_lightning.channels import ChannelInventory, as_matrix, matrix_shape
-from act_lightning.checkpoints.files import atomic_folder, no_wider_than, read_json
+from act_lightning.checkpoints.files import atomic_folder, last_part, no_wider_than, read_json
 from act_lightning.checkpoints.weight_files import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -30,7 +30,7 @@ from act_lightning.checkpoints.weight_files import (
     read_header,
 )
 from act_lightning.defaults import cache_folder
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any, summarize_names
 
 _PREFIX = "base_model.model."
 _PARTS = {
@@ -53,7 +53,6 @@ _UNUSED_SETTINGS = (  # of training, or evident from the tensors
 )
 _PLAIN_PATTERN = re.compile(r"\^?[\w-]+(\\?\.[\w-]+)*")  # any other, of a stranger, may take for ever to match
 _MERGE = "Merge it with PEFT (merge_and_unload), save the result, and name that folder."
-_LISTED = 5
 _KEPT_TENSORS = 8  # of as many parameters: one or two for each thread of a merge
 
 
@@ -150,7 +149,9 @@ def _config_issues(config: Mapping[str, Any], adapter: Path, setting: str) -> It
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
         wrong.append(f"modules_to_save: {saved!r}")
     if wrong:
-        problem = f"must be a plain LoRA, rsLoRA or DoRA adapter, and its {ADAPTER_CONFIG} says {_listed(wrong)}"
+        problem = (
+            f"must be a plain LoRA, rsLoRA or DoRA adapter, and its {ADAPTER_CONFIG} says {summarize_names(wrong)}"
+        )
         yield ConfigIssue(setting, str(adapter), problem, _MERGE)
 
 
@@ -172,10 +173,10 @@ def _base_issues(
             if identify(folder).digest != identify(base).digest:
                 yield _other_base(recorded, base_name, setting)
             return
-    names = {_last_part(base_name), base.resolve().name}
+    names = {last_part(base_name), base.resolve().name}
     if base.resolve().parent.name == "snapshots":  # of the hub's cache, models--owner--name/snapshots/commit
         names.add(base.resolve().parents[1].name.rpartition("--")[2])
-    if _last_part(recorded) not in names:
+    if last_part(recorded) not in names:
         yield _other_base(recorded, base_name, setting)
 
 
@@ -183,15 +184,6 @@ def _other_base(recorded: str, base_name: str, setting: str) -> ConfigIssue:
     problem = f"must be joined to the model that the adapter was trained on, {recorded}"
     hint = f"Write {recorded}+ADAPTER; if that is the same model, write its name here into {ADAPTER_CONFIG}."
     return ConfigIssue(setting, base_name, problem, hint)
-
-
-def _last_part(name: str) -> str:
-    return re.split(r"[/\\:]", name.rstrip("/\\"))[-1]
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = [*names][:_LISTED]
-    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 @dataclass(frozen=True)
@@ -270,9 +262,8 @@ class LoraAdapter:
             else:
                 self._updates[name] = _Update(parts, _scaling(config, name, of_parts["A"][0]), transposed)
         if wrong:
-            problem = (
-                f"must change matrices of Linear, Conv1D and Embedding modules of its base, unlike {_listed(wrong)}"
-            )
+            names = summarize_names(wrong)
+            problem = f"must change matrices of Linear, Conv1D and Embedding modules of its base, unlike {names}"
             raise ActError(ConfigIssue(str(folder), folder.name, problem, _MERGE))
         self.names = tuple(self._updates)
         self._tensors = lru_cache(_KEPT_TENSORS)(self._read)

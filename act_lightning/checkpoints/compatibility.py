@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from act_lightning.checkpoints.files import parse_json
-from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec, summarize_names
+from act_lightning.checkpoints.model_spec import ModelSpec, read_model_spec
 from act_lightning.checkpoints.models import load_config, load_tokenizer
 from act_lightning.checkpoints.reader import read_adapter
 from act_lightning.checkpoints.weight_files import identify, is_weightless
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, summarize_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

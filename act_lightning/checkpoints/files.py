@@ -39,6 +39,15 @@ def name_issues(name: str, setting: str) -> list[ConfigIssue]:
     return [ConfigIssue(setting, name, problem, "Rename it: files are named after it.")]
 
 
+def last_part(name: str) -> str:
+    """The last part of a model's path, hub id, or name in the laboratory.
+
+    >>> last_part("Qwen/Qwen2.5-7B-Instruct"), last_part("runs/mine/"), last_part("lab:generalist")
+    ('Qwen2.5-7B-Instruct', 'mine', 'generalist')
+    """
+    return re.split(r"[/:\\]", name.rstrip("/\\"))[-1]
+
+
 def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
     """The value of a JSON text from a file that anybody may have written.
 

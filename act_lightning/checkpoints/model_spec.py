@@ -26,7 +26,7 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import CONFIG, FLOATS, Entry, Header, is_weightless, read_headers
 from act_lightning.defaults import cache_folder
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any, summarize_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -329,13 +329,3 @@ def _read_row_numbers(values: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         return None
     first, second = values.reshape(-1, 2).unbind(1)
     return first >> 1 if bool((first % 2 == 0).all()) and torch.equal(first + 1, second) else None
-
-
-def summarize_names(names: list[str], limit: int = 5) -> str:
-    """The first ``limit`` of ``names``, and how many more there are.
-
-    >>> summarize_names(["a", "b", "c"], limit=2)
-    'a, b and 1 more'
-    """
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

@@ -29,12 +29,12 @@ from act_lightning.checkpoints.weight_files import (
     link_issues,
     read_headers,
 )
+from act_lightning.defaults import LABORATORY
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-LABORATORY = "lab:"
 QUANTIZATIONS = ("8bit", "4bit")
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

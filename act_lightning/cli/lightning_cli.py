@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import act_lightning
 from act_lightning.analysis.causes_settings import CausesSettings
-from act_lightning.callbacks.comparison import FitEvaluation, TransferComparison, slug
+from act_lightning.callbacks.comparison import FitEvaluation, TransferComparison
 from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.fail_together import FailTogether
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
@@ -43,7 +43,7 @@ from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.escaping import TerminalFilter, terminal_text
+from act_lightning.escaping import TerminalFilter, file_name, terminal_text
 from act_lightning.evaluation.tables import ModelRow
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
@@ -51,7 +51,7 @@ from act_lightning.planning.plan import make_plan, print_plan
 from act_lightning.redaction import REDACTED
 from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
-from act_lightning.training.lightning_compat import has_own_checkpoint_io
+from act_lightning.training.lightning_compat import callbacks_of, has_own_checkpoint_io
 from act_lightning.training.together import all_fail_together
 from act_lightning.transfer.settings import TransferSettings
 
@@ -235,17 +235,17 @@ class ActCLI(LightningCLI):
             problem = f"must describe a Trainer that Lightning can build here ({error})"
             value = {name: settings.get(name) for name in names}
             raise ActError(ConfigIssue("trainer", value, problem, "Correct the setting that is named.")) from error
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, (HuggingFaceExport, LastCheckpoint)):
-                callback.overwrite |= self.overwrite
-            if isinstance(callback, TransferComparison):
-                callback.fits_again = True
+        for export in callbacks_of(trainer, HuggingFaceExport):
+            export.overwrite |= self.overwrite
+        for last_checkpoint in callbacks_of(trainer, LastCheckpoint):
+            last_checkpoint.overwrite |= self.overwrite
+        for comparison in callbacks_of(trainer, TransferComparison):
+            comparison.fits_again = True
         return trainer
 
     def after_fit(self) -> None:
         """Make the other fits of a comparison, then print its table."""
-        comparisons = [each for each in self.trainer.callbacks if isinstance(each, TransferComparison)]  # type: ignore[attr-defined]
-        for comparison in comparisons:
+        for comparison in callbacks_of(self.trainer, TransferComparison):
             if comparison.other_fits:
                 for label, settings in comparison.other_fits.items():
                     comparison.rows += self._fit_again(comparison, label, settings)
@@ -256,10 +256,10 @@ class ActCLI(LightningCLI):
     ) -> list[ModelRow]:
         """Fit once more with another transfer, or with none, and evaluate it; nothing is exported or logged."""
         config, evaluation = self.config.clone(), FitEvaluation(label, comparison.ignored_sets)
-        section, root = config.fit.trainer, self.run.root / "comparison" / slug(label)
+        section, root = config.fit.trainer, self.run.root / "comparison" / file_name(label).lower()
         section.default_root_dir, section.logger, section.enable_checkpointing = str(root), False, False
         section.callbacks = [
-            each for each in section.callbacks or [] if not each.class_path.endswith(_NOT_IN_OTHER_FITS)
+            each for each in _as_list(section.callbacks) if not each.class_path.endswith(_NOT_IN_OTHER_FITS)
         ]
         other = copy.copy(self)
         other.config_init = self.parser.instantiate_classes(config)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from act_lightning.data.ability_data import AbilityData, PerGroup
 from act_lightning.data.files import READERS, FileRows, LocatedRow, Row, RowSource, extension
+from act_lightning.defaults import LABORATORY
 from act_lightning.errors import ActError, ConfigIssue
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ class LabRows(RowSource):
 
 SourceKind = Literal["lab", "file", "folder", "hub", "unknown"]
 
-_LAB = "lab:"
 _HUB_SETTINGS = ("name", "split", "revision", "streaming")
 _HUB_ID = re.compile(r"(?![.-])[\w.-]+(/[\w.-]+)?")
 
@@ -114,7 +114,7 @@ def source_kind(path: str) -> SourceKind:
     >>> source_kind("data/science/ar.txt")
     'unknown'
     """
-    if path.startswith(_LAB):
+    if path.startswith(LABORATORY):
         return "lab"
     if extension(path) in READERS:
         return "file"
@@ -159,7 +159,7 @@ def open_rows(settings: AbilityData, where: str) -> RowSource:
         case "lab":
             from act_lightning.lab.abilities import rows  # here, because few runs need it
 
-            return LabRows(settings.path, rows(settings.path.removeprefix(_LAB), settings.split or "train"))
+            return LabRows(settings.path, rows(settings.path.removeprefix(LABORATORY), settings.split or "train"))
         case _:
             return load_from_hub(settings, where)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from act_lightning.checkpoints.files import read_json
+from act_lightning.checkpoints.files import last_part, read_json
 from act_lightning.checkpoints.weight_files import CONFIG, identify
 from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
@@ -173,7 +173,7 @@ class EvaluatedModel:
                 digest = _digest(evaluations / file)
                 if digest == self.digest:
                     return evaluations
-                name = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\:]", self.name.rstrip("/\\"))[-1]).lstrip(".-")
+                name = re.sub(r"[^\w.-]+", "-", last_part(self.name)).lstrip(".-")
                 other = evaluations / f"{name[:_LONGEST_NAME] or 'model'}-{self.digest[:8]}"
                 if digest is None:
                     kept = f"{evaluations / file} is of an earlier version, which recorded no digest: it is kept"

@@ -15,7 +15,6 @@ from act_lightning.cards.record import CARD, common_license, license_text, short
 from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.manifest import write_manifest
-from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.weight_files import (
     INDEX,
     Entry,
@@ -25,7 +24,7 @@ from act_lightning.checkpoints.weight_files import (
     read_headers,
     weights_digest,
 )
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any, summarize_names
 from act_lightning.escaping import markdown_code, markdown_text
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors
 from act_lightning.patches.patch_file import PatchFile, open_patch

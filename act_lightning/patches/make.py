@@ -20,10 +20,9 @@ from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
 from act_lightning.checkpoints.export import progress_bar
 from act_lightning.checkpoints.files import atomic_file, no_wider_than
-from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import check_finite, weights_digest
-from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+from act_lightning.errors import ActError, ConfigIssue, raise_if_any, summarize_names
 from act_lightning.patches.encoding import StoredTensor, Words, stored_tensors, word_of
 from act_lightning.patches.patch_file import PatchFile, PatchRecord, PatchWriter, open_patch
 from act_lightning.redaction import redact

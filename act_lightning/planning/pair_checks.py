@@ -18,11 +18,10 @@ from act_lightning.checkpoints.compatibility import (
     read_vocabulary,
 )
 from act_lightning.checkpoints.files import read_json
-from act_lightning.checkpoints.model_spec import summarize_names
 from act_lightning.checkpoints.models import load_config, resolve_dtype
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import is_weightless
-from act_lightning.errors import ActError, ConfigIssue, Level
+from act_lightning.errors import ActError, ConfigIssue, Level, summarize_names
 
 _MATRICES, _ROWS = 16, 16
 _UNRELATED, _DISTANT = 0.1, 0.5

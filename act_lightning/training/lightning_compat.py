@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -19,6 +19,8 @@ from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
+
+_Callback = TypeVar("_Callback", bound=L.Callback)
 
 
 def resumes_from_checkpoint(trainer: L.Trainer) -> bool:
@@ -71,6 +73,11 @@ def logging_step(trainer: L.Trainer) -> int | None:
     if not trainer._logger_connector.should_update_logs:
         return None
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def callbacks_of(trainer: L.Trainer, kind: type[_Callback]) -> list[_Callback]:
+    """The callbacks of a class in their order; ``Trainer`` does not declare the attribute."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
 
 
 def forget_handlers(trainer: L.Trainer) -> None:

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from act_lightning.architecture import assign, decoder_layers, parameter_names, require_language_model
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device, model_without_weights
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.training.lightning_compat import averaged_model
+from act_lightning.training.lightning_compat import averaged_model, callbacks_of
 
 _Result = TypeVar("_Result")
 
@@ -112,8 +112,7 @@ def averaging_issues(trainer: L.Trainer) -> list[ConfigIssue]:
         return []
     problem = "must not be combined with a strategy that shards: it copies the whole model on every process"
     hint = "Average on one device or under ddp, or leave it out."
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    names = [type(callback).__name__ for callback in callbacks_of(trainer, WeightAveraging)]
     return [ConfigIssue("trainer.callbacks", name, problem, hint) for name in names]
 
 
@@ -123,8 +122,8 @@ def start_averages_from(trainer: L.Trainer, module: nn.Module) -> None:
 
     Otherwise an average that is validated or exported before its first update would be the model without the transfer.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and (average := averaged_model(callback)) is not None:
+    for callback in callbacks_of(trainer, WeightAveraging):
+        if (average := averaged_model(callback)) is not None:
             copies = chain(average.parameters(), average.buffers())
             for copy, value in zip(copies, chain(module.parameters(), module.buffers()), strict=True):
                 copy.copy_(value)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from act_lightning.checkpoints.files import name_issues
-from act_lightning.defaults import EVERY_MODULE, RATIO, SCALE
+from act_lightning.checkpoints.files import last_part, name_issues
+from act_lightning.defaults import EVERY_MODULE, LABORATORY, RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import ratio_issues
 from act_lightning.merging import merging_method
@@ -152,8 +151,8 @@ class AbilitySource:
         >>> AbilitySource("lab:generalist@1", ["words"]).label
         'generalist-1'
         """
-        last = re.split(r"[/:\\+]", self.model.rstrip("/\\"))[-1]
-        return self.name or (last.replace("@", "-") if self.model.startswith("lab:") else last)
+        last = last_part(self.model).rpartition("+")[2]  # of an adapter's name, which follows its base's
+        return self.name or (last.replace("@", "-") if self.model.startswith(LABORATORY) else last)
 
     @property
     def loaders(self) -> dict[str, Iterable[dict[str, Any]]]:

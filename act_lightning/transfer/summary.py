@@ -10,8 +10,7 @@ from torch import Tensor
 
 from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type
 from act_lightning.channels import ChannelInventory
-from act_lightning.checkpoints.model_spec import summarize_names
-from act_lightning.errors import ConfigIssue
+from act_lightning.errors import ConfigIssue, summarize_names
 from act_lightning.masks import bootstrap_overlaps
 from act_lightning.scores import (
     ScoreRecord,

@@ -18,10 +18,7 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.errors import ActError
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def pickled(folder: Path, architecture: str = "llama", shards: str = "5GB", legacy: bool = False) -> Path:

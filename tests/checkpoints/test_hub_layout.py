@@ -26,9 +26,7 @@ from tests.tiny import save_model, sibling_of, tiny_tokenizer, write_jsonl
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("fresh_cache")
 
 
 def mixture(model_type: str, dtype: torch.dtype = torch.bfloat16, **overrides: Any) -> PreTrainedModel:

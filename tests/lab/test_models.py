@@ -30,9 +30,8 @@ MICRO = Recipe(
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "laboratory" / MICRO.version
+def own_cache(fresh_cache: Path) -> Path:
+    return fresh_cache / "laboratory" / MICRO.version
 
 
 def test_three_siblings(own_cache: Path) -> None:
