@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,6 +29,7 @@ from act_lightning.analysis.figures.findings import dots_figure
 from act_lightning.analysis.report.evidence import Evidence, gather
 from act_lightning.analysis.report.findings_report import SECTIONS, make_report
 from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
+from act_lightning.analysis.saved import SavedScores
 from act_lightning.errors import ActError
 from tests.analysis.runs import ABILITIES, QWEN, write_run
 from tests.front_door import call, left
@@ -149,6 +151,25 @@ def test_the_numbers_are_the_functions(page: Page, run: Path) -> None:
             assert [float(cell) for cell in row[1:]] == [float(cell) for cell in line[1:]] == values.tolist()
 
 
+def verdicts(saved: SavedScores) -> list[str]:
+    """By plain counting, of the first pair alone: Findings 1 and 2."""
+    kinds, result = ("supported", "not supported"), []
+    for pair in saved.pairs[:1]:
+        concentrated = spread = 0
+        for values in pair.scores.values():
+            ranked = sorted(values.tolist(), reverse=True)
+            concentrated += sum(ranked[: int(P * len(ranked))]) >= min(10 * P, 0.5) * sum(ranked)
+            mask = top_masks({"a": values}, P)["a"].tolist()
+            types: Counter[str] = Counter()
+            for module, span in saved.inventory.spans():
+                types[module.name.rsplit(".", 1)[-1]] += sum(mask[span])
+            spread += max(types.values()) <= 0.5 * sum(mask)
+        for met in (concentrated, spread):
+            kind = kinds[met == 0] if met in (0, len(pair.scores)) else "supported in part"
+            result.append(f"Met by {met} of {len(pair.scores)} abilities: the finding is {kind} here.")
+    return result
+
+
 def test_the_summary_says_what_was_found_and_what_was_not(page: Page, run: Path) -> None:
     words = page.words.replace("\N{NO-BREAK SPACE}", " ")
     saved = read_runs([run])
@@ -157,6 +178,8 @@ def test_the_summary_says_what_was_found_and_what_was_not(page: Page, run: Path)
     assert "Masks of one ability on different pairs of models share" in words
     assert "Qwen2.5-Math-7B-Instruct is neither a folder here nor in the hub's cache" in words
     assert "rank correlation over all channels" in words
+    for supported in verdicts(saved):
+        assert supported in words
     assert "How sure the masks are" in words
     assert "EN-Math shares 25.3 % with AR-Math" in words
     assert "37.5 %" in words

@@ -100,7 +100,7 @@ def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
 
 def run(root: Path, placement: str, limit: int = 0, processes: int = 1) -> subprocess.CompletedProcess[str]:
     alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
-    # Freed tensors go back at once, as those of large models always do: what malloc would keep of them varies by timing.
+    # Freed tensors go back at once, as those of large models always do: what malloc would keep varies by timing.
     alone["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     command = [sys.executable, PROGRAMS / "profile_placement.py", root, placement, limit, processes]
     return subprocess.run(

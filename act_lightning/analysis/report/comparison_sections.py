@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -31,7 +32,17 @@ from act_lightning.analysis.overlaps import (
 )
 from act_lightning.analysis.paper import QWEN_7B_MATH, RATIO
 from act_lightning.analysis.report.evidence import Evidence, PairView
-from act_lightning.analysis.report.page import Absent, Item, Picture, ReportTable, Section, numbers, percent, percents
+from act_lightning.analysis.report.page import (
+    Absent,
+    Item,
+    Picture,
+    ReportTable,
+    Section,
+    numbers,
+    percent,
+    percents,
+    verdict,
+)
 from act_lightning.analysis.weights import NotOnDisk, agreement, find_models, rank_correlations, weight_change
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
@@ -109,6 +120,10 @@ def _chance_table(view: PairView, correlations: pd.DataFrame, summary: list[str]
         shares = ", ".join(percent(share) for share in table[_REST])
         sentence += f" With lm_head and embedding left out of the ranking they share {shares}."
     summary.append(sentence)
+    if view.pair.scorer == Activation.name:
+        overlaps = matrices["overlap"].to_numpy()[~np.eye(len(masks), dtype=bool)]
+        criterion = "less than half of a mask is shared with another ability's"
+        summary.append(verdict(criterion, overlaps < 0.5, "ordered pair"))
     caption = (
         f"Mean overlap of two masks at p = {percent(ratio)}, over ordered pairs of abilities, against chance: "
         "column masks drawn at random from all channels, or at random within each module; and the overlap when lm_head "
@@ -182,6 +197,7 @@ def consistency_section(evidence: Evidence) -> list[Section | Absent]:
         f"Masks of one ability on different pairs of models share {percents(table['overlap'])} of their channels "
         f"(chance {percents(table['chance'])})."
     )
+    section.summary.append(verdict("at least half of the mask is shared", table["overlap"] >= 0.5, "comparison"))
     pairs = table.assign(pairs=table["first"] + " | " + table["second"])
     matrix = pairs.pivot(index="ability", columns="pairs", values="overlap")
     matrix = matrix.loc[table["ability"].unique(), pairs["pairs"].unique()]
@@ -276,6 +292,8 @@ def _weight_items(view: PairView, change: Tensor, summary: list[str]) -> list[It
         f"those with the largest scores (top {p} of both; random {percent(table['chance'].iloc[0])}{theirs}); rank "
         f"correlation over all channels {numbers(table['rank correlation'])}."
     )
+    if view.pair.scorer == Activation.name:
+        summary.append(verdict("less than half is shared", table["overlap"] < 0.5, "ability", "abilities"))
     table = table.dropna(axis=1, how="all")
     columns = [name for name in ("overlap", "paper") if name in table]
     caption = f"Tables 2 and 6–10. Overlap of the top {p} by weight change with the top {p} by {view.quantity}."

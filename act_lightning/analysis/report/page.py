@@ -115,6 +115,18 @@ def counted(count: int, word: str, plural: str | None = None) -> str:
     return f"{count:,} {word if count == 1 else plural or word + 's'}"
 
 
+def verdict(criterion: str, met: Iterable[bool], word: str, plural: str | None = None) -> str:
+    """Whether a finding holds here: of how many a criterion of ours, which the paper does not give, is met.
+
+    >>> verdict("at least ten times an equal share", [True, False], "ability", "abilities")
+    'Criterion: at least ten times an equal share. Met by 1 of 2 abilities: the finding is supported in part here.'
+    """
+    cases = [bool(case) for case in met]
+    kind = "supported" if all(cases) else "supported in part" if any(cases) else "not supported"
+    met_by = f"{sum(cases)} of {counted(len(cases), word, plural)}"
+    return f"Criterion: {criterion}. Met by {met_by}: the finding is {kind} here."
+
+
 PAGE = "index.html"
 FINDINGS = (
     "The findings of “Ability Transfer and Recovery via Modularized Parameters Localization” (arXiv 2601.09398), "

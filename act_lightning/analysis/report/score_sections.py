@@ -37,6 +37,7 @@ from act_lightning.analysis.report.page import (
     numbers,
     percent,
     percents,
+    verdict,
 )
 from act_lightning.scorers import Activation
 from act_lightning.scores import chunks_path, read_chunks, score_path
@@ -55,6 +56,7 @@ _STABILITY_CLAIM = (
     "The paper measures every ability on 1,500 samples, and does not say how much its masks depend on which."
 )
 _ENOUGH = 0.9
+_CONCENTRATED = 10  # times an equal share, for a finding to be supported
 
 
 def measured_section(evidence: Evidence) -> list[Section | Absent]:
@@ -118,6 +120,10 @@ def concentration_section(evidence: Evidence) -> list[Section | Absent]:
         else:  # the paper's thresholds are of its own score
             table = table[[name for name in table if not name.startswith(">")]]
         section.summary.append(f"{sentence}.")
+        if view.pair.scorer == Activation.name:
+            least = min(_CONCENTRATED * evidence.ratio, 0.5)
+            criterion = f"the top {p} hold at least {percent(least)} of the total"
+            section.summary.append(verdict(criterion, table["held by top p"] >= least, "ability", "abilities"))
         colors = ability_colors({label: ability.domain for label, ability in view.abilities.items()})
         shares = frozenset({"held by top p", *(name for name in table.columns if name.startswith(">"))})
         section.content += view.heading
@@ -157,12 +163,17 @@ def location_section(evidence: Evidence) -> list[Section | Absent]:
             f"and {percents(vocabulary['embedding share'])} features of the embedding; of all channels these are "
             f"{percent(all_channels['lm_head share'])} and {percent(all_channels['embedding share'])}."
         )
+        by_type = composition(view.masks, inventory)
+        if view.pair.scorer == Activation.name:
+            largest = by_type.loc[list(view.masks)].max(axis=1)
+            criterion = "no type of module holds more than half of the selected channels"
+            section.summary.append(verdict(criterion, largest <= 0.5, "ability", "abilities"))
         section.content += view.heading
         caption = (
             f"Where the selected channels (top {p}) of every ability lie, in % of its mask, by type of module; "
             "last row: all channels, what a random mask would hold."
         )
-        draw = partial(composition_figure, composition(view.masks, inventory))
+        draw = partial(composition_figure, by_type)
         section.content.append(Picture(view.file_name("composition"), caption, draw))
         caption = "Selected channels that are rows of lm_head or features of the embedding."
         name, shares = view.file_name("head-and-embedding"), frozenset({"lm_head share", "embedding share"})
