@@ -41,8 +41,8 @@ _SIZES: dict[str, Any] = {
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     "index_head_dim": 16,
-    "index_n_heads": 2,
-    "index_topk": 64,
+    "index_n_heads": 8,  # of two, ReLU often makes all zero, and equal scores leave open what is selected
+    "index_topk": 4,
     # recurrent layers
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -55,6 +55,8 @@ _SIZES: dict[str, Any] = {
     "mamba_n_groups": 1,
     "mamba_num_heads": 4,
     "mamba_head_dim": 16,
+    # dropout, which would hide that a loss goes down
+    **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
 }
 _VISION = {
     **dict.fromkeys(
@@ -72,7 +74,7 @@ _GEMMA = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 300, "
 _GEMMA |= {"layer_types": ["sliding_attention", "full_attention"]}
 _TYPES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note_text"), _FULL_HEADS),
-    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), _FULL_HEADS),
+    **dict.fromkeys(("glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu"), _FULL_HEADS),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA),
     **{key: {"rotary_dim": 4} for key in ("codegen", "gptj")},
@@ -83,9 +85,31 @@ _TYPES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
-    "zamba2": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4, "mamba_headdim": 16},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 4},
+    "longcat_flash": _FULL_HEADS | {"zero_expert_num": 2},
     "zaya": {"num_experts_per_tok": 1},
-    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention"] * 2,
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+    },
+    "dots3_note": {
+        "vision_config": _VISION | {"mlp_layer_types": ["dense"] * 2, "adapter_in_dim": 16, "adapter_out_dim": 32},
+        "audio_config": _VISION | {"adapter_input_size": 16, "adapter_out_dim": 32, "downsample_hidden_size": 16},
+    },
+    "dbrx": {
+        "d_model": 32,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
+        "num_hash_layers": 1,
+        "num_key_value_heads": 1,
+        "o_groups": 2,
+        "o_lora_rank": 16,
+        "head_dim": 16,
+    },
 }
 _OMITTED = {"falcon": ("head_dim",), "xlstm": ("v_head_dim",)}
 _TEXTS = {
@@ -100,6 +124,7 @@ _TEXTS = {
     "mllama": "llama",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
 }
 """The type of the text model in a type with several modalities."""
 
@@ -108,7 +133,7 @@ def tiny_type_config(model_type: str, **overrides: Any) -> PretrainedConfig:
     """The config of a model of this type of two layers or a few more, 32 features, and four experts if it has any."""
     text = _TEXTS.get(model_type)
     if text is not None:
-        parts = {"text_config": _SIZES | _TYPES.get(text, {}), "vision_config": _VISION}
+        parts = {"text_config": _SIZES | _TYPES.get(text, {}), "vision_config": _VISION} | _TYPES.get(model_type, {})
         return CONFIG_MAPPING[model_type](**(parts | overrides))
     values = _SIZES | _TYPES.get(model_type, {}) | overrides
     omitted = _OMITTED.get(model_type, ())

@@ -181,6 +181,13 @@ class AnswerPositions:
         """The same on a device, where computing ``index`` would wait for all pending work."""
         return AnswerPositions(self.mask.to(device), self.index.to(device))
 
+    def fits(self, output: Tensor) -> bool:
+        """Whether a module's output has the positions of the batch's tokens, in one of the shapes of :meth:`take`."""
+        rows, length = self.mask.shape
+        if output.ndim == 2:
+            return len(output) > 0 and len(output) % (rows * length) == 0
+        return output.shape[0] in (1, rows) and length in output.shape[1 : output.ndim - 1]
+
     def take(self, output: Tensor, buffers: BufferPool | None = None) -> Tensor:
         """The part of a module's output that belongs to answer tokens.
 

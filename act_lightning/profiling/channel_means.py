@@ -157,6 +157,7 @@ class ChannelMeans(Metric):
         super().__init__()
         self.scorer = scorer
         self.chunks = chunks
+        self._owners = inventory.modules
         self.module_names = [module.name for module in inventory.modules]
         self._partners = dict(partners or {})
         self._spans = {module.name: (i, span) for i, (module, span) in enumerate(inventory.spans())}
@@ -280,17 +281,20 @@ class ChannelMeans(Metric):
             return torch.stack([self._scores(*chunk) for chunk in chunks]).cpu()
 
     def _scores(self, total: Tensor, count: Tensor, usage: Tensor) -> Tensor:
-        silent = [name for name, (number, _) in self._spans.items() if not count[number]]
+        silent = [module for module in self._owners if not count[self._spans[module.name][0]]]
+        active = {owned for module in self._owners if module not in silent for owned in module.owned}
+        silent = [module for module in silent if not active.issuperset(module.owned)]  # in layers that share weights
         if silent:
-            problem = "every module with parameters must take part in the forward pass"
-            hint = "Its channels cannot be scored: use a model without unused modules."
-            raise ActError(ConfigIssue("model", ", ".join(silent[:_MOST_NAMES]), problem, hint))
+            problem = "every module with parameters must have an output at each answer token"
+            hint = "Its channels cannot be scored: use a model without unused modules, or select by weights."
+            names = ", ".join(module.name for module in silent[:_MOST_NAMES])
+            raise ActError(ConfigIssue("model", names, problem, hint))
         scores = torch.empty_like(total[0])
         for name, (number, span) in self._spans.items():
             if self._by_routed and name in self.expert_spans:  # an expert that no token is routed to keeps its zeros
                 of_experts = usage[2, self.expert_spans[name]].clamp(min=1)
                 tokens = of_experts.repeat_interleave((span.stop - span.start) // len(of_experts)).to(total.device)
             else:
-                tokens = count[number]
+                tokens = count[number].clamp(min=1)
             scores[span] = self.scorer.finish(total[:, span] / tokens)
         return scores.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,9 +22,11 @@ from act_lightning.data.batches import AnswerPositions, BufferPool
 from act_lightning.errors import ActError, ConfigIssue
 
 _PROJECTIONS = ("dt_proj",)  # of recurrent layers, whose weights are multiplied without calling the module
+_CLASSIFIERS = (".classifier",)  # of routers, whose weights are cast without calling the module
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 _IMPLEMENTATION = "act_lightning"
 """The name under which transformers knows :func:`_experts_forward`."""
+_SKIPPING = ("ZayaExperts",)  # whose routers send a token to expert 0 with a weight of 0 where it skips all of them
 
 Rerun = Callable[[Mapping[str, Tensor]], Tensor]
 """Runs a module again on the same input with other weights, by their names in it, and returns its output."""
@@ -146,20 +148,33 @@ def visit_calls(model: PreTrainedModel, names: Sequence[str], visit: Visit) -> I
                 functions.features_first[name] = module
             elif "router" in type(module).__name__.lower():
                 stack.enter_context(functions.inside(module, partial(functions.see_logits, name, module)))
+            elif name.endswith(_CLASSIFIERS) and "router" in type(modules[name.rpartition(".")[0]]).__name__.lower():
+                router = modules[name.rpartition(".")[0]]
+                stack.enter_context(functions.inside(router, partial(functions.see_logits, name, module)))
             else:
                 if name.endswith(_PROJECTIONS) and isinstance(module, nn.Linear):
                     functions.features_first[name] = module
                 hook = partial(_see_output, name, visit)
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for owner, leaves in packed.items():
-            module = modules[owner]
-            if hasattr(module, "is_transposed"):
-                stack.enter_context(_implementation(module, partial(_see_expert, owner, leaves, visit)))
-            else:
-                stack.enter_context(functions.inside(module, partial(functions.see_matrices, owner, module, leaves)))
+            stack.enter_context(_visit_experts(modules, owner, leaves, visit, functions))
         if functions.is_needed:
             stack.enter_context(functions)
         yield
+
+
+def _visit_experts(
+    modules: Mapping[str, nn.Module], owner: str, leaves: Sequence[str], visit: Visit, functions: _FunctionCalls
+) -> AbstractContextManager[None]:
+    """Let ``visit`` see the outputs of some matrices of the packed experts named ``owner``, however they run."""
+    module, see = modules[owner], partial(_see_expert, owner, leaves, visit)
+    if hasattr(module, "is_transposed"):
+        return _implementation(module, see)
+    if type(module).__name__ == "LongcatFlashExperts":
+        return _replaced_forward(module, partial(_experts_and_identities, module, see))
+    if type(module).__name__ == "JetMoeParallelExperts":
+        return _sorted_rows(module, modules[f"{owner.rpartition('.')[0]}.router"], see)
+    return functions.inside(module, partial(functions.see_matrices, owner, module, leaves))
 
 
 def _see_output(
@@ -223,32 +238,102 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
         top_k_index: Numbers of each token's experts, int64 ``[tokens, k]``.
         top_k_weights: Their weights, ``[tokens, k]``.
     """
-    experts_module: Any = module
-    (tokens, k), see = top_k_index.shape, _observed.get(module)
+    tokens, k = top_k_index.shape
     experts, order = torch.sort(top_k_index.reshape(-1))
-    rows = order // k
-    offsets = torch.bincount(experts, minlength=experts_module.num_experts).cumsum(0).to(torch.int32)
-    routing = Routing(rows, experts, tokens)
+    rows, weights = order // k, top_k_weights.reshape(-1)[order].unsqueeze(1)
+    routed = weights.squeeze(1).nonzero().squeeze(1) if type(module).__name__ in _SKIPPING else None
+    output = _run_experts(module, _observed.get(module), hidden_states[rows], Routing(rows, experts, tokens), routed)
+    weighted = torch.empty_like(output)
+    weighted[order] = output * weights
+    return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+
+
+def _experts_and_identities(
+    module: nn.Module, see: _SeeExpert, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """As :func:`_experts_forward`, where numbers beyond those of the experts pass their input on."""
+    count = len(module.get_parameter("down_proj"))
+    tokens, places = (top_k_index < count).nonzero(as_tuple=True)
+    experts, order = torch.sort(top_k_index[tokens, places])
+    tokens, places = tokens[order], places[order]
+    output = _run_experts(module, see, hidden_states[tokens], Routing(tokens, experts, len(hidden_states)))
+    passed_on = top_k_weights.masked_fill(top_k_index < count, 0).sum(1, keepdim=True)
+    result = (hidden_states * passed_on).to(hidden_states.dtype)
+    return result.index_add_(0, tokens, (output * top_k_weights[tokens, places, None]).to(result.dtype))
+
+
+def _run_experts(
+    module: nn.Module, see: _SeeExpert | None, inputs: Tensor, routing: Routing, routed: Tensor | None = None
+) -> Tensor:
+    """The outputs of packed experts, ``[rows, features]``.
+
+    Args:
+        module: The experts.
+        see: Sees the outputs of both their matrices, and may change them.
+        inputs: ``[rows, features]``, sorted by expert.
+        routing: Whose rows these are.
+        routed: Numbers of the rows that are seen, int64, if not all.
+    """
+    experts_module: Any = module
+    count, has_bias = len(experts_module.down_proj), getattr(experts_module, "has_bias", False)
+    has_gate = getattr(experts_module, "has_gate", True)
+    offsets = torch.bincount(routing.experts, minlength=count).cumsum(0).to(torch.int32)
+    seen = routing
+    if routed is not None:
+        seen = Routing(routing.tokens[routed], routing.experts[routed], routing.total)
 
     def project(leaf: str, values: Tensor) -> Tensor:
         def run(weights: Mapping[str, Tensor], _: Tensor | None = None) -> Tensor:
-            bias = weights[f"{leaf}_bias"][experts] if experts_module.has_bias else None
-            output: Tensor = _grouped_linear(values, weights[leaf], offsets, bias, experts_module.is_transposed)
-            return output
+            bias = weights[f"{leaf}_bias"][routing.experts] if has_bias else None
+            transposed = getattr(experts_module, "is_transposed", False)
+            return _grouped_linear(values, weights[leaf][:count], offsets, bias, transposed)
 
         output = run(experts_module._parameters)
-        changed = None if see is None else see(module, leaf, output, run, routing)
-        return output if changed is None else changed
+        if see is None:
+            return output
+        if routed is None:
+            changed = see(module, leaf, output, run, seen)
+            return output if changed is None else changed
+        changed = see(module, leaf, output[routed], lambda weights: run(weights)[routed], seen)
+        return output if changed is None else output.index_copy(0, routed, changed)
 
-    first = project("gate_up_proj" if experts_module.has_gate else "up_proj", hidden_states[rows])
-    output = project(
-        "down_proj", experts_module._apply_gate(first) if experts_module.has_gate else experts_module.act_fn(first)
-    )
-    if experts_module.has_post_expert_norm:
-        output = experts_module.post_expert_norm(output)
-    weighted = torch.empty_like(output)
-    weighted[order] = output * top_k_weights.reshape(-1)[order].unsqueeze(1)
-    return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
+    first = project("gate_up_proj" if has_gate else "up_proj", inputs)
+    if not hasattr(experts_module, "is_transposed"):
+        gate, up = first.chunk(2, dim=-1)
+        activated = experts_module.act_fn(gate) * up
+    else:
+        activated = experts_module._apply_gate(first) if has_gate else experts_module.act_fn(first)
+    output = project("down_proj", activated)
+    return experts_module.post_expert_norm(output) if getattr(experts_module, "has_post_expert_norm", False) else output
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Have this instance of a module compute by another function."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextmanager
+def _sorted_rows(module: nn.Module, router: nn.Module, see: _SeeExpert) -> Iterator[None]:
+    """See the output of experts whose inputs are sorted already, by what their router says of each row."""
+    routings: list[Routing] = []
+
+    def route(_: nn.Module, __: object, output: tuple[Any, ...]) -> None:
+        _, tokens, _, sizes, logits = output
+        experts = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(tokens.device)
+        routings[:] = [Routing(tokens, experts, len(logits))]
+
+    def visit(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return see(module, "weight", output, lambda weights: rerun_with_weights(module, weights, *args), routings[0])
+
+    with ExitStack() as stack:
+        stack.callback(router.register_forward_hook(route).remove)
+        stack.callback(module.register_forward_hook(visit).remove)
+        yield
 
 
 ALL_EXPERTS_FUNCTIONS.register(_IMPLEMENTATION, _experts_forward)
@@ -436,6 +521,9 @@ def capture_outputs(
             )
             return
         module = model.get_submodule(call.name)
+
+        if module is not head and not isinstance(module, nn.Conv1d) and not answers.fits(call.values):
+            return  # as of a row that stands before the first token, or of a window of tokens
 
         def take(values: Tensor) -> Tensor:
             if module is head:

@@ -23,6 +23,7 @@ from tests.loops import PlainModule, compare_on_batch, messages, packed, padded,
 from tests.model_types import tiny_type_config
 from tests.reference import act as reference
 from tests.reference.channels import channels
+from tests.reference.experts import inside
 from tests.test_channels import multimodal_config
 from tests.tiny import perturb, sibling_of
 
@@ -60,6 +61,32 @@ def test_scores_equal_the_restatement(model_type: str) -> None:
     assert bool((usage[2] >= usage[:2].amax(0)).all())
     assert bool((usage[2] <= usage[0] + usage[1]).all())
     assert not torch.equal(usage[0], usage[1])  # else the test would see no token that only one model routes
+
+
+@pytest.mark.parametrize("model_type", ["zaya", "longcat_flash", "jetmoe"])
+def test_scores_of_experts_that_are_passed_by_or_run_their_own_code(model_type: str) -> None:
+    target, source = pair(model_type)
+    for model in (target, source):
+        for name, values in model.named_buffers():
+            if name.endswith("balancing_biases"):
+                values[-1] = 0.1  # so that Zaya skips the experts of some tokens
+    expected: dict[str, Tensor] = {}
+    for ids, labels in SAMPLES:
+        found: list[dict[str, list[Tensor]]] = [{}, {}]
+        for model, outputs in zip((target, source), found, strict=True):
+            with torch.no_grad(), inside(model, outputs):
+                model(input_ids=torch.tensor([ids]))
+        for t, label in enumerate(labels):
+            for name in found[0] if label != reference.IGNORED else ():
+                difference = (found[0][name][t] - found[1][name][t]).abs().double()
+                expected[name] = expected.get(name, torch.zeros(())) + difference[0]
+    means = measured(target, source, padded(SAMPLES), Activation())
+    scores, tokens = inventory(target).split(means.compute()), int(means.count.max())
+    assert len(expected) >= 2
+    for name, total in expected.items():
+        torch.testing.assert_close(scores[name].double(), total / tokens, rtol=2e-4, atol=2e-5)
+    used = means.usage[2, means.expert_spans[next(iter(expected))]]
+    assert 0 < int(used.sum()) < 2 * 2 * tokens
 
 
 def test_scores_of_a_multimodal_model_are_those_of_its_text() -> None:

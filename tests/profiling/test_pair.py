@@ -215,7 +215,7 @@ def hooks(model: nn.Module) -> list[Callable[..., Any]]:
 def test_a_module_without_output_is_an_error() -> None:
     target = tiny_model("llama")
     target.spare = nn.Linear(2, 3)
-    with pytest.raises(ActError, match="'spare': every module with parameters must take part"):
+    with pytest.raises(ActError, match="'spare': every module with parameters must have an output"):
         measured(target, [sibling_of(target, seed=1)], random_samples(1))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tests.reference.channels import INPUTS_FIRST, OUTPUTS_FIRST, ROUTERS
 
 Found = dict[str, list[Tensor]]
-EXPERTS = (*OUTPUTS_FIRST, "GptOssExperts")
+EXPERTS = (*OUTPUTS_FIRST, "GptOssExperts", "ZayaExperts", "LongcatFlashExperts")
 
 
 @contextmanager
@@ -27,6 +27,9 @@ def inside(model: nn.Module, found: Found) -> Iterator[None]:
             kind = type(module).__name__
             if kind in EXPERTS:
                 see: Callable[..., None] = partial(see_experts, found, name)
+            elif kind == "JetMoeTopKGating":
+                parent = name.rpartition(".")[0]
+                see = partial(see_jetmoe, found, parent, model.get_submodule(parent))
             elif kind in ROUTERS:
                 see = partial(see_router, found, name)
             elif kind == "Qwen3NextGatedDeltaNet":
@@ -38,19 +41,40 @@ def inside(model: nn.Module, found: Found) -> Iterator[None]:
 
 
 def see_experts(found: Found, name: str, module: Any, args: Any, kwargs: Any) -> None:
-    hidden, chosen, _ = args
+    hidden, chosen, weights = args
     by_columns = type(module).__name__ in INPUTS_FIRST
     found[f"{name}.gate_up_proj"], found[f"{name}.down_proj"] = [], []
-    for token, experts in zip(hidden, chosen.tolist(), strict=True):
+    for token, experts, of_experts in zip(hidden, chosen.tolist(), weights.tolist(), strict=True):
         for leaf in ("gate_up_proj", "down_proj"):
             count, first, second = getattr(module, leaf).shape
             found[f"{name}.{leaf}"].append(torch.zeros(1, count * (second if by_columns else first)))
-        for expert in experts:
+        for expert, weight in zip(experts, of_experts, strict=True):
+            if weight == 0 or expert >= len(module.down_proj):  # Zaya skips all experts, LongCat passes tokens on
+                continue
             inner = through(module, "gate_up_proj", expert, token, by_columns)
             outer = through(module, "down_proj", expert, activated(module, inner), by_columns)
             for leaf, values in (("gate_up_proj", inner), ("down_proj", outer)):
                 width = len(values)
                 found[f"{name}.{leaf}"][-1][0, expert * width : (expert + 1) * width] = values
+
+
+def see_jetmoe(found: Found, name: str, mixture: Any, router: Any, args: Any, kwargs: Any) -> None:
+    """The input of the router is that of the mixture; queries are projected by experts, but mixed after attention."""
+    layers = ["input_linear", "output_linear"] if type(mixture).__name__ == "JetMoeMoE" else ["input_linear"]
+    for leaf in layers:
+        found[f"{name}.{leaf}.weight"] = []
+    for token in args[0]:
+        logits = torch.stack([(row * token).sum() for row in router.layer.weight])
+        chosen = logits.topk(router.top_k)[1].tolist()
+        inner = {expert: mixture.input_linear.weight[expert] @ token for expert in chosen}
+        for leaf in layers:
+            count, width, _ = getattr(mixture, leaf).weight.shape
+            values = torch.zeros(1, count * width)
+            for expert, of_expert in inner.items():
+                if leaf == "output_linear":
+                    of_expert = mixture.output_linear.weight[expert] @ activated(mixture, of_expert)
+                values[0, expert * width : (expert + 1) * width] = of_expert
+            found[f"{name}.{leaf}.weight"].append(values)
 
 
 def through(module: Any, leaf: str, expert: int, token: Tensor, by_columns: bool) -> Tensor:
