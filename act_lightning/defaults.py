@@ -19,9 +19,16 @@ LARGEST_SEED = 2**32 - 1
 """The largest seed that Lightning accepts, which also seeds numpy."""
 IGNORED = -100
 """The label of a token that is no answer token; ``ignore_index`` of torch and transformers."""
+# What torchrun, SLURM, Lightning and LSF set; as in lightning.fabric, which must not be imported for a merge.
+_RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 def cache_folder(name: str) -> Path:
     """``$ACT_LIGHTNING_CACHE/<name>``, or ``~/.cache/act_lightning/<name>``; it need not exist."""
     root = os.environ.get("ACT_LIGHTNING_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "act_lightning") / name
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of a run: the one that holds its lock and writes most of its files."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)

@@ -13,11 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from act_lightning.checkpoints.files import remove_leftovers, wrap_os_errors
+from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
 
-# What torchrun, SLURM, Lightning and LSF set; as in lightning.fabric, which must not be imported for a merge.
-_RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _LOCK = ".act_lightning.lock"
 _WRITTEN_TO = (
     *("", "scores/*", "checkpoints", "evaluations", "evaluations/*", "evaluations/*/*", "causes", "sweep"),
@@ -34,11 +33,6 @@ def _close_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_all)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the first of a run: the one that holds its lock and writes most of its files."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 @contextmanager

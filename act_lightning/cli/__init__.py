@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import act_lightning
+from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
 from act_lightning.interruptions import naming_full_disks, raising_at_ctrl_c
@@ -30,10 +31,12 @@ class Verb(NamedTuple):
         about: What it does, in a sentence.
         entry: ``module:function`` in this package, which takes the arguments after the verb and returns the exit
             status. ``lightning_cli:main`` takes the verb too, and answers all verbs that need the config of a run.
+        imports: The heaviest package that it imports at once, as far as that is one of torch and Lightning.
     """
 
     about: str
     entry: str = LIGHTNING_CLI
+    imports: Literal["", "torch", "PyTorch Lightning"] = "PyTorch Lightning"
 
 
 VERBS = {
@@ -42,19 +45,28 @@ VERBS = {
     "test": Verb("Generate answers for data.evaluations, grade them, and write the results."),
     "predict": Verb("Generate answers for data.evaluations and write them."),
     "profile": Verb("Measure the scores of every ability and stop."),
-    "merge": Verb("Profile where scores are missing, transfer, and export; no fine-tuning.", "merge:main"),
+    "merge": Verb("Profile where scores are missing, transfer, and export; no fine-tuning.", "merge:main", "torch"),
     "causes": Verb("Test on held-out samples whether the selected channels carry the ability: patch and ablate them."),
-    "compare": Verb("Put evaluations of several runs side by side, paired by row.", "reports:run_compare"),
+    "compare": Verb("Put evaluations of several runs side by side, paired by row.", "reports:run_compare", "torch"),
     "sweep": Verb("Evaluate a grid of λ and p, or compare methods, with one model in memory."),
     "patch": Verb(
-        "Make, apply, revert or show an ability patch, a file that holds what changed; or extract a LoRA.", "patch:main"
+        "Make, apply, revert or show an ability patch, a file that holds what changed; or extract a LoRA.",
+        "patch:main",
+        "torch",
     ),
-    "dequantize": Verb("Write a checkpoint of fp8 blocks or mxfp4 as plain weights.", "dequantize:main"),
-    "card": Verb("Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card"),
-    "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay"),
+    "dequantize": Verb("Write a checkpoint of fp8 blocks or mxfp4 as plain weights.", "dequantize:main", "torch"),
+    "card": Verb(
+        "Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card", "torch"
+    ),
+    "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay", "torch"),
     "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),
     "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
-    "report": Verb("Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report"),
+    "report": Verb(
+        "Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report", "torch"
+    ),
+    "env": Verb(
+        "Print versions, machine, storage and variables for a bug report, without secrets.", "environment:main", ""
+    ),
 }
 
 
@@ -67,7 +79,7 @@ def main(args: ArgsType = None) -> int:
     Returns:
         The exit status: 0 for success. A wrong command line raises SystemExit, as in argparse.
     """
-    arguments: Any = sys.argv[1:] if args is None else args
+    arguments: Any = _arguments_of_process() if args is None else args
     entry = LIGHTNING_CLI
     if isinstance(arguments, list):
         name = arguments[0] if arguments else "--help"
@@ -96,6 +108,15 @@ def main(args: ArgsType = None) -> int:
     except KeyboardInterrupt:  # before or outside a Trainer's run, which has handlers of its own
         print("stopped by Ctrl-C", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def _arguments_of_process() -> list[str]:
+    """The arguments of this process; before a verb's packages are imported, which takes seconds, say what it does."""
+    arguments = sys.argv[1:]
+    packages = VERBS[arguments[0]].imports if arguments and arguments[0] in VERBS else ""
+    if packages and is_first_process() and {"-h", "--help", "--json", "--print_config"}.isdisjoint(arguments):
+        print(f"{arguments[0]}: importing {packages}, then reading what it is given", file=sys.stderr, flush=True)
+    return arguments
 
 
 def _print_help(arguments: Sequence[str]) -> bool:

@@ -21,13 +21,13 @@ from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import FileContent, output_issues
 from act_lightning.checkpoints.files import check_writable, no_wider_than, write_file
-from act_lightning.checkpoints.lock import is_first_process, lock_root
+from act_lightning.checkpoints.lock import lock_root
 from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli.config_merging import ConfigParser
-from act_lightning.defaults import LARGEST_SEED, SEED
+from act_lightning.defaults import LARGEST_SEED, SEED, is_first_process
 from act_lightning.errors import ActError, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.merging import merging_method

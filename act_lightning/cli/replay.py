@@ -15,10 +15,10 @@ import yaml
 
 from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import CARD, data_fingerprints, model_identities, versions
-from act_lightning.checkpoints.lock import is_first_process
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.replay_settings import Overrides, localize, outcome_folder, take_settings
+from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.redaction import is_secret

@@ -18,11 +18,11 @@ from act_lightning.checkpoints.adapters import has_adapter
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.checkpoints.lock import is_first_process, lock_issue
+from act_lightning.checkpoints.lock import lock_issue
 from act_lightning.checkpoints.models import load_config, locate, meta_model, quantized_adapter_issue
 from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.defaults import LARGEST_SEED, SEED
+from act_lightning.defaults import LARGEST_SEED, SEED, is_first_process
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.sandbox import sandbox_issues
 from act_lightning.module import AbilityTransferModule
