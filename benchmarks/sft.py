@@ -73,7 +73,7 @@ def samples(count: int, vocabulary: int) -> Samples:
 
 def timed(steps: list[float], losses: list[float], rows: Samples, arguments: argparse.Namespace) -> dict[str, Any]:
     """What both sides report: rates leave out the first update."""
-    update = arguments.rows * ACCUMULATE
+    update = arguments.rows * arguments.accumulate
     tokens = sum(len(ids) for ids, _ in rows[update:])
     if arguments.device == "cuda":
         memory = torch.cuda.max_memory_allocated()
@@ -119,13 +119,15 @@ def ours(folder: Path, rows: Samples, arguments: argparse.Namespace) -> dict[str
         gradient_checkpointing=arguments.checkpointing,
         attention=arguments.attention,
         compile=arguments.compile,
+        optimizer=arguments.optimizer,
     )
     trainer = L.Trainer(
         accelerator="gpu" if arguments.device == "cuda" else "cpu",
         devices=1,
+        strategy=arguments.strategy,
         precision=arguments.precision,
         max_epochs=1,
-        accumulate_grad_batches=ACCUMULATE,
+        accumulate_grad_batches=arguments.accumulate,
         callbacks=[Watch()],
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -158,7 +160,7 @@ def trl(folder: Path, rows: Samples, arguments: argparse.Namespace) -> dict[str,
     settings = SFTConfig(
         output_dir=str(folder.parent / "run"),
         per_device_train_batch_size=arguments.rows,
-        gradient_accumulation_steps=ACCUMULATE,
+        gradient_accumulation_steps=arguments.accumulate,
         gradient_checkpointing=arguments.checkpointing,
         padding_free=True,
         max_length=None,
@@ -259,6 +261,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", type=float, default=0.0, help="10¹² operations a second that the device can do")
+    parser.set_defaults(accumulate=ACCUMULATE, optimizer="adam", strategy="auto")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
