@@ -25,6 +25,8 @@ HEAD_NAMES = ("lm_head", "embed_out")
 """Last parts of the names that transformers gives to heads, for inventories that come without a model."""
 EMBEDDING_NAMES = ("embed_tokens", "embed_in", "wte", "wpe")
 """The same for embeddings of tokens and positions."""
+TOWER_KEYS = r"^(model\.)?(vision_(model|tower)|visual|audio_tower|multi_modal_projector|embed_(vision|audio))\."
+"""Keys of towers and projectors in a multimodal checkpoint of which transformers loads the text's model alone."""
 
 
 _ENCODER_DECODER = "it is the decoder of an encoder-decoder, which reads an encoder's states"

@@ -51,6 +51,7 @@ _UNUSED_SETTINGS = (  # of training, or evident from the tensors
     *("layers_to_transform", "layers_pattern", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("runtime_config", "megatron_core", "qalora_group_size"),
 )
+_MEANINGS = {"target_parameters": " (LoRA on packed experts)"}
 _PLAIN_PATTERN = re.compile(r"\^?[\w-]+(\\?\.[\w-]+)*")  # any other, of a stranger, may take for ever to match
 _MERGE = "Merge it with PEFT (merge_and_unload), save the result, and name that folder."
 _KEPT_TENSORS = 8  # of as many parameters: one or two for each thread of a merge
@@ -136,7 +137,7 @@ def _config_issues(config: Mapping[str, Any], adapter: Path, setting: str) -> It
     if "peft_type" not in config:
         wrong.append("no peft_type")
     wrong += [
-        f"{key}: {value!r}"
+        f"{key}: {value!r}{_MEANINGS.get(key, '')}"
         for key, value in config.items()
         if key not in _READ_SETTINGS and key not in _UNUSED_SETTINGS and value not in (None, False, {}, [], "")
     ]

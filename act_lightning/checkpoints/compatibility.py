@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Keys that do not change how weights are used, or that have an issue of their own.
 _IGNORED_KEYS = {"architectures", "transformers_version", "_name_or_path", "use_cache", "vocab_size", "model_type"}
+_TEXT = "_text"  # ends the type of the text's model in a type with several modalities
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (_TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -29,9 +30,9 @@ _TOKENIZER_FILES = (_TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt")
 def config_differences(target: Path, source: Path) -> dict[str, tuple[object, object]]:
     """Values of target and source where their configs differ, by key, such as ``rope_parameters`` or norm epsilon.
 
-    After a transfer the target's still apply.
+    After a transfer the target's still apply. Of several modalities the text's configs are compared.
     """
-    target_config, source_config = load_config(target).to_dict(), load_config(source).to_dict()
+    target_config, source_config = (load_config(folder).get_text_config().to_dict() for folder in (target, source))
     return {
         key: (target_config.get(key), source_config.get(key))
         for key in sorted({*target_config, *source_config} - _IGNORED_KEYS)
@@ -91,14 +92,20 @@ def pair_issues(target: ModelSpec, source: ModelSpec, name: str, setting: str) -
     For messages, ``name`` is what the user called the source, under ``setting``.
     """
     hint = "Choose a source fine-tuned from the target's own base model."
+    unmatched = sorted(target.shapes.keys() ^ source.shapes.keys())
+    in_one = f"these are in one of the two only: {summarize_names(unmatched)}"
     if target.model_type != source.model_type:
         problem = f"must have the target's architecture, {target.model_type}, and is {source.model_type}"
+        if target.model_type.removesuffix(_TEXT) == source.model_type.removesuffix(_TEXT):
+            problem += f", of the same family: of their parameters {in_one}"
+            hint = (
+                "Name two checkpoints with other modalities, or two of text alone: with transformers, copy the "
+                "language_model of the one into a model of the other's class, and save it."
+            )
         return [ConfigIssue(setting, name, problem, hint)]
     issues = []
-    if unmatched := sorted(target.shapes.keys() ^ source.shapes.keys()):
-        problem = (
-            f"must have the target's parameters, and these are in one of the two only: {summarize_names(unmatched)}"
-        )
+    if unmatched:
+        problem = f"must have the target's parameters, and {in_one}"
         issues.append(ConfigIssue(setting, name, problem, hint))
     reshaped = [
         f"{parameter} {source.shapes[parameter]}, not {shape}"

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from act_lightning.architecture import names_of_key, persistent_buffers, tied_groups, vocabulary_parameters
+from act_lightning.architecture import (
+    TOWER_KEYS,
+    names_of_key,
+    persistent_buffers,
+    tied_groups,
+    vocabulary_parameters,
+)
 from act_lightning.channels import ChannelInventory, ModuleChannels, OwnedParameter, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import meta_model
@@ -34,7 +40,7 @@ if TYPE_CHECKING:
 
 # Part of the cache's key. Raise it when map_keys, tied_groups, vocabulary_parameters or inventory give another result
 # for the same model, or when a field of ModelSpec or of what it holds changes; not for anything else.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 # Buffers of old checkpoints that transformers ignores for every model: see _adjust_missing_and_unexpected_keys there.
 _OLD_BUFFERS = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 _MAX_LISTED = 20
@@ -67,7 +73,8 @@ class KeyMap:
         names: The parameter of every key that holds one.
         pieces: The pieces of every parameter that transformers makes of other tensors, such as packed experts of one
             tensor for each expert, or one that is split; by its name, in the order of its rows.
-        others: Keys of stored tensors that are no parameters, such as attention masks and rotary frequencies.
+        others: Keys of stored tensors that are no parameters of the model, such as attention masks, rotary frequencies,
+            and towers of other modalities.
         buffers: The key of every buffer that the model reads from a checkpoint, by its name; it is among ``others``.
         ties: Groups of names of one parameter.
     """
@@ -176,7 +183,8 @@ def map_keys(model: PreTrainedModel, stored: Mapping[str, Entry], location: str)
             rearranged.append(first_name)
             extra |= dict.fromkeys(group.keys, first_name)
     buffers, persistent = {name for name, _ in model.named_buffers()}, persistent_buffers(model)
-    ignored = (*_OLD_BUFFERS, *(model._keys_to_ignore_on_load_unexpected or ()))  # transformers skips these silently
+    # transformers skips these silently, but for towers, of which it warns
+    ignored = (*_OLD_BUFFERS, TOWER_KEYS, *(model._keys_to_ignore_on_load_unexpected or ()))
     others = tuple(
         key
         for key, name in extra.items()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from act_lightning.architecture import decoder_obstacle, persistent_buffers, tied_groups
+from act_lightning.architecture import TOWER_KEYS, decoder_obstacle, persistent_buffers, tied_groups
 from act_lightning.checkpoints.adapters import has_adapter, is_joined, join_adapter, split_adapter
 from act_lightning.checkpoints.bin_conversion import BIN_PREFIX, convert_bin
 from act_lightning.checkpoints.files import read_json
@@ -387,6 +387,7 @@ def load_model(
         "unexpected_keys": "must hold parameters of the model only",
         "mismatched_keys": "must hold the shapes that its config gives",
     }
+    loaded[1]["unexpected_keys"] = [key for key in loaded[1]["unexpected_keys"] if not re.search(TOWER_KEYS, key)]
     loaded[1]["missing_keys"] -= persistent_buffers(model).keys()  # transformers has initialized them
     hint = "Give the folder of a plain causal language model whose config belongs to its weights."
     raise_if_any(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.models import load_quantized, locate
@@ -18,6 +19,7 @@ from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.errors import ActError
 from tests.adapters import save_adapter
+from tests.model_types import tiny_type_config
 from tests.tiny import save_model, tiny_model, tiny_tokenizer
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
@@ -100,7 +102,7 @@ def edited(adapter: Path, config: Mapping[str, Any]) -> None:
         ({"peft_type": "IA3"}, "peft_type: 'IA3'"),
         ({"bias": "lora_only"}, "bias: 'lora_only'"),
         ({"init_lora_weights": "pissa_niter_4", "use_qalora": True}, "init_lora_weights: 'pissa_niter_4', use_qalora"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, r"target_parameters: \['mlp"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, r"'mlp.experts.gate_up_proj'\] \(LoRA on packed"),
         ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices: \[1, 2\]"),
         ({"a_setting_of_tomorrow": True}, "a_setting_of_tomorrow: True"),
         ({"lora_alpha": "8"}, "lora_alpha: '8'"),
@@ -114,6 +116,24 @@ def test_a_config_that_says_more_is_refused(config: dict[str, Any], problem: str
     edited(tmp_path / "adapter", config)
     with pytest.raises(ActError, match=problem):
         joined(base, tmp_path / "adapter")
+
+
+def test_lora_on_packed_experts_is_refused_and_on_the_rest_of_a_mixture_is_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mixture = AutoModelForCausalLM.from_config(tiny_type_config("qwen3_moe"), dtype=torch.float32)
+    base = save_model(mixture, tiny_tokenizer(), tmp_path / "base")
+    packed = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
+    save_adapter(base, tmp_path / "packed", **packed)
+    with pytest.raises(ActError) as raised:
+        joined(base, tmp_path / "packed")
+    (issue,) = raised.value.issues
+    assert issue.setting == "profile.sources[0].model"
+    assert "target_parameters: ['mlp.experts.gate_up_proj'] (LoRA on packed experts)" in issue.problem
+    assert issue.hint.startswith("Merge it with PEFT (merge_and_unload)")
+    merged = save_adapter(base, tmp_path / "plain", target_modules=["q_proj", "o_proj"])
+    with CheckpointReader(joined(base, tmp_path / "plain")) as reader:
+        for name, values in merged.named_parameters():
+            assert torch.equal(reader.read(name), values), name
 
 
 def test_the_base_is_known_by_its_weights_or_its_name(base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from act_lightning.checkpoints.compatibility import (
     config_differences,
@@ -21,6 +26,8 @@ from act_lightning.checkpoints.compatibility import (
     tokenizer_issues,
 )
 from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.planning.pair_checks import config_notes
+from tests.model_types import tiny_type_config
 from tests.tiny import VOCABULARY, save_model, tiny_config, tiny_model, tiny_tokenizer
 
 SETTING = "profile.sources[0].model"
@@ -83,6 +90,50 @@ def test_config_differences_are_told(target_folder: Path, tmp_path: Path) -> Non
     differences = config_differences(target_folder, tmp_path)
     assert {"rms_norm_eps", "max_position_embeddings", "rope_parameters", "bos_token_id"} <= differences.keys()
     assert differences["rms_norm_eps"] == (1e-06, 1e-05)
+
+
+def mixture_folder(place: Path, **changes: Any) -> Path:
+    model = AutoModelForCausalLM.from_config(tiny_type_config("qwen3_moe", **changes), dtype=torch.float32)
+    return save_model(model, tiny_tokenizer(), place)
+
+
+def test_siblings_have_the_same_experts(tmp_path: Path) -> None:
+    target = mixture_folder(tmp_path / "target")
+    (issue,) = sibling_issues(target, mixture_folder(tmp_path / "more", num_experts=8, num_local_experts=8), SETTING)
+    assert (issue.setting, issue.value) == (SETTING, str(tmp_path / "more"))
+    for name in ("experts.gate_up_proj (8, 48, 32), not (4, 48, 32)", "mlp.gate.weight (8, 32), not (4, 32)"):
+        assert name in issue.problem
+    (issue,) = sibling_issues(target, mixture_folder(tmp_path / "wide", moe_intermediate_size=16), SETTING)
+    assert "experts.down_proj (4, 32, 16), not (4, 32, 24)" in issue.problem
+
+
+def test_a_source_may_route_to_more_experts_which_is_told(tmp_path: Path) -> None:
+    target = mixture_folder(tmp_path / "target")
+    source = mixture_folder(tmp_path / "source", num_experts_per_tok=3)
+    assert sibling_issues(target, source, SETTING) == []
+    (note,) = config_notes(target, source, SETTING)
+    assert (note.level, note.problem) == ("note", "num_experts_per_tok: 2 in the target, 3 in the source")
+
+
+@pytest.mark.parametrize("multimodal_target", [True, False])
+def test_a_text_and_a_multimodal_checkpoint_of_one_family(multimodal_target: bool, tmp_path: Path) -> None:
+    """Qwen3.5's text has the same names in both; Gemma 3's has not, which are told."""
+    for model_type in ("qwen3_5", "gemma3"):
+        config = tiny_type_config(model_type)
+        both = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        save_model(both, tiny_tokenizer(), tmp_path / model_type / "both")
+        text = AutoModelForCausalLM.from_config(config.get_text_config(), dtype=torch.float32)
+        save_model(text, tiny_tokenizer(), tmp_path / model_type / "text")
+    pair = ("both", "text") if multimodal_target else ("text", "both")
+    target, source = (tmp_path / "qwen3_5" / name for name in pair)
+    assert sibling_issues(target, source, SETTING) == []
+    assert config_notes(target, source, SETTING) == []
+    target, source = (tmp_path / "gemma3" / name for name in pair)
+    (issue,) = sibling_issues(target, source, SETTING)
+    types = ("gemma3", "gemma3_text") if multimodal_target else ("gemma3_text", "gemma3")
+    assert f"the target's architecture, {types[0]}, and is {types[1]}, of the same family" in issue.problem
+    assert re.search(r"in one of the two only: model\.embed_tokens\.weight, .* and \d+ more", issue.problem)
+    assert "copy the language_model of the one into a model of the other's class" in issue.hint
 
 
 def test_same_text_other_tokens(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from act_lightning.architecture import persistent_buffers
 from act_lightning.checkpoints.export import export_model
@@ -21,7 +21,7 @@ from act_lightning.errors import ActError
 from act_lightning.patches.make import match_tensors
 from tests.front_door import basic, call, changed, run
 from tests.model_types import tiny_type_config
-from tests.tiny import save_model, sibling_of, tiny_tokenizer, write_jsonl
+from tests.tiny import perturb, save_model, sibling_of, tiny_tokenizer, write_jsonl
 
 MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next")
 
@@ -118,6 +118,61 @@ def test_a_merge_is_the_injection_in_memory(model_type: str, options: tuple[str,
     assert dict(load_on_device(merged, torch.bfloat16, torch.device("cpu")).named_parameters()).keys() == {
         name for name, _ in model.named_parameters()
     }
+
+
+@pytest.mark.parametrize(
+    ("model_type", "prefix", "as_transformers_names_them"),
+    [
+        ("gemma3", "language_model.model.", False),
+        ("gemma3", "model.language_model.", True),
+        ("gemma4", "model.language_model.", False),
+        ("got_ocr2", "language_model.model.", False),
+        ("llama4", "language_model.model.", False),
+        ("qwen3_5", "model.language_model.", False),
+        ("qwen3_5_moe", "model.language_model.", False),
+    ],
+)
+def test_the_text_of_a_multimodal_checkpoint_moves_and_all_else_stays(
+    model_type: str, prefix: str, as_transformers_names_them: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    target = AutoModelForImageTextToText.from_config(tiny_type_config(model_type), dtype=torch.float32).eval()
+    perturb(target, 0, 0.15)
+    for name, model in (("target", target), ("source", sibling_of(target, seed=1))):
+        model.save_pretrained(tmp_path / name, save_original_format=not as_transformers_names_them)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    data = write_jsonl(tmp_path / "d.jsonl", [{"prompt": "a", "answer": "b c d"}, {"prompt": "e", "answer": "f"}])
+    config = changed(basic(tmp_path, tmp_path / "target", tmp_path / "source", data), "model.learning_rate", ...)
+    outcome = run("merge", config, "--transfer.ratio", "0.2", "--transfer.scope", "module")
+    assert outcome.status == 0, outcome.err
+    before, after, theirs = (stored(tmp_path / name) for name in ("target", "run/merged", "source"))
+    assert before.keys() == after.keys()
+    text = {key for key in before if key.startswith((prefix, "lm_head", "language_model.lm_head"))}
+    assert len(text) > 20
+    assert len(before) - len(text) > 20
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved <= text
+    assert {f"{prefix}embed_tokens.weight", f"{prefix}layers.0.input_layernorm.weight"} <= moved
+    for key in moved:
+        at = before[key] != after[key]
+        expected = before[key] + 0.4 * (theirs[key] - before[key])
+        torch.testing.assert_close(after[key][at], expected[at], rtol=1e-5, atol=1e-6)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "run" / "merged")
+    loaded = {name: values for name, values in merged.named_parameters() if "language_model" in name}
+    norm = next(values for name, values in loaded.items() if name.endswith("layers.0.input_layernorm.weight"))
+    assert torch.equal(norm, after[f"{prefix}layers.0.input_layernorm.weight"])
+    if model_type not in ("llama4", "qwen3_5", "qwen3_5_moe"):  # whose text has the same names without the rest
+        return
+    AutoModelForCausalLM.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "text")
+    tiny_tokenizer().save_pretrained(tmp_path / "text")
+    assert not any("vision" in key or "visual" in key for key in stored(tmp_path / "text"))
+    outcome = run(
+        "merge",
+        changed(config, "profile.sources.0.model", str(tmp_path / "text")),
+        *("--transfer.ratio", "0.2", "--transfer.scope", "module", "--trainer.default_root_dir", tmp_path / "again"),
+    )
+    assert outcome.status == 0, outcome.err
+    assert_same(stored(tmp_path / "again" / "merged"), after)
 
 
 def test_patches_go_by_stored_tensors(tmp_path: Path) -> None:
