@@ -64,6 +64,9 @@ VERBS = {
     "report": Verb(
         "Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report", "torch"
     ),
+    "config-schema": Verb(
+        "Print the JSON schema of a config, for editors that check and complete it.", "config_schema:main", ""
+    ),
     "env": Verb(
         "Print versions, machine, storage and variables for a bug report, without secrets.", "environment:main", ""
     ),
