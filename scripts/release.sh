@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what a release consists of in dist/: sdist, wheel, an SBOM (CycloneDX) of the locked packages, and their SHA-256.
-#   bash scripts/release.sh                    needs: pip install build cyclonedx-bom
+#   bash scripts/release.sh                    needs: pip install -c constraints.txt build cyclonedx-bom
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rm -rf dist

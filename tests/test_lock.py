@@ -1,10 +1,14 @@
-"""The lock file: every package with hashes, and the versions that the tests run with."""
+"""What is locked: packages with hashes, at the versions that the tests run with; actions of workflows; the version."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from pathlib import Path
+
+import yaml
+
+import act_lightning
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,3 +27,19 @@ def test_the_lock_is_complete_and_up_to_date() -> None:
     for requirement in project["dependencies"]:
         name = re.split(r"[\[><=]", requirement)[0]
         assert re.sub("[-_.]+", "-", name.lower()) in locked, f"{name}: run scripts/lock.sh"
+
+
+def test_workflows_use_actions_by_commit_and_may_write_only_where_a_job_says_so() -> None:
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = path.read_text()
+        workflow = yaml.safe_load(text)
+        assert set(workflow["permissions"].values()) <= {"read"}, path
+        for action in re.findall(r"uses: (.+)", text):
+            assert action.startswith("./.github/") or re.match(r"[\w./-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", action), (
+                action
+            )
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == act_lightning.__version__

@@ -59,12 +59,14 @@ def test_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     assert names == SHIPPED
 
 
-def test_sdist_holds_the_package(built: Path) -> None:
+def test_sdist_holds_the_package_and_what_builds_it(built: Path) -> None:
+    """No tests: they need the whole checkout. No link ``callbacks``."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
-    assert {*SHIPPED, "LICENSE", "README.md", "pyproject.toml"} <= set(members)
-    assert not any(member.issym() or name.startswith("callbacks") for name, member in members.items())
+        names = {member.name.partition("/")[2] for member in archive.getmembers() if not member.isdir()}
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in names if name.startswith("act_lightning.egg-info/")}
+    texts = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "SECURITY.md"}
+    assert names - made == {*SHIPPED, *texts, "MANIFEST.in", "pyproject.toml", "requirements.lock"}
 
 
 def test_installed_callbacks_are_the_wheels(fresh_python: Path, tmp_path: Path) -> None:
