@@ -1,19 +1,23 @@
-"""Write the help of every verb to act_lightning/cli/help.json, which is printed without an import of Lightning.
+"""Write what the code says of its verbs and settings: act_lightning/cli/help.json, docs/verbs.md and docs/settings.md.
 
-python scripts/help.py
+    python scripts/help.py
+
+``--help`` prints the first without an import of Lightning.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import io
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
 import docstring_parser
 
@@ -21,12 +25,18 @@ from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.cli import PROGRAM, VERBS, main
+from act_lightning.data.ability_data import AbilityData, EvaluationData, PerGroup
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.merging import METHODS
 from act_lightning.module import AbilityTransferModule
+from act_lightning.scorers import SCORERS
 from act_lightning.sweep.sweep_settings import SweepSettings
+from act_lightning.transfer.settings import AbilitySource
 from act_lightning.translation.translation_settings import TranslationSettings
 
-FILE = Path(__file__).parent.parent / "act_lightning" / "cli" / "help.json"
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "act_lightning" / "cli" / "help.json"
+SETTINGS_PAGE, VERBS_PAGE = ROOT / "docs" / "settings.md", ROOT / "docs" / "verbs.md"
 WIDTH, NAME, DEFAULT = 80, 31, 11
 SECTIONS: dict[str, Any] = {
     "model": AbilityTransferModule,
@@ -88,10 +98,7 @@ def about_of(verb: str) -> str:
 
 def settings(section: str, cls: Any) -> Iterator[str]:  # noqa: ANN401 - any class with settings
     """A line for each setting of a section: name, default, and the first sentence about it."""
-    documented = {each.arg_name: each.description or "" for each in docstring_parser.parse(cls.__doc__).params}
-    for attribute in docstring_parser.parse(cls.__doc__).meta:
-        if isinstance(attribute, docstring_parser.common.DocstringParam):
-            documented.setdefault(attribute.arg_name, attribute.description or "")
+    documented = documented_settings(cls)
     for name, parameter in inspect.signature(cls).parameters.items():
         if f"{section}.{name}" in RARE or (section in ("data", "profile") and name in LINKED):
             continue
@@ -99,6 +106,16 @@ def settings(section: str, cls: Any) -> Iterator[str]:  # noqa: ANN401 - any cla
         default = "required" if required else default_text(parameter.default)
         about = " ".join(documented.get(name, "").replace("``", "").split())
         yield fit_line(f"  {f'--{section}.{name}':<{NAME}}{default:<{DEFAULT}}", about)
+
+
+def documented_settings(cls: Any) -> dict[str, str]:  # noqa: ANN401
+    """What the docstrings of a class and of its bases say about each of its settings."""
+    documented: dict[str, str] = {}
+    for each in inspect.getmro(cls):
+        for entry in docstring_parser.parse(each.__doc__ or "").meta:
+            if isinstance(entry, docstring_parser.common.DocstringParam):
+                documented.setdefault(entry.arg_name, entry.description or "")
+    return documented
 
 
 def default_text(value: object) -> str:
@@ -128,6 +145,122 @@ def parsers_help(verb: str) -> str:
     return text.getvalue()
 
 
+NESTED: dict[str, dict[str, tuple[str, Any]]] = {  # by section: the setting, a sentence, and the class of its values
+    "data": {
+        "data.abilities.NAME": ("Where the rows of an ability come from: see [Data](data.md).", AbilityData),
+        "data.abilities.NAME.per_group": ("", PerGroup),
+        "data.evaluations.NAME": ("All settings of an ability, and: see [Evaluation](evaluation.md).", EvaluationData),
+    },
+    "profile": {"profile.sources[]": ("", AbilitySource)},
+    "transfer": {
+        "transfer.selection": (
+            "A name, or `{class_path: act_lightning.scorers.CLASS, init_args: {…}}`: see [Selections](selections.md).",
+            SCORERS,
+        ),
+        "transfer.method": (
+            "A name, or `{class_path: act_lightning.merging.CLASS, init_args: {…}}`: see [Merging](merging.md).",
+            METHODS,
+        ),
+    },
+}
+
+
+def settings_page() -> str:
+    """Every setting with its type, default and meaning."""
+    lines = [(Path(__file__).parent / "settings_page.md").read_text(encoding="utf-8").strip()]
+    for section, cls in SECTIONS.items():
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            markdown_text(docstring_parser.parse(cls.__doc__).short_description or ""),
+            "",
+        ]
+        lines += settings_table(cls, LINKED if section in ("data", "profile") else set())
+        for name, (about, of) in NESTED.get(section, {}).items():
+            lines += ["", f"### {name}", ""]
+            if isinstance(of, dict):
+                lines += [about, "", *classes_table(of)]
+                continue
+            lines += [about or markdown_text(docstring_parser.parse(of.__doc__).short_description or ""), ""]
+            lines += settings_table(
+                of,
+                {each.name for each in dataclasses.fields(AbilityData)} - {"role"} if of is EvaluationData else set(),
+            )
+    return "\n".join(lines) + "\n"
+
+
+def settings_table(cls: Any, left_out: set[str]) -> Iterator[str]:  # noqa: ANN401
+    """A row for each setting of a class."""
+    documented = documented_settings(cls)
+    yield "| setting | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in left_out:
+            meaning = markdown_text(documented.get(name, ""))
+            yield f"| `{name}` | {type_text(cls, parameter)} | {written(parameter)} | {meaning} |"
+
+
+def type_text(cls: Any, parameter: inspect.Parameter) -> str:  # noqa: ANN401
+    """The type of a setting, with the choices of one that has choices."""
+    names = {name: value for each in inspect.getmro(cls) for name, value in vars(sys.modules[each.__module__]).items()}
+    text = re.sub(r"\b[A-Z]\w+\b(?!\[)", lambda word: choices(names.get(word[0])) or word[0], str(parameter.annotation))
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda match: match[1].replace(", ", " | "), text)
+    return (
+        "`" + re.sub(r"\bNone\b", "null", text).replace("'", "").replace(" | ", " or ") + "`"
+    )  # no table has | in code
+
+
+def choices(value: object) -> str:
+    """The values of an alias of ``Literal``, alone or with other types, or nothing."""
+    if get_origin(value) is Literal:
+        return " | ".join(map(str, get_args(value)))
+    if get_origin(value) is Union:
+        return " | ".join(choices(each) or each.__name__ for each in get_args(value))
+    return ""
+
+
+def classes_table(classes: dict[str, Any]) -> Iterator[str]:
+    """A row for each selection or merging method, with the arguments that it takes."""
+    yield "| name | class | arguments and defaults |"
+    yield "|---|---|---|"
+    for name, cls in classes.items():
+        pairs = (f"`{each}`: {written(value)}" for each, value in inspect.signature(cls).parameters.items())
+        yield f"| `{name}` | `{cls.__name__}` | {', '.join(pairs)} |"
+
+
+def written(parameter: inspect.Parameter) -> str:
+    """A default as a config writes it."""
+    value = parameter.default
+    if value is inspect.Parameter.empty:
+        return "required"
+    if str(value) == "<factory>":
+        return "…"
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False, default=str)
+    return f"`{text if isinstance(value, list | tuple | dict) else text.strip(chr(34))}`".replace("``", "empty")
+
+
+def markdown_text(docstring: str) -> str:
+    """A paragraph of a docstring as a cell of a table."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(docstring.split()))
+    return text.replace("``", "`").replace("`None`", "`null`").replace("|", "\\|")
+
+
+def verbs_page(texts: dict[str, str]) -> str:
+    """Every verb: what it does, and its help."""
+    lines = [(Path(__file__).parent / "verbs_page.md").read_text(encoding="utf-8").strip(), ""]
+    lines += ["| verb | does |", "|---|---|"]
+    lines += [
+        f"| [`{name}`](#{name.replace(' ', '-')}) | {verb.about} |" for name, verb in VERBS.items() if name != "data"
+    ]
+    lines += [
+        f"| [`{name}`](#{name.replace(' ', '-')}) | {about_of(name)} |" for name in texts if name.startswith("data ")
+    ]
+    for name in sorted(texts, key=lambda name: [*VERBS].index(name.split()[0])):
+        lines += ["", f"## {name}", "", "```text", texts[name].rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
 def make() -> str:
     """The content of the file."""
     texts = {verb: short_help(verb) for verb in SHOWN} | {verb: parsers_help(verb) for verb in OTHERS}
@@ -137,4 +270,6 @@ def make() -> str:
 if __name__ == "__main__":
     FILE.unlink(missing_ok=True)  # else the parsers' own help would come from it
     FILE.write_text(make(), encoding="utf-8")
-    print(f"written to {FILE}")
+    SETTINGS_PAGE.write_text(settings_page(), encoding="utf-8")
+    VERBS_PAGE.write_text(verbs_page(json.loads(FILE.read_text(encoding="utf-8"))), encoding="utf-8")
+    print(f"written to {FILE}, {SETTINGS_PAGE} and {VERBS_PAGE}")

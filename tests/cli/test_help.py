@@ -34,6 +34,8 @@ def test_it_is_what_the_code_says() -> None:
     assert {verb: module.short_help(verb) for verb in module.SHOWN}.items() <= HELP.items()
     assert HELP.keys() == {*module.SHOWN, *module.OTHERS}
     assert {verb.split()[0] for verb in HELP} == set(VERBS)
+    assert module.SETTINGS_PAGE.read_text(encoding="utf-8") == module.settings_page()
+    assert module.VERBS_PAGE.read_text(encoding="utf-8") == module.verbs_page(HELP)
 
 
 @pytest.mark.parametrize("verb", HELP)
