@@ -1,6 +1,6 @@
 """ACT before a Hugging Face Trainer: score, move the best rows into the model, then train as you do now.
 
-    pip install 'act-lightning[lab]'        # the Trainer needs accelerate
+    pip install accelerate        # which the Trainer needs
     python examples/huggingface_trainer.py
     python examples/huggingface_trainer.py --target Qwen/Qwen2.5-Math-1.5B-Instruct \
         --source Qwen/Qwen2.5-1.5B-Instruct --ability data/science-ar.jsonl --lr 2e-5
