@@ -10,9 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from rich.table import Table
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.activation_patching import (
@@ -28,7 +26,7 @@ from act_lightning.analysis.causes_settings import CausesSettings
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import load_on_device
-from act_lightning.console import Console
+from act_lightning.console import Console, Table, progress_bar
 from act_lightning.data.batches import collate, normalize_batch, token_budget_batches
 from act_lightning.data.cache import lengths
 from act_lightning.data.datamodule import AbilityDataModule
@@ -212,7 +210,7 @@ def _measure_losses(
         sums = torch.as_tensor(strategy.reduce(local_sums.to(device), reduce_op="sum")).cpu()
         means[name] = sums[0] / sums[1]
     losses: dict[str, list[float | int]] = {name: [] for name in ("number", *experiment.names)}
-    with tqdm(batches, desc=f"intervening for {label}", disable=not trainer.is_global_zero) as progress:
+    with progress_bar(batches, desc=f"intervening for {label}", disable=not trainer.is_global_zero) as progress:
         for rows, batch in zip(indices, progress, strict=True):
             losses["number"].extend(rows)
             for name, values in experiment.losses(batch, means).items():

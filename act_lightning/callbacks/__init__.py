@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from act_lightning.callbacks.lost_updates import LostUpdates
     from act_lightning.callbacks.preemption import PreemptionCheckpoint
     from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+    from act_lightning.callbacks.progress import LoopProgress
     from act_lightning.callbacks.throughput import TokenThroughput
     from act_lightning.transfer.settings import AbilitySource
 
@@ -30,6 +31,7 @@ __all__ = [
     "FisherInformation",
     "HuggingFaceExport",
     "LastCheckpoint",
+    "LoopProgress",
     "LostUpdates",
     "MaskedTaskVectorInjection",
     "PreemptionCheckpoint",
@@ -45,6 +47,7 @@ _HOMES = {
     "FisherInformation": "act_lightning.callbacks.fisher",
     "HuggingFaceExport": "act_lightning.callbacks.export",
     "LastCheckpoint": "act_lightning.callbacks.last_checkpoint",
+    "LoopProgress": "act_lightning.callbacks.progress",
     "LostUpdates": "act_lightning.callbacks.lost_updates",
     "MaskedTaskVectorInjection": "act_lightning.callbacks.injection",
     "PreemptionCheckpoint": "act_lightning.callbacks.preemption",

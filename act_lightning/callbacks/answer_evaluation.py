@@ -8,11 +8,11 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
-from tqdm.auto import tqdm
 
 from act_lightning.architecture import require_language_model
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.weight_files import identify_module
+from act_lightning.console import progress_bar
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
@@ -56,7 +56,7 @@ class AnswerEvaluation(RootWriter):
         with isolate_rng(), back_on_device(trainer):
             for set_index, loader in enumerate(data.test_dataloader()):
                 name = data.evaluation_names[set_index]
-                for batch in tqdm(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
+                for batch in progress_bar(loader, desc=f"answering {name}", disable=not trainer.is_global_zero):
                     run_in_strategy(trainer, partial(evaluator.evaluate_batch, answer, batch, set_index))
         self.results, records = evaluator.gather()
         if trainer.is_global_zero:

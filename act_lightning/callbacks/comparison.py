@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import require_language_model
@@ -21,7 +20,7 @@ from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.models import locate
-from act_lightning.console import Console
+from act_lightning.console import Console, progress_bar
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import EVERY_MODULE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -272,7 +271,6 @@ class TransferComparison(RootWriter, FitEvaluation):
         for line in comparison_findings(self.rows, roles):
             console.print(line)
         print(f"comparison written to {folder / 'comparison.csv'}")
-        print(f"next: python -m act_lightning report {trainer.default_root_dir}")
 
 
 def _row_kind(row: ModelRow) -> int:
@@ -284,7 +282,7 @@ def _row_kind(row: ModelRow) -> int:
 def _score(label: str, model: PreTrainedModel, trainer: L.Trainer, sets: Collection[str]) -> ItemScores:
     data, rank, world_size = _evaluation_data(trainer), trainer.global_rank, trainer.world_size
     items = sum(len(data.prompts[name]) for name in sets)
-    with tqdm(desc=f"evaluating {label}", total=items, disable=not trainer.is_global_zero) as bar:
+    with progress_bar(desc=f"evaluating {label}", total=items, disable=not trainer.is_global_zero) as bar:
 
         def score() -> ItemScores:
             def update(scored: int) -> None:

@@ -11,13 +11,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import find_language_model
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import check_writable, save_tensors
 from act_lightning.checkpoints.reader import load_on_device
+from act_lightning.console import progress_bar
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.gradients import summed_squared_gradients
 from act_lightning.profiling.measurement import Measurement, check_compatibility, find_target, measurements
@@ -119,7 +119,7 @@ def _gather(model: PreTrainedModel, pending: Sequence[Measurement], trainer: L.T
     for measurement in pending:
         samples = list(measurement.samples.samples[trainer.global_rank :: trainer.world_size])
         title = f"Fisher information of {measurement.label}"
-        with tqdm(samples, desc=title, disable=not trainer.is_global_zero) as bar:
+        with progress_bar(samples, desc=title, disable=not trainer.is_global_zero) as bar:
             sums = summed_squared_gradients(model, bar)
         means = {}
         for name, values in sums.items():

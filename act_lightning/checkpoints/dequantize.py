@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
+from act_lightning.checkpoints.export import bytes_bar, output_issues, require_space
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, read_json, wrap_os_errors
 from act_lightning.checkpoints.manifest import write_manifest
 from act_lightning.checkpoints.weight_files import (
@@ -63,7 +63,7 @@ def dequantize(model: Path, out: Path, dtype: torch.dtype, overwrite: bool = Fal
     require_space(out, written)
     counts = {"fp8": 0, "mxfp4": 0}
     total = sum(header.data_size for header in written.values())
-    with no_wider_than(model), atomic_folder(out) as folder, progress_bar("Dequantizing", total) as bar:
+    with no_wider_than(model), atomic_folder(out) as folder, bytes_bar("Dequantizing", total) as bar:
         index = {}
         for file, header in written.items():
             kinds = {key: kind for key, _, _, kind in kept[file]}

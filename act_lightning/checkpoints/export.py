@@ -14,13 +14,13 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from act_lightning.channels import as_matrix
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, wrap_os_errors
 from act_lightning.checkpoints.manifest import foreign_issue, write_manifest
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import CONFIG, INDEX, Header, aux_files, check_finite
+from act_lightning.console import Progress, format_bytes, progress_bar
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 
 FileContent = str | bytes | Callable[[], str]
@@ -105,7 +105,7 @@ def open_output(
     extra_files: Mapping[str, FileContent],
     overwrite: bool,
     durable: bool = True,
-) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], dict[str, str], tqdm[None]]]:
+) -> Iterator[tuple[Path, CheckpointReader, dict[str, Header], dict[str, str], Progress]]:
     """Open a new folder in the layout of ``target``; the block writes its weight files, and all others follow.
 
     Arguments and errors are those of :func:`export_model`; ``durable`` is that of
@@ -125,7 +125,7 @@ def open_output(
         with (
             no_wider_than(target),
             atomic_folder(out, durable) as folder,
-            progress_bar(f"Writing {out.name}", total) as bar,
+            bytes_bar(f"Writing {out.name}", total) as bar,
         ):
             sha256: dict[str, str] = {}
             yield folder, reader, headers, sha256, bar
@@ -194,13 +194,13 @@ def require_space(out: Path, headers: Mapping[str, Header]) -> None:
     existing = next(path for path in out.resolve().parents if path.is_dir())
     free = shutil.disk_usage(existing).free
     if free < size:
-        problem = f"must have room for {size / 1e9:.1f} GB, and {existing} has {free / 1e9:.1f} GB left"
+        problem = f"must have room for {format_bytes(size)}, and {existing} has {format_bytes(free)} left"
         raise ActError(ConfigIssue("output", str(out), problem, "Free some space or choose another folder."))
 
 
-def progress_bar(title: str, total: int) -> tqdm[None]:
+def bytes_bar(title: str, total: int) -> Progress:
     """A progress bar over ``total`` bytes, which disappears at the end."""
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, leave=False, disable=None)
+    return progress_bar(total=total, desc=title, unit="B", unit_scale=True, leave=False)
 
 
 def _write_shard(
@@ -210,7 +210,7 @@ def _write_shard(
     get: Callable[[str], Tensor],
     parts: _Parts,
     buffers: Mapping[str, Tensor],
-    bar: tqdm[None],
+    bar: Progress,
 ) -> str:
     """Write a weight file, and return its SHA-256."""
     digest = hashlib.sha256(opening := header.encode())

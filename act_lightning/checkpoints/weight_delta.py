@@ -7,10 +7,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from act_lightning.channels import ChannelInventory, add_to_channels, as_matrix, matrix_shape
 from act_lightning.checkpoints.compatibility import VocabularyMatch
+from act_lightning.console import progress_bar
 
 _BLOCK = 16 * 1024 * 1024  # elements of each model in memory at a time
 
@@ -76,7 +76,7 @@ def channel_sums(
     """
     sums = torch.zeros(inventory.total, dtype=torch.float64)
     total = sum(inventory.shapes[owned.name].numel() for module in inventory.modules for owned in module.owned)
-    with tqdm(desc="weight change", total=total, unit="", unit_scale=True, disable=quiet) as bar:
+    with progress_bar(desc="weight change", total=total, unit="", unit_scale=True, disable=quiet) as bar:
         for module, span in inventory.spans():
             for owned in module.owned:
                 shape = inventory.shapes[owned.name]

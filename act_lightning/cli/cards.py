@@ -12,6 +12,7 @@ from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.next_step import print_next
 from act_lightning.escaping import terminal_text
 
 
@@ -35,4 +36,6 @@ def run_card(arguments: Sequence[str]) -> int:
             else:
                 write_file(folder / CARD, text)
                 print(terminal_text(f"card written to {folder / CARD}"))
+    if not args.print:
+        print_next("replay", folders[0])
     return 0

@@ -10,6 +10,7 @@ from act_lightning.checkpoints.dequantize import dequantize
 from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.next_step import print_next
 from act_lightning.escaping import terminal_text
 
 
@@ -32,4 +33,5 @@ def main(arguments: Sequence[str]) -> int:
         counts = dequantize(model, args.out, resolve_dtype(args.dtype, model, "--dtype"), args.overwrite)
     kinds = " and ".join(f"{count:,} tensors of {kind}" for kind, count in counts.items() if count) or "nothing"
     print(terminal_text(f"model written to {args.out}: {kinds} as {args.dtype}"))
+    print_next("plan", "--config", "FILE", "--model.target", args.out)
     return 0

@@ -6,6 +6,7 @@ import argparse
 import copy
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -33,10 +34,13 @@ from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.preemption import PreemptionCheckpoint, exiting_at_signals
 from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.callbacks.progress import LoopProgress
+from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.files import check_writable, wrap_disk_errors
 from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
+from act_lightning.cli.next_step import print_next, run_options
 from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
@@ -44,7 +48,7 @@ from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import TerminalFilter, file_name, terminal_text
-from act_lightning.evaluation.tables import ModelRow
+from act_lightning.evaluation.tables import ModelRow, validation_table
 from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
 from act_lightning.planning.plan import make_plan, print_plan
@@ -61,6 +65,8 @@ _IGNORED_WARNINGS = (
     "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
+# Lightning's tip to install a logger of its own, accelerators that are not there, and the end of the last epoch.
+_NO_NEWS = re.compile(r"litlogger|^[GT]PU available: False|^`Trainer.fit` stopped: `max_epochs=")
 _INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
 _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
 _OVERWRITE = "Replace an earlier export, and the checkpoint of an earlier fit; other files are never replaced."
@@ -97,8 +103,9 @@ class ActCLI(LightningCLI):
 
     exit_status = 0
 
-    def __init__(self, arguments: ArgsType = None) -> None:
+    def __init__(self, arguments: ArgsType = None, says_next: bool = True) -> None:
         words = sys.argv[1:] if arguments is None else arguments
+        self._arguments = words if says_next and isinstance(words, list) else []
         self._requested_verbs = set(words if isinstance(words, list) else self.subcommands())
         with ExitStack() as self._lock:
             super().__init__(
@@ -153,7 +160,7 @@ class ActCLI(LightningCLI):
         if verb not in _OWN_VERBS:
             parser = self._prepare_subcommand_parser(L.Trainer, verb, description=about)
             parser.set_defaults(weights_only=True)  # a checkpoint must not run code when it is read
-            if verb == "test":
+            if verb in ("validate", "test"):
                 parser.set_defaults(verbose=False)  # which would print all metrics once more for every set
             _add_options(parser)
             return parser
@@ -243,6 +250,12 @@ class ActCLI(LightningCLI):
             comparison.fits_again = True
         return trainer
 
+    def after_validate(self) -> None:
+        """Print what was measured, a line for each set."""
+        if self.trainer.is_global_zero:
+            Console().print(validation_table(self.trainer.callback_metrics))
+            rank_zero_info(f"metrics written to {self.trainer.log_dir}")
+
     def after_fit(self) -> None:
         """Make the other fits of a comparison, then print its table."""
         for comparison in callbacks_of(self.trainer, TransferComparison):
@@ -306,14 +319,37 @@ class ActCLI(LightningCLI):
                 write_predictions(self.trainer, self.run, predictions or [])
             else:
                 super()._run_subcommand(subcommand)
+        if self.trainer.is_global_zero and self._arguments:
+            print_next(*self._next_command(subcommand))
+
+    def _next_command(self, verb: str) -> list[str]:
+        """The verb that may follow this one, and its options."""
+        root, result = self.run.root, self.run.root / ("merged" if verb == "merge" else "model")
+        evaluates, options = bool(self.datamodule.evaluations), run_options(self._arguments)
+        of_result = [*run_options(self._arguments, "model.target", "model.revision"), f"--model.target={result}"]
+        if verb in ("fit", "merge") and evaluates:
+            return ["test", *of_result]
+        if verb in ("fit", "merge") and not any(root.glob("scores*/*/*.safetensors")):
+            out = f"{result}.safetensors"
+            return ["patch", "make", "--base", str(self.model.target), "--tuned", str(result), "--out", out]
+        if verb == "test":
+            exported = any((root / name / CARD).is_file() for name in ("model", "merged"))
+            return ["card", str(root)] if exported else ["fit", *options]
+        if verb == "sweep" and (best := root / "sweep" / "best.yaml").is_file():
+            return ["fit", "--config", str(best)]
+        follows = {"profile": "merge", "predict": "test", "validate": "test" if evaluates else "fit"}
+        return [follows.get(verb, "report"), *(options if verb in follows else [str(root)])]
 
     def _run_without_trainer(self, subcommand: str) -> None:
         if subcommand == "inspect":
             print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
-            return
-        options = self.config.plan
-        plan = make_plan(self.run, options["for"], options.calibrate)
-        self.exit_status = print_plan(plan, as_json=options.json)
+            follows = "plan"
+        else:
+            follows = self.config.plan["for"]
+            plan = make_plan(self.run, follows, self.config.plan.calibrate)
+            self.exit_status = print_plan(plan, as_json=self.config.plan.json)
+        if self._arguments and not self.exit_status and not self.config[subcommand].json:
+            print_next(follows, *run_options(self._arguments))
 
 
 def _add_options(parser: LightningArgumentParser) -> None:
@@ -346,6 +382,8 @@ def trainer_defaults(
         defaults["plugins"] = [*plugins, TrainingStateIO()]
     fits, saves = verb == "fit" and not settings.fast_dev_run, settings.enable_checkpointing is not False
     first: list[Callback] = [FailTogether()]  # these listen before profiling begins
+    if settings.enable_progress_bar is not False and not any(isinstance(item, ProgressBar) for item in configured):
+        first.append(LoopProgress())
     if fits and saves and not any(isinstance(callback, PreemptionCheckpoint) for callback in configured):
         first.append(PreemptionCheckpoint())
     defaults["callbacks"] = [*first, *configured]
@@ -398,25 +436,25 @@ def remove_empty_run(root: Path) -> Iterator[None]:
         raise
 
 
-def main(arguments: ArgsType) -> int:
-    """Run a verb, given with its options or as a dict, and return the exit status."""
+def main(arguments: ArgsType, says_next: bool = True) -> int:
+    """Run a verb, given with its options or as a dict, say which may follow if asked to, and return the exit status."""
     with warnings.catch_warnings(), _escaped_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
             for handler in logging.getLogger(logger).handlers:
                 handler.addFilter(_TERMINAL_FILTER)
-                handler.addFilter(_is_no_advertisement)
+                handler.addFilter(_is_news)
         try:
-            return ActCLI(arguments).exit_status
+            return ActCLI(arguments, says_next).exit_status
         except MisconfigurationException as error:
             print(terminal_text(f"error: {error}"), file=sys.stderr)
             return 1
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    """Whether a message is other than Lightning's tip to install a logger of its own."""
-    return not (record.name.startswith("lightning.") and "litlogger" in record.getMessage())
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a message is none of those that Lightning writes whatever happens."""
+    return not (record.name.startswith("lightning.") and _NO_NEWS.search(record.getMessage()))
 
 
 @contextmanager

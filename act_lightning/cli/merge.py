@@ -27,6 +27,8 @@ from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.checkpoints.streaming import merge_checkpoint
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli.config_merging import ConfigParser
+from act_lightning.cli.next_step import print_next
+from act_lightning.console import format_bytes
 from act_lightning.defaults import LARGEST_SEED, SEED, is_first_process
 from act_lightning.errors import ActError, raise_if_any
 from act_lightning.escaping import terminal_text
@@ -97,6 +99,8 @@ def main(arguments: list[str]) -> int:
         merge = merge_without_trainer(arguments, lock)
         if merge is not None:
             print(terminal_text(merge.write()), file=sys.stderr)
+            merged = merge.root / "merged"
+            print_next("patch", "make", "--base", merge.target, "--tuned", merged, "--out", f"{merged}.safetensors")
             return 0
     from act_lightning.cli import lightning_cli
 
@@ -148,7 +152,7 @@ class Merge:
         write_file(self.root / "transfer.json", record())
         issues += rounding_issues(injection.rounding)
         lines = [describe_transfer(report), *(f"{issue.level}: {issue}" for issue in issues)]
-        lines += [f"{bytes_read:,} bytes of the sources' tensors read", f"merged model written to {output}"]
+        lines += [f"{format_bytes(bytes_read)} of the sources' tensors read", f"merged model written to {output}"]
         return "\n".join(lines)
 
 

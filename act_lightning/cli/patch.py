@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.console import Console
+from act_lightning.cli.next_step import print_next
+from act_lightning.console import Console, Table, format_bytes
 from act_lightning.escaping import terminal_text
 from act_lightning.patches.apply import apply_patch, revert_patch
 from act_lightning.patches.extract_lora import Extraction, extract_lora
@@ -32,11 +31,16 @@ def main(arguments: Sequence[str]) -> int:
         with lock_output(args.out, "patch make", "--out"):
             patch = make_patch(base, tuned, args.out, (args.base, args.tuned))
         _print_summary(patch, console)
+        applied = args.out.with_name(f"{args.out.stem}-applied")
+        print_next("patch", "apply", "--model", args.base, "--patch", args.out, "--out", applied)
     elif args.action == "extract-lora":
         base, tuned = locate(args.base, None, "--base"), locate(args.tuned, None, "--tuned", adapters=True)
         with lock_output(args.out, "patch extract-lora", "--out"):
             extraction = extract_lora(base, tuned, args.rank, args.out, (args.base, args.tuned), args.overwrite)
         _print_extraction(extraction, args.out, console)
+        patch_path = args.out.with_name(f"{args.out.name}.safetensors")
+        tuned_model = f"{args.base}+{args.out}"
+        print_next("patch", "make", "--base", args.base, "--tuned", tuned_model, "--out", patch_path)
     elif args.action == "show":
         patch = open_patch(find_patch(args.patch))
         if args.json:
@@ -44,12 +48,19 @@ def main(arguments: Sequence[str]) -> int:
         else:
             _print_summary(patch, console)
             _print_groups(patch, console)
+            print_next("patch", "apply", "--model", "MODEL", "--patch", args.patch, "--out", "DIR")
     else:
         model, patches = locate(args.model, None, "--model"), [find_patch(reference) for reference in args.patch]
         change = apply_patch if args.action == "apply" else revert_patch
         with lock_output(args.out, f"patch {args.action}", "--out"):
             digest = change(model, patches, args.out, args.stack, args.model, args.overwrite)
         print(terminal_text(f"model written to {args.out}; digest of its weights {digest}"))
+        if args.action == "apply":
+            given = [word for patch in args.patch for word in ("--patch", patch)] + ["--stack"] * args.stack
+            reverted = args.out.with_name(f"{args.out.name}-reverted")
+            print_next("patch", "revert", "--model", args.out, *given, "--out", reverted)
+        else:
+            print_next("patch", "show", args.patch[0])
     return 0
 
 
@@ -93,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_summary(patch: PatchFile, console: Console) -> None:
     totals, record = summarize_patch(patch.record), patch.record
     lines = [
-        f"{patch.path}: {patch.path.stat().st_size / 1e6:,.2f} MB",
+        f"{patch.path}: {format_bytes(patch.path.stat().st_size)}",
         f"made from {record.provenance.get('tuned')} over {record.provenance.get('base')}",
         f"changes {totals['changed']:,} of {totals['parameters']:,} elements ({totals['changed_share']:.2%}) "
         f"in {len(record.tensors)} tensors",

@@ -17,6 +17,7 @@ from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import CARD, data_fingerprints, model_identities, versions
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.next_step import print_next
 from act_lightning.cli.replay_settings import Overrides, localize, outcome_folder, take_settings
 from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -60,7 +61,12 @@ def run_replay(arguments: Sequence[str]) -> int:
     status = _run_recipe(verb, settings, options)
     if status or not is_first_process():
         return status
-    return _compare(output / _EXPORTS[verb], card, record, version_notes)
+    result = output / _EXPORTS[verb]
+    status = _compare(result, card, record, version_notes)
+    if not status:
+        base = overrides.values.get("model.target", settings["model"]["target"])
+        print_next("patch", "make", "--base", base, "--tuned", result, "--out", f"{result}.safetensors")
+    return status
 
 
 def _replay_parser() -> argparse.ArgumentParser:
@@ -186,7 +192,7 @@ def _run_recipe(verb: str, settings: dict[str, Any], options: Sequence[str]) -> 
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "recipe.yaml"
         config.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        return main([verb, "--config", str(config), *options])
+        return main([verb, "--config", str(config), *options], says_next=False)
 
 
 def _compare(output: Path, card: Path, record: Mapping[str, Any], version_notes: list[str]) -> int:

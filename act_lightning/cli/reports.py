@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from act_lightning.checkpoints.lock import lock_output, lock_root
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.next_step import print_next
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
@@ -33,6 +35,7 @@ def run_report(arguments: Sequence[str]) -> int:
             mixed_versions=args.mixed_versions,
         )
     print(terminal_text(page))
+    print(terminal_text(f"next: python -m webbrowser -t {shlex.quote(str(page))}"), file=sys.stderr)
     return 0
 
 
@@ -87,6 +90,10 @@ def run_compare(arguments: Sequence[str]) -> int:
     if args.format == "table":
         for table in comparison_tables(comparison):
             Console().print(table)
+        if profiled := [run for run in dict.fromkeys(args.runs) if any(run.glob("scores*/*/*.safetensors"))]:
+            print_next("report", *profiled)
+        else:
+            print_next("compare", *args.runs, "--format", "markdown")
     else:
         text = comparison_csv(comparison) if args.format == "csv" else comparison_markdown(comparison)
         sys.stdout.write(terminal_text(text))

@@ -35,6 +35,7 @@ def run_profile(trainer: L.Trainer, run: Run) -> None:
     """Measure scores, and say what a transfer would select if its mask has decided how many samples are read."""
     _run_measurements(trainer, run)
     scorer = run.transfer.settings.scorer
+    rank_zero_info(f"scores written to {scores_folder(Path(trainer.default_root_dir), scorer or Activation())}")
     if run.profiler.stop_when_stable is not None and scorer is not None and trainer.is_global_zero:
         plan = replace(_plan(trainer, run), scores=scores_folder(Path(trainer.default_root_dir), scorer))
         rank_zero_info("\n".join(describe_masks(plan, prepare(plan))))

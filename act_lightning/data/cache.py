@@ -36,10 +36,10 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from act_lightning.checkpoints.files import atomic_folder, check_writable, remove_leftovers, wrap_os_errors
+from act_lightning.console import progress_bar
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import LocatedConversation, iter_conversations, rows_fingerprint
 from act_lightning.data.labels import Encoder, Sample, fingerprint, has_answers
@@ -322,7 +322,9 @@ def tokenize_ability(
     shards = [shard for shard in shards if shard.samples]
     samples = StoredSamples([folder / shard.file for shard in shards], [shard.samples for shard in shards])
     dropped = rows - len(samples)
-    reasons = f"{empty} with an empty or no answer, {dropped - empty} without an answer token in {max_length} tokens"
+    no_token = f"without an answer token in {max_length} tokens"
+    causes = {"with an empty or no answer": empty, no_token: dropped - empty}
+    reasons = ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count)
     if not samples:
         problem = f"must have a row with answer tokens, but all {rows} are dropped: {reasons}"
         prompts = [encoder.prompt_length(messages) for _, messages in iter_conversations(settings, where)]
@@ -331,8 +333,8 @@ def tokenize_ability(
         hint = "Check the answers, or raise data.max_length."
         raise ActError(ConfigIssue(where, settings.path, problem, hint))
     ability = TokenizedAbility(name, samples, rows, dropped, cut_samples(samples))
-    counts = f"{len(samples)} samples, {ability.tokens} answer tokens, {ability.cut} cut"
-    rank_zero_info(f"{name}: {counts}; dropped: {reasons}")
+    lost = [f"{ability.cut:,} cut"] * bool(ability.cut) + [f"dropped: {reasons}"] * bool(dropped)
+    rank_zero_info("; ".join([f"{name}: {len(samples):,} samples, {ability.tokens:,} answer tokens", *lost]))
     return ability
 
 
@@ -359,7 +361,7 @@ def prepare_shards(
     else:
         results = _prepare_in_processes(all_chunks, encoder, folder, num_proc)
     shards, is_quiet = [], rank_zero_only.rank != 0  # type: ignore[attr-defined]  # set at run time
-    with tqdm(desc=title, unit=" rows", delay=2.0, leave=False, disable=is_quiet) as bar:
+    with progress_bar(desc=title, unit=" rows", delay=2.0, leave=False, disable=is_quiet) as bar:
         for shard in results:
             shards.append(shard)
             bar.update(shard.rows)

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from act_lightning.console import Console
+from act_lightning.console import Console, Table
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import answer_tokens, cut_samples, lengths
 from act_lightning.data.conversations import iter_conversations

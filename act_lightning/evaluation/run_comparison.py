@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
-
+from act_lightning.console import Table
 from act_lightning.data.ability_data import Metric
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.intervals import (

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.table import Table
 
+from act_lightning.console import Table
 from act_lightning.escaping import csv_cell, markdown_text
 from act_lightning.evaluation.intervals import Interval, McNemar, Share, mean_of_shares, paired_test, percent
 from act_lightning.evaluation.results import ROLES, Results, role_means
@@ -89,6 +89,21 @@ def results_table(results: Results) -> Table:
     head = [name.replace(" ", "\n") for name in ("set", *columns)]
     cells = [[f"{row['set']}\n({row['role']})", *(row[name] for name in columns)] for row in rows]
     return rich_table("Shares in %, below them their 95 % intervals", head, cells)
+
+
+def validation_table(metrics: Mapping[str, Any]) -> Table:
+    """A table for the terminal: loss, perplexity and token accuracy of every validation set, and their means."""
+    measures, groups = ("loss", "perplexity", "accuracy"), {"val": "mean", "val_keep": "mean (keep)"}
+    names = [key.partition("/")[2] for key in metrics if key.startswith("val_loss/")]
+    keys = {name: [f"val_{measure}/{name}" for measure in measures] for name in names}
+    for group, title in (groups | {"val_recover": "mean (recover)"}).items():
+        if len(names) > 1 and f"{group}_loss" in metrics:
+            keys[title] = [f"{group}_{measure}" for measure in measures]
+    cells = []
+    for name, of_set in keys.items():
+        loss, perplexity, accuracy = (float(metrics[key]) for key in of_set)
+        cells.append([name, f"{loss:.4f}", f"{perplexity:.4g}", f"{100 * accuracy:.1f}"])
+    return rich_table("Answer tokens", ["set", "loss", "perplexity", "accuracy in %"], cells)
 
 
 def _text_rows(results: Results) -> list[dict[str, str]]:

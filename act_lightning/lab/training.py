@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
 
+from act_lightning.console import progress_bar
 from act_lightning.defaults import IGNORED
 
 
@@ -113,7 +113,7 @@ def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> 
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     updates = samples.draw(stage.steps, stage.batch_size)
-    for step, chosen in enumerate(tqdm(updates, desc=f"training {name}", unit="step")):
+    for step, chosen in enumerate(progress_bar(updates, desc=f"training {name}", unit="step")):
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * schedule(step, stage.steps)
         optimizer.zero_grad()

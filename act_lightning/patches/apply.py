@@ -12,7 +12,7 @@ import numpy as np
 
 from act_lightning.cards.card import front_matter, table
 from act_lightning.cards.record import CARD, common_license, license_text, short_name
-from act_lightning.checkpoints.export import output_issues, progress_bar, require_space
+from act_lightning.checkpoints.export import bytes_bar, output_issues, require_space
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, reflink, wrap_os_errors, write_file
 from act_lightning.checkpoints.manifest import write_manifest
 from act_lightning.checkpoints.weight_files import (
@@ -257,7 +257,7 @@ def _write(
     after: dict[str, str] = {}
     total = sum(header.data_size for header in headers.values())
     private = no_wider_than(model, *(patch.path for patch in stacked.patches))
-    with private, atomic_folder(out) as folder, progress_bar("Writing", total) as bar:
+    with private, atomic_folder(out) as folder, bytes_bar("Writing", total) as bar:
         for file, header in headers.items():
             with wrap_os_errors(out):
                 for key, *digests in _write_file(model / file, folder / file, header, stacked):

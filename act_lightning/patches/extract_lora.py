@@ -16,7 +16,7 @@ import act_lightning
 from act_lightning.architecture import module_type
 from act_lightning.cards.record import short_name
 from act_lightning.checkpoints.compatibility import pair_issues
-from act_lightning.checkpoints.export import output_issues, progress_bar
+from act_lightning.checkpoints.export import bytes_bar, output_issues
 from act_lightning.checkpoints.files import atomic_folder, no_wider_than, save_tensors
 from act_lightning.checkpoints.manifest import write_manifest
 from act_lightning.checkpoints.models import meta_model
@@ -112,7 +112,7 @@ def extract_lora(
             raise ActError(ConfigIssue("--tuned", str(tuned), problem, "Give a model of the base's vocabulary."))
         linear = {f"{name}.weight" for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
         stored = base_reader.stored_names
-        with progress_bar("Decomposing", len(stored)) as bar:
+        with bytes_bar("Decomposing", len(stored)) as bar:
             for name in stored:
                 bar.update()
                 change = tuned_reader.read(name).float() - base_reader.read(name).float()

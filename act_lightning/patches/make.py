@@ -18,7 +18,7 @@ import act_lightning
 from act_lightning.cards.card import read_card, read_transfer
 from act_lightning.cards.record import read_license, short_name
 from act_lightning.checkpoints.compatibility import config_differences
-from act_lightning.checkpoints.export import progress_bar
+from act_lightning.checkpoints.export import bytes_bar
 from act_lightning.checkpoints.files import atomic_file, no_wider_than
 from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import check_finite, weights_digest
@@ -60,7 +60,7 @@ def make_patch(base: Path, tuned: Path, out: Path, names: tuple[str, str] | None
     base_hashes, tuned_hashes = {}, {}
     with no_wider_than(base, tuned), atomic_file(out) as temporary, TemporaryFile(dir=temporary.parent) as spool:
         writer = PatchWriter(spool)
-        with progress_bar("Comparing", total) as bar:
+        with bytes_bar("Comparing", total) as bar:
             for pair in pairs:
                 base_hashes[pair.key], tuned_hashes[pair.key], changes = compare(pair)
                 if changes is not None:

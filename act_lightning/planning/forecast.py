@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.models import load_config, meta_model, resolve_dtype
+from act_lightning.console import format_bytes
 from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
 from act_lightning.planning.checks import Run, process_count
@@ -218,8 +219,8 @@ def resource_issues(run: Run, disk: Mapping[str, int], memory: Mapping[str, int]
         sum(disk.values()) - disk["free"] + disk["checkpoint"]
     )  # the next checkpoint is written before the last goes
     if needed > disk["free"]:
-        message = f"scores, model and two checkpoints, the last and the next, take {needed / 1e9:.1f} GB"
-        message += f", and {disk['free'] / 1e9:.1f} GB are free"
+        message = f"scores, model and two checkpoints, the last and the next, take {format_bytes(needed)}"
+        message += f", and {format_bytes(disk['free'])} are free"
         hint = "Choose a folder on a larger disk."
         issues.append(ConfigIssue("trainer.default_root_dir", ..., message, hint, "warning"))
     on_host = runs_on_host(run.trainer)
@@ -228,7 +229,7 @@ def resource_issues(run: Run, disk: Mapping[str, int], memory: Mapping[str, int]
         kind = "host" if on_host or work == "merge" else "device"
         needed, available = memory[work] * (1 if work == "merge" else processes), memory.get(kind)
         if available is not None and needed > available:
-            message = f"{work} takes {needed / 1e9:.1f} GB, and this machine's {kind} has {available / 1e9:.1f} GB"
+            message = f"{work} takes {format_bytes(needed)}, and this machine's {kind} has {format_bytes(available)}"
             issues.append(ConfigIssue(setting, ..., message, hint, "warning"))
     scorer = run.transfer.settings.scorer
     if profiles(run, verb) and isinstance(scorer, Attribution):

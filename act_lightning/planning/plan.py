@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.table import Column, Table
-
 from act_lightning.channels import inventory
 from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import is_weightless
-from act_lightning.console import Console
+from act_lightning.console import Console, Table, format_bytes
 from act_lightning.errors import ActError, ConfigIssue, Level
 from act_lightning.planning.checks import Models, Run, configured_callbacks, inspect_models, run_issues
 from act_lightning.planning.data_checks import first_rows_issues
@@ -32,7 +30,6 @@ from act_lightning.sweep.sweep_settings import count_points
 from act_lightning.transfer.settings import effective_scales
 
 _COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
-_MEGABYTE, _GIGABYTE = 1e6, 1e9
 
 
 @dataclass
@@ -185,9 +182,7 @@ def print_plan(plan: Plan, as_json: bool) -> int:
         return int(plan.has_error)
     console = Console()
     if plan.channels:
-        # long names go on in the next line, rather than be cut where the output is piped
-        columns = [Column("what will happen", overflow="fold"), Column(overflow="fold")]
-        table = Table(*columns, box=None)
+        table = Table("what will happen", "", box=None)
         for name, figure in _rows(plan):
             table.add_row(name, figure)
         console.print(table)
@@ -212,17 +207,8 @@ def _rows(plan: Plan) -> Iterator[tuple[str, str]]:
     for title, sizes in (("memory", plan.memory), ("disk", plan.disk)):
         for name, size in sizes.items():
             if size:
-                yield f"{title}: {name.replace('_', ' ')}", _format_bytes(size)
+                yield f"{title}: {name.replace('_', ' ')}", format_bytes(size)
     if plan.sweep:
         yield "points of the sweep", f"{plan.sweep['points']:,}"
     for name, figure in plan.time.items():
         yield f"time: {name.replace('_', ' ')}", f"{figure:,.0f}" + ("" if name.endswith("tokens") else " s")
-
-
-def _format_bytes(count: int) -> str:
-    """A size in GB or MB.
-
-    >>> _format_bytes(15_231_233_024), _format_bytes(277_760)
-    ('15.23 GB', '0.28 MB')
-    """
-    return f"{count / _GIGABYTE:,.2f} GB" if count >= _GIGABYTE else f"{count / _MEGABYTE:,.2f} MB"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config
-from act_lightning.errors import ActError, ConfigIssue, Level
+from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.planning.checks import Run, process_count, strategy_of
 from act_lightning.training.attention_compile import training_dtype
 from act_lightning.training.loss import LOGITS_AT_ONCE
@@ -223,18 +223,14 @@ def training_issues(run: Run) -> list[ConfigIssue]:
 
 def _update_issues(run: Run) -> list[ConfigIssue]:
     processes, accumulated = process_count(run.trainer), run.trainer.get("accumulate_grad_batches") or 1
-    samples = run.data.batch_size * accumulated * (processes or 1)
-    factors = f"data.batch_size {run.data.batch_size} × trainer.accumulate_grad_batches {accumulated}"
-    paper = f"the paper's cover {PAPER_UPDATE}"
-    if processes is None:
-        message = (
-            f"an update covers {samples} samples ({factors}) times the number of processes, chosen at start; {paper}"
-        )
-        level: Level = "note" if samples == PAPER_UPDATE else "warning"
-        return [ConfigIssue("trainer.devices", ..., message, "Name a number of trainer.devices.", level)]
+    # Lightning counts the devices at start, on the machine of the fit: this one, as far as a plan can know
+    here = (torch.accelerator.device_count() or 1) * int(run.trainer.get("num_nodes") or 1)
+    samples = run.data.batch_size * accumulated * (processes or here)
     if samples == PAPER_UPDATE:
         return []
-    message = f"an update covers {samples} samples ({factors} × {processes} processes); {paper}"
+    factors = f"data.batch_size {run.data.batch_size} × trainer.accumulate_grad_batches {accumulated}"
+    counted = f"{processes} processes" if processes else f"{here} processes, one for each device of this machine"
+    message = f"an update covers {samples} samples ({factors} × {counted}); the paper's cover {PAPER_UPDATE}"
     hint = "Change one of them, unless another size is what you want."
     return [ConfigIssue("trainer.accumulate_grad_batches", ..., message, hint, "warning")]
 

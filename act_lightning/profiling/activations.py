@@ -11,11 +11,11 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.console import progress_bar
 from act_lightning.data.cache import lengths
 from act_lightning.errors import ActError
 from act_lightning.masks import overlap
@@ -106,7 +106,7 @@ def _measure_samples(
     accumulators = [(measurement.folder, mean) for measurement, mean in zip(group, means, strict=True)]
     total, results = sum(lengths(samples.samples)), [MeasuredScores(torch.empty(0))]
     title = f"profiling {', '.join(measurement.label for measurement in group)}"
-    with tqdm(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
+    with progress_bar(total=total, unit="tok", desc=title, disable=not trainer.is_global_zero) as bar:
         for part in sampling.rounds(len(samples.samples)):
             for batch, _ in pair.run(samples.batches(*batching, sampling.chunk_count, part), accumulators):
                 tokens = int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())

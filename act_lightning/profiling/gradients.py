@@ -12,13 +12,13 @@ from pathlib import Path
 import lightning as L
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.channels import ElementSelection, OwnedParameter, add_to_channels, as_matrix, matrix_shape
 from act_lightning.checkpoints.compatibility import match_vocabularies
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import row_deltas
+from act_lightning.console import progress_bar
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
@@ -197,7 +197,7 @@ class AttributionPass:
                 _add_products(total[chunk], owners[name], gradient, self.changes[name])
 
         with each_gradient(model, add):
-            for batch, chunk in tqdm(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
+            for batch, chunk in progress_bar(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
                 inputs = {name: values.to(model.device) for name, values in batch.items()}
                 loss, count = answer_loss(model, inputs)
                 loss.backward()

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import decoder_parts, modules_with_parameters
+from act_lightning.console import progress_bar
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.offload import PartWeights
@@ -262,7 +262,7 @@ class LayerwisePair(Pair):
             if inputs.answers.tokens:
                 waiting.append((inputs, chunk, [LayerwiseReader(model) for model in models]))
         stages = range(self.target.stages if waiting else 0)
-        for stage in tqdm(stages, desc="layers", leave=False, disable=not self.shows_progress):
+        for stage in progress_bar(stages, desc="layers", leave=False, disable=not self.shows_progress):
             with ExitStack() as stack:
                 for model in dict.fromkeys(models):
                     stack.enter_context(model.at(stage))

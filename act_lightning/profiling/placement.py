@@ -21,6 +21,7 @@ from act_lightning.architecture import DecoderSizes, decoder_parts, input_embedd
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.models import QUANTIZATIONS, load_quantized
 from act_lightning.checkpoints.reader import load_on_device
+from act_lightning.console import format_bytes
 from act_lightning.errors import ConfigIssue
 from act_lightning.profiling.layerwise import LayerwiseModel, LayerwisePair
 from act_lightning.profiling.measurement import Target
@@ -161,7 +162,9 @@ def _choose_placement(
     else:
         free = host_memory() // processes
     placement = "resident" if weights + outputs <= _USABLE * free else "layerwise"
-    sizes = f"{weights / 1e9:.1f} GB of weights and up to {outputs / 1e9:.1f} GB of outputs, {free / 1e9:.1f} GB free"
+    sizes = (
+        f"{format_bytes(weights)} of weights and up to {format_bytes(outputs)} of outputs, {format_bytes(free)} free"
+    )
     rank_zero_info(f"profile.placement: {placement} ({sizes})")
     return placement
 

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 import yaml
-from tqdm.auto import tqdm
 
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import load_on_device
-from act_lightning.console import Console
+from act_lightning.console import Console, progress_bar
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import score_model
 from act_lightning.evaluation.results import ROLES
@@ -128,7 +127,7 @@ def _fine_tune_all(sweep: Sweep, store: TrialStore, transfers: Transfers, device
     """Fine-tune the target and every point, then those where the methods are compared."""
 
     def fine_tune(outcomes: Sequence[Outcome]) -> None:
-        for outcome in tqdm(outcomes, desc="fine-tuning", unit="point"):
+        for outcome in progress_bar(outcomes, desc="fine-tuning", unit="point"):
             tuned = _fine_tune(sweep, transfers, outcome, device)
             store.record(Suggestion(tuned.point), tuned)
 

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from torch import Tensor, distributed
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from act_lightning.analysis.report.page import require_report_folder
@@ -27,6 +26,7 @@ from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import identify
+from act_lightning.console import progress_bar
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError
 from act_lightning.evaluation.evaluator import score_model
@@ -318,7 +318,7 @@ class TrialRunner:
         """In each round, every process takes a point, and all wait for each other; until there are none left."""
         workers, store = self.workers, self.store
         queue = iter(()) if store is None else suggest(store)
-        with tqdm(desc=title, unit="point", total=total or None, disable=store is None) as bar:
+        with progress_bar(desc=title, unit="point", total=total or None, disable=store is None) as bar:
             bar.update(min(total, done))
             while True:
                 suggestions = list(islice(queue, workers.size))

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tqdm.auto import tqdm
-
 from act_lightning.checkpoints.lock import lock_root
+from act_lightning.console import progress_bar
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.translation.assignments import Assignment, Texts, UnreadableReplyError, correction, read_reply
 from act_lightning.translation.endpoint import Endpoint, NoReplyError
@@ -142,7 +141,7 @@ class _Workers:
         self._journal = journal
         self._outcomes: dict[str, Outcome] = {}
         self._pending = iter(questions)
-        self._bar = tqdm(questions, desc="translating", unit="row")
+        self._bar = progress_bar(questions, desc="translating", unit="row")
         self._stopped: ActError | None = None
         self._failures = 0
 

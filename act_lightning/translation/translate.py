@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from act_lightning.checkpoints.files import write_file
-from act_lightning.console import Console
+from act_lightning.console import Console, Table
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.translation.assignments import Assignment, assignments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -380,7 +379,7 @@ def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytes
     found = planned(config)["problems"]
     settings = [problem["setting"] for problem in found if problem["level"] == "warning"]
     assert settings == ["profile.placement", "trainer.strategy"]
-    assert "this machine's host has 0.0 GB" in found[0]["message"]
+    assert "this machine's host has 1.00 kB" in found[0]["message"]
 
 
 def test_time_is_told_when_asked_for(config: Config) -> None:
@@ -432,13 +431,15 @@ def test_an_ability_of_two_sources_is_told_by_source(config: Config, source_fold
         ({"batch_size": 4}, {"accumulate_grad_batches": 4, "devices": 2}, "warning", 32),
         ({"batch_size": 4}, {"accumulate_grad_batches": 2, "devices": 1, "num_nodes": 2}, None, 16),
         ({}, {"accelerator": "gpu", "devices": [0, 3], "accumulate_grad_batches": 8}, None, 16),
-        ({}, {"accelerator": "auto", "devices": "auto"}, "note", 16),
+        ({}, {"accelerator": "auto", "devices": "auto"}, None, 16),
+        ({}, {"accelerator": "auto", "devices": "auto", "num_nodes": 2}, "warning", 32),
         ({}, {"accelerator": "gpu", "accumulate_grad_batches": 1}, "warning", 1),
     ],
 )
 def test_says_when_an_update_is_not_sixteen_samples(
-    config: Config, data: Config, trainer: Config, level: str | None, samples: int
+    config: Config, data: Config, trainer: Config, level: str | None, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 0)
     config["data"] |= data
     config["trainer"] |= trainer
     problems = [problem for problem in planned(config)["problems"] if problem["setting"].startswith("trainer.")]
@@ -471,8 +472,7 @@ def test_no_name_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     parameters = {"total": 100, "per_ability": {}, "siblings": {name: relation}}
     print_plan(Plan({"total": 10, "per_ability": {"d": 3}}, parameters), as_json=False)
     printed = capsys.readouterr().out
-    assert "".join(re.findall("a?b{5,}", printed)) == name
-    assert max(map(len, printed.splitlines())) <= 80
+    assert name in printed
 
 
 @pytest.mark.parametrize(
