@@ -61,7 +61,7 @@ def test_it_accepts_a_printed_config(tmp_path: Path) -> None:
         ("model", {"aim": "x"}, "model"),
         ("net", {"target": "x"}, ""),
         ("model", {"learning_rate": "fast"}, "model.learning_rate"),
-        ("data", {"abilities": {"sums": {"limit": "many"}}}, "data.abilities.sums"),
+        ("data", {"abilities": {"sums": {"path": "a.jsonl", "limit": "many"}}}, "data.abilities.sums"),
         ("data", {"abilities": {"sums": {"fields": {}}}}, "data.abilities.sums"),
         ("data", {"evaluations": {"sums": {"path": "a.jsonl", "role": "both"}}}, "data.evaluations.sums"),
         ("data", {"packing": "often"}, "data.packing"),
