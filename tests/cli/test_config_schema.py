@@ -80,6 +80,5 @@ def test_it_accepts_a_printed_config(tmp_path: Path) -> None:
 def test_it_refuses_what_the_parsers_refuse(section: str, content: Any, place: str, tmp_path: Path) -> None:
     found = mistakes({section: content})
     assert [text for text in found if text.startswith(f"{place}:") or not place], found
-    verb = "sweep" if section == "sweep" else "fit"
-    file = write_yaml(tmp_path / "bad.yaml", {section: content})
-    assert call(verb, "--config", file, "--print_config").status == 2
+    file = write_yaml(tmp_path / "bad.yaml", {"model": {"target": "lab:specialist"}} | {section: content})
+    assert call("plan", "--config", file, "--for", "sweep").status == 2
