@@ -70,7 +70,7 @@ OPTIONS = {
     "data translate": "--yes, --dry_run",
 }
 PATCH = ("patch", *(f"patch {name}" for name in ("make", "apply", "revert", "show", "extract-lora")))
-OTHERS = ("compare", "card", "replay", "report", "dequantize", "config-schema", "env", *PATCH)
+OTHERS = ("compare", "card", "replay", "report", "dequantize", "init", "config-schema", "env", *PATCH)
 
 
 def short_help(verb: str) -> str:

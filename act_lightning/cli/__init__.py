@@ -64,6 +64,7 @@ VERBS = {
     "report": Verb(
         "Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report", "torch"
     ),
+    "init": Verb("Write a commented config for two models and data files, from what they say.", "init:main", "torch"),
     "config-schema": Verb(
         "Print the JSON schema of a config, for editors that check and complete it.", "config_schema:main", ""
     ),

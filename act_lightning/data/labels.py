@@ -8,16 +8,19 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from act_lightning.data.conversations import Conversation
 from act_lightning.data.templates import Rendered, Template
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue, located
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _BYTE_LEVEL_SPACE = "Ġ"
 
@@ -75,6 +78,8 @@ class OffsetTokenizer:
         self.special_ids = frozenset(tokenizer.all_special_ids).union(added)
         self._has_trimmed_offsets = self._can_call_backend = False
         if not self.by_decoding:
+            from transformers import PreTrainedTokenizerFast  # takes half a second
+
             # Trimmed offsets, as GPT-NeoX has them, leave out the spaces that byte-level tokens begin with.
             processor = tokenizer.backend_tokenizer.post_processor
             self._has_trimmed_offsets = processor is not None and b'"trim_offsets":true' in processor.__getstate__()

@@ -25,14 +25,15 @@ from functools import partial
 from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import Conversation
 from act_lightning.data.template_process import Request, TemplateProcess
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _FOLDER = files("act_lightning.data") / "named_templates"
 TEMPLATE_NAMES = tuple(sorted(file.name[:-6] for file in _FOLDER.iterdir() if file.name.endswith(".jinja")))
