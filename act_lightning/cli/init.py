@@ -129,7 +129,7 @@ def _read_sets(
     paths: Sequence[str], columns: Mapping[str, str], tokenizer: PreTrainedTokenizerBase | None, template: str
 ) -> list[DataSet]:
     """Read the first rows of every set, and report what is wrong with any of them at once."""
-    sets, issues = [], []
+    sets, issues = [], list[ConfigIssue]()
     for name, path in zip(ability_names(paths), paths, strict=True):
         try:
             sets.append(_read_set(name, path, columns, tokenizer, template))
