@@ -46,12 +46,13 @@ def shown(outputs: list[Any]) -> list[Any]:
     for output in outputs:
         if output.get("name") == "stderr":
             continue
-        if "text" in output:
-            output.text = _ANSI.sub("", output.text)
         if kept and output.get("name") == "stdout" == kept[-1].get("name"):
             kept[-1].text += output.text
         else:
             kept.append(output)
+    for output in kept:
+        if "text" in output:
+            output.text = _ANSI.sub("", output.text)
     return kept
 
 

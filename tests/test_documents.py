@@ -7,7 +7,13 @@ import re
 import pytest
 import yaml
 
+from act_lightning.merging import METHODS
+from act_lightning.profiling.placement import PLACEMENTS
+from act_lightning.scorers import SCORERS, UNSCORED
 from scripts import site_pages
+from scripts.models_page import PAGE, YES, read_rows
+from tests import test_matrix
+from tests.tiny import ARCHITECTURES
 
 ROOT = site_pages.ROOT
 DOCUMENTS = sorted(
@@ -95,3 +101,45 @@ def test_links_point_to_the_pages_of_the_site() -> None:
 )
 def test_what_a_page_would_fetch_is_seen(text: str, css: bool, count: int) -> None:
     assert len(site_pages.fetched(text, css)) == count
+
+
+def support_rows() -> dict[str, list[str]]:
+    """The rows of the page on what is supported, by their first cell."""
+    lines = (ROOT / "docs" / "support.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" |")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("verbs", test_matrix.VERBS),
+        ("selections", (*SCORERS, *UNSCORED)),
+        ("placements", tuple(name for name in PLACEMENTS if name != "auto")),
+        ("methods", tuple(METHODS)),
+    ],
+)
+def test_the_support_matrix_names_what_the_test_matrix_tries(kind: str, names: tuple[str, ...]) -> None:
+    (row,) = (row for row in support_rows() if row.startswith(f"{kind} "))
+    assert set(re.findall("`([^`]+)`", row)) == set(names)
+
+
+def test_the_support_matrix_names_tests_that_exist() -> None:
+    rows = support_rows()
+    tests = {name for row in rows.values() for name in re.findall(r"`(tests/[^`]+)`", " ".join(row))}
+    assert len(tests) > 10
+    assert not [name for name in tests if not (ROOT / name).exists()]
+    for refused in test_matrix.REFUSALS:
+        assert rows[f"`{refused[0]}` of Lightning"][2:4] == ["–", "–"], "under FSDP2 and FSDP1"
+
+
+def test_the_support_matrix_says_of_models_what_was_tried() -> None:
+    tried = {row.model_type: row for row in read_rows(PAGE.read_text(encoding="utf-8"))}
+    named: set[str] = set()
+    for types, *marks in (row for row in support_rows().values() if len(row) == 4 and row[0].startswith("`")):
+        for model_type in re.findall("`([^`]+)`", types):
+            row = tried[model_type]
+            works = [YES == row.profile == row.merge == row.fit, row.layerwise == YES, row.packing == YES]
+            assert [mark == "C" for mark in marks] == works, model_type
+            named.add(model_type)
+    assert {*ARCHITECTURES} < named
