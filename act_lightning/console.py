@@ -21,6 +21,9 @@ Progress: TypeAlias = tqdm.std.tqdm
 
 LOG_SECONDS = 10.0
 """Between two lines of progress in a log."""
+SHORT_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""tqdm's format without the rate, for bars with a long title or with losses, which then fit 80 columns."""
+_LONG_TITLE = 30
 
 
 class Console(rich.console.Console):
@@ -33,13 +36,15 @@ class Console(rich.console.Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print, in a file or pipe without cutting or wrapping the cells of a table."""
+        """Print, in a file or pipe without wrapping text or the cells of a table."""
         if not self.is_terminal and len(objects) == 1 and isinstance(objects[0], rich.table.Table):
             unlimited = self.options.update_width(1 << 16)
             width, self.width = self.width, max(self.width, self.measure(objects[0], options=unlimited).maximum)
             super().print(*objects, **options)
             self.width = width
         else:
+            if not self.is_terminal and all(isinstance(each, (str, Text)) for each in objects):
+                options.setdefault("soft_wrap", True)
             super().print(*objects, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -96,6 +101,8 @@ def progress_bar(*args: Any, **options: Any) -> Progress:
     """A tqdm for these arguments: a bar in a terminal or notebook; in a log, a line every ten seconds."""
     in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.auto.tqdm.__mro__)
     bar = tqdm.auto.tqdm if in_notebook or sys.stderr.isatty() else _ProgressLines
+    if len(options.get("desc") or "") > _LONG_TITLE and (args or options.get("total")):
+        options.setdefault("bar_format", SHORT_BAR)
     return bar(*args, **options)
 
 

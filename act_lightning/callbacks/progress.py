@@ -7,18 +7,32 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
-from act_lightning.console import Progress, progress_bar
+from act_lightning.console import SHORT_BAR, Progress, progress_bar
+
+_NOT_SHOWN = ("v_num", "answer_tokens")
 
 
 class LoopProgress(TQDMProgressBar):
     """Lightning's bar, but on standard error, which leaves standard output to results, and as lines in a log."""
 
+    def __init__(self) -> None:
+        super().__init__(leave=True)  # a bar for every epoch
+
+    def on_train_start(self, *_: Any) -> None:
+        """Open no bar yet: what other callbacks do before the first epoch has bars of its own."""
+
+    def on_train_end(self, *_: Any) -> None:
+        """Close the last bar, if there was an epoch."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What is logged for the bar, without the number of the run's logs."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+        """What is logged for the bar and fits into it."""
+        metrics = super().get_metrics(trainer, pl_module).items()
+        return {name: value for name, value in metrics if name not in _NOT_SHOWN}
 
     def _open(self, title: str, position: int = 0, leave: bool = True) -> Progress:
-        options = {"desc": title, "position": position, "leave": leave, "dynamic_ncols": True, "smoothing": 0}
+        options = {"desc": title, "position": position, "leave": leave, "dynamic_ncols": True, "bar_format": SHORT_BAR}
         return progress_bar(disable=self.is_disabled, **options)
 
     def init_train_tqdm(self) -> Progress:

@@ -494,7 +494,17 @@ def _translate(arguments: Sequence[str]) -> int:
     parser.add_config_option()
     parser.add_class_arguments(AbilityDataModule, "data")
     parser.add_class_arguments(TranslationSettings, "translate")
-    config = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    for section in ("model", "profile", "transfer", "trainer"):
+        parser.add_argument(f"--{section}", type=dict | None, help="Of the run whose config it is; not used here.")
+    parser.add_argument("--seed_everything", type=bool | int | None, help="The same.")
+    given = parser.parse_args(list(arguments))
+    config = parser.instantiate_classes(given)
     report = translate(config.data.abilities, config.translate)
-    print_report(report, Console())
+    print_report(report, config.translate, Console())
+    finished = [name for name, figures in report.sets.items() if figures.translated and not figures.unanswered]
+    if report.unanswered:
+        print_next("data", "translate", *arguments)
+    elif given.model and finished:
+        path = Path(config.translate.out) / f"{finished[0]}.parquet"
+        print_next("data", "inspect", *run_options(arguments), f"--data.abilities.{finished[0]}.path={path}")
     return int(report.unanswered > 0)

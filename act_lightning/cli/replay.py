@@ -18,7 +18,7 @@ from act_lightning.cards.record import CARD, data_fingerprints, model_identities
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
-from act_lightning.cli.replay_settings import Overrides, localize, outcome_folder, take_settings
+from act_lightning.cli.replay_settings import Overrides, localize, take_settings
 from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
@@ -43,7 +43,7 @@ def run_replay(arguments: Sequence[str]) -> int:
     recipe, record = read_card(card)
     raise_if_any(_card_issues(card, recipe, record))
     verb, overrides = record["verb"], Overrides.parse(rest)
-    output = (args.out or Path(outcome_folder(recipe))).absolute()
+    output = (args.out or card.parent / "replay").absolute()
     settings, left_out = take_settings(recipe, overrides)
     settings, options = localize(settings, record["shortened"], args.folders, output, overrides)
     if not _agreed(_summary(verb, settings, overrides, left_out, output), args.yes):
@@ -80,7 +80,7 @@ def _replay_parser() -> argparse.ArgumentParser:
     parser.add_argument("--card", type=Path, help="The same.")
     about = "Where the card's models and data files are looked for by name, and nowhere else; may be repeated."
     parser.add_argument("--from", dest="folders", metavar="DIR", type=Path, action="append", default=[], help=about)
-    about = "The folder to write; by default that of the run, here and with `-replay` appended."
+    about = "The folder to write; by default `replay` in the card's folder."
     parser.add_argument("--out", metavar="DIR", type=Path, help=about)
     parser.add_argument("--yes", action="store_true", help="Run what the card says without asking.")
     return parser

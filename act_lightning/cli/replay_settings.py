@@ -336,17 +336,6 @@ def _given(config: object, prefix: str = "") -> Iterator[str]:
         yield prefix
 
 
-def outcome_folder(recipe: Mapping[str, Any]) -> str:
-    """The folder that is written by default: here, named after the run's.
-
-    >>> outcome_folder({"trainer": {"default_root_dir": "../runs/qwen"}}), outcome_folder({})
-    ('qwen-replay', 'run-replay')
-    """
-    root = str((recipe.get("trainer") or {}).get("default_root_dir") or "")
-    name = re.sub(r"[^A-Za-z0-9._-]", "", re.split(r"[/\\]", root.rstrip("/\\"))[-1]).lstrip(".")
-    return f"{name or 'run'}-replay"
-
-
 def take_settings(recipe: Mapping[str, Any], overrides: Overrides) -> tuple[dict[str, Any], list[str]]:
     """The settings of a card that may be taken, and the names of those that are left out.
 

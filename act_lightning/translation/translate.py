@@ -180,20 +180,25 @@ def _make_report(
     return TranslationReport(reports, dict(reasons.most_common()), result.requests, result.retries)
 
 
-def print_report(report: TranslationReport, console: Console) -> None:
-    """Print a report as a table."""
-    columns = ("set", "model", "rows", "done", "set aside", "open", "replies", "tokens in", "tokens out")
-    table = Table(*columns, "US$", box=None)
+def print_report(report: TranslationReport, settings: TranslationSettings, console: Console) -> None:
+    """Print a report as a table, and where everything is."""
+    table = Table(
+        *("set\nmodel", "rows", "done", "set\naside", "open", "replies", "tokens in\nand out", "US$"), box=None
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, figures in report.sets.items():
         counts = (figures.rows, figures.translated, figures.set_aside, figures.unanswered, figures.attempts)
-        numbers = (*counts, figures.input_tokens, figures.output_tokens)
-        table.add_row(name, figures.model, *(f"{number:,}" for number in numbers), _dollars(figures.cost))
+        tokens = f"{figures.input_tokens:,}\n{figures.output_tokens:,}"
+        cost = _dollars(figures.cost)
+        table.add_row(f"{name}\n{figures.model}", *(f"{number:,}" for number in counts), tokens, cost)
     console.print(table)
     console.print(f"{report.requests:,} requests now, {report.retries:,} of them sent again", end="; ")
-    console.print(f"cost of everything, earlier runs included: {_dollars(report.cost)} US$")
+    console.print(f"cost of everything, earlier runs included: {_dollars(report.cost)} US$", soft_wrap=True)
     for reason, times in report.reasons.items():
-        console.print(f"{times:,} ×  {reason}")
+        console.print(f"{times:,} ×  {reason}", soft_wrap=True)
+    console.print(f"translations, ledger and report written to {settings.out}", soft_wrap=True)
 
 
 def _dollars(cost: float | None) -> str:
-    return "unknown: no price" if cost is None else f"{cost:,.4f}"
+    return "no price" if cost is None else f"{cost:,.4f}"

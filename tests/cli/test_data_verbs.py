@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def test_translate_writes_an_ability(tmp_path: Path, target_folder: Path, monkey
     trained = {"d": {"path": str(tmp_path / "out" / "sums-sw.parquet")}}
     again = {"model": {"target": str(target_folder)}, "data": {"abilities": trained}}
     assert run("plan", again | {"trainer": {"default_root_dir": str(tmp_path / "run")}}).status == 0
+
+
+def test_translate_takes_the_config_of_a_run(
+    tmp_path: Path, target_folder: Path, source_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rows = [{"prompt": f"How much is {i} and nothing more?", "answer": f"That is {i}."} for i in range(3)]
+    config = basic(tmp_path, target_folder, source_folder, write_jsonl(tmp_path / "sums.jsonl", rows))
+    file = write_yaml(tmp_path / "run.yaml", config | {"seed_everything": 7})
+    overlay = {"languages": ["sw"], "out": str(tmp_path / "out"), "key_variable": None, "model": "m", "retries": 0}
+    with serving() as server:
+        server.answer = lambda messages, before: translated(messages)
+        options = ("--translate", json.dumps(overlay | {"base_url": server.url}), "--trainer.max_epochs", 2)
+        whole = call("data", "translate", "--config", file, *options)
+    assert whole.status == 0, whole.err
+    assert f"translations, ledger and report written to {tmp_path}/out" in whole.out
+    (following,) = [line for line in whole.err.splitlines() if line.startswith("next: ")]
+    inspected = call(*shlex.split(following)[4:])
+    assert inspected.status == 0, inspected.err
+    assert "ability d-sw, sample 1 of 3" in inspected.out
 
 
 def test_the_verb_alone() -> None:

@@ -60,6 +60,27 @@ def test_the_same_bits_are_made_again(tmp_path: Path, config: Config, verb: str)
     assert record_of(card)["result"]["sha256"] == {"model.safetensors": sha256}
 
 
+def test_it_writes_below_the_cards_folder_unless_told(tmp_path: Path, config: Config) -> None:
+    card = published(tmp_path, config, "merge")
+    folders = [word for name in ("models", ".") for word in ("--from", tmp_path / name)]
+    outcome = call("replay", card.parent, *folders, "--yes")
+    assert outcome.status == 0, outcome.err
+    assert (tmp_path / "published" / "replay" / "merged" / "model.safetensors").is_file()
+    assert f"--tuned {tmp_path}/published/replay/merged" in outcome.err
+    assert "next: python -m act_lightning test" not in outcome.err, "whose config is gone"
+
+
+@pytest.mark.slow
+def test_the_laboratory_is_found_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = basic(tmp_path, Path("lab:specialist"), Path("lab:generalist"), Path("lab:words"))
+    config = changed(config, "data.abilities.d.limit", 8)
+    monkeypatch.chdir(tmp_path)
+    card = published(tmp_path, config, "merge")
+    outcome = call("replay", card, "--yes")
+    assert outcome.status == 0, outcome.err
+    assert "the same bits as recorded" in outcome.out
+
+
 def test_another_seed_is_no_replay_and_says_what_differs(tmp_path: Path, config: Config) -> None:
     card = published(tmp_path, changed(config, "transfer.selection", "random"), "merge")
     shutil.copy(tmp_path / "run" / "merged" / "transfer.json", card.parent)

@@ -79,8 +79,10 @@ def _transfer_table(content: Any, end: str, summary: list[str]) -> ReportTable: 
     return ReportTable(f"transfer{end}", caption, pd.DataFrame.from_dict(rows, orient="index"), shares)
 
 
-def _evaluation_table(content: Any, end: str, _: list[str]) -> ReportTable:  # noqa: ANN401 - JSON
-    from act_lightning.evaluation.intervals import wilson  # brings transformers, seconds that most reports do without
+def _evaluation_table(content: Any, end: str, summary: list[str]) -> ReportTable:  # noqa: ANN401 - JSON
+    # brings transformers, seconds that most reports do without
+    from act_lightning.evaluation.intervals import wilson
+    from act_lightning.evaluation.tables import FINE_TUNING_ALONE
 
     rows = []
     for row in content:
@@ -88,6 +90,14 @@ def _evaluation_table(content: Any, end: str, _: list[str]) -> ReportTable:  # n
             correct = row["correct"][name]
             low, high = wilson(correct, total)
             rows.append((row["model"], row["share"], name, correct, total, correct / total, low, high))
+    for name, total in content[0]["total"].items() if content else ():
+        accuracy = {row["model"]: row["correct"][name] / total for row in content if row["total"].get(name) == total}
+        changed = [model for model in accuracy if model != "target" and not model.startswith("source ")]
+        if changed and "target" in accuracy:
+            best = max(changed, key=lambda model: accuracy[model])
+            shown = [model for model in ("target", FINE_TUNING_ALONE) if model in accuracy and model != best]
+            others = ", ".join(f"{model} {percent(accuracy[model])}" for model in shown)
+            summary.append(f"Right answers to {name}: {others}, and most by {best}, {percent(accuracy[best])}.")
     columns = ["model", "parameters moved", "set", "correct", "items", "accuracy", "95 % from", "to"]
     frame = pd.DataFrame(rows, columns=columns).set_index("model")
     caption = "Accuracy of every model of the run's comparison, with Wilson intervals."

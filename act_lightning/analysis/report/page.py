@@ -261,6 +261,19 @@ def _local(name: str) -> str:
     return name.rpartition("}")[2]
 
 
+def _sentence(text: str) -> Markup:
+    """A sentence as HTML: nothing of it is obeyed, what stands between backticks is code, and numbers keep their %.
+
+    >>> print(_sentence("`a` <b> 5 %").replace("\N{NO-BREAK SPACE}", "_"))
+    <code>a</code> &lt;b&gt; 5_%
+    """
+    pieces = text.replace(" %", "\N{NO-BREAK SPACE}%").split("`")
+    pieces = pieces if len(pieces) % 2 else [text]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if number % 2 else piece for number, piece in enumerate(pieces)
+    )
+
+
 def _render(
     title: str,
     parts: Sequence[Section | Absent],
@@ -273,7 +286,7 @@ def _render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["file_name"] = file_name
-    environment.filters["glued"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    environment.filters["glued"] = _sentence
     template = environment.from_string(files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         title=title,
