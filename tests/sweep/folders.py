@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ ANY_LETTER = r"(?s)\s*(\w)"
 ROWS = 14
 
 
-def make_config(root: Path) -> Config:
-    """A config of two sets: one that the target answers to, and one that its source does."""
-    target = tiny_model("qwen2")
-    folders = {
-        "target": save_model(target, tiny_tokenizer(), root / "target"),
-        "source": save_model(sibling_of(target, 1, 0.15), tiny_tokenizer(), root / "source"),
-    }
+def make_config(root: Path, folders: Mapping[str, Path] | None = None) -> Config:
+    """A config of two sets: one that the target answers to, and one that its source does.
+
+    ``folders`` are those of ``target`` and ``source``; by default new ones are made.
+    """
+    if folders is None:
+        target = tiny_model("qwen2")
+        folders = {
+            "target": save_model(target, tiny_tokenizer(), root / "target"),
+            "source": save_model(sibling_of(target, 1, 0.15), tiny_tokenizer(), root / "source"),
+        }
     samples = [{"prompt": f"Say {i}", "answer": "one " * (1 + 7 * i % 23)} for i in range(24)]
     write_jsonl(root / "ability.jsonl", samples)
     config = basic(root, folders["target"], folders["source"], root / "ability.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 import act_lightning as act
 from tests.adapters import save_adapter
 from tests.front_door import Config, basic, call, changed, run
+from tests.reference.act import assert_same_bits
+from tests.sweep.folders import make_config
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer
+from tests.training.processes import fit, weights
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,7 @@ def twin(config: Config, models: Path, tmp_path: Path) -> Config:
     )
 
 
+KEYS = ("method", "scale", "ratio", "keep", "recover", "parameters", "parameter_share")
 SELECTIONS = ("activation", "local", "attribution", "weight")
 
 
@@ -102,6 +107,47 @@ def test_fit_and_replay(models: Path, config: Config, tmp_path: Path) -> None:
     outcome = run("merge", merged)
     assert outcome.status == 1
     assert "must have been measured on the source of this run, but was on other weights" in outcome.err
+
+
+@pytest.mark.slow
+def test_a_sweep_with_every_kind_of_method(models: Path, tmp_path: Path) -> None:
+    """The same answers at every point, and the same model after a fit of it."""
+    made = make_config(tmp_path, {"target": models / "target", "source": models / "merged"})
+    of_adapter = changed(made, "profile.sources.0.model", f"{models / 'base'}+{models / 'adapter'}")
+    methods = "act,ties,dare,attribution,local,weight"
+    grid = ("--sweep.scales", "1.5", "--sweep.ratios", "0.1,0.5", "--sweep.methods", methods)
+    tables, fitted = [], []
+    for name, config in (("merged", made), ("adapter", of_adapter)):
+        root = tmp_path / name / "run"
+        root.parent.mkdir()
+        outcome = run("sweep", changed(config, "trainer.default_root_dir", str(root)), *grid)
+        assert outcome.status == 0, outcome.err
+        tables.append(list(csv.DictReader((root / "sweep" / "results.csv").read_text().splitlines())))
+        few = ("--sweep.scales", 1.5, "--sweep.ratios", 0.5, "--sweep.fit", "true", "--sweep.keep_models", "true")
+        again = changed(config, "trainer.default_root_dir", str(tmp_path / name / "fit"))
+        assert run("sweep", again, *few).status == 0
+        files = (tmp_path / name / "fit" / "sweep" / "points").glob("*/model/model.safetensors")
+        fitted.append({file.parents[1].name: file.read_bytes() for file in files})
+    assert len({(row["kept_correct"], row["lost_correct"]) for row in tables[0]}) > 2, "points that all score alike"
+    results = [[{key: row[key] for key in row if "correct" in key or key in KEYS} for row in table] for table in tables]
+    assert results[0] == results[1]
+    assert fitted[0]
+    assert fitted[0] == fitted[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("selection", "method"), [("activation", "dare_ties"), ("attribution", "fisher")])
+def test_fsdp2_on_two_processes(selection: str, method: str, models: Path, config: Config, tmp_path: Path) -> None:
+    """To the bit as with the merged model."""
+    roots = []
+    for one in (config, twin(config, models, tmp_path)):
+        one["transfer"] = {"ratio": 0.2, "selection": selection, "method": method}
+        one["trainer"]["accumulate_grad_batches"] = 8
+        roots.append(fit(one, 2))
+    assert_same_bits(*(weights(root / "model") for root in roots))
+    counts = [json.loads((root / "transfer.json").read_text())["sources"]["adapter"] for root in roots]
+    assert counts[0].pop("model") != counts[1].pop("model")
+    assert counts[0] == counts[1]
 
 
 def test_plan_tells_what_the_run_will_do(models: Path, config: Config, tmp_path: Path) -> None:
