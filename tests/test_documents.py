@@ -103,6 +103,24 @@ def test_what_a_page_would_fetch_is_seen(text: str, css: bool, count: int) -> No
     assert len(site_pages.fetched(text, css)) == count
 
 
+def test_what_a_page_is_about_is_its_first_sentence() -> None:
+    page = "# T\n\n```bash\nx\n```\n\n| a |\n|---|\n\n*A* sweep of [p](x.md)\nand λ. More.\n"
+    assert site_pages.first_sentence(page) == "*A* sweep of p and λ."
+
+
+def test_a_notebook_is_a_page_with_what_its_cells_show() -> None:
+    text, figures = site_pages.notebook_page(ROOT / NOTEBOOK)
+    assert [*figures] == ["assets/tutorial-1.png"]
+    assert figures["assets/tutorial-1.png"].startswith(b"\x89PNG")
+    for part in (
+        '<img class="figure" src="assets/tutorial-1.png"',
+        "<table>",
+        '```yaml title="evaluate.yaml"',
+        "```bash\n",
+    ):
+        assert part in text
+
+
 def support_rows() -> dict[str, list[str]]:
     """The rows of the page on what is supported, by their first cell."""
     lines = (ROOT / "docs" / "support.md").read_text(encoding="utf-8").splitlines()
