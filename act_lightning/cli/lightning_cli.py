@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -57,7 +58,7 @@ from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
 from act_lightning.training.lightning_compat import callbacks_of, has_own_checkpoint_io
 from act_lightning.training.together import all_fail_together
-from act_lightning.transfer.settings import TransferSettings
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 
 # 2026-11-23: lightning 2.6.6 calls methods that jsonargparse 4.53 has deprecated; goes with a newer lightning.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -80,6 +81,16 @@ _LOG_FOLDERS, _TENSORBOARD_FILES = "logs/version_*", "events.out.tfevents.*"
 class LightningConfigParser(ConfigParser, LightningArgumentParser):
     """LightningCLI's parser, with the ``--config`` files and messages of :class:`ConfigParser`."""
 
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Check a config, in which loggers without a folder of their own have that of the run."""
+        for section in (namespace, *(value for value in vars(namespace).values() if isinstance(value, Namespace))):
+            trainer = section.get("trainer")
+            for logger in _as_list(trainer.get("logger")) if isinstance(trainer, Namespace) else ():
+                arguments = logger.get("init_args") if isinstance(logger, Namespace) else None
+                if isinstance(arguments, Namespace) and arguments.get("save_dir", "given") in (None, "."):
+                    arguments.save_dir = trainer.get("default_root_dir") or "."
+        super().validate(namespace, *args, **kwargs)
+
 
 class SaveConfigLate(SaveConfigCallback):
     """Saves the config beside the logs; in a fit when training starts, so that a run that is refused leaves nothing."""
@@ -92,6 +103,17 @@ class SaveConfigLate(SaveConfigCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before training."""
         super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give all loggers the settings as hyperparameters, without secrets; sources are named as in ``scores/``."""
+        if not self.config.trainer.enable_autolog_hparams:
+            return
+        parameters = yaml.safe_load(self.parser.dump(self.config, skip_none=True))
+        if sources := parameters["profile"].get("sources"):
+            labels = [AbilitySource(source["model"], [], name=source.get("name")).label for source in sources]
+            parameters["profile"]["sources"] = dict(zip(labels, sources, strict=True))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(parameters)
 
 
 class ActCLI(LightningCLI):
