@@ -8,14 +8,23 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:class|meth|func|attr|mod|data|obj|exc):`~?([^`]+)`")
-_DOCTEST = re.compile(r"^( *)>>> (?:.*\n?)(?:\1(?:\.\.\. |\S).*\n?)*", re.MULTILINE)
+_DOCTEST = re.compile(r"^( *)>>> .*(?:\n *\S.*)*", re.MULTILINE)
+
+
+def markdown(docstring: str) -> str:
+    """Roles as code, and examples as fenced code.
+
+    >>> print(markdown("See :meth:`x`."))
+    See `x`.
+    """
+    text = _ROLE.sub(r"`\1`", docstring)
+    return _DOCTEST.sub(lambda block: f"{block[1]}```pycon\n{block[0]}\n{block[1]}```", text)
 
 
 class DocstringMarkup(griffe.Extension):
-    """Roles as code, and examples as fenced code."""
+    """Makes it so in every docstring that mkdocstrings shows."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite a docstring."""
         if obj.docstring:
-            text = _ROLE.sub(r"`\1`", obj.docstring.value)
-            obj.docstring.value = _DOCTEST.sub(lambda block: f"\n```pycon\n{block[0].rstrip()}\n```\n", text)
+            obj.docstring.value = markdown(obj.docstring.value)

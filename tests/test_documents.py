@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,10 +12,11 @@ import yaml
 from act_lightning.merging import METHODS
 from act_lightning.profiling.placement import PLACEMENTS
 from act_lightning.scorers import SCORERS, UNSCORED
-from scripts import site_pages
+from scripts import docstring_markup, site_pages
 from scripts.models_page import PAGE, YES, read_rows
 from tests import test_matrix
-from tests.tiny import ARCHITECTURES
+from tests.front_door import basic, run
+from tests.tiny import ARCHITECTURES, write_jsonl
 
 ROOT = site_pages.ROOT
 DOCUMENTS = sorted(
@@ -161,3 +164,22 @@ def test_the_support_matrix_says_of_models_what_was_tried() -> None:
             assert [mark == "C" for mark in marks] == works, model_type
             named.add(model_type)
     assert {*ARCHITECTURES} < named
+
+
+def test_the_page_on_files_names_what_a_run_writes(target_folder: Path, source_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "d.jsonl", ({"prompt": f"Say {i}", "answer": "one two"} for i in range(6)))
+    config = basic(tmp_path, target_folder, source_folder, tmp_path / "d.jsonl")
+    outcome = run("merge", config)
+    assert outcome.status == 0, outcome.err
+    named = re.findall("`([^`\n]+)`", (ROOT / "docs" / "files.md").read_text(encoding="utf-8"))
+    root = Path(config["trainer"]["default_root_dir"])
+    assert {path.name for path in root.iterdir()} <= {name.split("/")[0] for name in named}
+    transfer = json.loads((root / "transfer.json").read_text())
+    (source,) = transfer["sources"].values()
+    assert {*transfer, *source, *source["abilities"]["d"]} - {"sources", "abilities", "model"} <= {*named}
+
+
+def test_docstrings_are_shown_as_markdown() -> None:
+    docstring = "Of :class:`~a.B`.\n\nArgs:\n    x: One.\n\n>>> f(1)\n2\n>>> g()\n\nEnd.\n"
+    shown = "Of `a.B`.\n\nArgs:\n    x: One.\n\n```pycon\n>>> f(1)\n2\n>>> g()\n```\n\nEnd.\n"
+    assert docstring_markup.markdown(docstring) == shown
