@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Annotation
 
-from act_lightning.analysis.figures.sweeps import heat_map_figure, scatter_figure
+from act_lightning.analysis.figures.sweeps import heat_map_figure, method_colors, scatter_figure, sensitivity_figure
 from act_lightning.evaluation.tables import ItemScores
 from act_lightning.sweep.results import (
     BEST,
@@ -130,6 +131,25 @@ def test_colors_mean_the_same_for_every_method() -> None:
         assert bar.get_ylim() == pytest.approx(limits)
     mesh = heat_map_figure(frame, "keep", "sums (keep)", 0.75, limits).axes[0].collections[0]
     assert (mesh.norm.vmin, mesh.norm.vmax) == limits
+
+
+@pytest.mark.parametrize("along", ["ratio", "scale"])
+def test_names_stand_at_the_ends_of_their_lines(along: str) -> None:
+    """At the heights of the limits that are drawn."""
+    columns = [f"{role}{bound}" for role in ("keep", "recover") for bound in ("", "_low", "_high")]
+    rows = [
+        {"method": method, along: x, **dict.fromkeys(columns, y)}
+        for method, y in (("act", 0.0), ("dare", 0.3))
+        for x in (0.1, 0.5)
+    ]
+    target, colors = {"keep": 0.7, "recover": 0.1}, method_colors(["act", "dare"])
+    figure = sensitivity_figure(pd.DataFrame(rows), along, target, colors, {"keep": "sums", "recover": "words"})
+    for panel in figure.axes:
+        assert len(panel.texts) == 3
+        for text in panel.texts:
+            assert isinstance(text, Annotation)
+            end = panel.transAxes.inverted().transform(panel.transData.transform(text.xy))
+            assert text.xyann[1] == pytest.approx(end[1], abs=0.01), text.get_text()
 
 
 def test_mcnemar_pairs_items() -> None:

@@ -184,8 +184,9 @@ class EndLabel(NamedTuple):
 def label_ends(axes: Axes, labels: Sequence[EndLabel], gap: float = 0.052) -> None:
     """Write names right of the panel at the height of the lines' ends, apart from each other, each tied to its end.
 
-    The panel must have its final limits; ``gap`` is the least distance between two names as a share of its height.
+    The panel must hold all it will; ``gap`` is the least distance between two names as a share of its height.
     """
+    axes.autoscale_view()  # matplotlib puts it off, and the transforms below would be those of earlier limits
     to_panel = axes.transAxes.inverted()
     heights = {label: float(to_panel.transform(axes.transData.transform((label.x, label.y)))[1]) for label in labels}
     order = sorted(labels, key=lambda label: (-heights[label], label.x))
