@@ -59,7 +59,7 @@ def main():
 
     data = AbilityDataModule(
         {"ability": AbilityData(args.ability, limit=args.samples)},
-        evaluations={
+        evaluations={  # kind="number" or "choice" where an answer is more than one exact string
             "ability": EvaluationData(args.ability, role="recover", limit=args.samples, **unseen(args.ability)),
             "keep": EvaluationData(args.keep, role="keep", limit=args.samples, **unseen(args.keep)),
         },

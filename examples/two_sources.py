@@ -45,6 +45,7 @@ def main():
     limit, evaluations = {"limit": args.samples}, {}
     for name, path in files.items():
         unseen = {"split": "test"} if path.startswith("lab:") else {"skip": args.samples}
+        # kind="number" or "choice" where an answer is more than one exact string
         evaluations[name] = EvaluationData(path, role="keep" if name == "keep" else "recover", **unseen, **limit)
     abilities = {name: AbilityData(path, **limit) for name, path in files.items()}
     data = AbilityDataModule(abilities, evaluations=evaluations, target=args.target)
