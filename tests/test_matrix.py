@@ -18,15 +18,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from act_lightning import callbacks
 from act_lightning.merging import METHODS
 from act_lightning.scorers import SCORERS, UNSCORED
 from tests.front_door import Config, basic, write_yaml
+from tests.model_types import tiny_type_config
 from tests.programs import PROGRAMS
 from tests.reference.act import assert_same_bits
-from tests.tiny import END_ID, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.tiny import END_ID, perturb, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 from tests.training.processes import call_program, strategy_of
 
 PROCESSES = {"one": 1, "ddp-2": 2, "fsdp2-2": 2, "fsdp2-3": 3, "fsdp1-2": 2}
@@ -63,6 +64,7 @@ class Cell:
     placement: str = "auto"
     method: str = "task_arithmetic"
     rate: str = ""
+    model: str = ""
 
     @property
     def name(self) -> str:
@@ -108,6 +110,15 @@ def pairwise(cells: Sequence[Cell], first: Sequence[Cell]) -> list[Cell]:
 
 
 CELLS = pairwise([*every_cell()], first=DEFAULTS + INJECTIONS)
+MIXTURE = "qwen3_moe"
+MIXTURES = [replace(cell, model=MIXTURE) for cell in DEFAULTS if cell.strategy in ("ddp-2", "fsdp2-2")]
+MIXTURES += [
+    Cell("profile", s, placement=p, model=MIXTURE) for s, p in zip(("ddp-2", "fsdp2-2"), PLACEMENTS[1:], strict=True)
+]
+MIXTURES += [Cell("merge", "fsdp2-2", method=method, model=MIXTURE) for method in METHODS]
+MIXTURES += [Cell("fit", "fsdp2-2", method=method, rate=STILL, model=MIXTURE) for method in METHODS]
+MIXTURES += [Cell("merge", "ddp-2", selection=selection, model=MIXTURE) for selection in SELECTIONS]
+MIXTURES = [*dict.fromkeys(MIXTURES)]
 
 
 def answers_of(model: PreTrainedModel, count: int) -> list[str]:
@@ -126,6 +137,11 @@ def prepare(root: Path) -> None:
 
     Of the 5 rows the target answers some as asked, text for text; of the 7 the source some, number for number.
     """
+    torch.manual_seed(0)
+    mixture = AutoModelForCausalLM.from_config(tiny_type_config(MIXTURE), dtype=torch.float32)
+    perturb(mixture, 0, 0.15)
+    save_model(mixture, tiny_tokenizer(), root / f"target-{MIXTURE}", "50KB")
+    save_model(sibling_of(mixture, seed=1), tiny_tokenizer(), root / f"source-{MIXTURE}", "50KB")
     target = tiny_model("qwen2")
     head: Any = target.get_output_embeddings()
     head.weight.data[END_ID] *= 3  # so that answers end, where the other process may have to go on
@@ -142,7 +158,8 @@ def prepare(root: Path) -> None:
 
 def config_of(root: Path, cell: Cell) -> Config:
     processes, asked = PROCESSES[cell.strategy], {"path": str(root / "asked.jsonl")}
-    config = basic(root / cell.name, root / "target", root / "source", root / "d.jsonl")
+    pair = (root / f"{role}-{cell.model}".strip("-") for role in ("target", "source"))
+    config = basic(root / cell.name, *pair, root / "d.jsonl")
     sets = {"kept": asked | {"limit": 5, "role": "keep"}, "lost": asked | {"skip": 5, "role": "recover"}}
     config["data"] |= {
         "abilities": {"d": {"path": str(root / "d.jsonl"), "limit": 13}} | sets,
@@ -155,6 +172,8 @@ def config_of(root: Path, cell: Cell) -> Config:
         "tokens_per_batch": 40,
     }
     config["model"]["learning_rate"] = float(cell.rate or 1e-3)
+    if cell.model:
+        config["model"]["router_aux_loss_coef"] = 0.1
     config["profile"] |= {"tokens_per_batch": 100, "placement": cell.placement}
     config["transfer"] |= {"selection": cell.selection, "method": cell.method}
     config["trainer"] |= {
@@ -178,10 +197,19 @@ def config_of(root: Path, cell: Cell) -> Config:
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs of all cells, and of one process beside them."""
-    root = tmp_path_factory.mktemp("matrix")
+    return run_cells(tmp_path_factory.mktemp("matrix"), CELLS)
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the cells with a mixture of experts."""
+    return run_cells(tmp_path_factory.mktemp("mixtures"), MIXTURES)
+
+
+def run_cells(root: Path, cells: Sequence[Cell]) -> Path:
     prepare(root)
     pending = []
-    for cell in dict.fromkeys(cell for each in CELLS for cell in (each.alone, each)):
+    for cell in dict.fromkeys(cell for each in cells for cell in (each.alone, each)):
         (root / cell.name).mkdir()
         write_yaml(root / cell.name / "config.yaml", config_of(root, cell))
         pending.append((str(root / cell.name), cell.verb, PROCESSES[cell.strategy]))
@@ -275,6 +303,17 @@ def test_cell(cell: Cell, matrix: Path) -> None:
 
     Fisher information is a sum over processes, so that of a merge by it the last digits differ.
     """
+    check_cell(cell, matrix)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", MIXTURES, ids=lambda cell: cell.name)
+def test_cell_with_experts(cell: Cell, mixtures: Path) -> None:
+    """The same, of packed experts that the hub stores one by one, fine-tuned with the loss that balances them."""
+    check_cell(cell, mixtures)
+
+
+def check_cell(cell: Cell, matrix: Path) -> None:
     alone, together = matrix / cell.alone.name, matrix / cell.name
     for (value, strategy), reason in REFUSALS.items():
         if value in astuple(cell) and cell.strategy.startswith(strategy):

@@ -5,7 +5,7 @@ Findings 1 and 2 of the paper (§3.2, Figures 1 and 6 to 19, https://arxiv.org/a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, split_layer
+from act_lightning.architecture import EMBEDDING_NAMES, HEAD_NAMES, module_type, split_layer
 from act_lightning.channels import ChannelInventory
 from act_lightning.masks import ratio_count
 
@@ -104,12 +104,13 @@ def places(inventory: ChannelInventory) -> pd.DataFrame:
 
     Returns:
         A row per module in the model's order: ``module``, ``layer`` (its number as text, or ``outside``), ``type``
-        (the last part of its name, or as many parts as make it unique in its layer) and ``channels``.
+        (the last part of its name, or as many parts as make it unique in its layer; of experts with that word) and
+        ``channels``.
     """
     names = [module.name for module in inventory.modules]
     locations = [split_layer(name) for name in names]
     layers, paths = [layer or OUTSIDE for layer, _ in locations], [path for _, path in locations]
-    leaves = [path.rsplit(".", 1)[-1] for path in paths]
+    leaves = [module_type(path) for path in paths]
     paths_of_leaf = defaultdict(set)
     for layer, path, leaf in zip(layers, paths, leaves, strict=True):
         if layer != OUTSIDE:
@@ -164,6 +165,40 @@ def by_layer_and_type(selected: pd.DataFrame, value: str) -> pd.DataFrame:
     matrix = selected.pivot(index="layer", columns="type", values=value)
     matrix = matrix.loc[selected["layer"].unique(), selected["type"].unique()]
     return matrix.sort_index(key=lambda layers: layers.map(lambda layer: np.inf if layer == OUTSIDE else int(layer)))
+
+
+def selected_by_expert(mask: Tensor, inventory: ChannelInventory, experts: Mapping[str, int]) -> pd.DataFrame:
+    """Which share of each expert's channels a mask, bool ``[channels]``, selects, as a matrix, layers × experts.
+
+    ``experts`` are numbers of experts, by the module that holds them. NaN where a layer has no expert of that number.
+    """
+    selected, channels = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
+    for module, span in inventory.spans():
+        count = experts.get(module.name.rpartition(".")[0], 0)
+        for number, part in enumerate(mask[span].view(count, -1).sum(1).tolist() if count else ()):
+            place = split_layer(module.name)[0] or OUTSIDE, number
+            selected[place] += part
+            channels[place] += module.count // count
+    return _by_layer({place: part / channels[place] for place, part in selected.items()})
+
+
+def used_by_expert(usage: Mapping[str, Tensor], tokens: int) -> pd.DataFrame:
+    """Which share of the answer tokens the target routes to each expert, as a matrix, layers × experts.
+
+    ``usage`` is that of :func:`~act_lightning.scores.read_usage`, on ``tokens`` answer tokens.
+    """
+    shares: dict[tuple[str, int], float] = {}
+    for name, counts in usage.items():
+        layer = split_layer(name)[0] or OUTSIDE
+        shares |= {(layer, number): count / tokens for number, count in enumerate(counts[0].tolist())}
+    return _by_layer(shares)
+
+
+def _by_layer(values: Mapping[tuple[str, int], float]) -> pd.DataFrame:
+    """Values by layer and number as a matrix, both ascending."""
+    matrix = pd.Series(values, dtype=float).unstack()
+    order = sorted(matrix.index, key=lambda layer: np.inf if layer == OUTSIDE else int(layer))
+    return matrix.loc[order].sort_index(axis=1)
 
 
 def composition(masks: Mapping[str, Tensor], inventory: ChannelInventory) -> pd.DataFrame:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.scores import ScoreRecord, score_path, write_scores
+from tests.model_types import tiny_type_config
 from tests.tiny import tiny_model
 
 ABILITIES = ("math-en", "science-en", "math-ar", "science-ar")
@@ -56,4 +58,20 @@ def write_run(
         values = noise.exp() - (1.0 if scorer == "attribution" else 0.0)
         measured = record(models, data=ability, scorer={"name": scorer})
         write_scores(score_path(folder, source, ability), channels, values, measured)
+    return run
+
+
+def write_mixture_run(run: Path, layers: int, experts: int) -> Path:
+    """A run with scores of a mixture of experts; an expert that more tokens are routed to has larger ones."""
+    config = tiny_type_config("qwen3_moe", num_hidden_layers=layers, num_experts=experts, num_local_experts=experts)
+    with torch.device("meta"):
+        channels = inventory(AutoModelForCausalLM.from_config(config))
+    generator = torch.Generator().manual_seed(0)
+    values, usage = torch.randn(channels.total, generator=generator).exp(), {}
+    for module, span in channels.spans():
+        if module.experts:
+            drawn = (1000 * torch.rand(experts, generator=generator) ** 3).long()
+            counts = usage.setdefault(module.name.rpartition(".")[0], torch.stack([drawn] * 3))
+            values[span] *= (counts[0] / 300).repeat_interleave(module.count // experts)
+    write_scores(score_path(run / "scores", "source", "math-en"), channels, values, record(), usage)
     return run

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from transformers import AutoModelForCausalLM
 
 from act_lightning.analysis import (
     ccdf,
@@ -26,12 +27,13 @@ from act_lightning.analysis import (
     selected_by_module,
     top_masks,
 )
-from act_lightning.analysis.distribution import by_layer_and_type
+from act_lightning.analysis.distribution import by_layer_and_type, selected_by_expert, used_by_expert
 from act_lightning.analysis.figures.findings import (
     ability_colors,
     ccdf_figure,
     composition_figure,
     dots_figure,
+    experts_figure,
     layers_figure,
     overlap_figure,
     places_figure,
@@ -39,7 +41,9 @@ from act_lightning.analysis.figures.findings import (
     total_figure,
 )
 from act_lightning.analysis.figures.style import COLORS, render, with_variables
+from act_lightning.channels import inventory
 from tests.analysis.runs import tiny_channels
+from tests.model_types import tiny_type_config
 
 CHANNELS = tiny_channels()
 LANGUAGES = "en zh ar bn hu ja ko sw te th vi".split()
@@ -131,6 +135,38 @@ def test_where_selected_channels_lie(scores: dict[str, torch.Tensor]) -> None:
     table = composition(masks, CHANNELS)
     ((values, _),) = cells(composition_figure(table))
     assert np.array_equal(values, table.to_numpy())
+
+
+def test_which_experts_are_selected_and_used() -> None:
+    """A dense first layer; in the others a selected share that is counted channel by channel."""
+    channels = inventory(AutoModelForCausalLM.from_config(tiny_type_config("deepseek_v3", num_hidden_layers=3)))
+    experts = {f"model.layers.{layer}.mlp.experts": 4 for layer in (1, 2)}
+    mask = torch.rand(channels.total, generator=torch.Generator().manual_seed(0)) < 0.3
+    expected = np.zeros((2, 4))
+    for module, span in channels.spans():
+        if ".experts." in module.name:
+            for i, selected in enumerate(mask[span].tolist()):
+                expected[int(module.name.split(".")[2]) - 1, i // (module.count // 4)] += selected / (48 + 32)
+    table = selected_by_expert(mask, channels, experts)
+    assert (list(table.index), list(table.columns)) == (["1", "2"], [0, 1, 2, 3])
+    figure = experts_figure(table, "selected")
+    ((values, texts),) = cells(figure)
+    np.testing.assert_allclose(values, expected)
+    assert list(map(float, texts)) == pytest.approx((100 * expected).flatten().tolist(), abs=0.5)
+    assert [axes.get_label() for axes in figure.axes].count("<colorbar>") == 1
+    assert covering(figure) == []
+    usage = {name: torch.tensor([[5, 0, 10, 1], [0, 0, 0, 9], [5, 0, 10, 9]]) for name in reversed(experts)}
+    used = used_by_expert(usage, 10)
+    assert (list(used.index), used.loc["2"].tolist()) == (["1", "2"], [0.5, 0.0, 1.0, 0.1])
+
+
+def test_many_experts_fit_a_page_without_numbers() -> None:
+    shares = pd.DataFrame(torch.rand(48, 128).numpy(), index=[str(layer) for layer in range(48)])
+    figure = experts_figure(shares, "selected")
+    ((values, texts),) = cells(figure)
+    assert (values.shape, texts) == ((48, 128), [])
+    assert figure.get_size_inches()[0] < 12
+    assert covering(figure) == []
 
 
 def test_dots_stand_at_their_values() -> None:

@@ -31,7 +31,7 @@ from act_lightning.analysis.report.findings_report import SECTIONS, make_report
 from act_lightning.analysis.report.page import Absent, Picture, ReportTable, Section, write_report
 from act_lightning.analysis.saved import SavedScores
 from act_lightning.errors import ActError
-from tests.analysis.runs import ABILITIES, QWEN, write_run
+from tests.analysis.runs import ABILITIES, QWEN, write_mixture_run, write_run
 from tests.front_door import call, left
 from tests.reference.analysis import spearman
 
@@ -244,6 +244,21 @@ def test_scores_of_other_selections_are_drawn_like_the_papers(tmp_path: Path) ->
     expected = spearman(first.tolist(), second.tolist())
     assert tables["rank-correlation-2"].iloc[0, 1] == pytest.approx(expected)
     assert tables["overlap-by-group-2"]["rank correlation"].iloc[0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("experts", [8, 64])
+def test_experts_are_a_type_of_module_and_have_a_map(experts: int, tmp_path: Path) -> None:
+    run = write_mixture_run(tmp_path / "run", 3, experts)
+    result = call("report", run)
+    assert result.status == 0, result.err
+    page = Page(run / "report" / "index.html")
+    assert {"figure-experts-math-en", "figure-experts-used-math-en"} <= set(page.ids)
+    assert "channels of each expert that are selected at p = 1 %" in page.words
+    assert "experts.gate_up_proj" in page.words
+    assert not {"script", "link", "img"} & set(page.tags)
+    sizes = [len(file.read_bytes()) for file in (run / "report" / "figures").glob("experts-*.svg")]
+    assert len(sizes) == 2
+    assert max(sizes) < 100_000
 
 
 def small_report(out: Path, name: str = "x") -> Path:

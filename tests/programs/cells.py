@@ -12,7 +12,8 @@ import traceback
 from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401
-import transformers.models.qwen2.modeling_qwen2  # noqa: F401
+import transformers.models.qwen2.modeling_qwen2
+import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
 
 import act_lightning.analysis.causal_check
 import act_lightning.cli.lightning_cli

@@ -45,6 +45,7 @@ _MAX_NAMES = 12  # more do not fit beside a panel
 _MARKERS = ("o", "D", "s", "^", "v", "P")
 _ROW = 0.62  # inches, for all series of a row
 _CELL = 0.36  # inches
+_NARROW, _WIDTH = 0.05, 9.0  # inches, of a cell without a number, and of all experts if these are many
 _LABELS = 1.3  # inches for the names of rows and columns
 _ALL = Normalize(0, 1)  # of shares, whose colors mean the same in all figures
 
@@ -278,6 +279,25 @@ def layers_figure(selected: pd.DataFrame, most: float = 0.0, highest: float = 0.
 
 
 @styled
+def experts_figure(shares: pd.DataFrame, title: str, highest: float = 0.0) -> Figure:
+    """A share of each expert of each layer, with numbers where there is room for them.
+
+    ``shares`` is from :func:`~act_lightning.analysis.distribution.selected_by_expert` or ``used_by_expert``;
+    ``highest`` is the share at the end of the colors, where that is larger elsewhere.
+    """
+    cell = min(_CELL, max(_NARROW, _WIDTH / len(shares.columns)))
+    figure, (axes,) = panels((max(3.2, cell * len(shares.columns) + 1.4),), max(2.2, 0.19 * len(shares) + _LABELS))
+    norm = Normalize(0, max(0.01, highest, float(np.nanmax(shares))))
+    draw_cells(axes, shares, norm, _percent if cell == _CELL else None)
+    color_bar(axes, norm, lambda value: f"{100 * value:g} %")
+    step = int(np.ceil(_CELL / 2 / cell))
+    axes.set_xticks(np.arange(0, len(shares.columns), step) + 0.5, [str(name) for name in shares.columns[::step]])
+    axes.set(title=title, xlabel="expert", ylabel="layer")
+    axes.xaxis.set_label_position("top")
+    return figure
+
+
+@styled
 def composition_figure(shares: pd.DataFrame) -> Figure:
     """Which share of each mask lies in which type of module, in %; the last row is that of all channels.
 
@@ -291,12 +311,13 @@ def composition_figure(shares: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize, write: Callable[[float], str]) -> None:
-    """Draw colored cells with numbers as ``write`` gives them, rows from top to bottom; NaN stays empty."""
+def draw_cells(axes: Axes, values: pd.DataFrame, norm: Normalize, write: Callable[[float], str] | None) -> None:
+    """Draw colored cells with numbers as ``write`` gives them, if any, rows from top to bottom; NaN stays empty."""
     grid = values.to_numpy(dtype=float)
-    axes.pcolormesh(np.ma.masked_invalid(grid), cmap=SEQUENTIAL, norm=norm, edgecolors=SURFACE, linewidth=0.8)
+    look: dict[str, Any] = {"edgecolors": SURFACE, "linewidth": 0.8} if write else {"rasterized": True}
+    axes.pcolormesh(np.ma.masked_invalid(grid), cmap=SEQUENTIAL, norm=norm, **look)
     for (row, column), value in np.ndenumerate(grid):
-        if not np.isnan(value):
+        if write and not np.isnan(value):
             color = ON_HIGH if float(norm(value)) > 0.5 else ON_LOW
             text = axes.text(column + 0.5, row + 0.5, write(value), ha="center", va="center", fontsize=6.5, color=color)
             text.set_in_layout(False)  # it lies within its cell

@@ -13,13 +13,16 @@ from act_lightning.analysis.distribution import (
     composition,
     concentration,
     head_and_embedding,
+    selected_by_expert,
     selected_by_module,
+    used_by_expert,
 )
 from act_lightning.analysis.figures.findings import (
     ability_colors,
     ccdf_figure,
     composition_figure,
     dots_figure,
+    experts_figure,
     layers_figure,
     places_figure,
     samples_figure,
@@ -40,7 +43,7 @@ from act_lightning.analysis.report.page import (
     verdict,
 )
 from act_lightning.scorers import Activation
-from act_lightning.scores import chunks_path, read_chunks, score_path
+from act_lightning.scores import chunks_path, read_chunks, read_usage, score_path
 
 _CONCENTRATION_CLAIM = (
     "Finding 1: “Large activation differences are concentrated in a small fraction of channels.” For Qwen2.5-7B "
@@ -200,7 +203,24 @@ def _location_figures(view: PairView, label: str, most: float, highest: float) -
         "which share of the rows there."
     )
     draw = partial(layers_figure, selected_by_module({label: view.masks[label]}, inventory), most, highest)
-    return [places, Picture(view.file_name(f"layers-{name}"), caption, draw)]
+    return [places, Picture(view.file_name(f"layers-{name}"), caption, draw), *_expert_figures(view, label)]
+
+
+def _expert_figures(view: PairView, label: str) -> list[Item]:
+    """Of scores that say how often experts were used: which of them are selected, and used."""
+    ability, p = view.abilities[label], percent(view.evidence.ratio)
+    usage = read_usage(score_path(view.pair.folder, view.pair.source, ability.name))
+    if not usage:
+        return []
+    experts = {name: counts.shape[1] for name, counts in usage.items()}
+    selected = selected_by_expert(view.masks[label], view.evidence.saved.inventory, experts)
+    used = used_by_expert(usage, view.pair.records[ability.name].tokens)
+    caption = f"{label}: channels of each expert that are selected at p = {p}, in % of its channels."
+    draw_selected = partial(experts_figure, selected, "selected channels of each expert")
+    pictures = [Picture(view.file_name(f"experts-{ability.name}"), caption, draw_selected)]
+    caption = f"{label}: answer tokens that the target routes to each expert, in % of all."
+    draw_used = partial(experts_figure, used, "answer tokens routed to each expert")
+    return [*pictures, Picture(view.file_name(f"experts-used-{ability.name}"), caption, draw_used)]
 
 
 def stability_section(evidence: Evidence) -> list[Section | Absent]:
