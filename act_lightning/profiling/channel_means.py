@@ -43,13 +43,11 @@ def token_sums(scorer: ActivationScorer, observation: Observation) -> Tensor:
     step = max(1, block // max(1, target[:1].numel()))
     sums = torch.zeros(scorer.terms, channels, dtype=torch.float64, device=float64_device(target.device))
     for start in range(0, len(target), step):
-        tokens = slice(start, start + step)
-        source, source_weight_output = (
-            None if output is None else output[tokens]
-            for output in (observation.source, observation.source_weight_output)
+        values = (
+            scorer.values(_rows_of(observation, start, start + step))
+            .reshape(scorer.terms, -1, channels)
+            .to(sums.device)
         )
-        part = replace(observation, target=target[tokens], source=source, source_weight_output=source_weight_output)
-        values = scorer.values(part).reshape(scorer.terms, -1, channels).to(sums.device)
         for total, term in zip(sums, values, strict=True):  # one by one: twice as fast as along a middle dimension
             total += term.sum(0, dtype=torch.float64)
     return sums
@@ -66,29 +64,39 @@ def expert_sums(scorer: ActivationScorer, observation: Observation, rows: Tensor
     Returns:
         float64 ``[terms, experts, features]``.
     """
-    target = observation.target
-    features, device = target.shape[1], float64_device(target.device)
+    if observation.target.device.type != "cpu":
+        return sums_in_blocks(scorer, observation, rows, _DEVICE_BLOCK)
+    sums = torch.zeros(scorer.terms, len(rows), observation.target.shape[1], dtype=torch.float64)
+    for number, (start, end) in enumerate(pairwise([0, *rows.cumsum(0).tolist()])):
+        if start < end:
+            sums[:, number] = token_sums(scorer, _rows_of(observation, start, end))
+    return sums
+
+
+def sums_in_blocks(scorer: ActivationScorer, observation: Observation, rows: Tensor, block: int) -> Tensor:
+    """As :func:`expert_sums`, several experts at a time: for accelerators, where one would be too little work.
+
+    ``block`` is about how many values are in memory together in float64.
+    """
+    tokens, features = observation.target.shape
+    device, ends = float64_device(observation.target.device), rows.cumsum(0)
     sums = torch.zeros(scorer.terms, len(rows), features, dtype=torch.float64, device=device)
-    ends = rows.cumsum(0)
-    step = max(1, _DEVICE_BLOCK // max(1, features))
-    if target.device.type == "cpu":
-        blocks = [(start, end) for start, end in pairwise([0, *ends.tolist()])]
-    else:  # where an expert at a time would be too little work
-        blocks = [(start, min(start + step, len(target))) for start in range(0, len(target), step)]
-    for number, (start, end) in enumerate(blocks):
-        if start == end:
-            continue
-        others = (observation.source, observation.source_weight_output)
-        source, weight_output = (None if output is None else output[start:end] for output in others)
-        part = replace(observation, target=target[start:end], source=source, source_weight_output=weight_output)
-        if target.device.type == "cpu":
-            sums[:, number] = token_sums(scorer, part)
-            continue
+    step = max(1, block // max(1, features))
+    for start in range(0, tokens, step):
+        end = min(start + step, tokens)
         lengths = (ends.clamp(start, end) - (ends - rows).clamp(start, end)).to(device)
-        values = scorer.values(part).reshape(scorer.terms, -1, features).to(device)
+        values = scorer.values(_rows_of(observation, start, end)).reshape(scorer.terms, -1, features).to(device)
         for total, term in zip(sums, values, strict=True):
             total += torch.segment_reduce(term.double(), "sum", lengths=lengths, axis=0, unsafe=True)
     return sums
+
+
+def _rows_of(observation: Observation, start: int, end: int) -> Observation:
+    """The outputs at some tokens, or some rows of those of experts."""
+    others = (observation.source, observation.source_weight_output)
+    source, weight_output = (None if output is None else output[start:end] for output in others)
+    target = observation.target[start:end]
+    return replace(observation, target=target, source=source, source_weight_output=weight_output)
 
 
 def align(outputs: Sequence[ExpertOutput | None]) -> tuple[list[Tensor | None], Tensor]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
-from act_lightning.profiling.channel_means import ChannelMeans, expert_sums
+from act_lightning.profiling.channel_means import ChannelMeans, expert_sums, sums_in_blocks
 from act_lightning.scorers import Activation, Local, RelativeActivation
 from act_lightning.scorers.scorer import ActivationScorer, Observation
 from act_lightning.scores import read_usage
@@ -183,14 +183,20 @@ def test_relative_scores_of_unused_experts_are_zero() -> None:
             assert not scores[span].view(module.experts, -1)[unused].any()
 
 
-def test_sums_by_expert_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [None, 1, 8, 12, 1000])
+@pytest.mark.parametrize("scorer", [Activation(), RelativeActivation(), Local()])
+def test_sums_by_expert(scorer: ActivationScorer, block: int | None) -> None:
+    """One expert at a time, and in blocks as on an accelerator, that cut experts or hold several."""
     torch.manual_seed(0)
-    rows = torch.tensor([3, 0, 5, 1])
-    observation = Observation("", torch.randn(9, 4), torch.randn(9, 4))
-    sums = expert_sums(Activation(), observation, rows)
-    values = (observation.target - observation.source).abs().double()  # type: ignore[operator]
-    expected = torch.stack([part.sum(0) for part in values.split(rows.tolist())])
-    torch.testing.assert_close(sums[0], expected)
+    rows = torch.tensor([3, 0, 5, 1, 0])
+    observation = Observation("", *torch.randn(3, 9, 4).unbind())
+    if block is None:
+        sums = expert_sums(scorer, observation, rows)
+    else:
+        sums = sums_in_blocks(scorer, observation, rows, block)
+    values = scorer.values(observation).view(scorer.terms, 9, 4).double()
+    expected = torch.stack([part.sum(1) for part in values.split(rows.tolist(), 1)], 1)
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_model_is_left_as_it_was() -> None:
