@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -53,30 +53,57 @@ def token_sums(scorer: ActivationScorer, observation: Observation) -> Tensor:
     return sums
 
 
-def expert_sums(scorer: ActivationScorer, observation: Observation, rows: Tensor) -> Tensor:
-    """As :func:`token_sums`, of each expert.
+def expert_sums(
+    scorer: ActivationScorer,
+    module: str,
+    outputs: Mapping[str, ExpertOutput],
+    places: Sequence[Tensor],
+    counts: Tensor,
+) -> Tensor:
+    """As :func:`token_sums`, of each expert, with zeros where a token is routed to it in another model only.
+
+    Args:
+        scorer: Defines the values.
+        module: The name of the experts' parameter.
+        outputs: ``target``, and what is there of ``source`` and ``source_weight_output``, at the same tokens.
+        places: The pairs of their rows, see :func:`number_rows`.
+        counts: Number of pairs of each expert, int64 ``[experts]``.
+
+    Returns:
+        float64 ``[terms, experts, features]``.
+    """
+    target, starts = outputs["target"].values, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    if target.device.type != "cpu":
+        starts = starts[[0, -1]]
+    first_rows = [torch.searchsorted(each, starts).tolist() for each in places]
+    first_pairs = starts.tolist()
+
+    def observe(number: int) -> Observation:
+        pairs, aligned = slice(*first_pairs[number : number + 2]), {}
+        for (role, output), each, first in zip(outputs.items(), places, first_rows, strict=True):
+            rows = slice(*first[number : number + 2])
+            aligned[role] = align(output.values[rows], each[rows] - pairs.start, pairs.stop - pairs.start)
+        return Observation(module, **aligned)
+
+    if target.device.type != "cpu":
+        return sums_in_blocks(scorer, observe(0), counts, _DEVICE_BLOCK)
+    sums = torch.zeros(scorer.terms, len(counts), target.shape[1], dtype=torch.float64)
+    for number in counts.nonzero().flatten().tolist():  # one expert at a time, whose values stay in the cache
+        sums[:, number] = token_sums(scorer, observe(number))
+    return sums
+
+
+def sums_in_blocks(scorer: ActivationScorer, observation: Observation, rows: Tensor, block: int) -> Tensor:
+    """As :func:`token_sums`, of each expert, several at a time: for accelerators, where one would be too little work.
 
     Args:
         scorer: Defines the values.
         observation: Outputs ``[rows, features]``, sorted by expert.
         rows: How many of them each expert has, int64 ``[experts]``.
+        block: About how many values are in memory together in float64.
 
     Returns:
         float64 ``[terms, experts, features]``.
-    """
-    if observation.target.device.type != "cpu":
-        return sums_in_blocks(scorer, observation, rows, _DEVICE_BLOCK)
-    sums = torch.zeros(scorer.terms, len(rows), observation.target.shape[1], dtype=torch.float64)
-    for number, (start, end) in enumerate(pairwise([0, *rows.cumsum(0).tolist()])):
-        if start < end:
-            sums[:, number] = token_sums(scorer, _rows_of(observation, start, end))
-    return sums
-
-
-def sums_in_blocks(scorer: ActivationScorer, observation: Observation, rows: Tensor, block: int) -> Tensor:
-    """As :func:`expert_sums`, several experts at a time: for accelerators, where one would be too little work.
-
-    ``block`` is about how many values are in memory together in float64.
     """
     tokens, features = observation.target.shape
     device, ends = float64_device(observation.target.device), rows.cumsum(0)
@@ -99,28 +126,27 @@ def _rows_of(observation: Observation, start: int, end: int) -> Observation:
     return replace(observation, target=target, source=source, source_weight_output=weight_output)
 
 
-def align(outputs: Sequence[ExpertOutput | None]) -> tuple[list[Tensor | None], Tensor]:
-    """Outputs of the same experts in several models, with zeros where a token is routed in another one only.
-
-    Args:
-        outputs: Those of each model at the same tokens; the first one is there.
+def number_rows(outputs: Sequence[ExpertOutput]) -> tuple[Tensor, list[Tensor]]:
+    """Number every pair of an expert and a token that some model routes to it, by expert and then by token.
 
     Returns:
-        ``[rows, features]`` of each model, sorted by expert; and the number of each row's expert, int64 ``[rows]``.
+        The expert of each pair, int64 ``[pairs]``; and of each output the pair of each of its rows, ascending.
     """
-    present = [output for output in outputs if output is not None]
-    keys = [output.routing.experts * output.routing.total + output.routing.tokens for output in present]
-    pairs, rows = torch.unique(torch.cat(keys), return_inverse=True)
-    split = iter(rows.split([len(key) for key in keys]))
-    aligned: list[Tensor | None] = []
-    for output in outputs:
-        if output is None:
-            aligned.append(None)
-            continue
-        values = output.values.new_zeros(len(pairs), output.values.shape[1])
-        values[next(split)] = output.values
-        aligned.append(values)
-    return aligned, pairs // max(1, present[0].routing.total)
+    total = max(1, outputs[0].routing.total)
+    keys = [output.routing.experts * total + output.routing.tokens for output in outputs]
+    pairs = torch.unique(torch.cat(keys))
+    return pairs // total, [torch.searchsorted(pairs, key) for key in keys]
+
+
+def align(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """Rows ``[rows, features]`` at their places, ascending int64 ``[rows]``, among ``count``; the others are zero.
+
+    >>> align(torch.ones(2, 1), torch.tensor([0, 2]), 3).flatten().tolist()
+    [1.0, 0.0, 1.0]
+    """
+    if len(values) == count:
+        return values
+    return values.new_zeros(count, values.shape[1]).index_copy_(0, places, values)
 
 
 class ChannelMeans(Metric):
@@ -210,7 +236,9 @@ class ChannelMeans(Metric):
         if isinstance(target, ExpertOutput):
             assert not isinstance(source, Tensor)
             assert not isinstance(source_weight_output, Tensor)
-            sums = self._expert_sums(module, [target, source, source_weight_output], chunk)
+            given = {"target": target, "source": source, "source_weight_output": source_weight_output}
+            outputs = {role: output for role, output in given.items() if output is not None}
+            sums = self._expert_sums(module, outputs, chunk)
             self._add(number, span, sums, target.routing.total, chunk)
             return
         assert not isinstance(source, ExpertOutput)
@@ -236,26 +264,21 @@ class ChannelMeans(Metric):
             self.chunk_total[chunk, :, span] += sums
             self.chunk_count[chunk, number] += count
 
-    def _expert_sums(self, module: str, outputs: Sequence[ExpertOutput | None], chunk: int) -> Tensor:
+    def _expert_sums(self, module: str, outputs: Mapping[str, ExpertOutput], chunk: int) -> Tensor:
         """Sums over tokens of every expert's values, float64 ``[terms, experts · features]``; and count the tokens."""
-        span = self.expert_spans[module]
-        experts = span.stop - span.start
-        (target, source, source_weight_output), of_rows = align(outputs)
-        assert target is not None
-        models = [outputs[0], outputs[1] if source is not None else outputs[0]]
-        routed = [model.routing.experts for model in models if model is not None] + [of_rows]
-        usage = torch.stack([torch.bincount(numbers, minlength=experts) for numbers in routed])
+        span, target = self.expert_spans[module], outputs["target"]
+        of_pairs, places = number_rows(list(outputs.values()))
+        of_rows = [target.routing.experts, outputs.get("source", target).routing.experts, of_pairs]
+        usage = torch.stack([torch.bincount(experts, minlength=span.stop - span.start) for experts in of_rows])
         self.usage[:, span] += usage.to(self.usage.device)
         if self.chunks and self._by_routed:
             self.chunk_usage[chunk, :, span] += usage.to(self.usage.device)
-        sums = expert_sums(self.scorer, Observation(module, target, source, source_weight_output), usage[2])
+        sums = expert_sums(self.scorer, module, outputs, places, usage[2])
         if not self._by_routed:  # a scorer may give two zeros another value than 0
-            zero = target.new_zeros(1, target.shape[1])
-            zeros = (None if output is None else zero for output in (source, source_weight_output))
-            of_zeros = token_sums(self.scorer, Observation(module, zero, *zeros))
+            zero = target.values.new_zeros(1, target.values.shape[1])
+            of_zeros = token_sums(self.scorer, Observation(module, **dict.fromkeys(outputs, zero)))
             if bool(of_zeros.any()):
-                assert outputs[0] is not None
-                sums += of_zeros.unsqueeze(1) * (outputs[0].routing.total - usage[2]).to(sums.device)[:, None]
+                sums += of_zeros.unsqueeze(1) * (target.routing.total - usage[2]).to(sums.device)[:, None]
         return sums.flatten(1).to(self.total.device)
 
     def compute(self) -> Tensor:

@@ -34,7 +34,7 @@ Rerun = Callable[[Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class Routing:
-    """To which expert each row of an output belongs.
+    """To which expert each row of an output belongs. Rows are sorted by expert, and then by token.
 
     Attributes:
         tokens: Number of the row's token, int64 ``[rows]``: of all in the flattened batch, or of the answer tokens.
@@ -158,7 +158,7 @@ def visit_calls(model: PreTrainedModel, names: Sequence[str], visit: Visit) -> I
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for owner, leaves in packed.items():
             stack.enter_context(_visit_experts(modules, owner, leaves, visit, functions))
-        if functions.is_needed:
+        if functions.features_first:
             stack.enter_context(functions)
         yield
 
@@ -239,10 +239,12 @@ def _experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tens
         top_k_weights: Their weights, ``[tokens, k]``.
     """
     tokens, k = top_k_index.shape
-    experts, order = torch.sort(top_k_index.reshape(-1))
+    experts, order = torch.sort(top_k_index.reshape(-1), stable=True)
     rows, weights = order // k, top_k_weights.reshape(-1)[order].unsqueeze(1)
     routed = weights.squeeze(1).nonzero().squeeze(1) if type(module).__name__ in _SKIPPING else None
-    output = _run_experts(module, _observed.get(module), hidden_states[rows], Routing(rows, experts, tokens), routed)
+    output = _run_experts(
+        module, _observed.get(module), hidden_states.index_select(0, rows), Routing(rows, experts, tokens), routed
+    )
     weighted = torch.empty_like(output)
     weighted[order] = output * weights
     return weighted.view(tokens, k, -1).sum(1).to(hidden_states.dtype)
@@ -254,7 +256,7 @@ def _experts_and_identities(
     """As :func:`_experts_forward`, where numbers beyond those of the experts pass their input on."""
     count = len(module.get_parameter("down_proj"))
     tokens, places = (top_k_index < count).nonzero(as_tuple=True)
-    experts, order = torch.sort(top_k_index[tokens, places])
+    experts, order = torch.sort(top_k_index[tokens, places], stable=True)
     tokens, places = tokens[order], places[order]
     output = _run_experts(module, see, hidden_states[tokens], Routing(tokens, experts, len(hidden_states)))
     passed_on = top_k_weights.masked_fill(top_k_index < count, 0).sum(1, keepdim=True)
@@ -328,7 +330,15 @@ def _sorted_rows(module: nn.Module, router: nn.Module, see: _SeeExpert) -> Itera
         routings[:] = [Routing(tokens, experts, len(logits))]
 
     def visit(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return see(module, "weight", output, lambda weights: rerun_with_weights(module, weights, *args), routings[0])
+        routing = routings[0]
+        order = torch.argsort(routing.experts * routing.total + routing.tokens)  # the router leaves tokens unsorted
+
+        def rerun(weights: Mapping[str, Tensor]) -> Tensor:
+            return rerun_with_weights(module, weights, *args)[order]
+
+        routing = Routing(routing.tokens[order], routing.experts[order], routing.total)
+        changed = see(module, "weight", output[order], rerun, routing)
+        return None if changed is None else torch.empty_like(output).index_copy_(0, order, changed)
 
     with ExitStack() as stack:
         stack.callback(router.register_forward_hook(route).remove)
@@ -374,23 +384,22 @@ class _FunctionCalls(TorchFunctionMode):
         self.features_first: dict[str, nn.Conv1d | nn.Linear] = {}
         self._visit = visit
         self._scopes: list[tuple[_See, tuple[Any, ...]]] = []
-        self._has_scopes = False
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is anything to see."""
-        return bool(self.features_first) or self._has_scopes
 
     @contextmanager
     def inside(self, module: nn.Module, see: _See) -> Iterator[None]:
         """While a module runs, let ``see`` look at the functions that it calls."""
-        self._has_scopes = True
 
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
             self._scopes.append((see, args))
+            if len(self._scopes) == 1 and not self.features_first:  # it costs a microsecond for every function
+                self.__enter__()  # type: ignore[no-untyped-call]
 
         def leave(*_: object) -> None:
+            if not self._scopes:  # it failed before it was entered
+                return
             self._scopes.pop()
+            if not self._scopes and not self.features_first:
+                self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
         with ExitStack() as stack:
             stack.callback(module.register_forward_pre_hook(enter).remove)
@@ -488,6 +497,20 @@ def _without_padding(call: ModuleCall, values: Tensor, answers: AnswerPositions)
     return values[:, extra:] if call.ends_with_last else values[:, :length]
 
 
+def _expert_output(
+    call: ModuleCall, routing: Routing, answers: AnswerPositions
+) -> tuple[ExpertOutput, Callable[[Mapping[str, Tensor]], ExpertOutput]]:
+    """The output of packed experts at answer tokens, and a function that computes it with other weights."""
+    if answers.tokens == answers.mask.numel():  # no row is left out, and none changes afterwards
+        return ExpertOutput(call.values, routing), lambda weights: ExpertOutput(call.rerun(weights), routing)
+    rows, of_answers = routing.at(answers.index)
+
+    def rerun(weights: Mapping[str, Tensor]) -> ExpertOutput:
+        return ExpertOutput(call.rerun(weights).index_select(0, rows), of_answers)
+
+    return ExpertOutput(call.values.index_select(0, rows), of_answers), rerun
+
+
 @contextmanager
 def capture_outputs(
     model: PreTrainedModel,
@@ -513,12 +536,7 @@ def capture_outputs(
         if call.routing is not None:
             if call.routing.total != answers.mask.numel():
                 raise _unknown(call.name, "its tokens are not those of the batch")
-            rows, routing = call.routing.at(answers.index)
-            sink(
-                call.name,
-                ExpertOutput(call.values[rows], routing),
-                lambda weights: ExpertOutput(call.rerun(weights)[rows], routing),
-            )
+            sink(call.name, *_expert_output(call, call.routing, answers))
             return
         module = model.get_submodule(call.name)
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler, MaskedTaskVectorInjection
 from act_lightning.channels import inventory
-from act_lightning.profiling.channel_means import ChannelMeans, expert_sums, sums_in_blocks
+from act_lightning.profiling.channel_means import ChannelMeans, expert_sums, number_rows, sums_in_blocks
+from act_lightning.profiling.outputs import ExpertOutput, Routing
 from act_lightning.scorers import Activation, Local, RelativeActivation
 from act_lightning.scorers.scorer import ActivationScorer, Observation
 from act_lightning.scores import read_usage
@@ -191,7 +192,12 @@ def test_sums_by_expert(scorer: ActivationScorer, block: int | None) -> None:
     rows = torch.tensor([3, 0, 5, 1, 0])
     observation = Observation("", *torch.randn(3, 9, 4).unbind())
     if block is None:
-        sums = expert_sums(scorer, observation, rows)
+        routing = Routing(torch.tensor([0, 4, 5, 1, 2, 3, 4, 6, 0]), torch.arange(5).repeat_interleave(rows), 7)
+        roles = ("target", "source", "source_weight_output")
+        outputs = {role: ExpertOutput(getattr(observation, role), routing) for role in roles}
+        pairs, places = number_rows([*outputs.values()])
+        assert torch.equal(pairs, routing.experts)
+        sums = expert_sums(scorer, "", outputs, places, rows)
     else:
         sums = sums_in_blocks(scorer, observation, rows, block)
     values = scorer.values(observation).view(scorer.terms, 9, 4).double()
