@@ -198,6 +198,6 @@ class ActivationDifferenceProfiler(RootWriter):
             if isinstance(scorer, WeightScorer):
                 measure_weights(pending, target, scorer, trainer)
             if isinstance(scorer, Attribution):
-                measure_gradients(pending, target, scorer, sampling, trainer)
+                measure_gradients(pending, target, scorer, sampling, pair_settings, trainer)
             if isinstance(scorer, ActivationScorer):
                 measure_activations(pending, target, scorer, sampling, pair_settings, trainer)

@@ -143,11 +143,14 @@ def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb:
     """
     if not profiles(run, verb) or isinstance(run.transfer.settings.scorer, WeightScorer):
         return {}
-    if isinstance(run.transfer.settings.scorer, Attribution):
-        return {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
-    models, on_host, placement = 1 + _simultaneous_sources(run), runs_on_host(run.trainer), run.profiler.placement
+    on_host, placement = runs_on_host(run.trainer), run.profiler.placement
     intermediate, tokens = DecoderSizes.of(load_config(target)).peak_features, run.profiler.tokens_per_batch
-    resident = {"weights": models * channels.parameters, "outputs": tokens * (channels.total + intermediate)}
+    attributed = isinstance(run.transfer.settings.scorer, Attribution)
+    if attributed:
+        models, resident = _WITH_TASK_VECTOR, {"weights": _WITH_TASK_VECTOR * channels.parameters + _largest(channels)}
+    else:
+        models = 1 + _simultaneous_sources(run)
+        resident = {"weights": models * channels.parameters, "outputs": tokens * (channels.total + intermediate)}
     available = host_memory() if on_host else device_memory()
     itemsize = resolve_dtype(run.model.weights_dtype, target).itemsize
     if placement == "auto" and available is not None and sum(resident.values()) * itemsize > available:
@@ -156,9 +159,12 @@ def _profiled_elements(run: Run, channels: ChannelInventory, target: Path, verb:
         return resident
     skeleton = meta_model(target)
     stage, next_layer = largest_stage(skeleton)
+    weights = models * (stage + (next_layer if on_host else 0))
+    if attributed:
+        return {"weights": weights + _largest(channels)}
     width = widest_stage(skeleton, channels) if placement == "layerwise" else channels.total
     return {
-        "weights": models * (stage + (next_layer if on_host else 0)),
+        "weights": weights,
         "outputs": tokens * (width + intermediate),
     }
 

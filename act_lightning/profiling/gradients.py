@@ -8,14 +8,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from act_lightning.architecture import DecoderSizes, decoder_parts
 from act_lightning.channels import ElementSelection, OwnedParameter, add_to_channels, as_matrix, matrix_shape
-from act_lightning.checkpoints.compatibility import match_vocabularies
+from act_lightning.checkpoints.compatibility import VocabularyMatch, match_vocabularies
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import row_deltas
 from act_lightning.console import progress_bar
@@ -24,17 +26,26 @@ from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_by_parameters
 from act_lightning.profiling.channel_means import float64_device
+from act_lightning.profiling.layerwise import Call, LayerState, LayerwiseModel
 from act_lightning.profiling.measurement import Measurement, Target, save
+from act_lightning.profiling.offload import DiskWeights
+from act_lightning.profiling.pair import Batch, ChunkBatch
+from act_lightning.profiling.placement import PairSettings, choose_placement, host_memory
 from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
 from act_lightning.scorers.attribution import Attribution
-from act_lightning.training.loss import answer_loss
+from act_lightning.training.loss import answer_logits, answer_loss
 
 _WEIGHT_BLOCK = 16 * 1024 * 1024  # elements of weights that are in memory in float32 at once
 _PRODUCT_BLOCK = 4 * 1024 * 1024  # elements of a gradient that are multiplied at once
 
 
 def measure_gradients(
-    pending: Sequence[Measurement], target: Target, scorer: Attribution, sampling: Sampling, trainer: L.Trainer
+    pending: Sequence[Measurement],
+    target: Target,
+    scorer: Attribution,
+    sampling: Sampling,
+    settings: PairSettings,
+    trainer: L.Trainer,
 ) -> None:
     """Measure one source after the other, and write the scores of each ability when they are there.
 
@@ -45,15 +56,22 @@ def measure_gradients(
         problem = f"cannot be kept of a ranking that was made in {scorer.rounds} rounds"
         hint = "Leave chunks and stop_when_stable out."
         raise ActError(ConfigIssue("profile.chunks", sampling.chunk_count, problem, hint))
-    device = trainer.strategy.root_device
-    if target.model is None:
+    device, skeleton, placement = trainer.strategy.root_device, target.skeleton(), settings.placement
+    if placement == "auto" and target.model is None and pending:
+        processes = max(1, trainer.world_size // trainer.num_nodes)
+        placement = choose_placement(target, skeleton, 1, scorer.tokens_per_batch, device, processes)
+    attribution: AttributionPass
+    if placement == "layerwise":
+        attribution = LayerwiseAttributionPass(skeleton, target, scorer, sampling, trainer)
+    elif target.model is None:
         assert target.folder is not None
         model = load_on_device(target.folder, target.dtype, device)
+        attribution = AttributionPass(model, target, scorer, sampling, trainer)
     else:
         model = copy.deepcopy(target.model)
         nn.Module.to(model, device)
         model.train(False)
-    attribution = AttributionPass(model, target, scorer, sampling, trainer)
+        attribution = AttributionPass(model, target, scorer, sampling, trainer)
     for folder in dict.fromkeys(measurement.folder for measurement in pending):
         attribution.read_source(folder)
         for measurement in pending:
@@ -150,7 +168,7 @@ class AttributionPass:
                 if moved and name in moved:
                     step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
                 values, step = as_matrix(self._model.get_parameter(name).data), as_matrix(step)
-                for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, step[0].numel()))):
+                for index in torch.arange(len(values)).split(_rows_at_once(values)):
                     rows = slice(int(index[0]), int(index[-1]) + 1)
                     original = target.rows(name, index).to(values.device).float()
                     values[rows] = original.add_(step[rows].float()).to(values.dtype)
@@ -176,8 +194,8 @@ class AttributionPass:
             Σ over answer tokens of ∂(−log p)/∂θ ⊙ (θ_abl − θ_trg), float64 ``[chunks, channels]``, by one backward pass
             for each batch; and the number of answer tokens, float64 ``[chunks]``.
         """
-        model, trainer, channels = self._model, self._trainer, self.channels
-        sums_device = float64_device(model.device)
+        trainer, channels = self._trainer, self.channels
+        sums_device = float64_device(trainer.strategy.root_device)
         total = torch.zeros(max(1, chunks), channels.total, dtype=torch.float64, device=sums_device)
         tokens = torch.zeros(max(1, chunks), dtype=torch.float64, device=sums_device)
         owners: dict[str, list[tuple[slice, OwnedParameter]]] = {}
@@ -188,22 +206,229 @@ class AttributionPass:
         batches = [
             batch
             for samples in sample_sets
-            for batch in samples.batches(model.config, budget, trainer.global_rank, trainer.world_size, chunks, numbers)
+            for batch in samples.batches(
+                self._model.config, budget, trainer.global_rank, trainer.world_size, chunks, numbers
+            )
         ]
-        chunk = 0  # of the batch that is read
 
-        def add(name: str, gradient: Tensor) -> None:
+        def add(chunk: int, name: str, gradient: Tensor) -> None:
             if name in owners:
                 _add_products(total[chunk], owners[name], gradient, self.changes[name])
 
-        with each_gradient(model, add):
-            for batch, chunk in progress_bar(batches, desc=f"attributing {label}", disable=not trainer.is_global_zero):
-                inputs = {name: values.to(model.device) for name, values in batch.items()}
-                loss, count = answer_loss(model, inputs)
-                loss.backward()
+        with progress_bar(total=len(batches), desc=f"attributing {label}", disable=not trainer.is_global_zero) as bar:
+            for chunk, count in self._gradients(batches, add):
                 tokens[chunk] += count
+                bar.update()
         total, tokens = (trainer.strategy.reduce(values, reduce_op="sum") for values in (total, tokens))
         return total.cpu(), tokens.cpu()
+
+    def _gradients(
+        self, batches: Sequence[ChunkBatch], use: Callable[[int, str, Tensor], None]
+    ) -> Iterator[tuple[int, int]]:
+        """Hand the gradients of each batch to ``use``, with its chunk; yields its chunk and number of answer tokens."""
+        model, chunk = self._model, 0
+        with each_gradient(model, lambda name, gradient: use(chunk, name, gradient)):
+            for batch, chunk in batches:
+                loss, count = answer_loss(model, _on_device(batch, model.device))
+                loss.backward()
+                yield chunk, count
+
+
+class LayerwiseAttributionPass(AttributionPass):
+    """The same for models of which only the largest part fits on the device: all weights are read from disk.
+
+    Batches go through one layer after the other, then their gradients through the layers in reverse order, each of
+    which computes its activations again (https://arxiv.org/abs/1604.06174). So weights of target and source are read
+    twice for as many batches as the host has memory for: a hidden state for each token and layer.
+    """
+
+    @torch.no_grad()
+    def read_source(self, folder: Path) -> None:
+        """Remember where the source is."""
+        assert self._target.folder is not None
+        self._source, self._match = folder, match_vocabularies(self._target.folder, folder)
+
+    def _move_to(self, alpha: float, moved: Mapping[str, ElementSelection] | None) -> None:
+        self._alpha, self._moved = alpha, moved or {}
+
+    def _gradients(
+        self, batches: Sequence[ChunkBatch], use: Callable[[int, str, Tensor], None]
+    ) -> Iterator[tuple[int, int]]:
+        assert self._target.folder is not None
+        device, dtype = self._trainer.strategy.root_device, self._target.dtype
+        weights = InterpolatedWeights(
+            self._target.folder,
+            self._source,
+            dtype,
+            device,
+            self.channels.shapes,
+            self._match,
+            self._alpha,
+            self._moved,
+        )
+        self.changes = weights.changes
+        layers = decoder_parts(weights.model).layers
+        bytes_of_a_token = len(layers) * DecoderSizes.of(weights.model.config).hidden * dtype.itemsize
+        processes = max(1, self._trainer.world_size // self._trainer.num_nodes)
+        most = max(1, host_memory() // processes // 2 // bytes_of_a_token)
+        with LayerwiseModel(weights, device) as layerwise:
+            for group in _groups(batches, most):
+                yield from self._group_gradients(layerwise, weights, group, use)
+
+    def _group_gradients(
+        self,
+        layerwise: LayerwiseModel,
+        weights: InterpolatedWeights,
+        group: Sequence[ChunkBatch],
+        use: Callable[[int, str, Tensor], None],
+    ) -> Iterator[tuple[int, int]]:
+        """Take batches through all stages and back."""
+        model, last = layerwise.model, layerwise.stages - 1
+        states = [[LayerState()] for _ in group]
+        for stage in range(last):
+            with layerwise.at(stage), torch.no_grad():
+                for (batch, _), saved in zip(group, states, strict=True):
+                    state = LayerState(dict(saved[-1].outputs), dict(saved[-1].shapes))
+                    inputs = _on_device(batch, self._trainer.strategy.root_device)
+                    layerwise.advance(state, partial(_score, model, inputs))
+                    saved.append(state)
+        gradients: list[Mapping[Call, Any]] = [{} for _ in group]
+        for stage in range(last, -1, -1):
+            with layerwise.at(stage, backward=True):
+                for number, (batch, chunk) in enumerate(group):
+                    inputs = _on_device(batch, self._trainer.strategy.root_device)
+                    counts = list[int]()
+
+                    def forward(inputs: Batch = inputs, counts: list[int] = counts) -> None:
+                        loss, count = answer_loss(model, inputs)
+                        counts.append(count)
+                        loss.backward()
+
+                    weights.use = partial(use, chunk)
+                    gradients[number] = layerwise.go_back(states[number].pop(), gradients[number], forward)
+                    if stage == last:
+                        yield chunk, counts[0]
+
+
+class InterpolatedWeights(DiskWeights):
+    """θ_trg + α (θ_abl − θ_trg), of which a part at a time is in memory, with the part of the task vector.
+
+    Args:
+        target: The target's folder.
+        source: The source's folder.
+        dtype: Precision of the comparison.
+        device: Where parts are needed.
+        shapes: The shapes of the parameters that can change, by their first names.
+        match: Which rows of the source belong to the target's; ``None`` if every token has the same row in both.
+        alpha: α.
+        moved: Elements that take the source's values, whatever α.
+
+    Attributes:
+        changes: θ_abl − θ_trg of parts that are loaded, by first name of the parameter.
+        use: Receives the first name of a parameter that can change, and its gradient, in a backward pass.
+    """
+
+    use: Callable[[str, Tensor], None]
+
+    def __init__(
+        self,
+        target: Path,
+        source: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        shapes: Mapping[str, torch.Size],
+        match: VocabularyMatch | None,
+        alpha: float,
+        moved: Mapping[str, ElementSelection],
+    ) -> None:
+        super().__init__(target, dtype, device)
+        self._source, self._shapes, self._match = CheckpointReader(source), shapes, match
+        self._alpha, self._moved = alpha, moved
+        self._read_changes: dict[str, dict[str, Tensor]] = {}
+        self.changes: dict[str, Tensor] = {}
+        firsts: dict[int, str] = {}
+        named = self.model.named_parameters(remove_duplicate=False)
+        self._first = {name: firsts.setdefault(id(parameter), name) for name, parameter in named}
+
+    def _read(self, part: str) -> dict[str, Tensor]:
+        values, changes = super()._read(part), {}
+        for name, value in values.items():
+            first = self._first[name]
+            if first in self._shapes:
+                changes[name] = self._interpolate(first, value)
+        self._read_changes[part] = changes
+        return values
+
+    def _interpolate(self, first: str, values: Tensor) -> Tensor:
+        """Move the target's values, in place, and return the task vector."""
+        change, moved = torch.empty_like(values), self._moved.get(first)
+        for rows, delta in row_deltas(first, self._shapes[first], self._reader, self._source, self._match):
+            as_matrix(change)[rows] = delta.to(change.dtype)
+        step = change.mul(self._alpha)
+        if moved is not None:
+            step = torch.where(moved.expand(change.shape), change, step)
+        for start in range(0, len(as_matrix(values)), block := _rows_at_once(values)):
+            rows = slice(start, start + block)
+            index = torch.arange(len(as_matrix(values)))[rows]
+            original = self._reader.rows(first, index).float()
+            as_matrix(values)[rows] = original.add_(as_matrix(step)[rows].float()).to(values.dtype)
+        self._source.release(first)
+        return change
+
+    def load(self, part: str) -> None:
+        """As :class:`DiskWeights`, with gradients for the parameters that can change."""
+        if part in self._placeholders:
+            return
+        super().load(part)
+        for name, change in self._read_changes.pop(part).items():
+            first = self._first[name]
+            self.changes[first] = change.to(self._device, non_blocking=True)
+            parameter = self.model.get_parameter(name).requires_grad_(True)
+            parameter.register_post_accumulate_grad_hook(partial(self._hand_over, first))
+
+    def _hand_over(self, first: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient, parameter.grad = parameter.grad, None
+        self.use(first, gradient)
+
+    def unload(self, part: str) -> None:
+        """As :class:`DiskWeights`."""
+        for name in self._placeholders.get(part, {}):
+            self.changes.pop(self._first[name], None)
+        super().unload(part)
+
+    def close(self) -> None:
+        """As :class:`DiskWeights`."""
+        super().close()
+        self._source.close()
+
+
+def _groups(batches: Sequence[ChunkBatch], most_tokens: int) -> Iterator[list[ChunkBatch]]:
+    """Successive batches that have at most so many tokens together, padding included, but at least one batch."""
+    group: list[ChunkBatch] = []
+    tokens = 0
+    for batch in batches:
+        size = batch.batch["input_ids"].numel()
+        if group and tokens + size > most_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(batch)
+        tokens += size
+    if group:
+        yield group
+
+
+def _score(model: PreTrainedModel, inputs: Batch) -> None:
+    answer_logits(model, inputs)
+
+
+def _on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in batch.items()}
+
+
+def _rows_at_once(values: Tensor) -> int:
+    """Rows of a parameter, seen as a matrix, whose float32 copies are small beside it."""
+    return max(1, _WEIGHT_BLOCK // max(1, as_matrix(values)[0].numel()))
 
 
 def _add_products(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -97,14 +97,20 @@ class LayerwiseModel:
         self._weights.close()
 
     @contextmanager
-    def at(self, stage: int) -> Iterator[None]:
-        """Hold the weights of a stage, numbered from 0, and prefetch the next."""
+    def at(self, stage: int, backward: bool = False) -> Iterator[None]:
+        """Hold the weights of a stage, numbered from 0, and prefetch the next, or the one before it."""
         self._stage, self._is_first_batch = stage, True
         layers = self._parts.layers
         try:
             if 0 < stage < self.stages - 1:
                 self._load(layers[stage - 1])
-            self._weights.prefetch([layers[stage]] if stage < len(layers) else self._pending_outer())
+            elif backward:  # whoever computes a loss asks for the head's weights before the head is called
+                for part in self._pending_outer():
+                    self._load(part)
+            if not backward:
+                self._weights.prefetch([layers[stage]] if stage < len(layers) else self._pending_outer())
+            elif stage > 1:
+                self._weights.prefetch([layers[stage - 2]])
             yield
         finally:
             for part in self._loaded:
@@ -144,6 +150,37 @@ class LayerwiseModel:
             state.shapes[call] = tree_map_only(Tensor, lambda values: torch.empty_like(values, device="meta"), output)
         state.outputs = self._outputs
         self._state, self._outputs, self._is_first_batch = LayerState(), {}, False
+
+    def go_back(self, state: LayerState, gradients: Mapping[Call, Any], forward: Callable[[], None]) -> dict[Call, Any]:
+        """Take a micro-batch through the present stage again, and gradients back through it to the weights.
+
+        Args:
+            state: How far the micro-batch had come before this stage.
+            gradients: Those of the stage's outputs; none in the last stage, where ``forward`` takes them itself.
+            forward: As for :meth:`advance`.
+
+        Returns:
+            The gradients of the outputs in ``state``, in the host's memory, ``None`` for what has none.
+        """
+        leaves = {call: tree_map_only(Tensor, self._leaf, output) for call, output in state.outputs.items()}
+        self._state, self._outputs = LayerState(leaves, state.shapes), {}
+        self._calls.clear()
+        with torch.enable_grad():
+            with suppress(_EndOfStage):
+                forward()
+            outputs, known = list[Tensor](), list[Tensor]()
+            for call, tree in self._outputs.items():
+                for output, gradient in zip(tree_leaves(tree), tree_leaves(gradients[call]), strict=True):
+                    if gradient is not None and output.requires_grad:
+                        outputs.append(output)
+                        known.append(gradient)
+            if outputs:
+                torch.autograd.backward(outputs, known)
+        self._state, self._outputs, self._is_first_batch = LayerState(), {}, False
+        return {call: tree_map_only(Tensor, _gradient_on_host, output) for call, output in leaves.items()}
+
+    def _leaf(self, values: Tensor) -> Tensor:
+        return values.to(self._device).detach().requires_grad_(values.is_floating_point())
 
     def _call(self, part: str, forward: Callable[..., Any], *args: object, **kwargs: object) -> object:
         """Stand in for the ``forward`` of a part."""
@@ -187,6 +224,10 @@ def _nan_like(shape: Tensor, device: torch.device) -> Tensor:
     """NaN (of integers, 0) in place of an output that is no longer kept, and that no later stage should read."""
     value = float("nan") if shape.is_floating_point() else 0
     return torch.full((), value, dtype=shape.dtype, device=device).expand(shape.shape)
+
+
+def _gradient_on_host(leaf: Tensor) -> Tensor | None:
+    return None if leaf.grad is None else leaf.grad.to("cpu")
 
 
 def _has_nan(tree: object) -> bool:

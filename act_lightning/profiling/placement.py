@@ -75,9 +75,12 @@ class PairSettings:
         """What keeps this run from holding the pair as set."""
         issues = []
         needs_gradients = not isinstance(scorer, (ActivationScorer, WeightScorer))
-        if needs_gradients and self.placement not in ("auto", "resident"):
-            problem = f"must be auto or resident for {scorer.name}, whose backward pass needs all weights at once"
-            hint = "Leave it out, or select by activation."
+        if needs_gradients and self.placement == "offload":
+            problem = f"must be resident or layerwise for {scorer.name}, which takes gradients"
+            issues.append(ConfigIssue("profile.placement", self.placement, problem, "Leave it out."))
+        if needs_gradients and self.placement == "layerwise" and target.model is not None:
+            problem = f"must be resident for {scorer.name} of a target that is in memory"
+            hint = "Leave it out, or build the model in configure_model, and name its folder (target=...)."
             issues.append(ConfigIssue("profile.placement", self.placement, problem, hint))
         if self.quantization is None or isinstance(scorer, WeightScorer):
             return issues
@@ -113,7 +116,7 @@ def open_pair(
     processes = max(1, trainer.world_size // trainer.num_nodes)
     placement = settings.placement
     if placement == "auto" and settings.quantization is None:
-        placement = _choose_placement(target, skeleton, len(sources), settings.tokens_per_batch, device, processes)
+        placement = choose_placement(target, skeleton, len(sources), settings.tokens_per_batch, device, processes)
     with ExitStack() as stack:
         pair: Pair
         if settings.quantization is not None:
@@ -148,7 +151,7 @@ def open_pair(
         yield pair, skeleton.config
 
 
-def _choose_placement(
+def choose_placement(
     target: Target, skeleton: PreTrainedModel, sources: int, tokens: int, device: torch.device, processes: int
 ) -> str:
     """``resident`` where the whole pair and the outputs of a batch fit, else ``layerwise``; and say so."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
 from act_lightning.checkpoints.models import load_quantized
 from act_lightning.errors import ActError
-from act_lightning.profiling import placement
+from act_lightning.profiling import gradients, placement
+from act_lightning.profiling.placement import PLACEMENTS
 from act_lightning.scorers import Attribution
 from act_lightning.transfer.settings import TransferSettings
 from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples
@@ -88,21 +90,63 @@ def test_quantization_needs_accelerate(tmp_path: Path, monkeypatch: pytest.Monke
         profile(target, saved(target, tmp_path / "s"), tmp_path, quantization="4bit")
 
 
-def test_gradients_need_all_weights_at_once(tmp_path: Path) -> None:
+_TWICE = Attribution(alpha=0.3, keep=["packed"], rounds=2, first_share=0.02)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "scorer"),
+    [
+        ("llama", _TWICE),
+        ("gemma3_text", Attribution()),  # embedding and head are one matrix, and layers are not all alike
+        ("gpt2", Attribution()),
+        pytest.param("qwen3_moe", Attribution(), marks=pytest.mark.slow),
+    ],
+)
+def test_gradients_layer_by_layer_are_those_of_the_whole(
+    architecture: str, scorer: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the host has room for the states of one batch at a time."""
+    target = tiny_model(architecture)
+    folder, source = saved(target, tmp_path / "t"), saved(sibling_of(target, seed=1), tmp_path / "s")
+    settings = TransferSettings(selection=replace(scorer, tokens_per_batch=32))
+    found = {}
+    for chosen in ("resident", "layerwise", "layerwise, little memory"):
+        if chosen not in PLACEMENTS:
+            monkeypatch.setattr(gradients, "host_memory", lambda: 1)
+        root = tmp_path / chosen
+        profiler = ActivationDifferenceProfiler(
+            [AbilitySource(source, dict(DATA), name="s")], target=folder, placement=chosen.split(",")[0]
+        )
+        profiler.profile(quiet_trainer(root), PlainModule(tiny_model(architecture).to("meta")), settings=settings)
+        (path,) = root.rglob("padded.safetensors")
+        found[chosen] = torch.tensor(reference.saved_scores(path, target))
+    expected = found.pop("resident")
+    for scores in found.values():
+        torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert reference.chosen(scores.tolist(), "0.1") == reference.chosen(expected.tolist(), "0.1")
+
+
+@pytest.mark.parametrize(
+    ("placement", "problem"),
+    [("offload", "must be resident or layerwise for attribution"), ("layerwise", "of a target that is in memory")],
+)
+def test_gradients_elsewhere_are_refused(placement: str, problem: str, tmp_path: Path) -> None:
     target = tiny_model("llama")
     source = AbilitySource(saved(sibling_of(target, seed=1), tmp_path / "s"), dict(DATA))
-    profiler = ActivationDifferenceProfiler([source], placement="layerwise")
+    profiler = ActivationDifferenceProfiler([source], placement=placement)
     settings = TransferSettings(selection=Attribution())
-    with pytest.raises(ActError, match="must be auto or resident for attribution"):
+    with pytest.raises(ActError, match=problem):
         profiler.profile(quiet_trainer(tmp_path), PlainModule(target), settings=settings)
     assert not (tmp_path / "scores").exists()
 
 
-def run(root: Path, placement: str, limit: int = 0, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run(
+    root: Path, placement: str, limit: int = 0, processes: int = 1, selection: str = "activation"
+) -> subprocess.CompletedProcess[str]:
     alone = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     # Freed tensors go back at once, as those of large models always do: what malloc would keep varies by timing.
     alone["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
-    command = [sys.executable, PROGRAMS / "profile_placement.py", root, placement, limit, processes]
+    command = [sys.executable, PROGRAMS / "profile_placement.py", root, placement, limit, processes, selection]
     return subprocess.run(
         [str(part) for part in command],
         env=os.environ | alone,
@@ -113,26 +157,33 @@ def run(root: Path, placement: str, limit: int = 0, processes: int = 1) -> subpr
     )
 
 
-def scores(root: Path, placement: str, processes: int, model: PreTrainedModel) -> list[float]:
-    return reference.saved_scores(root / f"{placement}-{processes}" / "scores" / "s" / "a.safetensors", model)
+def scores(
+    root: Path, placement: str, processes: int, model: PreTrainedModel, selection: str = "activation"
+) -> list[float]:
+    folder = "scores" if selection == "activation" else f"scores.{selection}"
+    return reference.saved_scores(root / f"{placement}-{processes}" / folder / "s" / "a.safetensors", model)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("selection", ["activation", "attribution"])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_samples(processes: int, tmp_path: Path) -> None:
+def test_processes_share_the_samples(processes: int, selection: str, tmp_path: Path) -> None:
     target = tiny_model("gemma3_text")
     saved(target, tmp_path / "target")
     saved(sibling_of(target, seed=1), tmp_path / "source")
     for chosen, count in (("resident", 1), ("layerwise", processes)):
-        done = run(tmp_path, chosen, processes=count)
+        done = run(tmp_path, chosen, processes=count, selection=selection)
         assert done.returncode == 0, done.stderr
-    expected, found = scores(tmp_path, "resident", 1, target), scores(tmp_path, "layerwise", processes, target)
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    expected = scores(tmp_path, "resident", 1, target, selection)
+    found = scores(tmp_path, "layerwise", processes, target, selection)
+    most = max(map(abs, expected)) if selection == "attribution" else 1.0
+    assert found == pytest.approx(expected, rel=1e-6 if selection == "activation" else 1e-4, abs=1e-6 * most)
     assert reference.chosen(found, "0.1") == reference.chosen(expected, "0.1")
 
 
 @pytest.mark.slow
-def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
+@pytest.mark.parametrize("selection", ["activation", "attribution"])
+def test_a_pair_larger_than_the_memory_it_may_have(selection: str, tmp_path: Path) -> None:
     """Two models of 410 MB each under a limit of 734 MB on the data of the process, libraries included."""
     large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 26, "head_dim": 128}
     target = tiny_model("llama", **large)
@@ -141,14 +192,16 @@ def test_a_pair_larger_than_the_memory_it_may_have(tmp_path: Path) -> None:
     size = sum(file.stat().st_size for file in tmp_path.glob("*/*.safetensors"))
     limit = 700 * 2**20
     assert size > limit
-    failed = run(tmp_path, "resident", limit)
+    failed = run(tmp_path, "resident", limit, selection=selection)
     assert failed.returncode != 0
     assert "memory" in failed.stderr.lower()
     for chosen, most in (("layerwise", limit), ("resident", 0)):
-        done = run(tmp_path, chosen, most)
+        done = run(tmp_path, chosen, most, selection=selection)
         assert done.returncode == 0, done.stderr
-    expected, found = (scores(tmp_path, placement, 1, target) for placement in ("resident", "layerwise"))
-    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    expected = scores(tmp_path, "resident", 1, target, selection)
+    found = scores(tmp_path, "layerwise", 1, target, selection)
+    tolerance = 1e-6 if selection == "activation" else 1e-4
+    assert found == pytest.approx(expected, rel=tolerance, abs=1e-6 * max(map(abs, expected)))
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])

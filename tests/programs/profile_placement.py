@@ -1,4 +1,4 @@
-"""Profile a pair on so many processes, under a limit of memory: ROOT PLACEMENT LIMIT PROCESSES."""
+"""Profile a pair on so many processes, under a limit of memory: ROOT PLACEMENT LIMIT PROCESSES SELECTION."""
 
 import resource
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
+from act_lightning.transfer.settings import TransferSettings
 from tests.loops import padded, quiet_trainer, random_samples
 
 
@@ -16,6 +17,7 @@ class Late(L.LightningModule):
 
 if __name__ == "__main__":
     root, placement, limit, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    settings = TransferSettings(selection=sys.argv[5])
     if limit:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     source = AbilitySource(str(root / "source"), {"a": padded(random_samples(12), rows=2)}, name="s")
@@ -26,6 +28,6 @@ if __name__ == "__main__":
 
     def work():
         trainer.strategy.setup_environment()
-        profiler.profile(trainer, Late())
+        profiler.profile(trainer, Late(), settings=settings)
 
     trainer.strategy.launcher.launch(work, trainer=trainer) if trainer.strategy.launcher else work()
