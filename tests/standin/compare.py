@@ -33,7 +33,7 @@ def run_steps(steps: Steps, models: Path, root: Path, device: AbstractContextMan
     root.mkdir(parents=True)
     with device:
         for verb, changes in steps:
-            config = merged(base_config(models, root), changes)
+            config = merged(base_config(models, root, "mixture" in root.parent.name), changes)
             if verb in ("validate", "test", "predict"):
                 config = {key: value for key, value in config.items() if key not in ("profile", "transfer")}
             try:

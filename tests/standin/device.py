@@ -177,8 +177,13 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     elif torch.Tag.nondeterministic_seeded in op.tags:
         random_state = _default_generator_swapped()
     positional = [call.values.pop(argument.name) for argument in op._schema.arguments[: len(args)]]
+    dtype = positional[0].dtype if name == "histc" else None
+    if dtype == torch.int32:  # CUDA counts integers, too
+        positional[0] = positional[0].double()
     with random_state:
         result = op(*positional, **call.values)
+    if dtype is not None:
+        result = result.to(dtype)
     return call.to_device(result)
 
 

@@ -6,8 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from tests.front_door import Config
-from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
+from tests.model_types import tiny_type_config
+from tests.tiny import perturb, save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
 Steps = list[tuple[str, Config]]
 """Verbs, each with what changes in the config, which all of them share with the run's folder."""
@@ -49,9 +53,12 @@ _HALF = {  # given "16-mixed", Lightning would compute in bfloat16 on the CPU
     },
 }
 _COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 8}}
+_PLACES = ("resident", "offload", "layerwise")
 SCENARIOS: dict[str, Steps] = {
     **{f"profile {place}": [("profile", {"profile": {"placement": place}})] for place in ("resident", "offload")},
     "profile layerwise": [("profile", {"profile": {"placement": "layerwise"}, "model": {"dtype": "bfloat16"}})],
+    **{f"profile {place} of a mixture": [("profile", {"profile": {"placement": place}})] for place in _PLACES},
+    "fit of a mixture": [("fit", _PADDED | {"model": {"router_aux_loss_coef": 0.1}})],
     "profile packed": [("profile", {"data": {"packing": True}, "profile": {"chunks": 2}})],
     "profile until stable": [
         ("profile", {"profile": {"stop_when_stable": 0.5}, "data": {"abilities": {"d": {"limit": 160}}}})
@@ -95,11 +102,12 @@ SCENARIOS: dict[str, Steps] = {
 }
 
 
-def base_config(folder: Path, root: Path) -> Config:
-    """Two sources, two abilities, and evaluation sets of two kinds."""
+def base_config(folder: Path, root: Path, mixture: bool = False) -> Config:
+    """Two sources, two abilities, and evaluation sets of two kinds; of dense models, or of mixtures of experts."""
+    models = folder / "mixtures" if mixture else folder
     sources = [
-        {"model": str(folder / "source1"), "abilities": ["d"], "name": "s1"},
-        {"model": str(folder / "source2"), "abilities": ["d", "e"], "name": "s2", "scale": 0.3},
+        {"model": str(models / "source1"), "abilities": ["d"], "name": "s1"},
+        {"model": str(models / "source2"), "abilities": ["d", "e"], "name": "s2", "scale": 0.3},
     ]
     abilities = {
         "d": {"path": str(folder / "d.jsonl"), "limit": 40, "role": "recover"},
@@ -111,7 +119,7 @@ def base_config(folder: Path, root: Path) -> Config:
     }
     return {
         "seed_everything": 7,
-        "model": {"target": str(folder / "target"), "learning_rate": 1e-3, "attention": "sdpa"},
+        "model": {"target": str(models / "target"), "learning_rate": 1e-3, "attention": "sdpa"},
         "data": {"abilities": abilities, "train": ["d"], "validation": ["e"], "evaluations": evaluations},
         "profile": {"sources": sources},
         "transfer": {"ratio": 0.1},
@@ -129,8 +137,13 @@ def base_config(folder: Path, root: Path) -> Config:
 def write_models(folder: Path) -> None:
     """The models and data files of all scenarios."""
     target, draw, words = tiny_model("qwen2"), random.Random(0), ("one", "два", "三", "four,", "पाँच")
-    for name, model in (("target", target), ("source1", sibling_of(target, 1)), ("source2", sibling_of(target, 2))):
-        save_model(model, tiny_tokenizer(), folder / name)
+    torch.manual_seed(0)
+    mixture = AutoModelForCausalLM.from_config(tiny_type_config("qwen3_moe"), dtype=torch.float32)
+    perturb(mixture, 0, 0.15)
+    for place, first in ((folder, target), (folder / "mixtures", mixture)):
+        save_model(first, tiny_tokenizer(), place / "target")
+        for seed in (1, 2):
+            save_model(sibling_of(first, seed), tiny_tokenizer(), place / f"source{seed}")
     for name in ("d", "e"):
         rows = [
             {"prompt": f"Say {draw.choice(words)} {i} times", "answer": " ".join(draw.choices(words, k=1 + i % 9))}
