@@ -214,7 +214,7 @@ def read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(recipe, dict) or not isinstance(record, dict):
             raise ValueError("recipe and record must be mappings")
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        problem = f"must be a readable card ({error})"
+        problem = f"must be a readable card ({error.strerror if isinstance(error, OSError) else error})"
         raise ActError(ConfigIssue("card", str(path), problem, "Name a README.md.")) from error
     if not record:
         problem = "must hold the record of a run, as the cards of act-lightning's exports do"

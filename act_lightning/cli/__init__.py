@@ -135,7 +135,9 @@ def _print_help(arguments: Sequence[str]) -> bool:
 
 def _front_parser() -> argparse.ArgumentParser:
     """Make the parser of ``--help`` and unknown verbs, without the options of any verb, which takes seconds."""
-    parser = argparse.ArgumentParser(
+    from act_lightning.cli.parser_messages import VerbParser
+
+    parser = VerbParser(
         prog=PROGRAM, description=act_lightning.__doc__, epilog=f"Options of a verb: {PROGRAM} VERB --help"
     )
     parser.add_argument("--version", action="version", version=f"act-lightning {act_lightning.__version__}")

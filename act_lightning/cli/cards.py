@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +12,7 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.escaping import terminal_text
 
 
@@ -22,7 +22,7 @@ def run_card(arguments: Sequence[str]) -> int:
     Raises:
         ActError: If there is no exported model, or it has no card.
     """
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} card", description=VERBS["card"].about)
+    parser = VerbParser(prog=f"{PROGRAM} card", description=VERBS["card"].about)
     parser.add_argument("run", metavar="RUN", type=Path, help="A run's folder, or an exported model.")
     parser.add_argument("--print", action="store_true", help="Print the cards and write nothing.")
     args = parser.parse_args(list(arguments))

@@ -19,6 +19,7 @@ from act_lightning.escaping import terminal_text
 from act_lightning.redaction import redact, redact_text
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
+_FOUND_LAST = ("does not accept option", "arguments are required")  # when all files have been parsed
 _YAML_MERGE = "tag:yaml.org,2002:merge"
 _YAML_LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -53,7 +54,10 @@ class ConfigParser(ArgumentParser):
                 terminal_text(redact_text(f"{self.config_path}: {message}" if self.config_path else message)), ex
             )
         paths = [self.config_path] if self.config_path else []
-        if not paths and "does not accept option" in message:  # found when all files have been parsed
+        if not paths and any(words in message for words in _FOUND_LAST):
+            choices = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+            verbs = [verb for each in choices for verb in each.values() if isinstance(verb, ConfigParser)]
+            parser = next((each for each in (parser, *verbs) if each.config_paths), parser)
             paths = self.config_paths or parser.config_paths
         known = [action.dest for action in parser._actions]
         text = explain(message, {path: _read(path) for path in paths}, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate, resolve_dtype
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.escaping import terminal_text
 
 
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         ActError: As :func:`~act_lightning.checkpoints.dequantize.dequantize`.
     """
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} dequantize", description=VERBS["dequantize"].about)
+    parser = VerbParser(prog=f"{PROGRAM} dequantize", description=VERBS["dequantize"].about)
     parser.add_argument("--model", required=True, metavar="DIR", help="Folder or hub id of the quantized model.")
     dtypes = ("bfloat16", "float16", "float32")
     parser.add_argument("--dtype", required=True, choices=dtypes, help="The precision of what was quantized.")

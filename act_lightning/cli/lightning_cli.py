@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import os
@@ -42,6 +41,7 @@ from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_merging import ConfigParser
 from act_lightning.cli.next_step import print_next, run_options
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
@@ -227,7 +227,12 @@ class ActCLI(LightningCLI):
         else:
             config = config.clone()
             config[verb].trainer = Namespace()
-        self.config_init = self.parser.instantiate_classes(config)
+        try:
+            self.config_init = self.parser.instantiate_classes(config)
+        except ActError:
+            raise
+        except ValueError as error:  # of a class that a config names
+            self.parser.error(str(error), error)
         self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
         if needs_trainer:
             raise_if_any(run_issues(self.run, verb))
@@ -500,7 +505,7 @@ def run_data(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 1 if an endpoint left rows unanswered, which the next run asks for again.
     """
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
+    parser = VerbParser(prog=f"{PROGRAM} data", description=VERBS["data"].about)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", required=True)
     for name, about in (("inspect", _INSPECT), ("translate", _TRANSLATE)):
         verbs.add_parser(name, help=about, add_help=False)

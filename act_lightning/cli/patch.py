@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from act_lightning.checkpoints.lock import lock_output
 from act_lightning.checkpoints.models import locate
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.console import Console, Table, format_bytes
 from act_lightning.escaping import terminal_text
 from act_lightning.patches.apply import apply_patch, revert_patch
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} patch", description=VERBS["patch"].about)
+def _parser() -> VerbParser:
+    parser = VerbParser(prog=f"{PROGRAM} patch", description=VERBS["patch"].about)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     about = "Write how a tuned model differs from its base to a file. Weights only: the base keeps its config."
     make = actions.add_parser("make", help=about, description=about)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -18,6 +17,7 @@ from act_lightning.cards.record import CARD, data_fingerprints, model_identities
 from act_lightning.checkpoints.weight_files import identify
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.cli.replay_settings import Overrides, localize, take_settings
 from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -69,8 +69,8 @@ def run_replay(arguments: Sequence[str]) -> int:
     return status
 
 
-def _replay_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _replay_parser() -> VerbParser:
+    parser = VerbParser(
         prog=f"{PROGRAM} replay",
         usage="%(prog)s CARD [--from DIR …] [--out DIR] [--yes] [--config FILE …] [--section.key VALUE …]",
         description=VERBS["replay"].about,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from act_lightning.checkpoints.lock import lock_output, lock_root
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.next_step import print_next
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.console import Console
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
@@ -39,8 +39,8 @@ def run_report(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _report_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _report_parser() -> VerbParser:
+    parser = VerbParser(
         prog=f"{PROGRAM} report",
         description=VERBS["report"].about,
         epilog="Language and domain of an ability are read from its name, split at -, _ and '.'. The last part, else "
@@ -80,7 +80,7 @@ def run_compare(arguments: Sequence[str]) -> int:
     Raises:
         ActError: If a run was not tested, or the runs have different rows.
     """
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} compare", description=VERBS["compare"].about)
+    parser = VerbParser(prog=f"{PROGRAM} compare", description=VERBS["compare"].about)
     parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="A run's folder; the first is the baseline.")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="By default a table.")
     args = parser.parse_args(list(arguments))

@@ -230,7 +230,8 @@ def read_results(path: Path) -> dict[str, SetResult]:
             fields = {key: value for key, value in content.items() if key != "shares"}
             results[name] = SetResult(**fields | {"tokens": tuple(fields["tokens"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"must be a run that was tested ({type(error).__name__}: {error})"
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        problem = f"must be a run that was tested ({reason})"
         raise ActError(
             ConfigIssue("RUN", str(path), problem, "Run `test` with its config and --model.target first.")
         ) from error
