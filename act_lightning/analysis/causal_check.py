@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from rich.box import SIMPLE
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -225,7 +226,8 @@ def print_causes(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
         name = f"{result['source']}/{result['ability']}"
         title = f"{name}: {result['channels']:,} channels, {result['samples']} held-out samples"
-        table = Table("intervention", "channels", "against", title=title, caption="change of loss, nats a token, 95 %")
+        table = Table("intervention", "channels", "against", title=title, box=SIMPLE, pad_edge=False)
+        table.caption = "change of loss, nats a token, 95 %"
         for column in ("change", "interval", "d"):
             table.add_column(column, justify="right", no_wrap=True)
         for effect in result["effects"]:

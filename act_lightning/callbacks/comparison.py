@@ -282,7 +282,8 @@ def _row_kind(row: ModelRow) -> int:
 def _score(label: str, model: PreTrainedModel, trainer: L.Trainer, sets: Collection[str]) -> ItemScores:
     data, rank, world_size = _evaluation_data(trainer), trainer.global_rank, trainer.world_size
     items = sum(len(data.prompts[name]) for name in sets)
-    with progress_bar(desc=f"evaluating {label}", total=items, disable=not trainer.is_global_zero) as bar:
+    title, is_quiet = f"evaluating {label}", not trainer.is_global_zero
+    with progress_bar(desc=title, total=items, leave=False, disable=is_quiet) as bar:
 
         def score() -> ItemScores:
             def update(scored: int) -> None:

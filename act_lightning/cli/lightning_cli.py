@@ -369,7 +369,13 @@ class ActCLI(LightningCLI):
 
     def _run_without_trainer(self, subcommand: str) -> None:
         if subcommand == "inspect":
-            print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
+            counts = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # of every set, as in the table
+            level = counts.level
+            counts.setLevel(logging.WARNING)
+            try:
+                print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
+            finally:
+                counts.setLevel(level)
             follows = "plan"
         else:
             follows = self.config.plan["for"]

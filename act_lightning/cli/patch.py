@@ -133,7 +133,9 @@ def _print_extraction(extraction: Extraction, out: Path, console: Console) -> No
 def _print_groups(patch: PatchFile, console: Console) -> None:
     totals, columns = summarize_patch(patch.record), ("tensors", "rows", "columns", "changed", "elements")
     for group, title in (("by_layer", "layer"), ("by_module_type", "module type")):
-        table = Table(title, *columns, box=None)
+        table = Table(title, box=None)
+        for column in columns:
+            table.add_column(column, justify="right")
         for row in totals[group]:
             table.add_row(row["name"], *(f"{row[column]:,}" for column in columns))
         console.print(table)

@@ -236,7 +236,9 @@ def print_inspection(inspection: Inspection, as_json: bool, console: Console | N
 
 
 def _figures_table(sets: list[InspectedSet]) -> Table:
-    table = Table("set", "", "rows", "dropped", "cut", "tokens", "answer tokens", "longest", box=None)
+    table = Table("set", "", box=None)
+    for name in ("rows", "dropped", "cut", "tokens", "answer tokens", "longest"):
+        table.add_column(name, justify="right")
     for inspected in sets:
         figures = inspected.figures
         counts = (figures.rows, figures.dropped, figures.cut, figures.tokens, figures.answer_tokens, figures.longest)

@@ -318,7 +318,7 @@ class TrialRunner:
         """In each round, every process takes a point, and all wait for each other; until there are none left."""
         workers, store = self.workers, self.store
         queue = iter(()) if store is None else suggest(store)
-        with progress_bar(desc=title, unit="point", total=total or None, disable=store is None) as bar:
+        with progress_bar(desc=title, unit="point", total=total or None, delay=0.1, disable=store is None) as bar:
             bar.update(min(total, done))
             while True:
                 suggestions = list(islice(queue, workers.size))

@@ -44,6 +44,7 @@ def test_each_next_command_works_until_the_report(
     root = config["trainer"]["default_root_dir"]
     inspected = call("data", "inspect", "--config", write_yaml(tmp_path / "config.yaml", config))
     assert "a-set-with-a-name-that-fills-a-line" in inspected.out
+    assert not [record for record in caplog.records if "samples" in record.getMessage()], "the table has them"
     planned = follow(inspected)
     assert "an update covers" not in planned.out, "16 samples are the paper's"
     fitted = follow(planned)
