@@ -279,9 +279,10 @@ class ActCLI(LightningCLI):
 
     def after_validate(self) -> None:
         """Print what was measured, a line for each set."""
+        log_dir = self.trainer.log_dir  # which all processes must ask for together
         if self.trainer.is_global_zero:
             Console().print(validation_table(self.trainer.callback_metrics))
-            rank_zero_info(f"metrics written to {self.trainer.log_dir}")
+            rank_zero_info(f"metrics written to {log_dir}")
 
     def after_fit(self) -> None:
         """Make the other fits of a comparison, then print its table."""
