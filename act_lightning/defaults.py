@@ -17,8 +17,16 @@ SEED = 42
 """``seed_everything``."""
 LARGEST_SEED = 2**32 - 1
 """The largest seed that Lightning accepts, which also seeds numpy."""
+TRANSFORMERS, VLLM = "transformers", "vllm"
+"""``model.generator``: what generates answers."""
 IGNORED = -100
 """The label of a token that is no answer token; ``ignore_index`` of torch and transformers."""
+LAST, PREVIOUS = "last.ckpt", "last-before.ckpt"
+"""Checkpoints of a fit; the second matches last*.ckpt, so resuming finds it if a kill has left nothing else."""
+BEST = "best"
+"""The folder of ``BestRecovery``."""
+LOGITS_AT_ONCE = 1 << 27
+"""Half a gigabyte in float32: 883 tokens of Qwen2.5's 152,064 entries; more is no faster."""
 # What torchrun, SLURM, Lightning and LSF set; as in lightning.fabric, which must not be imported for a merge.
 _RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 

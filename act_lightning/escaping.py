@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import TypeVar
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -37,6 +40,21 @@ class TerminalFilter(logging.Filter):
         """Escape the message and keep the record."""
         record.msg, record.args = terminal_text(record.getMessage()), None
         return True
+
+
+@contextmanager
+def escaped_warnings() -> Iterator[None]:
+    """Escape warnings where they become lines of text; whoever records them gets them as they are."""
+    original: Any = warnings.formatwarning
+
+    def escaped(*args: Any, **kwargs: Any) -> str:
+        return terminal_text(original(*args, **kwargs))
+
+    warnings.formatwarning = escaped
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 def markdown_text(text: object) -> str:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,19 +25,18 @@ from act_lightning.checkpoints.models import load_model, locate, meta_model
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import file_sha256, identify, identify_module, read_headers
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.defaults import VLLM
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.evaluation.evaluator import Evaluator, publish
 from act_lightning.evaluation.generation import (
-    TRANSFORMERS,
-    VLLM,
     Generator,
     VLLMGenerator,
     generate_answers,
 )
 from act_lightning.evaluation.results import EvaluatedModel, results_for_logger
 from act_lightning.profiling.channel_means import float64_device
+from act_lightning.sections import ModelSection, fsdp1_issues
 from act_lightning.training.attention_compile import (
-    attention_compile_issues,
     compile_layers,
     set_attention,
     training_dtype,
@@ -51,12 +49,10 @@ from act_lightning.training.optimizers import (
     make_optimizer,
     make_scheduler,
     may_fuse,
-    optimizer_issues,
     sharding_issues,
 )
 from act_lightning.training.sharding import (
     averaging_issues,
-    fsdp1_issues,
     fsdp1_precision,
     gathering_policy,
     is_sharded,
@@ -72,12 +68,22 @@ from act_lightning.training.validation import (
     within_keep,
 )
 
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SETTINGS = "act_lightning settings"  # a key of checkpoints
 _SUM_SCALE = 2.0**-12  # keeps summed gradients near 1, for float16; a power of two, so exact
 
 
-class AbilityTransferModule(L.LightningModule):
+class _LoadedModel(L.LightningModule):
+    """What :class:`AbilityTransferModule` holds besides its settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: PreTrainedModel | None = None
+        self.keep_floor: float | None = None
+        self._vllm: VLLMGenerator | None = None
+        self._tokens, self._losses = 0, dict[int, Tensor]()  # of micro-batches since the last update
+
+
+class AbilityTransferModule(ModelSection, _LoadedModel):
     """A causal language model and its fine-tuning (paper §4.4, https://arxiv.org/abs/2601.09398).
 
     The gradient of an update is the mean over the answer tokens of all its micro-batches, on all processes, however
@@ -116,71 +122,6 @@ class AbilityTransferModule(L.LightningModule):
     _validation: Validation
     reads_packed_rows = True
     weights_unmodified = False
-
-    def __init__(
-        self,
-        target: str,
-        revision: str | None = None,
-        dtype: str = "auto",
-        export_dtype: str = "auto",
-        learning_rate: float = 2.0e-5,
-        optimizer: str | dict[str, Any] = "adam",
-        lr_scheduler: dict[str, Any] | None = None,
-        gradient_checkpointing: bool = False,
-        generator: str = TRANSFORMERS,
-        generator_args: dict[str, Any] = {},  # noqa: B006  # a default that a printed config shows
-        attention: str = "auto",
-        compile: bool | dict[str, Any] = False,
-        router_aux_loss_coef: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.target = target
-        self.revision = revision
-        self.weights_dtype = dtype
-        self.export_dtype = export_dtype
-        self.learning_rate = learning_rate
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.gradient_checkpointing = gradient_checkpointing
-        self.router_aux_loss_coef = router_aux_loss_coef
-        self.generator = generator
-        self.generator_args = generator_args
-        self.attention = attention
-        self.compile_setting = compile
-        self.answers_whole_sets = generator == VLLM
-        self.model: PreTrainedModel | None = None
-        self.keep_floor: float | None = None
-        self._vllm: VLLMGenerator | None = None
-        self._tokens, self._losses = 0, dict[int, Tensor]()  # of micro-batches since the last update
-
-    def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the settings, without looking at files."""
-        issues = optimizer_issues(self.optimizer, self.lr_scheduler, self.learning_rate)
-        problem = f"must be one of {', '.join(_DTYPES)}"
-        for name, value in (("dtype", self.weights_dtype), ("export_dtype", self.export_dtype)):
-            if value not in _DTYPES:
-                issues.append(ConfigIssue(f"model.{name}", value, problem, "Choose one."))
-        issues += attention_compile_issues(self.attention, self.compile_setting)
-        if not (math.isfinite(self.router_aux_loss_coef) and self.router_aux_loss_coef >= 0):
-            name, problem = "model.router_aux_loss_coef", "must be a finite number of at least 0"
-            issues.append(ConfigIssue(name, self.router_aux_loss_coef, problem, "Try 0.001, or leave it out."))
-        setting, arguments = "model.generator", self.generator_args
-        if self.generator not in (TRANSFORMERS, VLLM):
-            problem = f"must be one of {TRANSFORMERS}, {VLLM}"
-            issues.append(ConfigIssue(setting, self.generator, problem, "Choose one."))
-        if self.generator == VLLM and find_spec(VLLM) is None:
-            hint = "Write pip install 'act-lightning[vllm]', on Linux with a GPU, or choose transformers."
-            issues.append(ConfigIssue(setting, self.generator, "must be installed", hint))
-        if arguments and self.generator != VLLM:
-            problem = f"has no meaning where model.generator is {self.generator}"
-            hint = "Leave it out, or set model.generator to vllm."
-            issues.append(ConfigIssue(f"{setting}_args", dict(arguments), problem, hint))
-        for name in ("model", "tokenizer", "generation_config", "trust_remote_code"):
-            if name in arguments:
-                problem = f"must not hold {name}, which is set for it"
-                hint = "Leave it out; model.target names the model."
-                issues.append(ConfigIssue(f"{setting}_args", arguments[name], problem, hint))
-        return issues
 
     def configure_model(self) -> None:
         """Load the target, once, in the precision of training; or start vLLM in its place."""

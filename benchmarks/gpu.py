@@ -53,8 +53,9 @@ from act_lightning.planning.training_forecast import training_parts
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.gradients import AttributionPass, each_gradient
 from act_lightning.profiling.measurement import Target, measurements
+from act_lightning.profiling.memory import PairSettings
 from act_lightning.profiling.pair import ChunkBatch
-from act_lightning.profiling.placement import PairSettings, open_pair
+from act_lightning.profiling.placement import open_pair
 from act_lightning.profiling.samples import Sampling
 from act_lightning.scorers import Activation, Attribution
 from act_lightning.scores import ScoreRecord

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from act_lightning.data.ability_data import AbilityData
-from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ConfigIssue
+
+if TYPE_CHECKING:
+    from act_lightning.data.datamodule import AbilityDataModule
+    from act_lightning.data.section import DataSection
 
 
 @dataclass
@@ -45,8 +49,10 @@ class CausesSettings:
                 issues.append(ConfigIssue(f"data.abilities.{ability}", None, problem, hint))
         return issues
 
-    def data(self, own: AbilityDataModule, checked: Sequence[str]) -> AbilityDataModule:
+    def data(self, own: DataSection, checked: Sequence[str]) -> AbilityDataModule:
         """The held-out samples of the abilities in ``checked``, from the run's ``own`` data."""
+        from act_lightning.data.datamodule import AbilityDataModule  # which imports Lightning
+
         abilities: dict[str, AbilityData | None] = {}
         for ability in checked:
             named = self.held_out.get(ability)

@@ -14,6 +14,7 @@ from act_lightning.callbacks.export import HuggingFaceExport
 from act_lightning.callbacks.injection import MaskedTaskVectorInjection
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.data.datamodule import AbilityDataModule
+from act_lightning.defaults import BEST
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.training.lightning_compat import callbacks_of, isolate_rng, resumes_from_checkpoint
@@ -23,7 +24,6 @@ from act_lightning.training.together import collective_hook
 from act_lightning.training.validation import KEEP_ACCURACY, WITHIN_KEEP, Validation, validation_roles
 from act_lightning.transfer.preparation import previous_transfer
 
-FOLDER = "best"
 _POINTS = 100
 
 
@@ -70,7 +70,7 @@ class BestRecovery(RootWriter):
             problem = "must stand before MaskedTaskVectorInjection, to measure the target untouched"
             issues.append(ConfigIssue("callbacks", "BestRecovery", problem, "Put it first in the Trainer's callbacks."))
         raise_if_any(issues)
-        self._export(trainer).require_output(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        self._export(trainer).require_output(Path(trainer.default_root_dir) / BEST, trainer, pl_module)
 
     def _export(self, trainer: L.Trainer) -> HuggingFaceExport:
         """The Trainer's own export, or one with its defaults."""
@@ -116,7 +116,7 @@ class BestRecovery(RootWriter):
         if self.best is not None and value <= self.best:
             return
         self.best = value
-        self._export(trainer).export(Path(trainer.default_root_dir) / FOLDER, trainer, pl_module)
+        self._export(trainer).export(Path(trainer.default_root_dir) / BEST, trainer, pl_module)
         rank_zero_info(f"update {trainer.global_step}: {WITHIN_KEEP} {value:.4f}")
 
     def state_dict(self) -> dict[str, Any]:

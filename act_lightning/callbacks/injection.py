@@ -17,15 +17,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from act_lightning.architecture import require_language_model
-from act_lightning.callbacks.profiler import ActivationDifferenceProfiler, TransferCallback
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
+from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import CheckpointReader
-from act_lightning.defaults import EVERY_MODULE, RATIO, SCALE
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.merging.method import MergingMethod
-from act_lightning.scorers.scorer import Scorer
 from act_lightning.scores import scores_folder
+from act_lightning.sections import TransferSection
 from act_lightning.training.lightning_compat import callbacks_of, resumes_from_checkpoint
 from act_lightning.training.sharding import Layout, start_averages_from, strategy_issues
 from act_lightning.training.together import collective_hook
@@ -39,11 +38,11 @@ from act_lightning.transfer.preparation import (
     resumed_issues,
 )
 from act_lightning.transfer.saved_fisher import FISHER_FOLDER
-from act_lightning.transfer.settings import AbilitySource, Scope, Share, TransferSettings
+from act_lightning.transfer.settings import AbilitySource, TransferSettings
 from act_lightning.transfer.summary import describe_transfer, mask_issues, rounding_issues, with_outcome
 
 
-class MaskedTaskVectorInjection(TransferCallback):
+class MaskedTaskVectorInjection(TransferSection, RootWriter):
     """Move the selected channels of the profiler's sources into the model, once, when fitting starts.
 
     θ_i = θ_trg,i + Σ_m λ_m (θ_abl(m),i − θ_trg,i) · 1(i ∈ M(m))   (paper §4.3, https://arxiv.org/abs/2601.09398)
@@ -68,33 +67,13 @@ class MaskedTaskVectorInjection(TransferCallback):
         record: What was injected, in this run or before the checkpoint that it resumes from, as in ``transfer.json``.
     """
 
-    def __init__(
-        self,
-        ratio: float = RATIO,
-        share: Share = "channels",
-        scale: float = SCALE,
-        selection: str | Scorer = "activation",
-        scope: Scope = "global",
-        include: Sequence[str] = EVERY_MODULE,
-        exclude: Sequence[str] = (),
-        method: str | MergingMethod = "task_arithmetic",
-        scores: str | None = None,
-    ) -> None:
-        settings = TransferSettings(ratio, share, scale, selection, scope, tuple(include), tuple(exclude), method)
-        super().__init__(settings, scores)
-        self.prepared: PreparedTransfer | None = None
-        self.record: dict[str, Any] = {}
+    prepared: PreparedTransfer | None = None
+    record: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
 
     @classmethod
     def of(cls, settings: TransferSettings) -> MaskedTaskVectorInjection:
         """The injection with these settings."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(settings)})
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether the samples of the sources' abilities are needed."""
-        scorer = self.settings.scorer
-        return self.settings.needs_fisher or (self.scores is None and scorer is not None and scorer.needs_samples)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse invalid settings and strategies before any work is done."""

@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.checkpoints.files import remove, remove_leftovers
+from act_lightning.defaults import LAST, PREVIOUS
 from act_lightning.errors import ConfigIssue, raise_if_any
-from act_lightning.training.checkpoint_io import LAST, PREVIOUS, save_whole
+from act_lightning.training.checkpoint_io import save_whole
 from act_lightning.training.lightning_compat import (
     accumulation_complete,
     fix_epoch_count,

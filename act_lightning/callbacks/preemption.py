@@ -16,8 +16,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from act_lightning.callbacks.last_checkpoint import LastCheckpoint
 from act_lightning.callbacks.root_writer import RootWriter
+from act_lightning.defaults import LAST
 from act_lightning.interruptions import RaiseAgain
-from act_lightning.training.checkpoint_io import LAST, save_whole
+from act_lightning.training.checkpoint_io import save_whole
 from act_lightning.training.lightning_compat import accumulation_complete, callbacks_of, forget_handlers
 from act_lightning.training.together import launched_by_lightning
 

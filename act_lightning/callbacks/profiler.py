@@ -13,55 +13,23 @@ from act_lightning.callbacks.fisher import FisherInformation
 from act_lightning.callbacks.root_writer import RootWriter
 from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import check_writable
-from act_lightning.errors import ConfigIssue, raise_if_any
+from act_lightning.errors import raise_if_any
 from act_lightning.profiling.activations import measure_activations
 from act_lightning.profiling.gradients import measure_gradients
 from act_lightning.profiling.measurement import check_compatibility, find_target, measure_weights, measurements
-from act_lightning.profiling.placement import PairSettings
-from act_lightning.profiling.samples import Sampling
+from act_lightning.profiling.memory import PairSettings
 from act_lightning.scorers.activation import Activation
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import ActivationScorer, WeightScorer
 from act_lightning.scores import scores_folder
+from act_lightning.sections import ProfileSection, TransferSection
 from act_lightning.training.lightning_compat import callbacks_of, isolate_rng, resumes_from_checkpoint
 from act_lightning.training.together import collective_hook
 from act_lightning.transfer.preparation import previous_transfer
-from act_lightning.transfer.selection import selection_issues
-from act_lightning.transfer.settings import AbilitySource, TransferSettings, source_issues, source_ratios, weight_issues
+from act_lightning.transfer.settings import TransferSettings
 
 
-class TransferCallback(RootWriter):
-    """Base of the callbacks that transfer by a profiler's scores; the profiler looks for them in its Trainer.
-
-    Args:
-        settings: How channels are selected and merged.
-        scores: Folder of saved scores, so that nothing is profiled.
-    """
-
-    def __init__(self, settings: TransferSettings, scores: str | None = None) -> None:
-        self.settings = settings
-        self.scores = scores
-
-    @property
-    def needs_profiling(self) -> bool:
-        """Whether scores are needed and not given."""
-        return self.settings.scorer is not None and self.scores is None
-
-    def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the settings, without looking at a model."""
-        issues = self.settings.issues()
-        if self.scores is not None and not Path(self.scores).is_dir():
-            problem = "must be a folder of scores"
-            issues.append(ConfigIssue("transfer.scores", self.scores, problem, "Run `profile` first."))
-        return issues
-
-    def selection_issues(self, channels: ChannelInventory, sources: Sequence[AbilitySource]) -> list[ConfigIssue]:
-        """What is wrong with the selection, given the target's channels and the sources."""
-        issues = selection_issues(channels, self.settings, source_ratios(sources, self.settings.ratio))
-        return issues if self.settings.issues() else issues + weight_issues(self.settings, sources)
-
-
-class ActivationDifferenceProfiler(RootWriter):
+class ActivationDifferenceProfiler(ProfileSection, RootWriter):
     """Measure Δa of every channel between the target and each source, before the training model has weights.
 
     Δa_i = (1/|T|) Σ_{t∈T} |a_i,t(abl) − a_i,t(trg)| over all answer tokens T (paper §3.1,
@@ -92,41 +60,9 @@ class ActivationDifferenceProfiler(RootWriter):
         target_channels: The target's channels, from before a strategy could flatten its parameters.
     """
 
-    def __init__(
-        self,
-        sources: list[AbilitySource] | None = None,
-        tokens_per_batch: int = 8192,
-        target: str | None = None,
-        revision: str | None = None,
-        placement: str = "auto",
-        quantization: str | None = None,
-        chunks: int = 0,
-        stop_when_stable: float | None = None,
-    ) -> None:
-        self.sources = sources
-        self.tokens_per_batch = tokens_per_batch
-        self.target = target
-        self.revision = revision
-        self.placement = placement
-        self.quantization = quantization
-        self.chunks = chunks
-        self.stop_when_stable = stop_when_stable
-        self.target_digests: list[str] = []
-        self.target_folder: Path | None = None
-        self.target_channels: ChannelInventory | None = None
-
-    def issues(self) -> list[ConfigIssue]:
-        """What is wrong with the settings, without looking at files."""
-        issues = source_issues(self.sources)
-        if self.tokens_per_batch < 1:
-            problem = "must be at least 1"
-            issues.append(ConfigIssue("profile.tokens_per_batch", self.tokens_per_batch, problem, "Try 8192."))
-        issues += PairSettings(self.placement, self.quantization, self.tokens_per_batch).issues()
-        return issues + self.sampling(TransferSettings()).issues()
-
-    def sampling(self, settings: TransferSettings) -> Sampling:
-        """In which chunks samples are read, and when to stop, given how a transfer will select."""
-        return Sampling(settings, self.chunks, self.stop_when_stable)
+    target_digests: Sequence[str] = ()
+    target_folder: Path | None = None
+    target_channels: ChannelInventory | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Profile before a fit that starts from the beginning and needs scores."""
@@ -135,7 +71,7 @@ class ActivationDifferenceProfiler(RootWriter):
         super().setup(trainer, pl_module, stage)
         if resumes_from_checkpoint(trainer) or previous_transfer(find_language_model(pl_module)):
             return
-        transfers = callbacks_of(trainer, TransferCallback)
+        transfers = callbacks_of(trainer, TransferSection)
         raise_if_any(self.issues() + [issue for transfer in transfers for issue in transfer.issues()])
         target = find_target(pl_module, self.target, self.revision)
         channels = target.inventory()

@@ -59,8 +59,10 @@ VERBS = {
         "Rewrite the card of a run's exported models, with its results and all hashes.", "cards:run_card", "torch"
     ),
     "replay": Verb("Repeat a run from its card, and say whether the bits are the same.", "replay:run_replay", "torch"),
-    "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "lightning_cli:run_data"),
-    "plan": Verb("Read configs and headers only, and say what will happen and what will go wrong."),
+    "data": Verb("Inspect data before a run, or translate it: data inspect, data translate.", "plan:run_data", "torch"),
+    "plan": Verb(
+        "Read configs and headers only, and say what will happen and what will go wrong.", "plan:main", "torch"
+    ),
     "report": Verb(
         "Write the paper's findings from saved scores: one page, figures, tables.", "reports:run_report", "torch"
     ),

@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from act_lightning.cli.parser_messages import explain
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
-from act_lightning.redaction import redact, redact_text
+from act_lightning.redaction import REDACTED, redact, redact_text
 
 _MERGED_BY_KEY = ("data.abilities", "data.evaluations")
 _FOUND_LAST = ("does not accept option", "arguments are required")  # when all files have been parsed
@@ -154,3 +154,11 @@ def _mappings(node: yaml.Node | None, visited: set[int]) -> Iterator[yaml.Mappin
         for item in node.value:
             for child in item if isinstance(item, tuple) else (item,):
                 yield from _mappings(child, visited)
+
+
+def redacted_issues(config: Namespace) -> list[ConfigIssue]:
+    """Find settings from a card or saved config that held a secret."""
+    problem, hint = "was left out of the config, because it is a secret", "Give it again, or in the environment."
+    return [
+        ConfigIssue(setting, REDACTED, problem, hint) for setting, value in config.items() if REDACTED in str(value)
+    ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.parser_messages import VerbParser
 
 FILE = Path(__file__).with_name("config.schema.json")
 """Made by ``python -m scripts.schema``."""
@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("config.schema.json")
 
 def main(arguments: Sequence[str]) -> int:
     """Print the schema, or where it lies, and return the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog=f"{PROGRAM} config-schema",
         description=VERBS["config-schema"].about,
         epilog="Editors with the YAML language server read it from a first line: # yaml-language-server: $schema=FILE",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import act_lightning
 from act_lightning.cli import PROGRAM, VERBS
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.defaults import cache_folder
 from act_lightning.escaping import terminal_text
 from act_lightning.redaction import REDACTED, redact
@@ -39,7 +39,7 @@ _HOME = re.compile(rf"{re.escape(str(Path.home()))}(?=/|$)")
 
 def main(arguments: Sequence[str]) -> int:
     """Print what describes this machine and what is installed, and return the exit status."""
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} env", description=VERBS["env"].about)
+    parser = VerbParser(prog=f"{PROGRAM} env", description=VERBS["env"].about)
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     args = parser.parse_args(list(arguments))
     content = {section: dict(entries) for section, entries in _sections()}

@@ -21,6 +21,7 @@ from act_lightning.checkpoints.files import check_writable, last_part, write_fil
 from act_lightning.checkpoints.models import load_config, load_tokenizer, locate, resolve_dtype
 from act_lightning.cli import PROGRAM, VERBS
 from act_lightning.cli.config_schema import FILE as SCHEMA
+from act_lightning.cli.parser_messages import VerbParser
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.conversations import iter_conversations
 from act_lightning.data.labels import Encoder
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog=f"{PROGRAM} init",
         description=VERBS["init"].about,
         epilog="Names of abilities come from the files' names. Columns, lengths, the template and whether the models "

@@ -39,21 +39,19 @@ from act_lightning.cards.record import CARD
 from act_lightning.checkpoints.files import check_writable, wrap_disk_errors
 from act_lightning.checkpoints.lock import lock_root
 from act_lightning.cli import PROGRAM, VERBS
-from act_lightning.cli.config_merging import ConfigParser
+from act_lightning.cli.config_merging import ConfigParser, redacted_issues
 from act_lightning.cli.next_step import print_next, run_options
 from act_lightning.cli.parser_messages import VerbParser
-from act_lightning.cli.verbs import run_causes, run_merge, run_profile, run_sweep, write_predictions
+from act_lightning.cli.plan import answer
+from act_lightning.cli.verbs import TrainerRun, run_causes, run_merge, run_profile, run_sweep, write_predictions
 from act_lightning.console import Console
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.inspection import inspect, print_inspection
 from act_lightning.defaults import SEED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
-from act_lightning.escaping import TerminalFilter, file_name, terminal_text
+from act_lightning.escaping import TerminalFilter, escaped_warnings, file_name, terminal_text
 from act_lightning.evaluation.tables import ModelRow, validation_table
 from act_lightning.module import AbilityTransferModule
-from act_lightning.planning.checks import Run, deepspeed_issues, run_issues
-from act_lightning.planning.plan import make_plan, print_plan
-from act_lightning.redaction import REDACTED
+from act_lightning.planning.checks import deepspeed_issues, run_issues
 from act_lightning.sweep.sweep_settings import SweepSettings
 from act_lightning.training.checkpoint_io import TrainingStateIO
 from act_lightning.training.lightning_compat import callbacks_of, has_own_checkpoint_io
@@ -240,14 +238,14 @@ class ActCLI(LightningCLI):
             self.trainer = self.instantiate_trainer()
 
     @property
-    def run(self) -> Run:
+    def run(self) -> TrainerRun:
         """The sections of this run, with the Trainer's settings as they were given."""
         profiler, transfer = self._get(self.config_init, "profile"), self._get(self.config_init, "transfer")
         trainer, seed = self._get(self.config, "trainer").as_dict(), self._get(self.config, "seed_everything")
         checkpoint = self._get(self.config, "ckpt_path")
         optional = {name: self._get(self.config_init, name) for name in ("sweep", "causes")}
         verify, overwrite = bool(self._get(self.config, "verify")), self.overwrite
-        return Run(
+        return TrainerRun(
             self.model, self.datamodule, profiler, transfer, trainer, seed, checkpoint, verify, overwrite, **optional
         )
 
@@ -328,7 +326,7 @@ class ActCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if subcommand in _WITHOUT_TRAINER:
-            self._run_without_trainer(subcommand)
+            self.exit_status = answer(subcommand, self.run, self.config[subcommand], self._arguments)
             return
         strategy = self.trainer.strategy
         root = self.run.root
@@ -367,23 +365,6 @@ class ActCLI(LightningCLI):
             return ["fit", "--config", str(best)]
         follows = {"profile": "merge", "predict": "test", "validate": "test" if evaluates else "fit"}
         return [follows.get(verb, "report"), *(options if verb in follows else [str(root)])]
-
-    def _run_without_trainer(self, subcommand: str) -> None:
-        if subcommand == "inspect":
-            counts = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # of every set, as in the table
-            level = counts.level
-            counts.setLevel(logging.WARNING)
-            try:
-                print_inspection(inspect(self.run.data), as_json=self.config.inspect.json)
-            finally:
-                counts.setLevel(level)
-            follows = "plan"
-        else:
-            follows = self.config.plan["for"]
-            plan = make_plan(self.run, follows, self.config.plan.calibrate)
-            self.exit_status = print_plan(plan, as_json=self.config.plan.json)
-        if self._arguments and not self.exit_status and not self.config[subcommand].json:
-            print_next(follows, *run_options(self._arguments))
 
 
 def _add_options(parser: LightningArgumentParser) -> None:
@@ -439,14 +420,6 @@ def logger_issues(settings: Mapping[str, Any]) -> list[ConfigIssue]:
     ]
 
 
-def redacted_issues(config: Namespace) -> list[ConfigIssue]:
-    """Find settings from a card or saved config that held a secret."""
-    problem, hint = "was left out of the config, because it is a secret", "Give it again, or in the environment."
-    return [
-        ConfigIssue(setting, REDACTED, problem, hint) for setting, value in config.items() if REDACTED in str(value)
-    ]
-
-
 def _as_list(value: Any) -> list[Any]:  # noqa: ANN401 - a list, one of its items, or None
     return list(value) if isinstance(value, list) else [value] if value else []
 
@@ -472,7 +445,7 @@ def remove_empty_run(root: Path) -> Iterator[None]:
 
 def main(arguments: ArgsType, says_next: bool = True) -> int:
     """Run a verb, given with its options or as a dict, say which may follow if asked to, and return the exit status."""
-    with warnings.catch_warnings(), _escaped_warnings():
+    with warnings.catch_warnings(), escaped_warnings():
         for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message)
         for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
@@ -489,21 +462,6 @@ def main(arguments: ArgsType, says_next: bool = True) -> int:
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a message is none of those that Lightning writes whatever happens."""
     return not (record.name.startswith("lightning.") and _NO_NEWS.search(record.getMessage()))
-
-
-@contextmanager
-def _escaped_warnings() -> Iterator[None]:
-    """Escape warnings where they become lines of text; whoever records them gets them as they are."""
-    original: Any = warnings.formatwarning
-
-    def escaped(*args: Any, **kwargs: Any) -> str:
-        return terminal_text(original(*args, **kwargs))
-
-    warnings.formatwarning = escaped
-    try:
-        yield
-    finally:
-        warnings.formatwarning = original
 
 
 def run_data(arguments: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from act_lightning.callbacks.fisher import FisherInformation
-from act_lightning.callbacks.injection import run_seed
+from act_lightning.callbacks.injection import MaskedTaskVectorInjection, run_seed
+from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.checkpoints.files import write_file
 from act_lightning.cli.merge import Merge
+from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.evaluator import gather_lists
 from act_lightning.evaluation.results import PREDICTED
+from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run
 from act_lightning.profiling.measurement import find_target
 from act_lightning.redaction import REDACTED
@@ -31,7 +34,17 @@ from act_lightning.transfer.preparation import TransferPlan, prepare
 from act_lightning.transfer.summary import describe_masks
 
 
-def run_profile(trainer: L.Trainer, run: Run) -> None:
+@dataclass(frozen=True)
+class TrainerRun(Run):
+    """A run whose sections a Trainer can call."""
+
+    model: AbilityTransferModule
+    data: AbilityDataModule
+    profiler: ActivationDifferenceProfiler
+    transfer: MaskedTaskVectorInjection
+
+
+def run_profile(trainer: L.Trainer, run: TrainerRun) -> None:
     """Measure scores, and say what a transfer would select if its mask has decided how many samples are read."""
     _run_measurements(trainer, run)
     scorer = run.transfer.settings.scorer
@@ -41,19 +54,21 @@ def run_profile(trainer: L.Trainer, run: Run) -> None:
         rank_zero_info("\n".join(describe_masks(plan, prepare(plan))))
 
 
-def _plan(trainer: L.Trainer, run: Run) -> TransferPlan:
+def _plan(trainer: L.Trainer, run: TrainerRun) -> TransferPlan:
     target = find_target(run.model, None, None)
     root, channels, digests = Path(trainer.default_root_dir), target.inventory(), target.digests()
     return run.transfer.plan(root, run.sources, channels, digests, target.folder)
 
 
-def _run_measurements(trainer: L.Trainer, run: Run, scores: bool = True) -> None:
+def _run_measurements(trainer: L.Trainer, run: TrainerRun, scores: bool = True) -> None:
     """Measure the scores that no saved file holds, unless ``scores`` is false, and the method's Fisher information."""
     scorers = [run.transfer.settings.scorer or Activation()] if scores else []
     _on_all_processes(trainer, partial(_measure, trainer, run, scorers, run.transfer.settings.needs_fisher))
 
 
-def _measure(trainer: L.Trainer, run: Run, scorers: Sequence[Scorer], fisher: bool, evaluates: bool = False) -> None:
+def _measure(
+    trainer: L.Trainer, run: TrainerRun, scorers: Sequence[Scorer], fisher: bool, evaluates: bool = False
+) -> None:
     """On one process, set up the data that is needed, and measure scores and Fisher information."""
     needs_samples = fisher or any(scorer.needs_samples for scorer in scorers)
     trainer.strategy.connect(run.model)  # as Trainer.fit does; ModelParallelStrategy gives the module its mesh
@@ -72,7 +87,7 @@ def _measure(trainer: L.Trainer, run: Run, scorers: Sequence[Scorer], fisher: bo
         FisherInformation(run.sources).gather(trainer, run.model, run.data)
 
 
-def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
+def run_merge(trainer: L.Trainer, run: TrainerRun, recipe: str) -> None:
     """Profile where scores are missing, transfer, and export to ``<default_root_dir>/merged``."""
     root, transfer = Path(trainer.default_root_dir), run.transfer
     target = find_target(run.model, None, None)
@@ -86,7 +101,7 @@ def run_merge(trainer: L.Trainer, run: Run, recipe: str) -> None:
         rank_zero_info(Merge(root, target.folder, plan, prepared, recipe, dtype, device, run.overwrite).write())
 
 
-def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
+def run_sweep(trainer: L.Trainer, run: TrainerRun, recipe: str) -> None:
     """Profile where scores are missing, evaluate every point of a sweep, and write the results."""
     from act_lightning.sweep.finalize import finalize  # Optuna and matplotlib take seconds to import
     from act_lightning.sweep.runner import Sweep
@@ -122,7 +137,7 @@ def run_sweep(trainer: L.Trainer, run: Run, recipe: str) -> None:
         finalize(sweep, trainer.strategy.root_device)
 
 
-def run_causes(trainer: L.Trainer, run: Run) -> None:
+def run_causes(trainer: L.Trainer, run: TrainerRun) -> None:
     """Profile where scores are missing, then intervene on the target's channels, on held-out samples."""
     from act_lightning.analysis.causal_check import (
         FOLDER,
@@ -159,7 +174,7 @@ def _on_all_processes(trainer: L.Trainer, work: Callable[[], None]) -> None:
         launcher.launch(work, trainer=trainer)
 
 
-def write_predictions(trainer: L.Trainer, run: Run, predictions: Sequence[Any]) -> None:
+def write_predictions(trainer: L.Trainer, run: TrainerRun, predictions: Sequence[Any]) -> None:
     """Write ``predictions/<set>.jsonl`` where the model's evaluations stand.
 
     It holds row, prompt, prediction and reference of every row, in the rows' order.

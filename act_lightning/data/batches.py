@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 Batch = dict[str, Tensor]
 Packing = bool | Literal["auto"]
@@ -317,6 +318,8 @@ def _small_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _small_model(config: PretrainedConfig) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM  # takes seconds
+
     with torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if sum(parameter.numel() for parameter in shapes.parameters()) > _MAX_PARAMETERS:
@@ -333,6 +336,8 @@ def _small_model(config: PretrainedConfig) -> PreTrainedModel:
 @contextmanager
 def _flash_attention_on_cpu(model: PreTrainedModel, attention: str) -> Iterator[None]:
     """Have a model take :func:`_flash_attention` for the attention of that name."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # takes seconds
+
     model.config._attn_implementation = attention
     ALL_ATTENTION_FUNCTIONS[attention] = _flash_attention  # of this mapping only, before transformers' own
     try:
@@ -367,6 +372,8 @@ def _flash_attention(
         position_ids: Positions of tokens, int64 ``[1, tokens]``.
         cu_seq_lens_q: Where samples begin, and the number of tokens, int ``[samples + 1]``.
     """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     tokens = query.shape[2]
     begins = torch.zeros(tokens, dtype=torch.int64)
     if attention_mask is None and cu_seq_lens_q is not None:

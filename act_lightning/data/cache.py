@@ -33,7 +33,7 @@ import tokenizers
 import torch
 import transformers
 from filelock import FileLock
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase

@@ -7,20 +7,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from act_lightning.console import Console, Table
 from act_lightning.data.ability_data import AbilityData
 from act_lightning.data.cache import answer_tokens, cut_samples, lengths
 from act_lightning.data.conversations import iter_conversations
-from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
 from act_lightning.data.leakage import RUN, Overlap, PromptHashes, hash_prompts, overlaps
+from act_lightning.data.section import DataSection
 from act_lightning.defaults import IGNORED
 from act_lightning.escaping import terminal_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_OVERLAP = 0.01
 """Share of prompts that two sets may have in common without a warning."""
@@ -101,7 +103,7 @@ class Inspection:
         return result
 
 
-def inspect(data: AbilityDataModule, samples: int = 3) -> Inspection:
+def inspect(data: DataSection, samples: int = 3) -> Inspection:
     """Read, tokenize and label every set as a run would, and search for prompts that two sets share.
 
     Prompts are compared as hashes, one row at a time. ``samples`` samples of each set are shown, evenly spaced.
@@ -111,13 +113,12 @@ def inspect(data: AbilityDataModule, samples: int = 3) -> Inspection:
     """
     sets: list[tuple[str, str, Sequence[Sample], int]] = []
     if data.abilities or not data.evaluations:
-        data.prepare_data()
-        data.setup("fit")
+        data.read("fit")
         sets += [(name, "ability", part.samples, part.rows) for name, part in data.tokenized.items()]
         if not isinstance(data.validation, list):  # listed sets are abilities as they are
             sets += [(name, "held out", part.samples, part.rows) for name, part in data.held_out.items()]
     else:
-        data.setup("test")
+        data.read("test")
     sets += [(name, "evaluation", items, len(items)) for name, items in data.references.items()]
     inspected = []
     for name, kind, members, rows in sets:

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import lightning as L
 from torch.utils.data import DistributedSampler
 
 from act_lightning.data.batches import Batch, collate, pack
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue
+
+if TYPE_CHECKING:
+    import lightning as L
 
 Collated = TypeVar("Collated")
 _SORTED_MICRO_BATCHES = 400  # enough that lengths differ little in one, few enough to mix large sets anew

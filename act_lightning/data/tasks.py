@@ -10,12 +10,11 @@ import string
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
 from act_lightning.data.ability_data import (
     BENCHMAX,
@@ -33,6 +32,9 @@ from act_lightning.data.loading import open_rows, select_rows
 from act_lightning.data.templates import resolve_template
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue, located, raise_if_any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LETTERS = string.ascii_uppercase
 

@@ -19,9 +19,8 @@ from transformers import (
 from act_lightning.architecture import evaluating
 from act_lightning.checkpoints.models import load_generation_config
 from act_lightning.data.templates import make_template
+from act_lightning.defaults import VLLM
 from act_lightning.errors import ActError, ConfigIssue
-
-TRANSFORMERS, VLLM = "transformers", "vllm"
 
 
 class Generation(NamedTuple):

@@ -10,27 +10,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from act_lightning.analysis.causes_settings import CausesSettings
-from act_lightning.callbacks.best_recovery import FOLDER as BEST
-from act_lightning.callbacks.injection import MaskedTaskVectorInjection
-from act_lightning.callbacks.profiler import ActivationDifferenceProfiler
 from act_lightning.channels import ChannelInventory, inventory
 from act_lightning.checkpoints.adapters import has_adapter
 from act_lightning.checkpoints.compatibility import sibling_issues
 from act_lightning.checkpoints.export import output_issues
 from act_lightning.checkpoints.files import check_writable
 from act_lightning.checkpoints.lock import lock_issue
+from act_lightning.checkpoints.model_spec import read_model_spec
 from act_lightning.checkpoints.models import load_config, locate, meta_model, quantized_adapter_issue
 from act_lightning.checkpoints.weight_files import identify, is_weightless, read_headers
-from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.defaults import LARGEST_SEED, SEED, is_first_process
+from act_lightning.data.section import DataSection
+from act_lightning.defaults import BEST, LARGEST_SEED, LAST, PREVIOUS, SEED, is_first_process
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.evaluation.sandbox import sandbox_issues
-from act_lightning.module import AbilityTransferModule
 from act_lightning.scores import read_record, score_path, scores_folder
+from act_lightning.sections import ModelSection, ProfileSection, TransferSection, fsdp1_issues
 from act_lightning.sweep.sweep_settings import ACT, SweepSettings
-from act_lightning.training.checkpoint_io import LAST, PREVIOUS
 from act_lightning.training.optimizers import sharding_issues
-from act_lightning.training.sharding import fsdp1_issues
 from act_lightning.transfer.preparation import checked_record, weight_file_issues
 from act_lightning.transfer.settings import AbilitySource, zero_scale_issues
 
@@ -66,10 +62,10 @@ class Run:
         causes: Section ``causes``, if the verb has one.
     """
 
-    model: AbilityTransferModule
-    data: AbilityDataModule
-    profiler: ActivationDifferenceProfiler
-    transfer: MaskedTaskVectorInjection
+    model: ModelSection
+    data: DataSection
+    profiler: ProfileSection
+    transfer: TransferSection
     trainer: Mapping[str, Any]
     seed: bool | int = True
     checkpoint: str | None = None
@@ -171,13 +167,26 @@ def inspect_models(run: Run, compare: bool = True, weights: bool = False) -> Mod
         models.sources = folders
         return models
     if sources:
-        models.channels = models.attempt(lambda: inventory(meta_model(target)))
+        models.channels = models.attempt(partial(target_channels, target))
     for i, folder in folders.items():
         issues = models.attempt(partial(sibling_issues, target, folder, f"profile.sources[{i}].model"))
         models.issues += issues or []
         if issues == []:
             models.sources[i] = folder
     return models
+
+
+def target_channels(folder: Path) -> ChannelInventory:
+    """The channels of a target, from the cache if they are there: to build the model takes seconds of imports.
+
+    Raises:
+        ActError: The model has none, or its files are not those of a whole model.
+    """
+    try:
+        channels = read_model_spec(folder).channels
+    except ActError:  # of weights, which are reported elsewhere; the config is enough
+        channels = None
+    return channels or inventory(meta_model(folder))
 
 
 def run_issues(run: Run, verb: str, models: Models | None = None) -> list[ConfigIssue]:

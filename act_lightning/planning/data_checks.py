@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, TypeVar
 
 from act_lightning.checkpoints.compatibility import has_tokenizer, token_id_issues, tokenizer_issues
 from act_lightning.checkpoints.models import load_tokenizer
@@ -21,6 +19,9 @@ from act_lightning.data.tasks import read_items, read_prompts
 from act_lightning.data.templates import resolve_template
 from act_lightning.errors import ConfigIssue, raise_if_any
 from act_lightning.planning.checks import Models, Run, needs_samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _ROWS = 32
 _Settings = TypeVar("_Settings", bound=AbilityData)

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from act_lightning.architecture import DecoderSizes
 from act_lightning.channels import ChannelInventory
@@ -20,7 +20,7 @@ from act_lightning.errors import ConfigIssue
 from act_lightning.masks import eligible_channels
 from act_lightning.planning.checks import Run, process_count
 from act_lightning.planning.training_forecast import optimizer_bytes, trained_dtype, training_parts
-from act_lightning.profiling.placement import (
+from act_lightning.profiling.memory import (
     device_memory,
     host_memory,
     largest_stage,
@@ -31,6 +31,9 @@ from act_lightning.scorers.attribution import Attribution
 from act_lightning.scorers.scorer import WeightScorer
 from act_lightning.sweep.sweep_settings import grid
 from act_lightning.transfer.selection import count_selected
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _SCORE_BYTES = 4
 _FISHER_BYTES = 4  # a parameter, in memory and in each file
@@ -292,6 +295,8 @@ def _time_pass(
     config: PretrainedConfig, layers: int, vocabulary: int, dtype: torch.dtype, device: torch.device, backward: bool
 ) -> float:
     """Seconds per token of a random model of the same widths: the fastest of a few passes, after one to warm up."""
+    from transformers import AutoModelForCausalLM
+
     small = copy.deepcopy(config)
     text = small.get_text_config()
     text.num_hidden_layers, text.vocab_size = layers, vocabulary

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from act_lightning.channels import inventory
-from act_lightning.checkpoints.models import meta_model
 from act_lightning.checkpoints.weight_files import is_weightless
 from act_lightning.console import Console, Table, format_bytes
 from act_lightning.errors import ActError, ConfigIssue, Level
-from act_lightning.planning.checks import Models, Run, configured_callbacks, inspect_models, run_issues
+from act_lightning.planning.checks import Models, Run, configured_callbacks, inspect_models, run_issues, target_channels
 from act_lightning.planning.data_checks import first_rows_issues
 from act_lightning.planning.forecast import (
     disk_forecast,
@@ -159,7 +157,7 @@ def _pair_issues(plan: Plan, run: Run, models: Models, target: Path) -> list[Con
 def _add_forecast(plan: Plan, run: Run, models: Models, target: Path, verb: str) -> None:
     """Add channels, parameters, memory and disk to the plan, with warnings of what this machine lacks."""
     try:
-        channels = models.channels or inventory(meta_model(target))
+        channels = models.channels or target_channels(target)
         plan.parameters = {"total": channels.parameters, **plan.parameters}
         plan.memory = memory_forecast(run, channels, target, verb)
         plan.disk = disk_forecast(run, channels, target, verb)

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config
+from act_lightning.defaults import LOGITS_AT_ONCE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.planning.checks import Run, process_count, strategy_of
 from act_lightning.training.attention_compile import training_dtype
-from act_lightning.training.loss import LOGITS_AT_ONCE
-from act_lightning.training.optimizers import make_optimizer
+from act_lightning.training.optimizers import NAMED_MOMENTS, make_optimizer
 
 PAPER_UPDATE = 16
 _TRIAL = 256
-_ADAM_MOMENTS = 2
 _GATHERED_LAYERS = 2  # FSDP gathers the next layer while one computes
 _HALF, _FLOAT = 2, 4
 
@@ -132,11 +131,13 @@ def training_parts(run: Run, parameters: int, target: Path) -> dict[str, int]:
 
 
 def optimizer_bytes(setting: str | Mapping[str, Any], dtype: torch.dtype) -> float:
-    """Bytes of state that an optimizer keeps for a parameter, measured by one step on a small matrix.
+    """Bytes of state that an optimizer keeps for a parameter; of a class, measured by one step on a small matrix.
 
     >>> optimizer_bytes("adam", torch.float32)
     8.0
     """
+    if isinstance(setting, str):  # a step would import torch's compiler
+        return float(NAMED_MOMENTS * dtype.itemsize)
     matrix = torch.nn.Parameter(torch.zeros(_TRIAL, _TRIAL, dtype=dtype))
     matrix.grad = torch.zeros_like(matrix)
     try:
@@ -146,7 +147,7 @@ def optimizer_bytes(setting: str | Mapping[str, Any], dtype: torch.dtype) -> flo
         # Refused elsewhere, or made for other devices; bitsandbytes and torchao put their bits into the name.
         known = {"8bit": 1.0, "fp8": 1.0, "4bit": 0.5}
         width = next((size for name, size in known.items() if name in str(setting).lower()), float(dtype.itemsize))
-        return _ADAM_MOMENTS * width
+        return NAMED_MOMENTS * width
     states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return sum(_bytes(value) for value in states if value.numel() > 1) / matrix.numel()
 

@@ -21,8 +21,9 @@ from act_lightning.errors import ActError
 from act_lightning.masks import overlap
 from act_lightning.profiling.channel_means import ChannelMeans, float64_device
 from act_lightning.profiling.measurement import Measurement, Target, save
+from act_lightning.profiling.memory import PairSettings
 from act_lightning.profiling.pair import Pair
-from act_lightning.profiling.placement import PairSettings, open_pair
+from act_lightning.profiling.placement import open_pair
 from act_lightning.profiling.samples import MeasuredScores, Sampling
 from act_lightning.scorers.scorer import ActivationScorer
 from act_lightning.scores import name_experts, read_record, read_scores, unreached_experts

@@ -28,9 +28,10 @@ from act_lightning.masks import top_by_parameters
 from act_lightning.profiling.channel_means import float64_device
 from act_lightning.profiling.layerwise import Call, LayerState, LayerwiseModel
 from act_lightning.profiling.measurement import Measurement, Target, save
+from act_lightning.profiling.memory import PairSettings, host_memory
 from act_lightning.profiling.offload import DiskWeights
 from act_lightning.profiling.pair import Batch, ChunkBatch
-from act_lightning.profiling.placement import PairSettings, choose_placement, host_memory
+from act_lightning.profiling.placement import choose_placement
 from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.training.loss import answer_logits, answer_loss

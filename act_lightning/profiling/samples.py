@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from act_lightning.channels import ChannelInventory
 from act_lightning.data.batches import (
@@ -21,14 +20,18 @@ from act_lightning.data.batches import (
     unbatch,
 )
 from act_lightning.data.cache import answer_tokens, lengths
-from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample, fingerprint
+from act_lightning.data.section import DataSection
 from act_lightning.defaults import EVERY_MODULE
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import bootstrap_overlaps, ratio_issues
-from act_lightning.profiling.pair import ChunkBatch
 from act_lightning.transfer.selection import select
 from act_lightning.transfer.settings import AbilitySource, TransferSettings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from act_lightning.profiling.pair import ChunkBatch
 
 _TENSORS = ("input_ids", "labels", "attention_mask")
 _MOST_CHUNKS = 16
@@ -79,6 +82,8 @@ class AbilitySamples:
                 to one chunk.
             numbers: Which samples are read; by default all.
         """
+        from act_lightning.profiling.pair import ChunkBatch  # which imports models
+
         packed, length_of = should_pack(self.packing, config, by_length=True), lengths(self.samples)
         numbers = range(len(self.samples)) if numbers is None else numbers
         units: list[tuple[list[int], int]] = []
@@ -111,10 +116,10 @@ def ability_samples(source: AbilitySource, ability: str, datamodule: object) -> 
             problem = f"must hold answer tokens, that is labels other than -100; {len(rows)} rows have none"
             raise ActError(ConfigIssue(f"abilities[{ability!r}]", "batches", problem, "Check how the labels are made."))
         return AbilitySamples(samples, len(rows) - len(samples), fingerprint(samples))
-    if isinstance(datamodule, AbilityDataModule) and ability in datamodule.tokenized:
+    if isinstance(datamodule, DataSection) and ability in datamodule.tokenized:
         tokenized = datamodule.tokenized[ability]
         return AbilitySamples(tokenized.samples, tokenized.dropped, tokenized.fingerprint, datamodule.packing)
-    known = ", ".join(datamodule.tokenized) if isinstance(datamodule, AbilityDataModule) else "none"
+    known = ", ".join(datamodule.tokenized) if isinstance(datamodule, DataSection) else "none"
     problem = f"must be one of data.abilities: {known or 'none'}"
     hint = "Add it there, or give the source's abilities as a dict of batches."
     raise ActError(ConfigIssue("profile.sources.abilities", ability, problem, hint))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils import import_utils
 
 from act_lightning.architecture import decoder_layers
 from act_lightning.errors import ActError, ConfigIssue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 ATTENTION = ("auto", "sdpa", "eager", "flex_attention", *_FLASH)
@@ -38,6 +39,8 @@ def attention_compile_issues(attention: str, compile: object) -> list[ConfigIssu
         problem = f"must be one of {', '.join(ATTENTION)}"
         issues.append(ConfigIssue("model.attention", attention, problem, "Choose one."))
     elif attention in _FLASH:
+        from transformers.utils import import_utils
+
         # the oldest supported transformers have no such function for the newest flash attention
         is_available = getattr(import_utils, f"is_flash_attn_{attention[-1]}_available", None)
         if is_available is None or not is_available():

@@ -23,12 +23,11 @@ from act_lightning.checkpoints.files import (
     temporary_path,
     wrap_os_errors,
 )
+from act_lightning.defaults import PREVIOUS
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.training.lightning_compat import load_sharded_checkpoint
 from act_lightning.training.together import all_fail_together
 
-LAST = "last.ckpt"
-PREVIOUS = "last-before.ckpt"  # matches last*.ckpt, so resuming finds it if a kill has left nothing else
 _OPTIMIZER = "optimizer_"
 _REST = "meta.pt"  # Lightning's file of all that is no tensor of model and optimizers; written last
 

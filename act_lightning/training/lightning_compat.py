@@ -20,7 +20,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 
-_Callback = TypeVar("_Callback", bound=L.Callback)
+_Callback = TypeVar("_Callback")  # the class of callbacks, or one that they share
 
 
 def resumes_from_checkpoint(trainer: L.Trainer) -> bool:

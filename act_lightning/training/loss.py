@@ -15,10 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from act_lightning.architecture import output_embedding
 from act_lightning.data.batches import AnswerPositions
-from act_lightning.defaults import IGNORED
+from act_lightning.defaults import IGNORED, LOGITS_AT_ONCE
 from act_lightning.errors import ActError, ConfigIssue
 
-LOGITS_AT_ONCE = 1 << 27  # half a gigabyte in float32: 883 tokens of Qwen2.5's 152,064 entries; more is no faster
 _TOLERANCE = 1.0e-3  # relative and absolute, of logits that may be bfloat16
 _FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse Glimmer
 _DIVISOR = "logits_scaling"  # Granite, MiniCPM3

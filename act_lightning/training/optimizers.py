@@ -8,16 +8,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from act_lightning.errors import ActError, ConfigIssue
+
+if TYPE_CHECKING:
+    import lightning as L
 
 
 class WarmupCosine(LambdaLR):
@@ -58,6 +59,8 @@ _NAMED: dict[str, type[Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.o
 _MOVED = {  # 2026-11-28
     "act_lightning.schedules.WarmupCosine": "act_lightning.training.optimizers.WarmupCosine"
 }
+NAMED_MOMENTS = 2
+"""Tensors of state that an optimizer given by name keeps for a parameter, in its dtype."""
 _FUSED_DEVICES = ("cpu", "cuda", "xpu")
 _Class = TypeVar("_Class")
 
@@ -139,6 +142,8 @@ def optimizer_issues(
     if not 0 < lr < float("inf"):
         issues.append(ConfigIssue("model.learning_rate", lr, "must be a positive number", "The paper uses 2.0e-5."))
         lr = 1.0
+    if isinstance(optimizer, str) and optimizer in _NAMED and lr_scheduler is None:
+        return issues  # to make one would import torch's compiler
     made: Optimizer = torch.optim.SGD([matrix], lr)
     try:
         made = make_optimizer(optimizer, [matrix], lr)
@@ -190,6 +195,8 @@ def _make(cls: Callable[..., _Class], subject: object, arguments: dict[str, Any]
 
 def are_finite(gradients: Sequence[Tensor]) -> Tensor:
     """Whether no element is NaN or infinite, bool scalar on their device; of sharded ones, in this process's part."""
+    from torch.distributed.tensor import DTensor  # takes as long to import as torch
+
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     parts = [part for part in local if part.numel()]
     if not parts:

@@ -76,26 +76,6 @@ def strategy_issues(trainer: L.Trainer) -> list[ConfigIssue]:
     return issues
 
 
-def fsdp1_issues(mixed_precision: object, cpu_offload: object, accumulate: int) -> list[ConfigIssue]:
-    """What of FSDP1's settings would train another model than one process does.
-
-    Args:
-        mixed_precision: The setting of the strategy; ``None`` lets :func:`fsdp1_precision` choose.
-        cpu_offload: Whether parameters and gradients are kept in the host's memory.
-        accumulate: Micro-batches of an update. FSDP1 can't add to gradients in the host's memory, and before it reduces
-            them, it adds them up in half precision.
-    """
-    issues = []
-    if mixed_precision is not None:
-        problem, hint = "must be left out: trainer.precision decides", "Remove it, or write precision: bf16-mixed."
-        issues.append(ConfigIssue("trainer.strategy.mixed_precision", str(mixed_precision), problem, hint))
-    if cpu_offload and accumulate > 1:
-        problem = f"must be false if an update has several micro-batches (accumulate_grad_batches: {accumulate})"
-        hint = "Raise data.batch_size and write accumulate_grad_batches: 1; or use FSDP2."
-        issues.append(ConfigIssue("trainer.strategy.cpu_offload", True, problem, hint))
-    return issues
-
-
 def fsdp1_precision(precision: str) -> MixedPrecision:
     """FSDP1's precision under ``trainer.precision``: parameters are gathered in half precision if it is a mixed one.
 

@@ -17,7 +17,7 @@ from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
 from act_lightning.checkpoints.models import load_quantized
 from act_lightning.errors import ActError
 from act_lightning.profiling import gradients, placement
-from act_lightning.profiling.placement import PLACEMENTS
+from act_lightning.profiling.memory import PLACEMENTS
 from act_lightning.scorers import Attribution
 from act_lightning.transfer.settings import TransferSettings
 from tests.loops import PlainModule, messages, packed, padded, quiet_trainer, random_samples

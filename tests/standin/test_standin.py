@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from act_lightning.merging import METHODS as MERGING_METHODS
-from act_lightning.profiling.placement import PLACEMENTS
+from act_lightning.profiling.memory import PLACEMENTS
 from act_lightning.scorers import SCORERS
 from tests.standin import run_program
 from tests.standin.scenarios import METHODS, SCENARIOS, SELECTIONS
