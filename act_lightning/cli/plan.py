@@ -52,7 +52,7 @@ class TrainerSection:
     num_nodes: int = 1
     precision: _Precision | None = None
     logger: bool | None = None
-    callbacks: None = None
+    callbacks: Literal[None] = None
     fast_dev_run: int | bool = False
     max_epochs: int | None = None
     min_epochs: int | None = None
@@ -81,7 +81,7 @@ class TrainerSection:
     profiler: str | None = None
     detect_anomaly: bool = False
     barebones: bool = False
-    plugins: None = None
+    plugins: Literal[None] = None
     sync_batchnorm: bool = False
     reload_dataloaders_every_n_epochs: int = 0
     default_root_dir: str | Path | None = None

@@ -371,7 +371,7 @@ def test_a_state_that_is_made_of_other_tensors_counts_as_they_do(monkeypatch: py
 
     make = "act_lightning.planning.training_forecast.make_optimizer"
     monkeypatch.setattr(make, lambda _, parameters, lr: Quantized(parameters, lr))
-    assert optimizer_bytes("ours", torch.bfloat16) == 1
+    assert optimizer_bytes({"class_path": "ours"}, torch.bfloat16) == 1
 
 
 def test_memory_that_is_not_there_is_foreseen(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
