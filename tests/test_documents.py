@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from act_lightning.merging import METHODS
-from act_lightning.profiling.placement import PLACEMENTS
+from act_lightning.profiling.memory import PLACEMENTS
 from act_lightning.scorers import SCORERS, UNSCORED
 from scripts import docstring_markup, site_pages
 from scripts.models_page import PAGE, YES, read_rows

@@ -32,7 +32,7 @@ from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write
 
 ROOT = Path(act_lightning.cli.__file__).parents[2]
 HEAVY = {"lightning", "datasets", "pandas", "matplotlib", "optuna", "torchmetrics", "torch._dynamo", "sympy"}
-HEAVY |= {"transformers.modeling_utils", "transformers.models.qwen2.modeling_qwen2", "transformers.generation"}
+HEAVY |= {"transformers.modeling_utils", "transformers.models.qwen2.modeling_qwen2", "transformers.generation.utils"}
 READS_CONFIGS = ("plan", "data")
 """With transformers' own classes of configs and tokenizers."""
 
@@ -50,7 +50,7 @@ def imported_by(code: str) -> set[str]:
 def test_a_verb_imports_no_more_than_it_says(verb: str) -> None:
     module = VERBS[verb].entry.partition(":")[0]
     packages = imported_by(f"import act_lightning.cli.{module}")
-    assert not packages & HEAVY
+    assert packages & HEAVY == set()
     assert "transformers" not in packages or verb in READS_CONFIGS
     assert ("torch" in packages) is (VERBS[verb].imports == "torch")
 
@@ -71,7 +71,7 @@ def test_a_plan_imports_neither_lightning_nor_code_of_models(
     file = str(write_yaml(tmp_path / "config.yaml", config))
     assert call(*arguments, "--config", file).status == 0  # which counts the channels of these models once
     modules = imported_by(f"from act_lightning.cli import main\nassert main({[*arguments, '--config', file]}) == 0")
-    assert not modules & HEAVY
+    assert modules & HEAVY == set()
 
 
 def test_card_and_compare_import_neither_lightning_nor_transformers(config: Config, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_card_and_compare_import_neither_lightning_nor_transformers(config: Conf
             assert call(verb, "--config", file).status == 0
     for arguments in (["card", roots[0]], ["compare", *roots]):
         modules = imported_by(f"from act_lightning.cli import main\nassert main({arguments}) == 0")
-        assert not modules & (HEAVY | {"transformers"})
+        assert modules & (HEAVY | {"transformers"}) == set()
 
 
 @pytest.mark.parametrize(
