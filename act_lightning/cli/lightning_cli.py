@@ -64,8 +64,12 @@ _IGNORED_WARNINGS = (
     "LightningCLI's args parameter is intended",  # a program may call main with arguments of its own
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # 2026-11-23: lightning 2.6.6 on torch 2.13
 )
-# Lightning's tip to install a logger of its own, accelerators that are not there, and the end of the last epoch.
-_NO_NEWS = re.compile(r"litlogger|^[GT]PU available: False|^`Trainer.fit` stopped: `max_epochs=")
+# Lightning's tip to install a logger of its own, accelerators that are not there, the end of the last epoch, and what
+# every process says of itself.
+_NO_NEWS = re.compile(
+    r"litlogger|^[GT]PU available: False|^`Trainer.fit` stopped: `max_epochs=|^Initializing distributed: "
+    r"|^\[rank: [1-9]\d*\] Seed set"
+)
 _INSPECT = "Show labeled samples in color, lengths and losses of every set, and prompts that two sets share."
 _TRANSLATE = "Translate abilities with any OpenAI-compatible endpoint, and continue where an earlier run ended."
 _OVERWRITE = "Replace an earlier export, and the checkpoint of an earlier fit; other files are never replaced."
@@ -460,8 +464,14 @@ def main(arguments: ArgsType, says_next: bool = True) -> int:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a message is none of those that Lightning writes whatever happens."""
-    return not (record.name.startswith("lightning.") and _NO_NEWS.search(record.getMessage()))
+    """Whether a message is none of those that Lightning writes whatever happens; a box of lines becomes one line."""
+    if not record.name.startswith("lightning.") or record.levelno > logging.INFO:
+        return True
+    message = record.getMessage()
+    if message.startswith("-----"):
+        lines = [line for line in message.splitlines() if line.strip("-")]
+        record.msg, record.args = "; ".join(lines), None
+    return not _NO_NEWS.search(message)
 
 
 def run_data(arguments: Sequence[str]) -> int:

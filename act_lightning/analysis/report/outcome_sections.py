@@ -90,14 +90,16 @@ def _evaluation_table(content: Any, end: str, summary: list[str]) -> ReportTable
             correct = row["correct"][name]
             low, high = wilson(correct, total)
             rows.append((row["model"], row["share"], name, correct, total, correct / total, low, high))
-    for name, total in content[0]["total"].items() if content else ():
-        accuracy = {row["model"]: row["correct"][name] / total for row in content if row["total"].get(name) == total}
-        changed = [model for model in accuracy if model != "target" and not model.startswith("source ")]
-        if changed and "target" in accuracy:
-            best = max(changed, key=lambda model: accuracy[model])
-            shown = [model for model in ("target", FINE_TUNING_ALONE) if model in accuracy and model != best]
-            others = ", ".join(f"{model} {percent(accuracy[model])}" for model in shown)
-            summary.append(f"Right answers to {name}: {others}, and most by {best}, {percent(accuracy[best])}.")
+    accuracy = {
+        row["model"]: {name: row["correct"][name] / total for name, total in row["total"].items()} for row in content
+    }
+    changed = [model for model in accuracy if model != "target" and not model.startswith("source ")]
+    if changed and "target" in accuracy:
+        best = max(changed, key=lambda model: sum(accuracy[model].values()) / len(accuracy[model]))
+        shown = dict.fromkeys(model for model in ("target", FINE_TUNING_ALONE, best) if model in accuracy)
+        for name in accuracy[best]:
+            texts = [f"{model} {percent(accuracy[model][name])}" for model in shown if name in accuracy[model]]
+            summary.append(f"Right answers to {name}: {', '.join(texts)}.")
     columns = ["model", "parameters moved", "set", "correct", "items", "accuracy", "95 % from", "to"]
     frame = pd.DataFrame(rows, columns=columns).set_index("model")
     caption = "Accuracy of every model of the run's comparison, with Wilson intervals."
