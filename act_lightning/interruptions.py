@@ -15,7 +15,8 @@ from act_lightning.errors import ConfigIssue
 from act_lightning.escaping import terminal_text
 
 _SECONDS_TO_UNWIND = 0.5
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors of a full disk or quota."""
 
 
 class RaiseAgain:
@@ -78,7 +79,7 @@ def naming_full_disks() -> Iterator[None]:
 
     def report(failure: Any) -> None:  # noqa: ANN401 - the interpreter's own type has no public name
         error, writer = failure.exc_value, f"a thread of {type(failure.thread).__module__.partition('.')[0]}"
-        if not (isinstance(error, OSError) and error.errno in _FULL_DISK):
+        if not (isinstance(error, OSError) and error.errno in FULL_DISK):
             original(failure)
             return
         problem = f"must have room for what it writes, which is incomplete now ({error.strerror})"

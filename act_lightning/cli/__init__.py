@@ -15,7 +15,7 @@ import act_lightning
 from act_lightning.defaults import is_first_process
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.escaping import terminal_text
-from act_lightning.interruptions import naming_full_disks, raising_at_ctrl_c
+from act_lightning.interruptions import FULL_DISK, naming_full_disks, raising_at_ctrl_c
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import ArgsType
@@ -105,10 +105,12 @@ def main(args: ArgsType = None) -> int:
         print(terminal_text(f"error: {error}"), file=sys.stderr)
         return 1
     except OSError as error:  # a fact about the user's files that no check foresaw, such as a name that is too long
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL_DISK:
             raise
         hint = "Correct the path, permit access to it, or free some space."
-        issue = ConfigIssue("file", str(error.filename), f"must be usable ({error.strerror})", hint)
+        issue = ConfigIssue(
+            "file", str(error.filename or "standard output"), f"must be usable ({error.strerror})", hint
+        )
         print(terminal_text(f"error: {issue}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before or outside a Trainer's run, which has handlers of its own

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -63,3 +65,14 @@ def test_it_tells_no_secret_and_no_user(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_it_works_where_folders_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACT_LIGHTNING_CACHE", str(tmp_path / "not" / "there"))
     assert "GB free" in json.loads(call("env", "--json").out)["storage"]["this package's cache"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("verb", ["env", "config-schema"])
+def test_a_full_disk_behind_standard_output_is_named(verb: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "act_lightning", verb]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: file = 'standard output': must be usable (No space left on device)")
