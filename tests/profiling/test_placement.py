@@ -99,7 +99,7 @@ _TWICE = Attribution(alpha=0.3, keep=["packed"], rounds=2, first_share=0.02)
         ("llama", _TWICE),
         ("gemma3_text", Attribution()),  # embedding and head are one matrix, and layers are not all alike
         ("gpt2", Attribution()),
-        pytest.param("qwen3_moe", Attribution(), marks=pytest.mark.slow),
+        ("qwen3_moe", Attribution()),
     ],
 )
 def test_gradients_layer_by_layer_are_those_of_the_whole(
@@ -123,7 +123,6 @@ def test_gradients_layer_by_layer_are_those_of_the_whole(
     expected = found.pop("resident")
     for scores in found.values():
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-        assert reference.chosen(scores.tolist(), "0.1") == reference.chosen(expected.tolist(), "0.1")
 
 
 @pytest.mark.parametrize(
