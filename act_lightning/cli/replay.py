@@ -72,7 +72,7 @@ def run_replay(arguments: Sequence[str]) -> int:
 def _replay_parser() -> VerbParser:
     parser = VerbParser(
         prog=f"{PROGRAM} replay",
-        usage="%(prog)s CARD [--from DIR …] [--out DIR] [--yes] [--config FILE …] [--section.key VALUE …]",
+        usage="%(prog)s CARD [--from DIR …] [--out DIR] [--yes]\n       [--config FILE …] [--section.key VALUE …]",
         description=VERBS["replay"].about,
         allow_abbrev=False,
     )
