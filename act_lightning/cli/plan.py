@@ -177,7 +177,9 @@ def _parse(verb: str, arguments: Sequence[str]) -> tuple[Namespace, Namespace] |
         parser.add_argument("--calibrate", action="store_true")
     try:
         parsed = parser.parse_args(list(arguments))
-        return parsed, parser.instantiate_classes(parsed)
+        # the second in the oldest supported jsonargparse, deprecated in the newest
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        return parsed, instantiate(parsed)
     except (ValueError, ArgumentError):  # an ActError is a ValueError
         return None
 

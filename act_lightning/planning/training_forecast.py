@@ -13,7 +13,7 @@ from torch import Tensor
 from act_lightning.architecture import DecoderSizes
 from act_lightning.checkpoints.models import load_config
 from act_lightning.defaults import LOGITS_AT_ONCE
-from act_lightning.errors import ActError, ConfigIssue
+from act_lightning.errors import ActError, ConfigIssue, Level
 from act_lightning.planning.checks import Run, process_count, strategy_of
 from act_lightning.training.attention_compile import training_dtype
 from act_lightning.training.optimizers import NAMED_MOMENTS, make_optimizer
@@ -225,11 +225,17 @@ def training_issues(run: Run) -> list[ConfigIssue]:
 def _update_issues(run: Run) -> list[ConfigIssue]:
     processes, accumulated = process_count(run.trainer), run.trainer.get("accumulate_grad_batches") or 1
     # Lightning counts the devices at start, on the machine of the fit: this one, as far as a plan can know
-    here = (torch.accelerator.device_count() or 1) * int(run.trainer.get("num_nodes") or 1)
+    devices = torch.accelerator.device_count()
+    here = (devices or 1) * int(run.trainer.get("num_nodes") or 1)
     samples = run.data.batch_size * accumulated * (processes or here)
+    factors = f"data.batch_size {run.data.batch_size} × trainer.accumulate_grad_batches {accumulated}"
+    if processes is None and not devices and run.trainer.get("accelerator") in ("gpu", "cuda"):
+        message = f"an update covers {samples} samples ({factors}) times the number of GPUs; this machine has none"
+        message, hint = f"{message}; the paper's cover {PAPER_UPDATE}", "Name a number of trainer.devices."
+        level: Level = "note" if samples == PAPER_UPDATE else "warning"
+        return [ConfigIssue("trainer.devices", ..., message, hint, level)]
     if samples == PAPER_UPDATE:
         return []
-    factors = f"data.batch_size {run.data.batch_size} × trainer.accumulate_grad_batches {accumulated}"
     counted = f"{processes} processes" if processes else f"{here} processes, one for each device of this machine"
     message = f"an update covers {samples} samples ({factors} × {counted}); the paper's cover {PAPER_UPDATE}"
     hint = "Change one of them, unless another size is what you want."

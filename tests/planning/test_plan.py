@@ -434,6 +434,7 @@ def test_an_ability_of_two_sources_is_told_by_source(config: Config, source_fold
         ({}, {"accelerator": "auto", "devices": "auto"}, None, 16),
         ({}, {"accelerator": "auto", "devices": "auto", "num_nodes": 2}, "warning", 32),
         ({}, {"accelerator": "gpu", "accumulate_grad_batches": 1}, "warning", 1),
+        ({}, {"accelerator": "gpu", "devices": "auto"}, "note", 16),
     ],
 )
 def test_says_when_an_update_is_not_sixteen_samples(
