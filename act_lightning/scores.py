@@ -291,7 +291,7 @@ def read_chunk_sizes(path: Path) -> tuple[list[int], list[int]]:
     try:
         sizes = read_metadata(file)["chunks"]
         return [int(value) for value in sizes["tokens"]], [int(value) for value in sizes["samples"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, ActError):
             raise
         problem = f"must be a readable file of chunks ({error})"

@@ -208,7 +208,7 @@ def open_patch(path: Path) -> PatchFile:
     try:
         values = parse_json(text, unique_keys=True)
         record = PatchRecord.from_json(values) if values["format"] == FORMAT else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         problem = f"must have a readable record ({error!r})"
         raise ActError(ConfigIssue("patch", str(path), problem, "Download or make it again.")) from error
     if record is None:

@@ -31,7 +31,7 @@ def _parsing(path: Path, writer: str, hint: str) -> Iterator[None]:
     """Name the file if its content is not what ``writer`` writes."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         problem = f"must be what {writer} writes ({type(error).__name__}: {error})"
         raise ActError(ConfigIssue(str(path), path.name, problem, f"Delete the file, or {hint}.")) from error
 
