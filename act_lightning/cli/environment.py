@@ -24,7 +24,7 @@ PACKAGES = (
     *("torch", "lightning", "transformers", "torchmetrics", "datasets", "bitsandbytes", "jsonargparse", "safetensors"),
     *("huggingface_hub", "jinja2", "pyarrow", "rich", "tqdm", "filelock", "pyyaml", "numpy", "pandas", "matplotlib"),
     *("optuna", "tensorboard", "tokenizers", "triton", "accelerate", "openai", "py3langid", "vllm", "torchao", "gguf"),
-    *("flash-attn", "deepspeed", "wandb", "mlflow"),
+    *("lightning-utilities", "flash-attn", "deepspeed", "wandb", "mlflow"),
 )
 """What the package needs, and what its runs may use."""
 _VARIABLE = re.compile(
