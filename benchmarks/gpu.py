@@ -416,30 +416,18 @@ _ROUNDING = {
     "class_path": "torchao.optim.AdamW8bit",
     "init_args": {"weight_decay": 0.0, "bf16_stochastic_round": True},
 }
+_rounded = partial(
+    fitted, shape="qwen2.5-7b", precision="bf16-true", needs="torchao", optimizer=_ROUNDING, checkpointing=True
+)
 PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "check": check,
     "1.5b": small,
     "sft-1.5b": partial(fitted, shape="qwen2.5-1.5b"),
     "7b": large,
-    "sft-7b-rounding": partial(
-        fitted,
-        shape="qwen2.5-7b",
-        precision="bf16-true",
-        needs="torchao",
-        optimizer=_ROUNDING,
-        checkpointing=True,
-    ),
+    "sft-7b-rounding": _rounded,
     "sft-7b-8bit": partial(fitted, shape="qwen2.5-7b", needs="bitsandbytes", optimizer=_8BIT, checkpointing=True),
     "sft-1.5b-compiled": partial(fitted, shape="qwen2.5-1.5b", compile=True),
-    "sft-7b-rounding-compiled": partial(
-        fitted,
-        shape="qwen2.5-7b",
-        precision="bf16-true",
-        needs="torchao",
-        optimizer=_ROUNDING,
-        checkpointing=True,
-        compile=True,
-    ),
+    "sft-7b-rounding-compiled": partial(_rounded, compile=True),
     "sft-1.5b-fsdp2": partial(fitted, shape="qwen2.5-1.5b", strategy="fsdp2"),
 }
 """In the order in which they run: what a short run must not miss comes first."""

@@ -66,7 +66,7 @@ _IGNORED_WARNINGS = (
 )
 # Lightning's tip to install a logger of its own, accelerators that are not there, the end of the last epoch, and what
 # every process says of itself.
-_NO_NEWS = re.compile(
+_ROUTINE_MESSAGES = re.compile(
     r"litlogger|^[GT]PU available: False|^`Trainer.fit` stopped: `max_epochs=|^Initializing distributed: "
     r"|^\[rank: [1-9]\d*\] Seed set"
 )
@@ -455,7 +455,7 @@ def main(arguments: ArgsType, says_next: bool = True) -> int:
         for logger in ("", "lightning.pytorch", "lightning.fabric", "transformers", "datasets", "huggingface_hub"):
             for handler in logging.getLogger(logger).handlers:
                 handler.addFilter(_TERMINAL_FILTER)
-                handler.addFilter(_is_news)
+                handler.addFilter(_is_not_routine)
         try:
             return ActCLI(arguments, says_next).exit_status
         except MisconfigurationException as error:
@@ -463,7 +463,7 @@ def main(arguments: ArgsType, says_next: bool = True) -> int:
             return 1
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_not_routine(record: logging.LogRecord) -> bool:
     """Whether a message is none of those that Lightning writes whatever happens; a box of lines becomes one line."""
     if not record.name.startswith("lightning.") or record.levelno > logging.INFO:
         return True
@@ -471,7 +471,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     if message.startswith("-----"):
         lines = [line for line in message.splitlines() if line.strip("-")]
         record.msg, record.args = "; ".join(lines), None
-    return not _NO_NEWS.search(message)
+    return not _ROUTINE_MESSAGES.search(message)
 
 
 def run_data(arguments: Sequence[str]) -> int:

@@ -74,7 +74,6 @@ def _replay_parser() -> VerbParser:
         prog=f"{PROGRAM} replay",
         usage="%(prog)s CARD [--from DIR …] [--out DIR] [--yes]\n       [--config FILE …] [--section.key VALUE …]",
         description=VERBS["replay"].about,
-        allow_abbrev=False,
     )
     parser.add_argument("positional", metavar="CARD", nargs="?", type=Path, help="A README.md, or its folder.")
     parser.add_argument("--card", type=Path, help="The same.")

@@ -19,19 +19,19 @@ from act_lightning.architecture import DecoderSizes, decoder_parts
 from act_lightning.channels import ElementSelection, OwnedParameter, add_to_channels, as_matrix, matrix_shape
 from act_lightning.checkpoints.compatibility import VocabularyMatch, match_vocabularies
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
-from act_lightning.checkpoints.weight_delta import row_deltas
+from act_lightning.checkpoints.weight_delta import Rows, row_deltas
 from act_lightning.console import progress_bar
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_by_parameters
 from act_lightning.profiling.channel_means import float64_device
-from act_lightning.profiling.layerwise import Call, LayerState, LayerwiseModel
+from act_lightning.profiling.layerwise import Call, LayerState, LayerwiseModel, group_batches
 from act_lightning.profiling.measurement import Measurement, Target, save
-from act_lightning.profiling.memory import PairSettings, host_memory
+from act_lightning.profiling.memory import PairSettings
 from act_lightning.profiling.offload import DiskWeights
 from act_lightning.profiling.pair import Batch, ChunkBatch
-from act_lightning.profiling.placement import choose_placement
+from act_lightning.profiling.placement import choose_placement, host_memory_share
 from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.training.loss import answer_logits, answer_loss
@@ -57,22 +57,22 @@ def measure_gradients(
         problem = f"cannot be kept of a ranking that was made in {scorer.rounds} rounds"
         hint = "Leave chunks and stop_when_stable out."
         raise ActError(ConfigIssue("profile.chunks", sampling.chunk_count, problem, hint))
+    if not pending:
+        return
     device, skeleton, placement = trainer.strategy.root_device, target.skeleton(), settings.placement
-    if placement == "auto" and target.model is None and pending:
-        processes = max(1, trainer.world_size // trainer.num_nodes)
-        placement = choose_placement(target, skeleton, 1, scorer.tokens_per_batch, device, processes)
-    attribution: AttributionPass
+    if placement == "auto" and target.model is None:
+        placement = choose_placement(target, skeleton, 1, scorer.tokens_per_batch, trainer)
+    kind, model = AttributionPass, skeleton
     if placement == "layerwise":
-        attribution = LayerwiseAttributionPass(skeleton, target, scorer, sampling, trainer)
+        kind = LayerwiseAttributionPass
     elif target.model is None:
         assert target.folder is not None
         model = load_on_device(target.folder, target.dtype, device)
-        attribution = AttributionPass(model, target, scorer, sampling, trainer)
     else:
         model = copy.deepcopy(target.model)
         nn.Module.to(model, device)
         model.train(False)
-        attribution = AttributionPass(model, target, scorer, sampling, trainer)
+    attribution = kind(model, target, scorer, sampling, trainer)
     for folder in dict.fromkeys(measurement.folder for measurement in pending):
         attribution.read_source(folder)
         for measurement in pending:
@@ -115,12 +115,10 @@ class AttributionPass:
         match = match_vocabularies(self._target.folder, folder) if self._target.folder else None
         self.changes = {}
         with self._target.rows() as target, CheckpointReader(folder) as source:
-            for name, shape in self.channels.shapes.items():
+            for name in self.channels.shapes:
                 change = torch.empty_like(self._model.get_parameter(name), requires_grad=False)
-                for rows, values in row_deltas(name, shape, target, source, match):
-                    as_matrix(change)[rows] = values.to(change.device, change.dtype)
+                _fill_task_vector(change, name, target, source, match)
                 self.changes[name] = change
-                source.release(name)
 
     def measure(self, measurement: Measurement) -> MeasuredScores:
         """The scores of one ability, the same on all processes."""
@@ -165,14 +163,8 @@ class AttributionPass:
         """Set the weights for α; the elements in ``moved`` take the source's values, whatever α."""
         with self._target.rows() as target:
             for name, change in self.changes.items():
-                step = change.mul(alpha)
-                if moved and name in moved:
-                    step = torch.where(moved[name].expand(change.shape).to(change.device), change, step)
-                values, step = as_matrix(self._model.get_parameter(name).data), as_matrix(step)
-                for index in torch.arange(len(values)).split(_rows_at_once(values)):
-                    rows = slice(int(index[0]), int(index[-1]) + 1)
-                    original = target.rows(name, index).to(values.device).float()
-                    values[rows] = original.add_(step[rows].float()).to(values.dtype)
+                values = self._model.get_parameter(name).data
+                _interpolate(values, change, alpha, moved.get(name) if moved else None, partial(target.rows, name))
 
     def _rise(self, measurement: Measurement, alpha: float, is_first_round: bool) -> Tensor:
         """By how much the loss on the abilities to keep rises, float64 ``[channels]``."""
@@ -270,10 +262,9 @@ class LayerwiseAttributionPass(AttributionPass):
         self.changes = weights.changes
         layers = decoder_parts(weights.model).layers
         bytes_of_a_token = len(layers) * DecoderSizes.of(weights.model.config).hidden * dtype.itemsize
-        processes = max(1, self._trainer.world_size // self._trainer.num_nodes)
-        most = max(1, host_memory() // processes // 2 // bytes_of_a_token)
+        most = max(1, host_memory_share(self._trainer) // 2 // bytes_of_a_token)
         with LayerwiseModel(weights, device) as layerwise:
-            for group in _groups(batches, most):
+            for group in group_batches(batches, most):
                 yield from self._group_gradients(layerwise, weights, group, use)
 
     def _group_gradients(
@@ -291,7 +282,7 @@ class LayerwiseAttributionPass(AttributionPass):
                 for (batch, _), saved in zip(group, states, strict=True):
                     state = LayerState(dict(saved[-1].outputs), dict(saved[-1].shapes))
                     inputs = _on_device(batch, self._trainer.strategy.root_device)
-                    layerwise.advance(state, partial(_score, model, inputs))
+                    layerwise.advance(state, partial(answer_logits, model, inputs))
                     saved.append(state)
         gradients: list[Mapping[Call, Any]] = [{} for _ in group]
         for stage in range(last, -1, -1):
@@ -345,45 +336,34 @@ class InterpolatedWeights(DiskWeights):
         super().__init__(target, dtype, device)
         self._source, self._shapes, self._match = CheckpointReader(source), shapes, match
         self._alpha, self._moved = alpha, moved
-        self._read_changes: dict[str, dict[str, Tensor]] = {}
+        self._read_changes: dict[str, Tensor] = {}
         self.changes: dict[str, Tensor] = {}
         firsts: dict[int, str] = {}
         named = self.model.named_parameters(remove_duplicate=False)
         self._first = {name: firsts.setdefault(id(parameter), name) for name, parameter in named}
 
-    def _read(self, part: str) -> dict[str, Tensor]:
-        values, changes = super()._read(part), {}
-        for name, value in values.items():
-            first = self._first[name]
-            if first in self._shapes:
-                changes[name] = self._interpolate(first, value)
-        self._read_changes[part] = changes
+    def _read_parameter(self, name: str) -> Tensor:
+        """Interpolate, and keep the task vector until the part is loaded."""
+        first = self._first[name]
+        if first not in self._shapes:
+            return super()._read_parameter(name)
+        values = torch.empty(self._shapes[first], dtype=self._dtype)
+        change = torch.empty_like(values)
+        _fill_task_vector(change, first, self._reader, self._source, self._match)
+        _interpolate(values, change, self._alpha, self._moved.get(first), partial(self._reader.rows, first))
+        self._read_changes[name] = change
         return values
-
-    def _interpolate(self, first: str, values: Tensor) -> Tensor:
-        """Move the target's values, in place, and return the task vector."""
-        change, moved = torch.empty_like(values), self._moved.get(first)
-        for rows, delta in row_deltas(first, self._shapes[first], self._reader, self._source, self._match):
-            as_matrix(change)[rows] = delta.to(change.dtype)
-        step = change.mul(self._alpha)
-        if moved is not None:
-            step = torch.where(moved.expand(change.shape), change, step)
-        for start in range(0, len(as_matrix(values)), block := _rows_at_once(values)):
-            rows = slice(start, start + block)
-            index = torch.arange(len(as_matrix(values)))[rows]
-            original = self._reader.rows(first, index).float()
-            as_matrix(values)[rows] = original.add_(as_matrix(step)[rows].float()).to(values.dtype)
-        self._source.release(first)
-        return change
 
     def load(self, part: str) -> None:
         """As :class:`DiskWeights`, with gradients for the parameters that can change."""
         if part in self._placeholders:
             return
         super().load(part)
-        for name, change in self._read_changes.pop(part).items():
+        for name in self._placeholders[part]:
             first = self._first[name]
-            self.changes[first] = change.to(self._device, non_blocking=True)
+            if first not in self._shapes:
+                continue
+            self.changes[first] = self._read_changes.pop(name).to(self._device, non_blocking=True)
             parameter = self.model.get_parameter(name).requires_grad_(True)
             parameter.register_post_accumulate_grad_hook(partial(self._hand_over, first))
 
@@ -404,32 +384,34 @@ class InterpolatedWeights(DiskWeights):
         self._source.close()
 
 
-def _groups(batches: Sequence[ChunkBatch], most_tokens: int) -> Iterator[list[ChunkBatch]]:
-    """Successive batches that have at most so many tokens together, padding included, but at least one batch."""
-    group: list[ChunkBatch] = []
-    tokens = 0
-    for batch in batches:
-        size = batch.batch["input_ids"].numel()
-        if group and tokens + size > most_tokens:
-            yield group
-            group, tokens = [], 0
-        group.append(batch)
-        tokens += size
-    if group:
-        yield group
-
-
-def _score(model: PreTrainedModel, inputs: Batch) -> None:
-    answer_logits(model, inputs)
-
-
 def _on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: values.to(device) for name, values in batch.items()}
 
 
-def _rows_at_once(values: Tensor) -> int:
-    """Rows of a parameter, seen as a matrix, whose float32 copies are small beside it."""
-    return max(1, _WEIGHT_BLOCK // max(1, as_matrix(values)[0].numel()))
+def _fill_task_vector(
+    change: Tensor, name: str, target: Rows, source: CheckpointReader, match: VocabularyMatch | None
+) -> None:
+    """Write θ_abl − θ_trg of the parameter ``name`` into ``change``, which has its shape; taken in float32."""
+    for rows, values in row_deltas(name, change.shape, target, source, match):
+        as_matrix(change)[rows] = values.to(change.device, change.dtype)
+    source.release(name)
+
+
+def _interpolate(
+    values: Tensor, change: Tensor, alpha: float, moved: ElementSelection | None, original: Callable[[Tensor], Tensor]
+) -> None:
+    """Write θ_trg + α (θ_abl − θ_trg) into ``values``; elements in ``moved`` take the source's values, whatever α.
+
+    ``original`` gives rows of the target's parameter, seen as a matrix, by their numbers.
+    """
+    step = change.mul(alpha)
+    if moved is not None:
+        step = torch.where(moved.expand(change.shape).to(change.device), change, step)
+    values, step = as_matrix(values), as_matrix(step)
+    for index in torch.arange(len(values)).split(max(1, _WEIGHT_BLOCK // max(1, step[0].numel()))):
+        rows = slice(int(index[0]), int(index[-1]) + 1)
+        exact = original(index).to(values.device).float()
+        values[rows] = exact.add_(step[rows].float()).to(values.dtype)
 
 
 def _add_products(

@@ -127,7 +127,7 @@ class LayerwiseModel:
         if module in self._parts.outer:
             self._load(module)
 
-    def advance(self, state: LayerState, forward: Callable[[], None]) -> None:
+    def advance(self, state: LayerState, forward: Callable[[], object]) -> None:
         """Take a micro-batch through the present stage, and update how far it has come.
 
         Args:
@@ -253,6 +253,21 @@ class LayerwiseReader(Reader):
         return super().weights(module)
 
 
+def group_batches(batches: Iterable[ChunkBatch], most_tokens: int) -> Iterator[list[ChunkBatch]]:
+    """Successive batches that have at most so many tokens together, padding included, but at least one batch."""
+    group: list[ChunkBatch] = []
+    tokens = 0
+    for batch in batches:
+        size = batch.batch["input_ids"].numel()
+        if group and tokens + size > most_tokens:
+            yield group
+            group, tokens = [], 0
+        group.append(batch)
+        tokens += size
+    if group:
+        yield group
+
+
 class LayerwisePair(Pair):
     """Many batches go through one stage of all models, then through the next: only one stage's weights are loaded.
 
@@ -280,19 +295,9 @@ class LayerwisePair(Pair):
 
     def run(self, batches: Iterable[ChunkBatch], means: Sequence[tuple[Path, ChannelMeans]]) -> Iterator[ChunkBatch]:
         """Take as many batches as there is memory for through all stages, then the next."""
-        pending: list[ChunkBatch] = []
-        tokens = 0
-        for batch in batches:
-            size = batch.batch["input_ids"].numel()
-            if pending and tokens + size > self.tokens_per_pass:
-                self._run_stages(pending, means)
-                yield from pending
-                pending, tokens = [], 0
-            pending.append(batch)
-            tokens += size
-        if pending:
-            self._run_stages(pending, means)
-            yield from pending
+        for group in group_batches(batches, self.tokens_per_pass):
+            self._run_stages(group, means)
+            yield from group
 
     def _run_stages(self, batches: Sequence[ChunkBatch], means: Sequence[tuple[Path, ChannelMeans]]) -> None:
         models = [self.target, *(self.sources[folder] for folder, _ in means)]

@@ -46,9 +46,12 @@ class DiskWeights:
     def _read(self, part: str) -> dict[str, Tensor]:
         values = {}
         for name, _ in self.model.get_submodule(part).named_parameters(prefix=part, remove_duplicate=False):
-            tensor = self._reader.read(name).to(self._dtype)
+            tensor = self._read_parameter(name)
             values[name] = tensor.pin_memory() if self._device.type == "cuda" else tensor
         return values
+
+    def _read_parameter(self, name: str) -> Tensor:
+        return self._reader.read(name).to(self._dtype)
 
     def load(self, part: str) -> None:
         """Move a part that was read to the device, or read it now."""

@@ -35,10 +35,9 @@ def open_pair(
         The pair, ready to read batches, and the target's config.
     """
     device, dtype, skeleton = trainer.strategy.root_device, target.dtype, target.skeleton()
-    processes = max(1, trainer.world_size // trainer.num_nodes)
     placement = settings.placement
     if placement == "auto" and settings.quantization is None:
-        placement = choose_placement(target, skeleton, len(sources), settings.tokens_per_batch, device, processes)
+        placement = choose_placement(target, skeleton, len(sources), settings.tokens_per_batch, trainer)
     with ExitStack() as stack:
         pair: Pair
         if settings.quantization is not None:
@@ -66,18 +65,21 @@ def open_pair(
             layerwise, *siblings = (stack.enter_context(LayerwiseModel(part, device)) for part in weights)
             # Half of the memory that stages leave holds a hidden state of each token in every model.
             size = dtype.itemsize * len(weights)
-            free = host_memory() // processes - sum(largest_stage(skeleton)) * size
+            free = host_memory_share(trainer) - sum(largest_stage(skeleton)) * size
             tokens = max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size))
             named = dict(zip(sources, siblings, strict=True))
             pair = LayerwisePair(layerwise, named, device, tokens, trainer.is_global_zero)
         yield pair, skeleton.config
 
 
-def choose_placement(
-    target: Target, skeleton: PreTrainedModel, sources: int, tokens: int, device: torch.device, processes: int
-) -> str:
+def host_memory_share(trainer: L.Trainer) -> int:
+    """Bytes of this machine's memory that are free for each of the Trainer's processes on it."""
+    return host_memory() // max(1, trainer.world_size // trainer.num_nodes)
+
+
+def choose_placement(target: Target, skeleton: PreTrainedModel, sources: int, tokens: int, trainer: L.Trainer) -> str:
     """``resident`` where the whole pair and the outputs of a batch fit, else ``layerwise``; and say so."""
-    size = target.dtype.itemsize
+    device, size = trainer.strategy.root_device, target.dtype.itemsize
     models = sources + (target.model is None or target.model.device.type != device.type)
     weights = sum(parameter.numel() for parameter in skeleton.parameters()) * size * models
     outputs = tokens * (inventory(skeleton).total + DecoderSizes.of(skeleton.config).peak_features) * size
@@ -85,7 +87,7 @@ def choose_placement(
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = int(torch.cuda.mem_get_info(device)[0]) + unused
     else:
-        free = host_memory() // processes
+        free = host_memory_share(trainer)
     placement = "resident" if weights + outputs <= _USABLE * free else "layerwise"
     sizes = (
         f"{format_bytes(weights)} of weights and up to {format_bytes(outputs)} of outputs, {format_bytes(free)} free"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from act_lightning.callbacks import AbilitySource, ActivationDifferenceProfiler
 from act_lightning.checkpoints.models import load_quantized
 from act_lightning.errors import ActError
-from act_lightning.profiling import gradients, placement
+from act_lightning.profiling import placement
 from act_lightning.profiling.memory import PLACEMENTS
 from act_lightning.scorers import Attribution
 from act_lightning.transfer.settings import TransferSettings
@@ -112,7 +112,7 @@ def test_gradients_layer_by_layer_are_those_of_the_whole(
     found = {}
     for chosen in ("resident", "layerwise", "layerwise, little memory"):
         if chosen not in PLACEMENTS:
-            monkeypatch.setattr(gradients, "host_memory", lambda: 1)
+            monkeypatch.setattr(placement, "host_memory", lambda: 1)
         root = tmp_path / chosen
         profiler = ActivationDifferenceProfiler(
             [AbilitySource(source, dict(DATA), name="s")], target=folder, placement=chosen.split(",")[0]
