@@ -37,13 +37,16 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from act_lightning.console import progress_bar
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
+from act_lightning.defaults import IGNORED
 from act_lightning.evaluation.evaluator import greedy_matches
 from act_lightning.lab.abilities import LANGUAGES, LARGEST
-from act_lightning.lab.training import Stage, encode, train
+from act_lightning.lab.training import encode, schedule
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEMPLATE = (  # a quarter of the tokens that chat markup takes
@@ -239,9 +242,25 @@ class Rounds:
 
     def train(self, learning_rate: float) -> None:
         """One round."""
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16):
+        optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * self._seed + self.count)
-            train(self.model, self._samples, Stage(ROUND, BATCH, learning_rate, 0.0), f"round {self.count}")
+            updates = self._samples.draw(ROUND, BATCH)
+        self.model.train()
+        for update, chosen in enumerate(progress_bar(updates, desc=f"training round {self.count}", unit="update")):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * schedule(update, ROUND)
+            labeled = int((self._samples.labels[chosen, 1:] != IGNORED).sum())
+            for half in chosen.chunk(2):  # the shorter samples and the longer ones
+                width = int(self._samples.lengths[half].max())
+                ids, labels = self._samples.ids[half, :width], self._samples.labels[half, 1:width]
+                columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the head is a fifth of the model
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
+                losses = cross_entropy(logits.flatten(0, 1), labels[:, columns].flatten(), reduction="sum")
+                (losses / labeled).backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
         self.count += 1
 
     def shares(self) -> dict[str, float]:
@@ -258,8 +277,7 @@ class Rounds:
             Sample(ids[:length], labels[:length])
             for ids, labels, length in zip(encoded.ids, encoded.labels, encoded.lengths.tolist(), strict=True)
         ]
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = [greedy_matches(self.model, collate(samples[i : i + 50], 0)) for i in range(0, len(samples), 50)]
+        parts = [greedy_matches(self.model, collate(samples[i : i + 50], 0)) for i in range(0, len(samples), 50)]
         return float(torch.cat(parts).double().mean())
 
 

@@ -376,8 +376,6 @@ PARTS: dict[str, Part] = {
             "attribution, keep",
         ),
         tuned_points=(KEEPS,),
-        precision="bf16-mixed",
-        evaluated_in=torch.bfloat16,
         threads=2,
     ),
 }
