@@ -370,8 +370,6 @@ PARTS: dict[str, Part] = {
             "random",
             "ACT",
             "ACT without head",
-            "local",
-            "weight",
             "attribution",
             "attribution, keep",
         ),
