@@ -1,9 +1,10 @@
-"""Rules that were tried and are not in the package, as further methods of the study.
+"""Rules that were tried and are not in the package, beside those they compete with, on the study's laboratories.
 
-    python -m benchmarks.rules run --part tiny --minutes 55       # the arguments of benchmarks.study
+    python -m benchmarks.rules run --part rules --minutes 55       # the arguments of benchmarks.study
     python -m benchmarks.rules tables
 
-They hold whole gradients of a small model in memory. What they gave is in ``benchmarks/RESULTS.md``.
+Transfers alone, chosen and measured as the study does it; rows and tables are in ``benchmarks/study/rules``. The rules
+hold whole gradients of a small model in memory.
 """
 
 from __future__ import annotations
@@ -42,14 +43,15 @@ _ROWS = 32  # samples in a batch
 
 
 @dataclass(frozen=True)
-class LocalSquares(Local):
-    """(1/|T|) Σ_{t∈T} |Δw_i · x_t + Δb_i|²: ``local`` with squares in place of magnitudes."""
+class LocalPower(Local):
+    """(1/|T|) Σ_{t∈T} |Δw_i · x_t + Δb_i|^power: the larger the power, the more a channel's few large changes count."""
 
-    name: ClassVar[str] = "local_squares"
+    power: float = 2.0
+    name: ClassVar[str] = "local_power"
 
     def values(self, observation: Observation) -> Tensor:
-        """The squared difference of both outputs."""
-        return super().values(observation).square()
+        """The difference of both outputs, to a power."""
+        return super().values(observation) ** self.power
 
 
 class WholePair:
@@ -166,8 +168,8 @@ class WholePair:
         return estimates / self.sizes
 
     def local_energy(self) -> Tensor:
-        """The scores of :class:`LocalSquares`, float64 ``[channels]``."""
-        samples, means = self._samples[RECOVER], ChannelMeans(self.channels, LocalSquares())
+        """The scores of :class:`LocalPower`, float64 ``[channels]``."""
+        samples, means = self._samples[RECOVER], ChannelMeans(self.channels, LocalPower())
         batches = (ChunkBatch(collate(samples[start : start + _ROWS], 0)) for start in range(0, len(samples), _ROWS))
         for _ in ResidentPair(self._model, {Path(): self._source}).run(batches, [(Path(), means)]):
             pass
@@ -285,6 +287,7 @@ def _transfer(
 
 
 RULES: dict[str, study.Method] = {
+    "local, cubes": study.Method(LocalPower(power=3.0)),
     "attribution, path": study.Method(Attribution(alpha=PATH)),
     "attribution, keep, path": study.Method(Attribution(alpha=PATH, keep=[KEEP], penalty=4.0)),
     **{
@@ -302,10 +305,14 @@ RULES: dict[str, study.Method] = {
 """Every rule by its name in the tables."""
 
 
+RIVALS = ("task arithmetic", "random", "ACT", "local", "weight_rms", "attribution", "attribution, keep")
+
+
 def main() -> None:
-    """The command line of the study, with these rules beside its methods."""
+    """The command line of the study, with these rules and a part for them."""
     study.METHODS.update(RULES)
-    study.PARTS = {name: replace(part, methods=(*part.methods, *RULES)) for name, part in study.PARTS.items()}
+    part = replace(study.PARTS["tiny"], methods=(*RIVALS, *RULES), tuned_methods=(), tuned_samples=())
+    study.PARTS, study.FOLDER = {"rules": part}, study.FOLDER / "rules"
     study.main()
 
 
