@@ -3,6 +3,7 @@
     python -m benchmarks.gpu                                  # at most 8 minutes on an H100 or H200
     python -m benchmarks.gpu --parts sft-7b-8bit              # only this; what has rows already is not run again
     python -m benchmarks.gpu --device cpu --tiny --minutes 3  # the same code with tiny shapes, as the tests run it
+    python -m benchmarks.gpu --device cpu --parts 135m 135m-bfloat16  # what a CPU can say, in its processor's time
 
 It needs nothing but the package: models have random weights in the shapes of Qwen2.5-1.5B and 7B, in bfloat16, and are
 kept in ``--work``. First the device's results are compared with the CPU's on a tiny model; if they differ, nothing is
@@ -51,7 +52,7 @@ from act_lightning.module import AbilityTransferModule
 from act_lightning.planning.checks import Run
 from act_lightning.planning.training_forecast import training_parts
 from act_lightning.profiling.channel_means import ChannelMeans
-from act_lightning.profiling.gradients import AttributionPass, each_gradient
+from act_lightning.profiling.gradients import AttributionPass, LayerwiseAttributionPass, each_gradient
 from act_lightning.profiling.measurement import Target, measurements
 from act_lightning.profiling.memory import PairSettings
 from act_lightning.profiling.pair import ChunkBatch
@@ -128,7 +129,9 @@ class Bench:
     @property
     def sizes(self) -> Sizes:
         """How much it does."""
-        return Sizes(64, 2, 2, 2, 2) if self.tiny else Sizes()
+        if self.tiny:
+            return Sizes(64, 2, 2, 2, 2)
+        return Sizes(512, 2) if self.part.startswith("135m") else Sizes()
 
     def trainer(self, root: Path | None = None) -> L.Trainer:
         """A Trainer on the device."""
@@ -173,9 +176,10 @@ class Bench:
         return result
 
     def now(self) -> float:
-        """Seconds, when the device has done all that it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """Seconds, when the device has done all that it was given; the processor's on a CPU, which others use, too."""
+        if self.device.type != "cuda":
+            return time.process_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     def peak(self) -> int:
@@ -212,9 +216,16 @@ def bare(models: Sequence[PreTrainedModel], batches: Sequence[Batch]) -> None:
                 model(input_ids=ids.to(device), use_cache=False, logits_to_keep=positions.to(device))
 
 
-def profiled(bench: Bench, target: Path, source: Path, placement: str, kinds: dict[str, list[Batch]]) -> Iterator[Row]:
+def profiled(
+    bench: Bench,
+    target: Path,
+    source: Path,
+    placement: str,
+    kinds: dict[str, list[Batch]],
+    dtype: torch.dtype = torch.bfloat16,
+) -> Iterator[Row]:
     """Profiling beside bare forward passes of the same pair, which is resident for these."""
-    channels, dtype = inventory(meta_model(target)), torch.bfloat16
+    channels = inventory(meta_model(target))
     models = [load_on_device(folder, dtype, bench.device) for folder in (target, source)]
     plain = {name: bench.in_turns([partial(bare, models, batches)])[0] for name, batches in kinds.items()}
     if placement != "resident":
@@ -273,18 +284,16 @@ def _scores(bench: Bench, target: Path, source: Path, scorer: Any, batches: list
     return Scores.load(path, str(target)).values.double()
 
 
-def attribution(bench: Bench, target: Path, source: Path) -> Iterator[Row]:
+def attribution(bench: Bench, target: Path, source: Path, dtype: torch.dtype = torch.bfloat16) -> Iterator[Row]:
     """Beside a forward and backward pass of the target that hands every gradient over, and keeps none."""
     batches = bench.batches(target, 0.5)
-    place = Target("target", target, None, torch.bfloat16)
-    model = load_on_device(target, torch.bfloat16, bench.device)
-    plain_model = load_on_device(target, torch.bfloat16, bench.device)
+    place = Target("target", target, None, dtype)
+    model = load_on_device(target, dtype, bench.device)
+    plain_model = load_on_device(target, dtype, bench.device)
     trainer = bench.trainer()
     (measurement,) = measurements([AbilitySource(str(source), {"a": batches})], place, None, bench.work, Attribution())
     scorer = Attribution(tokens_per_batch=bench.sizes.tokens)
-    passes = AttributionPass(model, place, scorer, Sampling(TransferSettings(selection=scorer)), trainer)
-    passes.read_source(source)
-    bench.peak()
+    sampling = Sampling(TransferSettings(selection=scorer))
 
     def plain() -> None:
         with each_gradient(plain_model, lambda *_: None):
@@ -292,10 +301,14 @@ def attribution(bench: Bench, target: Path, source: Path) -> Iterator[Row]:
                 loss, _ = answer_loss(plain_model, {name: values.to(bench.device) for name, values in batch.items()})
                 loss.backward()
 
-    without, seconds = bench.in_turns([plain, partial(passes.measure, measurement)])
     tokens = sum(batch["input_ids"].numel() for batch in batches)
-    beside = "forward and backward"
-    yield Row(bench.part, "attribution, half answers", tokens / seconds, beside, without / seconds, peak=bench.peak())
+    for placement, kind in (("resident", AttributionPass), ("layerwise", LayerwiseAttributionPass)):
+        passes = kind(model, place, scorer, sampling, trainer)
+        passes.read_source(source)
+        bench.peak()
+        without, seconds = bench.in_turns([plain, partial(passes.measure, measurement)])
+        what, beside = f"attribution {placement}, half answers", "forward and backward"
+        yield Row(bench.part, what, tokens / seconds, beside, without / seconds, peak=bench.peak())
 
 
 def _answers(bench: Bench, model: PreTrainedModel) -> tuple[Tensor, list[float]]:
@@ -342,6 +355,15 @@ def small(bench: Bench) -> Iterator[Row]:
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     yield Row(bench.part, "merge of 1 % of the channels from disk (bytes of the target)", size / seconds)
+
+
+def smallest(bench: Bench, dtype: torch.dtype) -> Iterator[Row]:
+    """135 million parameters, not too many for a CPU: profiling and attribution."""
+    target, source = bench.pair("135m", dtype)
+    kinds = {"all answers": bench.batches(target, 1.0), "half answers": bench.batches(target, 0.5)}
+    for placement in ("resident", "layerwise"):
+        yield from profiled(bench, target, source, placement, kinds, dtype)
+    yield from attribution(bench, target, source, dtype)
 
 
 def large(bench: Bench) -> Iterator[Row]:
@@ -428,6 +450,8 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "sft-7b-8bit": partial(fitted, shape="qwen2.5-7b", needs="bitsandbytes", optimizer=_8BIT, checkpointing=True),
     "sft-1.5b-compiled": partial(fitted, shape="qwen2.5-1.5b", compile=True),
     "sft-7b-rounding-compiled": partial(_rounded, compile=True),
+    "135m": partial(smallest, dtype=torch.float32),
+    "135m-bfloat16": partial(smallest, dtype=torch.bfloat16),
     "sft-1.5b-fsdp2": partial(fitted, shape="qwen2.5-1.5b", strategy="fsdp2"),
 }
 """In the order in which they run: what a short run must not miss comes first."""
