@@ -5,7 +5,8 @@
 Writes a random Llama and two siblings in bfloat16, shard by shard; merges them by whole commands, ours and the peer's
 in turn, so that each pair meets the same machine; and reports the median of the pairs' ratios. One round goes before
 those that count: files lie in the page cache for both, as far as memory holds them, and ours has described the models.
-mergekit wants an environment of its own.
+With ``--cold``, the models are dropped from the page cache before each run, and no round goes before; what a command
+has the disk read is counted. mergekit wants an environment of its own.
 
     python benchmarks/merge.py --mixture 3B
 
@@ -42,6 +43,7 @@ SIZES = {  # hidden, MLP, layers, heads, key-value heads
     "200M": (1024, 2816, 12, 16, 4),
     "500M": (1280, 3456, 22, 20, 4),
     "1.5B": (2048, 5632, 30, 32, 8),
+    "7B": (4096, 14336, 32, 32, 8),
 }
 MIXTURES = {  # hidden, inner size of an expert, layers, experts
     "20M": (128, 64, 4, 16),
@@ -49,7 +51,13 @@ MIXTURES = {  # hidden, inner size of an expert, layers, experts
 }
 VOCABULARY = 32000
 SHARD = 1 << 30
-DENSITIES = {"ties": 0.2, "dare": 0.1}  # ours by default
+SETTINGS = {  # ours by default, by mergekit's names
+    "ties": {"density": 0.2},
+    "dare": {"density": 0.1},
+    "dare_ties": {"density": 0.1},
+    "breadcrumbs": {"density": 0.9, "gamma": 0.01},
+    "della": {"density": 0.5, "epsilon": 0.15},
+}
 SCALE = 0.4
 _POOL = (1 << 22) + 1
 RATIO = 0.01
@@ -58,11 +66,12 @@ SOURCES = ("a", "b")
 
 @dataclass(frozen=True)
 class Taken:
-    """What a command took: seconds by the clock and of processors, and bytes."""
+    """What a command took: seconds by the clock and of processors, bytes of memory, and bytes read from the disk."""
 
     wall: float
     work: float
     peak: int
+    read: int
 
 
 def main() -> None:
@@ -77,7 +86,7 @@ def main() -> None:
         parameters = pool.apply(write_inputs, (root, options.size))
     print(f"{parameters / 1e6:.0f} M parameters, bfloat16, {len(SOURCES)} sources, {os.cpu_count()} cores")
     rows = [pair(name, root, options) for name in options.methods]
-    head = ["", "ours", "peer", "ratio", "ratio of processor time", "our peak", "peer's peak"]
+    head = ["", "ours", "peer", "ratio", "processor time", "peer's", "ratio", "our peak", "peer's", "we read", "peer"]
     print("\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]))
     if not options.keep:
         shutil.rmtree(root)
@@ -89,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--mixture", choices=MIXTURES, help="profile and merge a mixture of experts instead")
     parser.add_argument("--limit", type=int, default=24, help="the memory of a mixture's commands, in GiB")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="read the models from the disk, not from the page cache")
     parser.add_argument("--mergekit", default="mergekit-yaml", help="the command of an environment with mergekit 0.1.5")
     parser.add_argument("--methods", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-merge"))
@@ -305,20 +315,32 @@ def pair(method: str, root: Path, options: argparse.Namespace) -> str:
     """Run ours and the peer in turn; a row of the table."""
     commands = [_ours(method, root), PEERS[method](method, root, options)]
     taken: list[list[Taken]] = [[], []]
-    for turn in range(options.rounds + 1):
+    for turn in range(options.cold, options.rounds + 1):
         for side in (0, 1) if turn % 2 else (1, 0):
+            os.sync()
+            if options.cold:
+                _forget(root)
             found = _timed(commands[side], root / ("ours", "peer")[side])
+            print(method, ("ours", "peer")[side], found, flush=True)
             if turn:
                 taken[side].append(found)
     pairs = list(zip(*taken, strict=True))
-    ratios = sorted(ours.wall / peer.wall for ours, peer in pairs)
-    work = statistics.median(ours.work / peer.work for ours, peer in pairs)
-    walls = [statistics.median(one.wall for one in side) for side in taken]
-    peaks = [max(one.peak for one in side) / 1e6 for side in taken]
-    print(method, next(line for line in (root / "ours" / "log").read_text().splitlines() if "bytes" in line))
-    spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    seconds = f"{walls[0]:.1f} s | {walls[1]:.1f} s | {spread} | {work:.2f}"
-    return f"| {method} | {seconds} | {peaks[0]:.0f} MB | {peaks[1]:.0f} MB |"
+    cells = []
+    for kind in ("wall", "work"):
+        ratios = sorted(getattr(ours, kind) / getattr(peer, kind) for ours, peer in pairs)
+        cells += [f"{statistics.median(getattr(one, kind) for one in side):.1f} s" for side in taken]
+        cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    cells += [f"{max(one.peak for one in side) / 1e6:,.0f} MB" for side in taken]
+    cells += [f"{statistics.median(one.read for one in side) / 1e6:,.0f} MB" for side in taken]
+    print(method, next(line for line in (root / "ours" / "log").read_text().splitlines() if "tensors read" in line))
+    return f"| {method} | {' | '.join(cells)} |"
+
+
+def _forget(root: Path) -> None:
+    """Drop the models from the page cache."""
+    for path in root.glob("*/*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _timed(command: list[str], out: Path) -> Taken:
@@ -332,7 +354,7 @@ def _timed(command: list[str], out: Path) -> Taken:
     wall = perf_counter() - start
     if status:
         sys.exit(f"{' '.join(command)} failed:\n{(out / 'log').read_text()[-2000:]}")
-    return Taken(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Taken(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
 
 
 def _ours(method: str, root: Path) -> list[str]:
@@ -350,7 +372,7 @@ def _ours(method: str, root: Path) -> list[str]:
 
 def _mergekit(method: str, root: Path, options: argparse.Namespace) -> list[str]:
     name = {"dare": "dare_linear"}.get(method, method)
-    weights = {"weight": SCALE, **({"density": DENSITIES[method]} if method in DENSITIES else {})}
+    weights = {"weight": SCALE, **SETTINGS.get(method, {})}
     config = {
         "merge_method": name,
         "base_model": str(root / "target"),
@@ -370,6 +392,9 @@ PEERS: dict[str, Callable[[str, Path, argparse.Namespace], list[str]]] = {
     "task_arithmetic": _mergekit,
     "dare": _mergekit,
     "ties": _mergekit,
+    "dare_ties": _mergekit,
+    "breadcrumbs": _mergekit,
+    "della": _mergekit,
     "act": _copy,
 }
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _TIED_BYTES_AT_ONCE = 1 << 22
 _FILLED_BYTES_AT_ONCE = 1 << 26
+_LARGEST_GAP = 1 << 16  # bytes between two rows that are read rather than skipped
 _MAX_OPEN_FILES = 4  # of a model, each with two descriptors at most; a system may allow 64 in all
 
 
@@ -220,8 +221,11 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
             tensor = torch.empty(0, dtype=entry.dtype)
             with self._opened(file) as opened:
                 with self._lock:
-                    # Copy-on-write, and never written: torch warns about read-only buffers.
-                    opened.map = opened.map or mmap.mmap(opened.handle.fileno(), 0, access=mmap.ACCESS_COPY)
+                    if opened.map is None:  # copy-on-write, and never written: torch warns about read-only buffers
+                        opened.map = mmap.mmap(opened.handle.fileno(), 0, access=mmap.ACCESS_COPY)
+                        if hasattr(opened.map, "madvise"):  # not on every platform
+                            opened.map.madvise(mmap.MADV_RANDOM)  # or the kernel reads megabytes around each page
+                _read_ahead(opened.handle, start, index, width * entry.dtype.itemsize)
                 if count > 0:
                     tensor = torch.frombuffer(opened.map, dtype=entry.dtype, count=count, offset=start)
                 values = as_matrix(tensor.view(shape))[index]
@@ -306,6 +310,17 @@ class CheckpointReader(AbstractContextManager["CheckpointReader"]):
                     for size in (min(step, entry.size - start),)
                 ):
                     raise ActError(untied_issue(str(self.folder), [first, other]))
+
+
+def _read_ahead(file: FileIO, start: int, index: Tensor, row_size: int) -> None:
+    """Ask the kernel to read some rows (int64) of a matrix that begins at ``start``, all at once, and nothing else."""
+    if not hasattr(os, "posix_fadvise") or len(index) == 0:  # not on every platform
+        return
+    rows = index.unique()
+    gaps = ((rows.diff() - 1) * row_size > _LARGEST_GAP).nonzero().squeeze(1)
+    for first, last in zip([0, *(gaps + 1).tolist()], [*gaps.tolist(), -1], strict=True):
+        offset, end = start + int(rows[first]) * row_size, start + (int(rows[last]) + 1) * row_size
+        os.posix_fadvise(file.fileno(), offset, end - offset, os.POSIX_FADV_WILLNEED)
 
 
 def read_adapter(folder: Path, spec: ModelSpec) -> LoraAdapter | None:

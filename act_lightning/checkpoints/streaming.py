@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from act_lightning.checkpoints.reader import CheckpointReader
 from act_lightning.checkpoints.weight_files import HASHING_THREADS, Entry, Header, check_finite, file_sha256
 
 _BYTES_AT_ONCE = 1 << 20  # stays in a CPU's cache between reading, checking and writing
+_BYTES_PER_WRITE = 1 << 18  # a larger write takes larger pages, which a virtual machine may have to ask its host for
 _MAX_REFLINK_SHARE = 0.5  # of a file's bytes that change
 _MAX_THREADS = 4  # each takes memory, and all of them wait for the disk
 
@@ -54,8 +56,9 @@ def merge_checkpoint(
     """Write ``target`` with some rows of some parameters changed; a tied matrix wherever it is stored.
 
     Shards, key names, dtypes and metadata are the target's. Each file is a reflink of the target's if the file system
-    can make one and little changes; otherwise its bytes are copied as they are checked. Then the changed rows are
-    written at their offsets. A few rows are in memory at a time, whatever the model's size.
+    can make one and little changes, and is checked itself, so that the disk is read once; otherwise its bytes are
+    copied as they are checked. Then the changed rows are written at their offsets. A few rows are in memory at a time,
+    whatever the model's size.
 
     Unlike an export, whose training would be lost, the files are not flushed unless they replace others: the kernel
     does that in its own time, as after ``cp``.
@@ -64,7 +67,7 @@ def merge_checkpoint(
     and rows are merged on ``device``, by default the CPU.
 
     Returns:
-        The SHA-256 of each weight file, computed while the next one is written.
+        The SHA-256 of each weight file, computed as its tensors are written.
 
     Raises:
         ActError: As ``export_model``; or the target holds NaN or infinity.
@@ -88,8 +91,15 @@ def merge_checkpoint(
             with _open_shard(folder / file, reader, header, tensors) as shard, _thread_pool() as pool:
                 data_starts[file] = shard.data_start
                 write = partial(_write_tensor, reader=reader, shard=shard, updates=updates, device=device)
-                for size in pool.map(write, tensors):
-                    bar.update(size)
+                written = [pool.submit(write, tensor) for tensor in tensors]
+                if not any(updated_names.get(tensor.key) in in_pieces for tensor in tensors):
+                    ends = [shard.data_start + tensor.after.end for tensor in tensors]
+                    pending[file] = hashing.submit(_sha256_behind, folder / file, ends, written)
+                try:
+                    for future in written:
+                        bar.update(future.result())
+                finally:
+                    pool.shutdown(cancel_futures=True)
             ready = [name for name, files in waiting.items() if files <= data_starts.keys()]
             with ExitStack() as stack, _thread_pool() as pool:
                 files = {file for name in ready for file in waiting.pop(name)}
@@ -104,6 +114,23 @@ def merge_checkpoint(
                 pending[file] = hashing.submit(file_sha256, folder / file)
         sha256 |= {file: pending[file].result() for file in headers}
         return sha256
+
+
+def _sha256_behind(path: Path, ends: Sequence[int], written: Sequence[Future[int]]) -> str:
+    """The SHA-256 of a new file, each part read once it is written, while it is in memory for certain.
+
+    Args:
+        path: The file, whose header is written.
+        ends: Where its tensors end, ascending.
+        written: What waits for each of them.
+    """
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BYTES_PER_WRITE))
+    with path.open("rb", buffering=0) as file:
+        for end, future in zip(ends, written, strict=True):
+            future.result()
+            while size := file.readinto(buffer[: end - file.tell()]):
+                digest.update(buffer[:size])
+    return digest.hexdigest()
 
 
 def _changed_share(key: str, reader: CheckpointReader, updates: RowUpdates) -> float:
@@ -166,7 +193,7 @@ class _Tensor:
 
 
 class ShardFile(AbstractContextManager["ShardFile"]):
-    """A file open for writing at any offset, by several threads; created if it does not exist.
+    """A file open for reading and writing at any offset, by several threads; created if it does not exist.
 
     Its first tensor begins at ``data_start``; if ``reflinked``, it holds the target's bytes already.
     """
@@ -177,7 +204,7 @@ class ShardFile(AbstractContextManager["ShardFile"]):
         self._path = path
         self._header = header
         with wrap_os_errors(path):
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def __exit__(self, *_: object) -> None:
         """Close the file."""
@@ -187,6 +214,15 @@ class ShardFile(AbstractContextManager["ShardFile"]):
     def dtype_of(self, key: str) -> torch.dtype:
         """The dtype in which a tensor is written."""
         return self._header.entries[key].dtype
+
+    def raw(self, key: str, start: int, size: int) -> Tensor:
+        """Bytes of a tensor of the new file, uint8 ``[size]``, from its byte ``start`` on."""
+        data = torch.empty(size, dtype=torch.uint8)
+        offset = self.data_start + self._header.entries[key].start + start
+        with wrap_os_errors(self._path):
+            if os.preadv(self._descriptor, [data.numpy().data], offset) < size:
+                raise OSError("it ends too early")
+        return data
 
     def write(self, key: str, start: int, data: Tensor) -> None:
         """Write ``data`` (uint8) from the byte ``start`` of a tensor on."""
@@ -208,10 +244,10 @@ class ShardFile(AbstractContextManager["ShardFile"]):
             self.write(key, int(rows[first]) * width, data[first * width : end * width])
 
     def write_bytes(self, data: bytes | memoryview, offset: int) -> None:
-        """Write all of ``data`` from the file's byte ``offset`` on; one call to the system writes 2 GiB at most."""
+        """Write all of ``data`` from the file's byte ``offset`` on."""
         with wrap_os_errors(self._path):
             while data:
-                size = os.pwrite(self._descriptor, data, offset)
+                size = os.pwrite(self._descriptor, data[:_BYTES_PER_WRITE], offset)
                 data, offset = data[size:], offset + size
 
 
@@ -250,27 +286,32 @@ def _write_tensor(
     tensor: _Tensor, reader: CheckpointReader, shard: ShardFile, updates: RowUpdates, device: torch.device
 ) -> int:
     """Write one tensor in a thread of the pool; returns its size in bytes."""
-    before = tensor.before
-    is_weight = tensor.name is not None or tensor.key in reader.parts
-    if not is_weight and not shard.reflinked:
-        for start in range(0, before.size, _BYTES_AT_ONCE):
-            size = min(_BYTES_AT_ONCE, before.size - start)
-            shard.write(tensor.key, start, reader.raw(tensor.key, start, size))
-    elif is_weight and tensor.changed_share < 1:  # reading checks for NaN and infinity
-        height, width = matrix_shape(torch.Size(before.shape))
-        for rows in torch.arange(height).split(max(1, _BYTES_AT_ONCE // max(1, width * before.dtype.itemsize))):
-            values = reader.key_rows(tensor.key, rows, torch.Size(before.shape))
+    key, before, same = tensor.key, tensor.before, tensor.before.dtype == tensor.after.dtype
+    is_weight = tensor.name is not None or key in reader.parts
+    stays = tensor.changed_share < 1 if is_weight else not shard.reflinked
+    height, width = matrix_shape(torch.Size(before.shape)) if is_weight else (before.size, 1)
+    row_size = width * before.dtype.itemsize if is_weight else 1
+    step = max(1, _BYTES_AT_ONCE // max(1, row_size))
+    for first in range(0, height, step) if stays else ():
+        count = min(step, height - first)
+        if same:
+            data = (shard if shard.reflinked else reader).raw(key, first * row_size, count * row_size)
+            if is_weight:
+                values = data.view(before.dtype).view(count, width)
+                check_finite(values, str(reader.folder / reader.file_of(key)), key, torch.arange(first, first + count))
             if not shard.reflinked:
-                shard.write_rows(tensor.key, rows, values)
+                shard.write(key, first * row_size, data)
+        else:  # reading checks for NaN and infinity
+            rows = torch.arange(first, first + count)
+            shard.write_rows(key, rows, reader.key_rows(key, rows, torch.Size(before.shape)))
     if tensor.rows is not None:
         # Values are rounded once, to the dtype on disk. float64 is kept, so that unchanged elements keep every bit.
-        same = before.dtype == tensor.after.dtype
         dtype = before.dtype if same else torch.promote_types(before.dtype, torch.float32)
 
         def read(rows: Tensor) -> Tensor:
             return reader.rows(tensor.updated, rows).to(device, dtype)
 
         for rows, values in updates.changes(tensor.updated, read, tensor.rows, device):
-            shard.write_rows(tensor.key, rows, values)
+            shard.write_rows(key, rows, values)
         reader.release(tensor.updated)
     return tensor.after.size

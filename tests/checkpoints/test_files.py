@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from act_lightning.checkpoints.files import (
     atomic_folder,
     check_writable,
+    reflink,
     remove,
     remove_leftovers,
     save_tensors,
@@ -158,6 +160,26 @@ def test_a_kill_while_folders_are_swapped(tmp_path: Path, exchanges: bool, monke
         assert names(tmp_path) == ["out"]
     assert seen[0] == signal.SIGKILL
     assert seen[-1] == 0
+
+
+def test_a_reflink_changes_alone_and_without_one_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    source.write_bytes(bytes(range(256)) * 64)
+    if reflink(source, copy):  # on XFS, btrfs and the like
+        with copy.open("r+b") as file:
+            file.write(b"x")
+        assert copy.read_bytes() == b"x" + source.read_bytes()[1:]
+        assert source.read_bytes()[0] == 0
+        copy.unlink()
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr("fcntl.ioctl", unsupported)
+    assert not reflink(source, copy)
+    assert names(tmp_path) == ["source"]
 
 
 def test_check_writable(tmp_path: Path) -> None:

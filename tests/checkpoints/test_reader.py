@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +119,31 @@ def test_rows(dtype: torch.dtype, tmp_path: Path) -> None:
         bias = "model.layers.1.self_attn.q_proj.bias"
         assert torch.equal(reader.rows(bias, elements), model.get_parameter(bias)[elements])
         assert reader.rows(HEAD, torch.tensor([], dtype=torch.int64)).shape == (0, 32)
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of a file lies in the page cache."""
+    pages = -(-path.stat().st_size // mmap.PAGESIZE)
+    vector = (ctypes.c_ubyte * pages)()
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(path.stat().st_size), vector) == 0
+    return sum(flags & 1 for flags in vector) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell no page cache")
+def test_of_scattered_rows_the_disk_reads_no_more_than_their_pages(tmp_path: Path) -> None:
+    path = saved(tmp_path, vocab_size=1 << 17, tie_word_embeddings=True) / "model.safetensors"
+    expected = load_file(path)[EMBEDDING][5::4096].clone()
+    with CheckpointReader(tmp_path) as reader:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if (before := resident_bytes(path)) >= path.stat().st_size:
+            pytest.skip("a file system in memory")
+        assert torch.equal(reader.rows(EMBEDDING, torch.arange(5, 1 << 17, 4096)), expected)
+    assert resident_bytes(path) - before <= 2 * len(expected) * mmap.PAGESIZE < path.stat().st_size / 20
 
 
 def test_values_outlive_the_reader(target_folder: Path) -> None:

@@ -77,8 +77,8 @@ def test_rows_change_and_all_else_stays_to_the_byte(
         shutil.copyfile(origin, copy)
         return True
 
+    monkeypatch.setattr(streaming, "reflink", clone if cloned else lambda *_: False)
     if cloned:  # as on a file system with reflinks, where only what changes is written
-        monkeypatch.setattr(streaming, "reflink", clone)
         monkeypatch.setattr(streaming, "_MAX_REFLINK_SHARE", 2)
     target = save_model(tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer(), tmp_path / "target", shards)
     check(merged(tmp_path / "out", target, Doubling(SOME)), target)
@@ -131,6 +131,36 @@ def test_nan_where_nothing_changes_is_found_too(tmp_path: Path) -> None:
     with pytest.raises(ActError, match=r"layers\.0\.mlp\.up_proj\.weight.* row 31 "):
         merged(tmp_path / "out", target, Doubling(SOME))
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_of_a_reflink_the_bytes_that_stay_in_it_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clone(origin: Path, copy: Path) -> bool:
+        tensors = load_file(origin)
+        tensors["model.layers.0.mlp.up_proj.weight"][31, 5] = float("inf")
+        save_file(tensors, copy, {"format": "pt"})
+        return True
+
+    monkeypatch.setattr(streaming, "reflink", clone)
+    target = save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "target")
+    with pytest.raises(ActError, match=r"layers\.0\.mlp\.up_proj\.weight.* row 31 "):
+        merged(tmp_path / "out", target, Doubling({NORM: [5]}))
+
+
+def test_a_file_is_hashed_as_it_is_written_and_in_small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    pwrite = os.pwrite
+
+    def recorded(descriptor: int, data: bytes, offset: int) -> int:
+        writes.append(len(data))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", recorded)
+    monkeypatch.setattr(streaming, "reflink", lambda *_: False)
+    monkeypatch.setattr(streaming, "_BYTES_PER_WRITE", 1000)
+    monkeypatch.setattr(streaming, "file_sha256", None)  # which reads a whole file again, perhaps from the disk
+    target = save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "target", "20KB")
+    check(merged(tmp_path / "out", target, Doubling(SOME)), target)
+    assert max(writes) == 1000
 
 
 @pytest.mark.parametrize("size", [64, 20_000])
