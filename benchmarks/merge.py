@@ -80,10 +80,10 @@ def main() -> None:
     if options.mixture:
         measure_mixture(options.folder / f"mixture-{options.mixture}", options)
         return
-    root = options.folder / options.size
+    root = options.folder / (f"{options.size}-{options.layers}" if options.layers else options.size)
     # Elsewhere, for a process starts with the peak memory of the one that started it.
     with get_context("spawn").Pool(1) as pool:
-        parameters = pool.apply(write_inputs, (root, options.size))
+        parameters = pool.apply(write_inputs, (root, options.size, options.layers))
     print(f"{parameters / 1e6:.0f} M parameters, bfloat16, {len(SOURCES)} sources, {os.cpu_count()} cores")
     rows = [pair(name, root, options) for name in options.methods]
     head = ["", "ours", "peer", "ratio", "processor time", "peer's", "ratio", "our peak", "peer's", "we read", "peer"]
@@ -95,6 +95,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="200M")
+    parser.add_argument("--layers", type=int, help="fewer than the size has, for less time")
     parser.add_argument("--mixture", choices=MIXTURES, help="profile and merge a mixture of experts instead")
     parser.add_argument("--limit", type=int, default=24, help="the memory of a mixture's commands, in GiB")
     parser.add_argument("--rounds", type=int, default=3)
@@ -106,26 +107,26 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_inputs(root: Path, size: str) -> int:
+def write_inputs(root: Path, size: str, layers: int | None) -> int:
     """Write models and scores; returns the number of parameters."""
-    parameters = write_models(root, size)
+    parameters = write_models(root, size, layers)
     write_scores(root)
     return parameters
 
 
-def write_models(root: Path, size: str) -> int:
+def write_models(root: Path, size: str, layers: int | None) -> int:
     """Write target and sources, a shard at a time in memory; returns the number of parameters."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-    hidden, inner, layers, heads, groups = SIZES[size]
+    hidden, inner, all_layers, heads, groups = SIZES[size]
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         intermediate_size=inner,
-        num_hidden_layers=layers,
+        num_hidden_layers=layers or all_layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
         dtype="bfloat16",
@@ -301,7 +302,8 @@ def write_scores(root: Path) -> None:
     channels = read_model_spec(root / "target").channels
     assert channels is not None
     for number, name in enumerate(SOURCES):
-        identities = {role: {"digest": identify(root / folder).digest} for role, folder in _roles(name).items()}
+        known = {role: identify(root / folder, verify=True) for role, folder in _roles(name).items()}
+        identities = {role: {"digest": one.digest, "sha256": one.sha256} for role, one in known.items()}
         record = ScoreRecord(1, 1, 0, _roles(name), identities, "", "bfloat16")
         scores = torch.randn(channels.total, generator=torch.Generator().manual_seed(number)).exp()
         write_scores(score_path(root / "scores", name, "ability"), channels, scores, record)

@@ -52,6 +52,7 @@ def merge_checkpoint(
     extra_files: Mapping[str, FileContent],
     device: torch.device | None = None,
     overwrite: bool = False,
+    check: Callable[[Mapping[str, str]], None] | None = None,
 ) -> dict[str, str]:
     """Write ``target`` with some rows of some parameters changed; a tied matrix wherever it is stored.
 
@@ -64,7 +65,8 @@ def merge_checkpoint(
     does that in its own time, as after ``cp``.
 
     Args are those of :func:`~act_lightning.checkpoints.export.export_model`; new values are rounded once, to ``dtype``,
-    and rows are merged on ``device``, by default the CPU.
+    and rows are merged on ``device``, by default the CPU. ``check`` is called with the SHA-256 of each of the target's
+    weight files, which are read but once; what it raises keeps the folder from appearing.
 
     Returns:
         The SHA-256 of each weight file, computed as its tensors are written.
@@ -74,7 +76,7 @@ def merge_checkpoint(
     """
     output = open_output(out, target, dtype, extra_files, overwrite, durable=False)
     with output as (folder, reader, headers, sha256, bar), ThreadPoolExecutor(HASHING_THREADS) as hashing:
-        pending, device = dict[str, Future[str]](), device or torch.device("cpu")
+        pending, originals, device = dict[str, Future[str]](), dict[str, Future[str]](), device or torch.device("cpu")
         in_pieces = {name: reader.stored_keys(name) for name in updates.names if name in reader.keymap.pieces}
         updated_names = {key: name for name in updates.names for key in reader.stored_keys(name)}
         waiting = {name: {reader.file_of(key) for key in keys} for name, keys in in_pieces.items()}
@@ -92,6 +94,10 @@ def merge_checkpoint(
                 data_starts[file] = shard.data_start
                 write = partial(_write_tensor, reader=reader, shard=shard, updates=updates, device=device)
                 written = [pool.submit(write, tensor) for tensor in tensors]
+                if check is not None:
+                    start = reader.headers[file].data_start
+                    ends = [start + tensor.before.end for tensor in tensors]
+                    originals[file] = hashing.submit(_sha256_behind, target / file, ends, written)
                 if not any(updated_names.get(tensor.key) in in_pieces for tensor in tensors):
                     ends = [shard.data_start + tensor.after.end for tensor in tensors]
                     pending[file] = hashing.submit(_sha256_behind, folder / file, ends, written)
@@ -112,16 +118,18 @@ def merge_checkpoint(
             unfinished = {file for files in waiting.values() for file in files}
             for file in data_starts.keys() - unfinished - pending.keys():
                 pending[file] = hashing.submit(file_sha256, folder / file)
+        if check is not None:
+            check({file: original.result() for file, original in originals.items()})
         sha256 |= {file: pending[file].result() for file in headers}
         return sha256
 
 
 def _sha256_behind(path: Path, ends: Sequence[int], written: Sequence[Future[int]]) -> str:
-    """The SHA-256 of a new file, each part read once it is written, while it is in memory for certain.
+    """The SHA-256 of a file that is written or copied, each part read after that, while it still lies in memory.
 
     Args:
-        path: The file, whose header is written.
-        ends: Where its tensors end, ascending.
+        path: The file.
+        ends: Where its tensors end.
         written: What waits for each of them.
     """
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BYTES_PER_WRITE))

@@ -34,7 +34,7 @@ from act_lightning.errors import ActError, raise_if_any
 from act_lightning.escaping import terminal_text
 from act_lightning.merging import merging_method
 from act_lightning.scorers import scorer_of
-from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare
+from act_lightning.transfer.preparation import PreparedTransfer, TransferPlan, prepare, target_check
 from act_lightning.transfer.selection import selection_issues
 from act_lightning.transfer.settings import (
     AbilitySource,
@@ -131,7 +131,8 @@ class Merge:
         """Write ``<root>/merged`` and ``<root>/transfer.json``, and return a summary for the user.
 
         Raises:
-            ActError: If a weight is NaN or infinite, or the disk is full; nothing is left behind then.
+            ActError: If a weight is NaN or infinite, the target is not the one that was measured, or the disk is full;
+                nothing is left behind then.
         """
         output, report = self.root / "merged", self.transfer.report
         issues = mask_issues(self.plan, self.transfer)
@@ -146,7 +147,8 @@ class Merge:
                 return json.dumps(outcome, indent=2) + "\n"
 
             files: dict[str, FileContent] = {CARD: card, "transfer.json": record}
-            sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device, self.overwrite)
+            check = target_check(self.plan)
+            sha256 = merge_checkpoint(output, self.target, injection, dtype, files, self.device, self.overwrite, check)
             bytes_read = injection.bytes_read
         write_file(output / CARD, rebuild_card(output, sha256=sha256))
         write_file(self.root / "transfer.json", record())
@@ -216,5 +218,5 @@ def _prepare(config: Namespace, recipe: str, root: Path, overwrite: bool) -> Mer
     issues = selection_issues(channels, transfer, source_ratios(sources, transfer.ratio))
     raise_if_any(issues + [issue for folder in folders for issue in sibling_issues(target, folder, "profile.sources")])
     scores, digests = Path(transfer.scores) if transfer.scores else None, [identify(target).digest]
-    plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores, verify=["target"])
+    plan = TransferPlan(transfer, sources, channels, digests, config.seed_everything, target, scores)
     return Merge(root, target, plan, prepare(plan), recipe, model.export_dtype, overwrite=overwrite)

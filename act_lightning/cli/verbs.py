@@ -96,7 +96,7 @@ def run_merge(trainer: L.Trainer, run: TrainerRun, recipe: str) -> None:
         _run_measurements(trainer, run, transfer.needs_profiling)
     if trainer.is_global_zero:
         plan = _plan(trainer, run)
-        prepared = prepare(replace(plan, verify=["target"]))
+        prepared = prepare(plan)
         dtype, device = run.model.export_dtype, trainer.strategy.root_device
         rank_zero_info(Merge(root, target.folder, plan, prepared, recipe, dtype, device, run.overwrite).write())
 

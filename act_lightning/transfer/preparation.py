@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,6 @@ class TransferPlan:
         target: The target's checkpoint, if there is one; its tokenizer matches vocabularies that differ.
         scores: The folder of the scorer's ``<source>/<ability>.safetensors``; ``None`` if no scores are needed.
         fisher: The folder of Fisher information, for a method that needs it.
-        verify: Models (``target``, ``source``) of which whole files are compared with those that were measured.
     """
 
     settings: TransferSettings
@@ -225,7 +224,6 @@ class TransferPlan:
     target: Path | None = None
     scores: Path | None = None
     fisher: Path | None = None
-    verify: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -286,8 +284,6 @@ def prepare(plan: TransferPlan) -> PreparedTransfer:
             for ability in source.abilities:
                 path = score_path(plan.scores, source.label, ability)
                 record = checked_record(path, plan.scores, digests, settings.scorer)
-                folders = {"target": plan.target, "source": folder}
-                raise_if_any(weight_file_issues(path, record, {role: folders[role] for role in plan.verify}))
                 values = read_scores(path, inventory)
                 require_difference(path, values, record)
                 tokens[ability], scores[ability] = record.tokens, values
@@ -360,24 +356,43 @@ def checked_record(
     return record
 
 
+def target_check(plan: TransferPlan) -> Callable[[Mapping[str, str]], None] | None:
+    """What takes the SHA-256 of the target's weight files, and raises if they are not those that were measured.
+
+    ``None`` if no score file names any; the digests that :func:`checked_record` compares are a quick check.
+    """
+    records: dict[Path, ScoreRecord] = {}
+    if plan.settings.scorer is not None and plan.scores is not None:
+        for source in plan.sources:
+            paths = [score_path(plan.scores, source.label, ability) for ability in source.abilities]
+            records |= {path: read_record(path) for path in paths}
+    if not any(record.identities.get("target", {}).get("sha256") for record in records.values()):
+        return None
+
+    def check(sha256: Mapping[str, str]) -> None:
+        raise_if_any(
+            [issue for path in records for issue in weight_file_issues(path, records[path], {"target": sha256})]
+        )
+
+    return check
+
+
 def weight_file_issues(
-    path: Path, record: ScoreRecord, folders: Mapping[str, Path | None], strict: bool = False
+    path: Path, record: ScoreRecord, models: Mapping[str, Path | Mapping[str, str] | None], strict: bool = False
 ) -> list[ConfigIssue]:
     """How the weight files of target and source differ from those that a score file was measured on, by SHA-256.
-
-    Reads all their bytes; the digests that :func:`checked_record` compares are a quick check.
 
     Args:
         path: The score file.
         record: Its record.
-        folders: The checkpoint by role, ``target`` or ``source``.
+        models: The checkpoint by role, ``target`` or ``source``, all of whose bytes are read, or the SHA-256 by file.
         strict: Whether a record without SHA-256 is an issue, too; models that were measured in memory have none.
     """
     issues = []
-    for role, folder in folders.items():
+    for role, model in models.items():
         measured = record.identities.get(role, {}).get("sha256")
-        if measured and folder is not None:
-            actual = identify(folder, verify=True).sha256 or {}
+        if measured and model is not None:
+            actual = identify(model, verify=True).sha256 or {} if isinstance(model, Path) else model
             if changed := sorted(file for file, digest in actual.items() if measured.get(file) != digest):
                 files = ", ".join(changed[:3])
                 problem = f"must have been measured on the {role} of this run, of which {files} has changed since"

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +161,19 @@ def test_a_file_is_hashed_as_it_is_written_and_in_small_parts(tmp_path: Path, mo
     target = save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "target", "20KB")
     check(merged(tmp_path / "out", target, Doubling(SOME)), target)
     assert max(writes) == 1000
+
+
+def test_the_target_is_hashed_as_it_is_copied_and_may_be_refused(tmp_path: Path) -> None:
+    def refuse(sha256: Mapping[str, str]) -> None:
+        hashes.update(sha256)
+        raise ValueError("another target")
+
+    hashes: dict[str, str] = {}
+    target = save_model(tiny_model("llama"), tiny_tokenizer(), tmp_path / "target", "20KB")
+    with pytest.raises(ValueError, match="another target"):
+        merge_checkpoint(tmp_path / "out", target, Doubling(SOME), torch.bfloat16, {}, check=refuse)
+    assert hashes == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in target.glob("*.safetensors")}
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
 @pytest.mark.parametrize("size", [64, 20_000])

@@ -236,5 +236,6 @@ def test_weights_that_changed_beyond_the_quick_check_are_refused(
     for outcome in (plain, verified) if role == "target" else (verified,):
         assert outcome.status == 1
         assert f"measured on the {role} of this run, of which {path.name} has changed since" in outcome.err
+        assert role == "source" or not list((tmp_path / "run").glob("*merged*")), "nothing of a merge is left"
     if role == "source":
         assert plain.status == 0, plain.err
