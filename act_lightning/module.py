@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -114,6 +114,7 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
         reads_packed_rows: Tells a data module that batches may be packed: several samples in one row, whose
             ``position_ids`` restart, without an attention mask.
         answers_whole_sets: Tells a data module that a batch may hold all rows of an evaluation set.
+        divides_batches: Tells a data module that an evaluation batch may hold many times its ``tokens_per_batch``.
         keep_floor: Least token accuracy of keep for ``val_recover_within_keep``, set by ``BestRecovery``.
         weights_unmodified: Whether the model holds the weights of its checkpoint: it is loaded, and was never trained.
     """
@@ -345,7 +346,14 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
 
     @property
     def _generator(self) -> Generator:
-        return self._vllm or partial(generate_answers, self.language_model, self._evaluation_data.tokenizer)
+        data = self._evaluation_data
+        tokens = data.evaluation_tokens
+        return self._vllm or partial(generate_answers, self.language_model, data.tokenizer, tokens_per_batch=tokens)
+
+    @property
+    def divides_batches(self) -> bool:
+        """Whether generation may decode more rows or fewer than other processes do: none needs another's weights."""
+        return type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
 
     @property
     def _data(self) -> AbilityDataModule | None:

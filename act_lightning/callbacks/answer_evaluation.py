@@ -52,7 +52,9 @@ class AnswerEvaluation(RootWriter):
         """Answer, grade, print and write."""
         data, model = self._evaluation_data(trainer), require_language_model(pl_module)
         data.trainer = trainer  # it gives each process its share of the rows
-        evaluator, answer = Evaluator(data), partial(generate_answers, model, data.tokenizer)
+        tokens = data.evaluation_tokens
+        evaluator = Evaluator(data)
+        answer = partial(generate_answers, model, data.tokenizer, tokens_per_batch=tokens)
         with isolate_rng(), back_on_device(trainer):
             for set_index, loader in enumerate(data.test_dataloader()):
                 name = data.evaluation_names[set_index]

@@ -21,6 +21,7 @@ from act_lightning.data.loaders import (
     MicroBatchSampler,
     TrainingLoader,
     collate_micro_batch,
+    join_micro_batches,
     shard_evenly,
 )
 from act_lightning.data.loading import load_from_hub, source_kind
@@ -120,11 +121,16 @@ class AbilityDataModule(DataSection, L.LightningDataModule):
         return loaders
 
     def test_dataloader(self) -> list[MicroBatchLoader[dict[str, Any]]]:
-        """One loader for each evaluation set, in batches bounded by their tokens after generation."""
+        """One loader for each evaluation set, in batches bounded by their tokens after generation.
+
+        A module that declares to divide them gets many such batches as one.
+        """
         if not self.evaluations:
             raise ActError(no_evaluations("must hold a set to test or predict on"))
         # What the model module declares: a generator of its own, such as vLLM, takes a set whole.
-        takes_whole_sets = getattr(getattr(self.trainer, "lightning_module", None), "answers_whole_sets", False)
+        module = getattr(self.trainer, "lightning_module", None)
+        takes_whole_sets = getattr(module, "answers_whole_sets", False)
+        divides_batches = getattr(module, "divides_batches", False)
         loaders = []
         for name, prompts in self.prompts.items():
             if takes_whole_sets:
@@ -132,6 +138,7 @@ class AbilityDataModule(DataSection, L.LightningDataModule):
             else:
                 max_new_tokens = self.evaluations[name].max_new_tokens
                 micro_batches = self._shard_by_tokens([len(prompt.input_ids) + max_new_tokens for prompt in prompts])
+                micro_batches = join_micro_batches(micro_batches) if divides_batches else micro_batches
             loaders.append(MicroBatchLoader(micro_batches, partial(collate_prompts, prompts, self._pad_id)))
         return loaders
 

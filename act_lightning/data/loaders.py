@@ -49,6 +49,20 @@ def shard_evenly(batches: Sequence[Sequence[int]], rank: int, world_size: int) -
     return part + [MicroBatch(tuple(batches[-1][:1]), counts=False) for _ in range(missing)]
 
 
+def join_micro_batches(micro_batches: Sequence[MicroBatch], number: int = 16) -> list[MicroBatch]:
+    """Those of one process, joined by ``number``, for a model that divides them itself; no other process is in step.
+
+    >>> join_micro_batches([MicroBatch((4, 2)), MicroBatch((3,)), MicroBatch((3,), counts=False)], number=2)
+    [MicroBatch(rows=(4, 2, 3), counts=True), MicroBatch(rows=(3,), counts=False)]
+    """
+    joined = []
+    for start in range(0, len(micro_batches), number):
+        group = micro_batches[start : start + number]
+        counted = [micro_batch.rows for micro_batch in group if micro_batch.counts]
+        joined.append(MicroBatch(tuple(chain(*counted))) if counted else group[0])
+    return joined
+
+
 def collate_micro_batch(samples: Sequence[Sample], pad_id: int, packed: bool, micro_batch: MicroBatch) -> Batch:
     """One micro-batch, packed or padded on the right; without answer tokens if it does not count.
 

@@ -20,12 +20,12 @@ from act_lightning.checkpoints.files import write_file
 from act_lightning.console import Console
 from act_lightning.data.batches import collate, token_budget_batches
 from act_lightning.data.datamodule import AbilityDataModule
-from act_lightning.data.loaders import shard_evenly
+from act_lightning.data.loaders import join_micro_batches, shard_evenly
 from act_lightning.data.tasks import collate_prompts
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
 from act_lightning.escaping import terminal_text
-from act_lightning.evaluation.generation import Generation, Generator, generate_answers, nan_error
+from act_lightning.evaluation.generation import Generation, Generator, generate_answers, is_sharded, nan_error
 from act_lightning.evaluation.grading import Grade, can_identify_language, grade, identify_language
 from act_lightning.evaluation.intervals import bootstrap
 from act_lightning.evaluation.results import RESULTS, EvaluatedModel, Record, SetResult, results_as_json
@@ -139,8 +139,9 @@ def score_model(
 
     An answer that must be one exact string is decided by a teacher-forced pass over the references; any other is
     generated greedily and graded. ``data`` is set up for testing; ``tokens_per_batch`` bounds rows × length of a batch,
-    with the tokens to be generated. Processes ``0 ≤ rank < world_size`` share the items, and all get all scores; they
-    call the model equally often, with items that do not count if need be, because a sharded model needs all of them.
+    as in :func:`~act_lightning.evaluation.generation.generate_answers`. Processes ``0 ≤ rank < world_size`` share the
+    items, and all get all scores; they call a sharded model, which needs all of them, equally often, with items that
+    do not count if need be.
     ``progress`` is called with the number of items of each batch that this process has scored. ``names`` are those of
     the sets, by default all.
     """
@@ -154,14 +155,17 @@ def score_model(
         else:
             lengths = [len(prompt.input_ids) + settings.max_new_tokens for prompt in prompts]
         scored[name] = []
-        for micro_batch in shard_evenly(token_budget_batches(lengths, tokens_per_batch), rank, world_size):
+        micro_batches = shard_evenly(token_budget_batches(lengths, tokens_per_batch), rank, world_size)
+        if not is_exact and not is_sharded(model):
+            micro_batches = join_micro_batches(micro_batches)
+        for micro_batch in micro_batches:
             rows = micro_batch.rows
             if is_exact:
                 references = collate([data.references[name][row] for row in rows], 0)
                 correct = greedy_matches(model, references, _locations(data, name, rows)).tolist()
             else:
                 batch = collate_prompts(prompts, 0, micro_batch)
-                generate = partial(generate_answers, model, data.tokenizer)
+                generate = partial(generate_answers, model, data.tokenizer, tokens_per_batch=tokens_per_batch)
                 correct = [result.counts(metric) for _, _, result in generate_and_grade(data, name, generate, batch)]
             if micro_batch.counts:
                 scored[name] += zip(rows, correct, strict=True)

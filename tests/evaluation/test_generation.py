@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from act_lightning.errors import ActError
+from act_lightning.evaluation import generation
 from act_lightning.evaluation.generation import Generation, end_of_turn_ids, generate_answers
-from tests.tiny import END_ID, PAD_ID, START_ID, tiny_model
+from tests.model_types import tiny_type_config
+from tests.tiny import END_ID, PAD_ID, START_ID, perturb, tiny_model
 
 PROMPTS = ["One", "What is the sum of two and two?", "नौ, 九!", "a " * 20]
+MANY = [*PROMPTS, *(f"What is the sum of {number} and {'two ' * (number % 5)}?" for number in range(20))]
 
 
 def left_padded(tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -45,6 +49,87 @@ def test_equals_one_prompt_at_a_time(architecture: str, tokenizer: PreTrainedTok
     model = answering(architecture=architecture)
     answers = generate_answers(model, tokenizer, left_padded(tokenizer, PROMPTS), 12)
     assert answers == [slow_answer(model, tokenizer, prompt, 12, {END_ID}) for prompt in PROMPTS]
+
+
+@pytest.fixture
+def no_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values take what ``tokens_per_batch`` allows, however little that is."""
+    monkeypatch.setattr(generation, "_KEYS_AND_VALUES", 0)
+
+
+@pytest.mark.usefixtures("no_free_memory")
+@pytest.mark.parametrize(
+    ("dtype", "budget"),
+    [
+        *((torch.float32, budget) for budget in (1, 200, 600)),
+        (torch.bfloat16, 1),  # row by row: several together are rounded in another way
+    ],
+    ids=str,
+)
+def test_equals_transformers_where_rows_leave_and_others_come(
+    dtype: torch.dtype, budget: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = answering().to(dtype)
+    answers = generate_answers(model, tokenizer, left_padded(tokenizer, MANY), 12, tokens_per_batch=budget)
+    greedy = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=END_ID, pad_token_id=PAD_ID)
+    for prompt, answer in zip(MANY, answers, strict=True):
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        tokens = model.generate(ids, generation_config=greedy)[0, ids.shape[1] :].tolist()  # type: ignore[operator]
+        length = len(tokens) - (tokens[-1] == END_ID)
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        assert answer == Generation(text, length, truncated=length == 12)
+    assert {answer.truncated for answer in answers} == {True, False}
+
+
+ARCHITECTURES = {  # and what is special about them
+    "qwen2": {},
+    "mistral": {"sliding_window": 6},
+    "gemma3_text": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    "gpt2": {},  # absolute positions
+    "deepseek_v3": {},  # keys and values of different widths; experts
+    "phi3": {},  # prepares its inputs itself
+    "gemma3n_text": {},  # layers that share keys and values
+    "qwen3_next": {},  # recurrent layers
+    "mamba": {},
+}
+
+
+@pytest.mark.usefixtures("no_free_memory")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kind_of_cache(architecture: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = tiny_type_config(architecture, **ARCHITECTURES[architecture])
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    perturb(model, 0, 0.1)
+    prompts = MANY[:8]
+    answers = generate_answers(model, tokenizer, left_padded(tokenizer, prompts), 8, tokens_per_batch=150)
+    ends = {*end_of_turn_ids(model.generation_config, tokenizer)}
+    assert answers == [slow_answer(model, tokenizer, prompt, 8, ends) for prompt in prompts]
+
+
+@pytest.mark.usefixtures("no_free_memory")
+def test_memory_is_bounded_and_rows_that_have_ended_are_not_read(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, budget = answering(), 300
+    sizes, rows = [], []
+
+    def look(module: torch.nn.Module, args: tuple[object, ...], inputs: dict[str, Any]) -> None:
+        new, past = inputs["input_ids"].shape, inputs["past_key_values"].get_seq_length()
+        sizes.append(new[0] * (past + new[1]))
+        rows.append(new[0])
+
+    model.register_forward_pre_hook(look, with_kwargs=True)
+    batch = left_padded(tokenizer, MANY)
+    answers = generate_answers(model, tokenizer, batch, 12, tokens_per_batch=budget)
+    assert max(sizes) <= budget < batch["input_ids"].numel()
+    needed = sum(answer.tokens + (not answer.truncated) for answer in answers)
+    assert needed <= sum(rows) <= 1.2 * needed
+
+    monkeypatch.undo()
+    rows.clear()
+    assert generate_answers(model, tokenizer, batch, 12, tokens_per_batch=budget) == answers
+    assert max(rows) > 2 * budget // batch["input_ids"].shape[1]  # these keys and values are small
+    assert needed <= sum(rows) <= 1.2 * needed
 
 
 def test_some_answers_end_early(tokenizer: PreTrainedTokenizerFast) -> None:

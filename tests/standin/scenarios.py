@@ -39,6 +39,11 @@ def _small_profile(batches: int) -> Config:
     return {"profile": {"sources": slice(1), "tokens_per_batch": 1}, "data": limited}
 
 
+def _endless_answers(tokens: int) -> Config:
+    """Of a random model, which hardly ever ends one."""
+    return {"data": {"evaluations": {"exact": {"max_new_tokens": tokens}, "number": None}}}
+
+
 _ATTRIBUTION = {
     "class_path": "act_lightning.scorers.Attribution",
     "init_args": {"alpha": [0.25, 0.75], "keep": ["e"], "rounds": 2, "first_share": 0.01},
@@ -94,7 +99,8 @@ SCENARIOS: dict[str, Steps] = {
     "test": [("test", {})],
     "test with vllm": [("test", {"model": {"generator": "vllm"}})],
     "predict": [("predict", {})],
-    # fits and profiles that differ in their number of batches only, so that the waits in one can be counted
+    # what differs in the number of batches or tokens only, so that the waits in one can be counted
+    **{f"predict {count} tokens": [("predict", _endless_answers(count))] for count in (8, 72)},
     **{f"fit {u} updates of {m}": [("fit", _plain_fit(u, m))] for u, m in ((1, 4), (1, 12), (3, 4))},
     **{f"profile {count} batches": [("profile", _small_profile(count))] for count in (4, 12)},
     "causes": [("causes", {"causes": {"samples": 6, "repeats": 2}, "profile": {"sources": slice(1, 2)}})],
