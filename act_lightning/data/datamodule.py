@@ -56,7 +56,8 @@ class AbilityDataModule(DataSection, L.LightningDataModule):
         cache_dir: Folder of the tokenized sets, which later runs reuse; by default
             ``$ACT_LIGHTNING_CACHE/data`` or ``~/.cache/act_lightning/data``. It may be deleted at any time.
         tokens_per_batch: Rows × length, with what is to be generated, of a batch of validation and evaluation, which
-            need less memory than training; by default ``batch_size`` × ``max_length``.
+            need less memory than training; by default ``batch_size`` × ``max_length``. The keys and values of answers
+            that are generated together may take 256 MiB in any case.
     """
 
     def prepare_data(self) -> None:
