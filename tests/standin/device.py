@@ -22,7 +22,7 @@ from torch._ops import OpOverload
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from tests.standin.autocast import register_autocast
-from tests.standin.records import record
+from tests.standin.records import SYNCHRONIZING, record
 
 NAME = "standin"
 _DLPACK_CPU, _DLPACK_PRIVATE = 1, 12  # DLDeviceType in dlpack.h; torch takes the latter, kDLExtDev, for PrivateUse1
@@ -50,6 +50,8 @@ _BY_SHAPE = {"as_strided", "view", "_reshape_alias", "unfold", "set_"}
 _COMPOSITE_KEYS = ("CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional")
 
 _random = torch.Generator()  # the device's own
+_pinned = dict[int, torch.UntypedStorage]()  # by address, which is not used again because the memory is kept
+_queued_copies = list[tuple[Tensor, Tensor]]()  # on the host, not yet filled; and what they will hold
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
@@ -87,6 +89,35 @@ def _tensors(value: object) -> Iterator[Tensor]:
         yield value
 
 
+# Waiting
+
+
+def _note(operation: str) -> None:
+    """Record an operation; if the host waits for it, copies that were queued before are done."""
+    if operation in SYNCHRONIZING:
+        _finish_copies()
+    record(operation)
+
+
+def _finish_copies(source: Tensor | None = None) -> None:
+    """Fill what was copied to the host without waiting: all, or what shares memory with ``source``."""
+    for pair in _queued_copies.copy():
+        target, values = pair
+        if source is None or target.untyped_storage().data_ptr() == source.untyped_storage().data_ptr():
+            target.copy_(values)
+            _queued_copies[:] = [other for other in _queued_copies if other is not pair]
+
+
+def _pin(tensor: Tensor, device: object = None) -> Tensor:
+    copied = tensor.clone()
+    _pinned[copied.untyped_storage().data_ptr()] = copied.untyped_storage()
+    return copied
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().data_ptr() in _pinned
+
+
 # Operations
 
 
@@ -101,9 +132,9 @@ def _check_devices(op: OpOverload, name: str, arguments: list[tuple[Any, Any]]) 
     for argument, value in arguments:
         if name in _INDICES_ALLOWED and argument.name == "indices":
             if not all(map(_is_here, _tensors(value))):
-                record("index copied to device")
+                _note("index copied to device")
             if any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(value)):
-                record("nonzero")  # how many elements it selects decides the result's shape
+                _note("nonzero")  # how many elements it selects decides the result's shape
             continue
         for tensor in _tensors(value):
             if _is_here(tensor):
@@ -168,7 +199,7 @@ def _run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Check the arguments, and run the CPU's kernel on the same memory."""
     call, name = _HostCall(op, args, kwargs), op._schema.name.partition("::")[2]
     _check_devices(op, name, call.arguments)
-    record(name)
+    _note(name)
     random_state = nullcontext()
     if any(argument.name == "generator" for argument in op._schema.arguments):
         if call.values.get("generator") not in (None, _random):
@@ -204,16 +235,43 @@ def _default_generator_swapped() -> Iterator[None]:
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    """What ``copy_`` and ``to`` come to. The host waits for copies between devices, unless asked not to on the way up.
+    """What ``copy_`` and ``to`` come to. The host waits for copies between devices, unless asked not to of pinned memory.
 
-    Even ``non_blocking`` copies from memory that isn't pinned may wait; that is the caller's choice, and not counted.
+    A copy to the host for which it does not wait holds nonsense until it waits for something else.
     """
-    if _is_here(source) != _is_here(target) and not (non_blocking and _is_here(target)):
-        record("copy to device" if _is_here(target) else "copy to host")
+    on_host = source if _is_here(target) else target
+    crosses = _is_here(source) != _is_here(target) and target.numel() > 0
+    waits = crosses and not (non_blocking and _is_pinned(on_host))
+    if waits:
+        _note("copy to device" if _is_here(target) else "copy to host")
     if target.numel():
         host_source, host_target = (_on_host(tensor) if _is_here(tensor) else tensor for tensor in (source, target))
+        if crosses and not waits and on_host is target:
+            _queued_copies.append((target, host_source.clone()))
+            target.fill_(float("nan") if target.is_floating_point() else 1)
+            return target
+        if crosses:
+            _finish_copies(on_host)
         host_target.copy_(host_source)
     return target
+
+
+def _to_copy(
+    tensor: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    non_blocking: bool = False,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
+    """What ``to`` does with a tensor of the device: it pins the memory of a copy for which the host does not wait."""
+    order = torch.preserve_format if memory_format is None else memory_format
+    copied = torch.empty_like(tensor, dtype=dtype, device=device or tensor.device, memory_format=order)
+    if non_blocking and not _is_here(copied):
+        copied = _pin(copied)
+    return copied.copy_(tensor, non_blocking=non_blocking)
 
 
 def _resize(tensor: Tensor, size: list[int], *, memory_format: torch.memory_format | None = None) -> Tensor:
@@ -300,7 +358,7 @@ def _device_module() -> ModuleType:
     }
     for name, answer in answers.items():
         setattr(module, name, lambda *_, answer=answer, **__: answer)
-    module.synchronize = lambda device=None: record("synchronize")
+    module.synchronize = lambda device=None: _note("synchronize")
     module.device = lambda device=None: nullcontext()
     module.manual_seed = module.manual_seed_all = _random.manual_seed
     module.get_rng_state = lambda *_: _random.get_state()
@@ -323,7 +381,8 @@ def _register() -> tuple[torch.library.Library, torch.library.Library]:
             kernels.impl(name, kernel, "PrivateUse1")
     kernels.impl("_copy_from", _copy_from, "PrivateUse1")
     kernels.impl("resize_", _resize, "PrivateUse1")
-    kernels.impl("_pin_memory", lambda tensor, device=None: tensor.clone(), "CPU")
+    kernels.impl("_to_copy", _to_copy, "PrivateUse1")
+    kernels.impl("_pin_memory", _pin, "CPU")
     register_autocast(fallback, kernels, NAME)
     patched: Any = torch
     patched.Tensor.data = property(_tensor_data.__get__, _set_data)

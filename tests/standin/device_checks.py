@@ -119,11 +119,20 @@ def test_waits_are_counted() -> None:
     values = ones(3)
     with record_waits() as waits:
         float(values[0]), values.tolist(), values[values > 0], values.cpu(), torch.ones(3).to(DEVICE)
-        torch.ones(3).to(DEVICE, non_blocking=True)
+        torch.ones(3).pin_memory().to(DEVICE, non_blocking=True), torch.ones(3).to(DEVICE, non_blocking=True)
     kinds = Counter[str]()
     for place, count in waits.items():
         kinds[place.what] += count
-    assert kinds == {"_local_scalar_dense": 1, "copy to host": 2, "nonzero": 1, "copy to device": 1}
+    assert kinds == {"_local_scalar_dense": 1, "copy to host": 2, "nonzero": 1, "copy to device": 2}
+
+
+def test_a_copy_that_the_host_does_not_wait_for_is_there_later() -> None:
+    with record_waits() as waits:
+        copied = ones(3).to("cpu", non_blocking=True)
+        again, too_early = copied.to(DEVICE, non_blocking=True), ones(3).to("cpu", non_blocking=True)
+    assert waits.total() == 0
+    assert too_early.isnan().all()
+    assert again.tolist() == too_early.tolist() == [1, 1, 1]  # the first waits
 
 
 def test_matrices_multiplied_on_the_host_are_counted() -> None:

@@ -13,7 +13,7 @@ import torch
 
 PACKAGE = "act_lightning"
 _HERE = str(Path(__file__).parent)
-_SYNCHRONIZING = {
+SYNCHRONIZING = {
     "_local_scalar_dense",  # item(), float(), int() and bool()
     "nonzero",
     "masked_select",
@@ -28,6 +28,7 @@ _SYNCHRONIZING = {
     "copy to host",
     "synchronize",
 }
+"""Operations that the host waits for, and with them for all that was queued before."""
 
 
 class Place(NamedTuple):
@@ -53,7 +54,7 @@ def record_waits() -> Iterator[Counter[Place]]:
 
 def record(operation: str) -> None:
     """Count an operation of the device, if the host waits for its result."""
-    if _recordings and operation in _SYNCHRONIZING:
+    if _recordings and operation in SYNCHRONIZING:
         place = Place(operation, *_calling_lines())
         for recording in _recordings:
             recording[place] += 1
