@@ -24,6 +24,7 @@ from act_lightning.architecture import has_router_loss
 from act_lightning.checkpoints.models import load_model, locate, meta_model
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.checkpoints.weight_files import file_sha256, identify, identify_module, read_headers
+from act_lightning.data.batches import batch_to_device
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.defaults import VLLM
 from act_lightning.errors import ActError, ConfigIssue, raise_if_any
@@ -212,7 +213,13 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
         self._tokens, self._losses = 0, {}
         self.weights_unmodified = False
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
+        """As Lightning does; of labeled batches, the host keeps what it must know."""
+        if isinstance(batch, Mapping) and {"input_ids", "labels"} <= batch.keys():
+            return batch_to_device(batch, device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The loss of a micro-batch: a sum over its answer tokens, not yet divided by their number."""
         factor: Tensor | float = 1.0
         if (scaler := grad_scaler(self.trainer)) is not None:  # small gradients in float16 would become zero
@@ -244,8 +251,9 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
         self._tokens, self._losses = 0, {}
         if tokens:
             torch._foreach_mul_(gradients, 1 / (_SUM_SCALE * tokens))
-            self.log("train_loss", total_loss / tokens, prog_bar=True)
-            self.log("answer_tokens", tokens, prog_bar=True)
+            # of tensors on the device, loggers and progress bars would wait for the optimizer
+            self.log("train_loss", torch.tensor(total_loss / tokens, device="cpu"), prog_bar=True)
+            self.log("answer_tokens", torch.tensor(tokens, device="cpu"), prog_bar=True)
 
     def _nonfinite_issue(self, loss: float) -> ConfigIssue:
         setting = f"update {self.trainer.global_step + 1}"
@@ -294,7 +302,7 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
         roles = numbered if self._data is None else validation_roles(self._data)
         self._validation = Validation(roles, float64_device(self.device))
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count the loss and correct tokens of a batch."""
         self._validation.metrics[dataloader_idx].update(score_answers(self.language_model, batch))
 

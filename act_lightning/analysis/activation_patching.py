@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import output_embedding
 from act_lightning.channels import ChannelInventory
-from act_lightning.data.batches import AnswerPositions
-from act_lightning.defaults import IGNORED
+from act_lightning.data.batches import AnswerPositions, predicting_positions, to_device
+from act_lightning.profiling.channel_means import float64_device
 from act_lightning.profiling.outputs import ModuleCall, visit_calls
 from act_lightning.training.loss import answer_logits
 
-Batch = Mapping[str, Tensor]
+Batch = Mapping[str, Any]
 ModuleIndices = Mapping[str, Tensor]
 """Channel numbers within each module, int64 ascending, by the module's name."""
 PATCH, ABLATE = "patch", "ablate"
@@ -28,18 +29,27 @@ TARGET, SOURCE = "target", "source"
 
 
 @torch.no_grad()
-def sample_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Mean −log p over the answer tokens of every sample, float64 ``[samples]`` on the CPU.
+def token_losses(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """−log p of the answer tokens of a batch, float64 ``[answer tokens]``, on its device."""
+    return cross_entropy(*answer_logits(model, batch), reduction="none").double()
+
+
+def means_by_sample(losses: Tensor, batch: Batch) -> Tensor:
+    """Means of :func:`token_losses` over each sample, float64 ``[..., samples]`` on the CPU.
 
     ``batch`` holds ``input_ids``, ``labels`` and ``attention_mask``, ``[samples, length]``, a sample in each row. The
     loss of a sample none of whose answer tokens is predicted is NaN.
+
+    Args:
+        losses: float64 ``[..., answer tokens]``.
+        batch: What they were computed on.
     """
-    logits, labels = answer_logits(model, batch)
-    rows = (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
-    sums = torch.zeros(2, len(batch["labels"]), dtype=torch.float64)
-    losses = cross_entropy(logits, labels, reduction="none").double()
-    sums.index_add_(1, rows.cpu(), torch.stack([losses, torch.ones_like(losses)]).cpu())
-    return sums[0] / sums[1]
+    samples, length = batch["labels"].shape
+    rows = predicting_positions(batch).index // length
+    *flat, rows = torch.cat([losses.view(-1, len(rows)), rows[None]]).cpu()  # waits for the device, once
+    sums = torch.zeros(len(flat) + 1, samples, dtype=torch.float64)
+    sums.index_add_(1, rows.long(), torch.stack([*flat, torch.ones_like(rows)]))
+    return (sums[:-1] / sums[-1]).view(*losses.shape[:-1], samples)
 
 
 def indices_by_module(inventory: ChannelInventory, mask: Tensor) -> dict[str, Tensor]:
@@ -130,10 +140,35 @@ class PatchingExperiment:
     variants: Sequence[Variant]
     partners: Mapping[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def indices(self) -> dict[str, Tensor]:
-        """The channels of any variant, by module."""
+        """The channels of any variant, by module, on the models' device."""
+        return self._on_device(self._indices)
+
+    @cached_property
+    def _indices(self) -> dict[str, Tensor]:
         return indices_by_module(self.inventory, reduce(or_, (variant.mask for variant in self.variants)))
+
+    @cached_property
+    def _source_indices(self) -> dict[str, Tensor]:
+        """The source's numbers of the same channels."""
+        partners = self.partners
+        return self._on_device(
+            {name: partners[name][numbers] if name in partners else numbers for name, numbers in self._indices.items()}
+        )
+
+    @cached_property
+    def _chosen(self) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """The channels of each variant, and their places among those of any."""
+        chosen = [indices_by_module(self.inventory, variant.mask) for variant in self.variants]
+        columns = [
+            {name: torch.searchsorted(self._indices[name], numbers) for name, numbers in indices.items()}
+            for indices in chosen
+        ]
+        return [(self._on_device(a), self._on_device(b)) for a, b in zip(chosen, columns, strict=True)]
+
+    def _on_device(self, indices: ModuleIndices) -> dict[str, Tensor]:
+        return {name: to_device(numbers, self.target.device) for name, numbers in indices.items()}
 
     @property
     def names(self) -> list[str]:
@@ -147,23 +182,16 @@ class PatchingExperiment:
         the target (``patch``), or the target's own means are (``ablate``).
 
         Args:
-            batch: As for :func:`sample_losses`, on the models' device.
+            batch: As for :func:`means_by_sample`, on the models' device.
             means: The target's means of the channels of ``indices``, by module; see :func:`position_sums`.
 
         Returns:
             float64 ``[samples]`` by ``target``, ``source``, and ``patch/<variant>`` and ``ablate/<variant>``.
         """
-        indices, partners = self.indices, self.partners
-        source_indices = {
-            name: partners[name][numbers] if name in partners else numbers for name, numbers in indices.items()
-        }
-        with record_channels(self.source, source_indices) as outputs:
-            losses = {SOURCE: sample_losses(self.source, batch)}
-        losses[TARGET] = sample_losses(self.target, batch)
-        for variant in self.variants:
-            chosen = indices_by_module(self.inventory, variant.mask)
-            # The columns of this variant's channels among those of all variants.
-            columns = {name: torch.searchsorted(indices[name], numbers) for name, numbers in chosen.items()}
+        with record_channels(self.source, self._source_indices) as outputs:
+            losses = {SOURCE: token_losses(self.source, batch)}
+        losses[TARGET] = token_losses(self.target, batch)
+        for variant, (chosen, columns) in zip(self.variants, self._chosen, strict=True):
 
             def patched(name: str, call: int, columns: ModuleIndices = columns) -> Tensor:
                 output = outputs[name][call]
@@ -174,26 +202,28 @@ class PatchingExperiment:
 
             for kind, values in ((PATCH, patched), (ABLATE, ablated)):
                 with replace_channels(self.target, chosen, values):
-                    losses[f"{kind}/{variant.name}"] = sample_losses(self.target, batch)
-        return losses
+                    losses[f"{kind}/{variant.name}"] = token_losses(self.target, batch)
+        return dict(zip(losses, means_by_sample(torch.stack([*losses.values()]), batch), strict=True))
 
 
 def position_sums(model: PreTrainedModel, batches: Iterable[Batch], indices: ModuleIndices) -> dict[str, Tensor]:
     """Sums of channels over all positions that are not padding; of the head's, over those that predict answer tokens.
 
-    A norm inside each attention head is averaged over the heads. Batches are as for :func:`sample_losses`, on the
-    model's device. By module, float64 ``[2, channels]`` on the CPU: the sums, and the number of values added up.
+    A norm inside each attention head is averaged over the heads. Batches are as for :func:`means_by_sample`, on the
+    model's device. By module, float64 ``[2, channels]`` there: the sums, and the number of values added up.
     """
-    head, modules = output_embedding(model), dict(model.named_modules())
-    sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64) for name, numbers in indices.items()}
+    head, modules, device = output_embedding(model), dict(model.named_modules()), float64_device(model.device)
+    sums = {name: torch.zeros(2, len(numbers), dtype=torch.float64, device=device) for name, numbers in indices.items()}
     for batch in batches:
-        tokens = AnswerPositions(batch["attention_mask"].bool())
+        mask, shape = batch.get("attention_mask"), batch["input_ids"].shape
+        everywhere = AnswerPositions(shape, torch.arange(shape.numel(), device=model.device))
+        tokens = everywhere if mask is None else AnswerPositions.of(mask.bool())
         with record_channels(model, indices) as recorded:
-            sample_losses(model, batch)
+            token_losses(model, batch)
         for name, outputs in recorded.items():
             is_head = modules.get(name) is head
             for output in outputs:
                 values = output if is_head else tokens.take(output)
-                flat = values.flatten(end_dim=-2).double().cpu()
-                sums[name] += torch.stack([flat.sum(0), torch.full(flat.shape[1:], float(len(flat)))])
+                flat = values.flatten(end_dim=-2).to(device).double()
+                sums[name] += torch.stack([flat.sum(0), torch.full_like(flat[0], len(flat))])
     return sums

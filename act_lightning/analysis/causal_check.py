@@ -28,7 +28,7 @@ from act_lightning.channels import ChannelInventory
 from act_lightning.checkpoints.files import write_file
 from act_lightning.checkpoints.reader import load_on_device
 from act_lightning.console import Console, Table, progress_bar
-from act_lightning.data.batches import collate, normalize_batch, token_budget_batches
+from act_lightning.data.batches import batch_to_device, collate, normalize_batch, token_budget_batches
 from act_lightning.data.cache import lengths
 from act_lightning.data.datamodule import AbilityDataModule
 from act_lightning.data.labels import Sample
@@ -200,15 +200,11 @@ def _measure_losses(
     all_batches = token_budget_batches(lengths(samples), _TOKENS_PER_BATCH)
     indices = all_batches[trainer.global_rank :: trainer.world_size]
     batches = [
-        {
-            name: values.to(device)
-            for name, values in normalize_batch(collate([samples[i] for i in rows], 0), config).items()
-        }
-        for rows in indices
+        batch_to_device(normalize_batch(collate([samples[i] for i in rows], 0), config), device) for rows in indices
     ]
     means = {}
     for name, local_sums in position_sums(experiment.target, batches, experiment.indices).items():
-        sums = torch.as_tensor(strategy.reduce(local_sums.to(device), reduce_op="sum")).cpu()
+        sums = torch.as_tensor(strategy.reduce(local_sums, reduce_op="sum"))
         means[name] = sums[0] / sums[1]
     losses: dict[str, list[float | int]] = {name: [] for name in ("number", *experiment.names)}
     with progress_bar(batches, desc=f"intervening for {label}", disable=not trainer.is_global_zero) as progress:

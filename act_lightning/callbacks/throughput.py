@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from act_lightning.architecture import DecoderSizes, find_language_model, input_embedding, output_embedding
-from act_lightning.defaults import IGNORED
+from act_lightning.data.batches import predicting_positions, sample_lengths
 from act_lightning.training.lightning_compat import accumulation_complete, logging_step
 
 _FORWARD, _TRAINING = 2, 6  # operations per parameter and token; a backward pass takes twice a forward one
@@ -64,19 +64,6 @@ class FlopCount:
         """
         pairs = int((lengths * lengths).sum())
         return per_parameter * (self.body * int(lengths.sum()) + self.head * answers + 2 * self.attention * pairs)
-
-
-def sample_lengths(batch: Mapping[str, Tensor]) -> Tensor:
-    """Tokens of each sample of a batch, padded or packed, int64 ``[samples]``.
-
-    >>> sample_lengths({"input_ids": torch.ones(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}).tolist()
-    [3, 2]
-    """
-    if "position_ids" in batch:
-        starts = (batch["position_ids"].flatten() == 0).nonzero().flatten()
-        return torch.diff(starts, append=starts.new_tensor([batch["position_ids"].numel()]))
-    mask = batch.get("attention_mask")
-    return torch.ones_like(batch["input_ids"]).sum(1) if mask is None else mask.sum(1)
 
 
 class TokenThroughput(ThroughputMonitor):
@@ -136,7 +123,7 @@ class TokenThroughput(ThroughputMonitor):
     ) -> None:
         """Count, and log after an update."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, *rest)
-        self._answers += _answer_tokens(batch)
+        self._answers += predicting_positions(batch).tokens
         if not accumulation_complete(trainer):
             return
         now = time.perf_counter()
@@ -147,12 +134,14 @@ class TokenThroughput(ThroughputMonitor):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=step)
 
-    def _set_flops(self, pl_module: L.LightningModule, batch: Mapping[str, Tensor], per_parameter: int) -> None:
+    def _set_flops(self, pl_module: L.LightningModule, batch: Mapping[str, Any], per_parameter: int) -> None:
         """Set ``flops_per_batch`` on the module, which is where Lightning's monitor reads it before every batch."""
         model, flops = find_language_model(pl_module), 0
         if model is not None:
             self._flop_count = self._flop_count or FlopCount.of(model.config)
-            flops = self._flop_count.operations(sample_lengths(batch), _answer_tokens(batch), per_parameter)
+            flops = self._flop_count.operations(
+                sample_lengths(batch), predicting_positions(batch).tokens, per_parameter
+            )
         pl_module.flops_per_batch = flops  # type: ignore[assignment]
 
 
@@ -162,7 +151,3 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _answer_tokens(batch: Mapping[str, Tensor]) -> int:
-    return int((batch["labels"] != IGNORED).sum())

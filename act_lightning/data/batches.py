@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -164,27 +164,44 @@ class BufferPool:
         return torch.index_select(values, 0, index, out=buffer.view(values.dtype).view(shape))
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """The same on a device. The host does not wait for the copy; a GPU makes it from pinned memory, when it is due."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(values: Tensor) -> Tensor:
+    """A copy in the host's memory, which only :func:`to_device` may read: the host does not wait until it is there."""
+    return values.to("cpu", non_blocking=values.device.type == "cuda")
+
+
 class AnswerPositions:
-    """Where the answer tokens of a batch are.
+    """Where some tokens of a batch are, such as its answer tokens.
 
     Attributes:
-        mask: Bool ``[rows, length]``.
-        index: Positions of the answer tokens in the flattened batch, int64 ``[tokens]``.
-        tokens: Number of answer tokens.
+        shape: The batch's: rows and length.
+        index: Positions in the flattened batch, int64 ``[tokens]``.
+        tokens: Their number.
     """
 
-    def __init__(self, mask: Tensor, index: Tensor | None = None) -> None:
-        self.mask = mask
-        self.index = mask.flatten().nonzero().squeeze(1) if index is None else index
-        self.tokens = len(self.index)
+    def __init__(self, shape: torch.Size, index: Tensor) -> None:
+        self.shape = shape
+        self.index = index
+        self.tokens = len(index)
+
+    @classmethod
+    def of(cls, mask: Tensor) -> AnswerPositions:
+        """The positions in a bool mask ``[rows, length]``; finding them on a device waits for all that it has to do."""
+        return cls(mask.shape, mask.flatten().nonzero().squeeze(1))
 
     def to(self, device: torch.device) -> AnswerPositions:
-        """The same on a device, where computing ``index`` would wait for all pending work."""
-        return AnswerPositions(self.mask.to(device), self.index.to(device))
+        """The same on a device."""
+        return AnswerPositions(self.shape, to_device(self.index, device))
 
     def fits(self, output: Tensor) -> bool:
         """Whether a module's output has the positions of the batch's tokens, in one of the shapes of :meth:`take`."""
-        rows, length = self.mask.shape
+        rows, length = self.shape
         if output.ndim == 2:
             return len(output) > 0 and len(output) % (rows * length) == 0
         return output.shape[0] in (1, rows) and length in output.shape[1 : output.ndim - 1]
@@ -202,7 +219,7 @@ class AnswerPositions:
             ``[tokens, channels]`` or ``[tokens, heads, channels]``; without ``buffers`` a view where every token is an
             answer token, else a copy.
         """
-        rows, length = self.mask.shape
+        rows, length = self.shape
         if output.ndim == 2:
             heads = max(1, len(output) // (rows * length))
             output = output.reshape(-1, length, heads, output.shape[-1]).squeeze(2)
@@ -211,11 +228,100 @@ class AnswerPositions:
         tokens = output.expand(rows, *output.shape[1:]).flatten(0, 1)
         if buffers is not None:
             return buffers.select(tokens, self.index)
-        return tokens if self.tokens == self.mask.numel() else tokens.index_select(0, self.index)
+        return tokens if self.tokens == self.shape.numel() else tokens.index_select(0, self.index)
 
     def take_from_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A forward pre-hook for the language model's head: it computes logits ``[1, tokens, vocabulary]`` only."""
         return (self.take(args[0]).unsqueeze(0), *args[1:])
+
+
+def predicting_positions(batch: Mapping[str, Any]) -> AnswerPositions:
+    """Where answer tokens are predicted: each at the token before it, unless that is another sample's."""
+    if "layout" in batch:
+        return cast(Layout, batch["layout"]).predicting
+    is_answer = batch["labels"][:, 1:] != IGNORED
+    if "position_ids" in batch:
+        is_answer &= batch["position_ids"][:, 1:] != 0
+    return AnswerPositions.of(nn.functional.pad(is_answer, (0, 1)))
+
+
+def sample_lengths(batch: Mapping[str, Any]) -> Tensor:
+    """Tokens of each sample of a batch, padded or packed, int64 ``[samples]``.
+
+    >>> sample_lengths({"input_ids": torch.ones(1, 5), "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}).tolist()
+    [3, 2]
+    """
+    if "layout" in batch:
+        return cast(Layout, batch["layout"]).lengths
+    if "position_ids" in batch:
+        starts = (batch["position_ids"].flatten() == 0).nonzero().flatten()
+        return torch.diff(starts, append=starts.new_tensor([batch["position_ids"].numel()]))
+    mask: Tensor = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return mask.sum(1)
+
+
+class Layout:
+    """What the host must know of a batch that is on a device, which it would have to wait for to ask.
+
+    Attributes:
+        predicting: Where answer tokens are predicted, on the device.
+        lengths: Tokens of each sample, int64 ``[samples]``, on the host.
+    """
+
+    def __init__(self, predicting: AnswerPositions, lengths: Tensor) -> None:
+        self.predicting = predicting
+        self.lengths = lengths
+
+    def to(self, device: torch.device) -> Layout:
+        """The same for a batch on a device."""
+        return Layout(self.predicting.to(device), self.lengths)
+
+
+def drop_implied(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch without an ``attention_mask`` that hides nothing, and without ``position_ids`` that restart nowhere."""
+    kept, mask, positions = dict(batch), batch.get("attention_mask"), batch.get("position_ids")
+    if mask is not None and bool(mask.all()):
+        del kept["attention_mask"]
+    if positions is not None and bool((positions == torch.arange(positions.shape[-1], device=positions.device)).all()):
+        del kept["position_ids"]
+    return kept
+
+
+def batch_to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A labeled batch of the host on a device, without what is implied, and with its :class:`Layout` as ``layout``."""
+    kept = drop_implied(batch)
+    kept["layout"] = Layout(predicting_positions(kept), sample_lengths(kept)).to(device)
+    return {name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in kept.items()}
+
+
+@contextmanager
+def known_masks(batch: Mapping[str, object]) -> Iterator[None]:
+    """Have models build the same attention masks of a batch without asking the device, for which the host would wait.
+
+    transformers asks in every forward pass whether the mask hides anything, and whether positions restart. In a batch
+    that :func:`drop_implied` has seen, they do if they are there.
+    """
+    from transformers import masking_utils  # takes seconds
+
+    original = masking_utils._ignore_causal_mask_sdpa
+
+    def hides_nothing(padding_mask: Tensor | None, *args: Any, **kwargs: Any) -> bool:
+        return padding_mask is None and original(padding_mask, *args, **kwargs)
+
+    def sample_numbers(positions: Tensor) -> Tensor | None:
+        if "position_ids" not in batch:
+            return None
+        return (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+
+    known = {"_ignore_causal_mask_sdpa": hides_nothing, "find_packed_sequence_indices": sample_numbers}
+    before = {name: getattr(masking_utils, name) for name in known}
+    try:
+        for name, function in known.items():
+            setattr(masking_utils, name, function)
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(masking_utils, name, function)
 
 
 def normalize_batch(batch: Mapping[str, Tensor], config: object) -> Mapping[str, Tensor]:

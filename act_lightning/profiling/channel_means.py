@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from act_lightning.channels import ChannelInventory
+from act_lightning.data.batches import to_device
 from act_lightning.errors import ActError, ConfigIssue
-from act_lightning.profiling.outputs import ExpertOutput, Output
+from act_lightning.profiling.outputs import ExpertOutput, Output, count_by_expert
 from act_lightning.scorers.scorer import ActivationScorer, Observation
 
 _MOST_NAMES = 5
@@ -62,6 +63,7 @@ def expert_sums(
     outputs: Mapping[str, ExpertOutput],
     places: Sequence[Tensor],
     counts: Tensor,
+    pairs: int,
 ) -> Tensor:
     """As :func:`token_sums`, of each expert, with zeros where a token is routed to it in another model only.
 
@@ -71,28 +73,29 @@ def expert_sums(
         outputs: ``target``, and what is there of ``source`` and ``source_weight_output``, at the same tokens.
         places: The pairs of their rows, see :func:`number_rows`.
         counts: Number of pairs of each expert, int64 ``[experts]``.
+        pairs: Number of all pairs.
 
     Returns:
         float64 ``[terms, experts, features]``.
     """
-    target, starts = outputs["target"].values, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    if target.device.type != "cpu":
-        starts = starts[[0, -1]]
-    first_rows = [torch.searchsorted(each, starts).tolist() for each in places]
-    first_pairs = starts.tolist()
+    target = outputs["target"].values
 
-    def observe(number: int) -> Observation:
-        pairs, aligned = slice(*first_pairs[number : number + 2]), {}
-        for (role, output), each, first in zip(outputs.items(), places, first_rows, strict=True):
-            rows = slice(*first[number : number + 2])
-            aligned[role] = align(output.values[rows], each[rows] - pairs.start, pairs.stop - pairs.start)
+    def observe(pairs: slice, rows: Sequence[slice]) -> Observation:
+        aligned = {
+            role: align(output.values[part], each[part] - pairs.start, pairs.stop - pairs.start)
+            for (role, output), each, part in zip(outputs.items(), places, rows, strict=True)
+        }
         return Observation(module, **aligned)
 
     if target.device.type != "cpu":
-        return sums_in_blocks(scorer, observe(0), counts, _DEVICE_BLOCK)
+        observation = observe(slice(0, pairs), [slice(0, len(each)) for each in places])
+        return sums_in_blocks(scorer, observation, counts, _DEVICE_BLOCK)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    rows_of = [[slice(*span) for span in pairwise(torch.searchsorted(each, starts).tolist())] for each in places]
+    pairs_of = [slice(*span) for span in pairwise(starts.tolist())]
     sums = torch.zeros(scorer.terms, len(counts), target.shape[1], dtype=torch.float64)
     for number in counts.nonzero().flatten().tolist():  # one expert at a time, whose values stay in the cache
-        sums[:, number] = token_sums(scorer, observe(number))
+        sums[:, number] = token_sums(scorer, observe(pairs_of[number], [rows[number] for rows in rows_of]))
     return sums
 
 
@@ -251,7 +254,7 @@ class ChannelMeans(Metric):
             target = target.flatten(-2)
             others = [None if other is None else other.flatten(-2) for other in others]
         if module in self._partners:  # bring the source's channels into the target's order
-            partners = self._partners[module].to(target.device)
+            partners = self._partners[module] = to_device(self._partners[module], target.device)
             others = [
                 None if other is None else torch.where(partners >= 0, other[..., partners.clamp(min=0)], target)
                 for other in others
@@ -272,16 +275,15 @@ class ChannelMeans(Metric):
         span, target = self.expert_spans[module], outputs["target"]
         of_pairs, places = number_rows(list(outputs.values()))
         of_rows = [target.routing.experts, outputs.get("source", target).routing.experts, of_pairs]
-        usage = torch.stack([torch.bincount(experts, minlength=span.stop - span.start) for experts in of_rows])
+        usage = torch.stack([count_by_expert(experts, span.stop - span.start) for experts in of_rows])
         self.usage[:, span] += usage.to(self.usage.device)
         if self.chunks and self._by_routed:
             self.chunk_usage[chunk, :, span] += usage.to(self.usage.device)
-        sums = expert_sums(self.scorer, module, outputs, places, usage[2])
+        sums = expert_sums(self.scorer, module, outputs, places, usage[2], len(of_pairs))
         if not self._by_routed:  # a scorer may give two zeros another value than 0
             zero = target.values.new_zeros(1, target.values.shape[1])
             of_zeros = token_sums(self.scorer, Observation(module, **dict.fromkeys(outputs, zero)))
-            if bool(of_zeros.any()):
-                sums += of_zeros.unsqueeze(1) * (target.routing.total - usage[2]).to(sums.device)[:, None]
+            sums += of_zeros.unsqueeze(1) * (target.routing.total - usage[2]).to(sums.device)[:, None]
         return sums.flatten(1).to(self.total.device)
 
     def compute(self) -> Tensor:
@@ -290,7 +292,7 @@ class ChannelMeans(Metric):
         Raises:
             ActError: If a module gave no output at any answer token.
         """
-        return self._scores(self.total, self.count, self.usage)
+        return self._scores(self.total, self.count, self.count.tolist(), self.usage)
 
     def compute_usage(self) -> dict[str, Tensor]:
         """How many answer tokens the target, the source, and either route to each expert, on all processes.
@@ -299,7 +301,8 @@ class ChannelMeans(Metric):
             int64 ``[3, experts]`` on the CPU, by module of packed experts.
         """
         with self.sync_context():
-            return {name.rpartition(".")[0]: self.usage[:, span].cpu() for name, span in self.expert_spans.items()}
+            usage = self.usage.cpu()
+        return {name.rpartition(".")[0]: usage[:, span] for name, span in self.expert_spans.items()}
 
     def compute_chunks(self) -> Tensor | None:
         """The scores of each chunk of samples, float32 ``[chunks, channels]`` on the CPU; ``None`` if there are none.
@@ -311,11 +314,12 @@ class ChannelMeans(Metric):
             return None
         with self.sync_context():  # adds up the sums of all processes
             usages = self.chunk_usage if self._by_routed else [self.usage] * self.chunks
-            chunks = zip(self.chunk_total, self.chunk_count, usages, strict=True)
+            chunks = zip(self.chunk_total, self.chunk_count, self.chunk_count.tolist(), usages, strict=True)
             return torch.stack([self._scores(*chunk) for chunk in chunks]).cpu()
 
-    def _scores(self, total: Tensor, count: Tensor, usage: Tensor) -> Tensor:
-        silent = [module for module in self._owners if not count[self._spans[module.name][0]]]
+    def _scores(self, total: Tensor, count: Tensor, counts: Sequence[int], usage: Tensor) -> Tensor:
+        """The scores by sums and counts, the latter on the device and on the host, which would wait for each."""
+        silent = [module for module in self._owners if not counts[self._spans[module.name][0]]]
         active = {owned for module in self._owners if module not in silent for owned in module.owned}
         silent = [module for module in silent if not active.issuperset(module.owned)]  # in layers that share weights
         if silent:

@@ -21,7 +21,7 @@ from act_lightning.checkpoints.compatibility import VocabularyMatch, match_vocab
 from act_lightning.checkpoints.reader import CheckpointReader, load_on_device
 from act_lightning.checkpoints.weight_delta import Rows, row_deltas
 from act_lightning.console import progress_bar
-from act_lightning.data.batches import collate
+from act_lightning.data.batches import batch_to_device, collate, to_device
 from act_lightning.data.labels import Sample
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.masks import top_by_parameters
@@ -30,8 +30,8 @@ from act_lightning.profiling.layerwise import Call, LayerState, LayerwiseModel, 
 from act_lightning.profiling.measurement import Measurement, Target, save
 from act_lightning.profiling.memory import PairSettings
 from act_lightning.profiling.offload import DiskWeights
-from act_lightning.profiling.pair import Batch, ChunkBatch
-from act_lightning.profiling.placement import choose_placement, host_memory_share
+from act_lightning.profiling.pair import ChunkBatch
+from act_lightning.profiling.placement import choose_placement, host_memory_share, memory_for_states
 from act_lightning.profiling.samples import AbilitySamples, MeasuredScores, Sampling
 from act_lightning.scorers.attribution import Attribution
 from act_lightning.training.loss import answer_logits, answer_loss
@@ -222,7 +222,7 @@ class AttributionPass:
         model, chunk = self._model, 0
         with each_gradient(model, lambda name, gradient: use(chunk, name, gradient)):
             for batch, chunk in batches:
-                loss, count = answer_loss(model, _on_device(batch, model.device))
+                loss, count = answer_loss(model, batch_to_device(batch, model.device))
                 loss.backward()
                 yield chunk, count
 
@@ -262,7 +262,7 @@ class LayerwiseAttributionPass(AttributionPass):
         self.changes = weights.changes
         layers = decoder_parts(weights.model).layers
         bytes_of_a_token = len(layers) * DecoderSizes.of(weights.model.config).hidden * dtype.itemsize
-        most = max(1, host_memory_share(self._trainer) // 2 // bytes_of_a_token)
+        most = max(1, memory_for_states(host_memory_share(self._trainer), device) // bytes_of_a_token)
         with LayerwiseModel(weights, device) as layerwise:
             for group in group_batches(batches, most):
                 yield from self._group_gradients(layerwise, weights, group, use)
@@ -276,22 +276,21 @@ class LayerwiseAttributionPass(AttributionPass):
     ) -> Iterator[tuple[int, int]]:
         """Take batches through all stages and back."""
         model, last = layerwise.model, layerwise.stages - 1
+        inputs_of = [batch_to_device(batch, self._trainer.strategy.root_device) for batch, _ in group]
         states = [[LayerState()] for _ in group]
         for stage in range(last):
             with layerwise.at(stage), torch.no_grad():
-                for (batch, _), saved in zip(group, states, strict=True):
+                for inputs, saved in zip(inputs_of, states, strict=True):
                     state = LayerState(dict(saved[-1].outputs), dict(saved[-1].shapes))
-                    inputs = _on_device(batch, self._trainer.strategy.root_device)
                     layerwise.advance(state, partial(answer_logits, model, inputs))
                     saved.append(state)
         gradients: list[Mapping[Call, Any]] = [{} for _ in group]
         for stage in range(last, -1, -1):
             with layerwise.at(stage, backward=True):
-                for number, (batch, chunk) in enumerate(group):
-                    inputs = _on_device(batch, self._trainer.strategy.root_device)
+                for number, (_, chunk) in enumerate(group):
                     counts = list[int]()
 
-                    def forward(inputs: Batch = inputs, counts: list[int] = counts) -> None:
+                    def forward(inputs: Mapping[str, Any] = inputs_of[number], counts: list[int] = counts) -> None:
                         loss, count = answer_loss(model, inputs)
                         counts.append(count)
                         loss.backward()
@@ -363,7 +362,7 @@ class InterpolatedWeights(DiskWeights):
             first = self._first[name]
             if first not in self._shapes:
                 continue
-            self.changes[first] = self._read_changes.pop(name).to(self._device, non_blocking=True)
+            self.changes[first] = to_device(self._read_changes.pop(name), self._device)
             parameter = self.model.get_parameter(name).requires_grad_(True)
             parameter.register_post_accumulate_grad_hook(partial(self._hand_over, first))
 
@@ -382,10 +381,6 @@ class InterpolatedWeights(DiskWeights):
         """As :class:`DiskWeights`."""
         super().close()
         self._source.close()
-
-
-def _on_device(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    return {name: values.to(device) for name, values in batch.items()}
 
 
 def _fill_task_vector(
@@ -476,7 +471,6 @@ def summed_squared_gradients(model: PreTrainedModel, samples: Iterable[Sample]) 
 
     with each_gradient(model, add_square):
         for sample in samples:
-            batch = {name: values.to(model.device) for name, values in collate([sample], 0).items()}
-            loss, _ = answer_loss(model, batch)
+            loss, _ = answer_loss(model, batch_to_device(collate([sample], 0), model.device))
             loss.backward()
     return sums

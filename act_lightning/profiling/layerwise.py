@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import decoder_parts, modules_with_parameters
 from act_lightning.console import progress_bar
+from act_lightning.data.batches import to_device, to_host
 from act_lightning.errors import ActError, ConfigIssue
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.offload import PartWeights
@@ -173,21 +174,21 @@ class LayerwiseModel:
                 for output, gradient in zip(tree_leaves(tree), tree_leaves(gradients[call]), strict=True):
                     if gradient is not None and output.requires_grad:
                         outputs.append(output)
-                        known.append(gradient)
+                        known.append(to_device(gradient, output.device))
             if outputs:
                 torch.autograd.backward(outputs, known)
         self._state, self._outputs, self._is_first_batch = LayerState(), {}, False
         return {call: tree_map_only(Tensor, _gradient_on_host, output) for call, output in leaves.items()}
 
     def _leaf(self, values: Tensor) -> Tensor:
-        return values.to(self._device).detach().requires_grad_(values.is_floating_point())
+        return to_device(values, self._device).detach().requires_grad_(values.is_floating_point())
 
     def _call(self, part: str, forward: Callable[..., Any], *args: object, **kwargs: object) -> object:
         """Stand in for the ``forward`` of a part."""
         call = Call(part, self._calls[part])
         self._calls[part] += 1
         if call in self._state.outputs:
-            return tree_map_only(Tensor, lambda values: values.to(self._device), self._state.outputs[call])
+            return tree_map_only(Tensor, partial(to_device, device=self._device), self._state.outputs[call])
         if call in self._state.shapes:
             return tree_map_only(Tensor, partial(_nan_like, device=self._device), self._state.shapes[call])
         stage = self._layer_stage.get(part)
@@ -201,7 +202,8 @@ class LayerwiseModel:
             raise ActError(self._chain_issue(part, "reads what was computed long before"))
         output = forward(*args, **kwargs)
         if self._stage < self.stages - 1:  # nothing follows the last, whose logits are larger than all else
-            self._outputs[call] = tree_map_only(Tensor, lambda values: values.to("cpu"), output)
+            # on the way back they are only what the backward pass begins with
+            self._outputs[call] = output if torch.is_grad_enabled() else tree_map_only(Tensor, to_host, output)
         if stage is not None:
             raise _EndOfStage
         return output
@@ -227,12 +229,13 @@ def _nan_like(shape: Tensor, device: torch.device) -> Tensor:
 
 
 def _gradient_on_host(leaf: Tensor) -> Tensor | None:
-    return None if leaf.grad is None else leaf.grad.to("cpu")
+    return None if leaf.grad is None else to_host(leaf.grad)
 
 
 def _has_nan(tree: object) -> bool:
     tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return any(bool(torch.isnan(values).any()) for values in tensors)
+    found = [torch.isnan(values).any() for values in tensors]
+    return bool(found) and bool(torch.stack(found).any())
 
 
 class LayerwiseReader(Reader):
@@ -306,6 +309,7 @@ class LayerwisePair(Pair):
         for batch, chunk in batches:
             inputs = ModelInputs.of(batch, self.target.model)
             if inputs.answers.tokens:
+                inputs = inputs.to(self.device)  # once for all stages
                 waiting.append((inputs, chunk, [LayerwiseReader(model) for model in models]))
         stages = range(self.target.stages if waiting else 0)
         for stage in progress_bar(stages, desc="layers", leave=False, disable=not self.shows_progress):
@@ -315,4 +319,4 @@ class LayerwisePair(Pair):
                 for inputs, chunk, readers in waiting:
                     running = set(self.target.stage_modules())
                     names = [name for name in metrics[0].module_names if owner_of(name, self.target.modules) in running]
-                    compare(readers[0], readers[1:], inputs.to(self.device), metrics, chunk, names)
+                    compare(readers[0], readers[1:], inputs, metrics, chunk, names)

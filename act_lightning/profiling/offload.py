@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from act_lightning.architecture import assign, decoder_parts
 from act_lightning.checkpoints.reader import CheckpointReader, model_without_weights
+from act_lightning.data.batches import to_device
 from act_lightning.profiling.pair import Reader
 
 
@@ -62,7 +63,7 @@ class DiskWeights:
         module = self.model.get_submodule(part)
         self._placeholders[part] = dict(module.named_parameters(prefix=part, remove_duplicate=False))
         for name in self._placeholders[part]:
-            on_device = values.pop(name).to(self._device, non_blocking=True)
+            on_device = to_device(values.pop(name), self._device)
             assign(self.model, name, nn.Parameter(on_device, requires_grad=False))
 
     def unload(self, part: str) -> None:
@@ -93,7 +94,7 @@ class MemoryWeights:
         self._host_values: dict[str, dict[nn.Parameter, Tensor]] = {}  # of loaded parts
         self._host_buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.device != device}
         for name, buffer in self._host_buffers.items():
-            assign(model, name, buffer.to(device))
+            assign(model, name, to_device(buffer, device))
 
     def prefetch(self, parts: Iterable[str]) -> None:
         """Do nothing: they are in memory."""
@@ -105,7 +106,7 @@ class MemoryWeights:
         parameters = self.model.get_submodule(part).parameters()
         self._host_values[part] = {parameter: parameter.data for parameter in parameters}
         for parameter, values in self._host_values[part].items():
-            parameter.data = values.to(self._device)
+            parameter.data = to_device(values, self._device)
 
     def unload(self, part: str) -> None:
         """Free the copies."""
@@ -145,4 +146,4 @@ class OffloadedReader(Reader):
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """The parameters of one module, on the device."""
-        return {name: values.to(self._device) for name, values in super().weights(module).items()}
+        return {name: to_device(values, self._device) for name, values in super().weights(module).items()}

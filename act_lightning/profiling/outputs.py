@@ -58,6 +58,11 @@ class Routing:
         return rows, Routing(tokens[rows], self.experts[rows], len(positions))
 
 
+def count_by_expert(experts: Tensor, count: int) -> Tensor:
+    """Rows of each expert, int64 ``[count]``: ``torch.bincount``, for which the host would wait."""
+    return experts.new_zeros(count).scatter_add_(0, experts, torch.ones_like(experts))
+
+
 @dataclass(frozen=True)
 class ExpertOutput:
     """The output of packed experts at answer tokens: a row for each token and expert that it is routed to.
@@ -279,7 +284,7 @@ def _run_experts(
     experts_module: Any = module
     count, has_bias = len(experts_module.down_proj), getattr(experts_module, "has_bias", False)
     has_gate = getattr(experts_module, "has_gate", True)
-    offsets = torch.bincount(routing.experts, minlength=count).cumsum(0).to(torch.int32)
+    offsets = count_by_expert(routing.experts, count).cumsum(0).to(torch.int32)
     seen = routing
     if routed is not None:
         seen = Routing(routing.tokens[routed], routing.experts[routed], routing.total)
@@ -490,7 +495,7 @@ def _covers(values: Tensor, address: int) -> bool:
 
 def _without_padding(call: ModuleCall, values: Tensor, answers: AnswerPositions) -> Tensor:
     """The output of a convolution at tokens, ``[rows, length, channels]``."""
-    length = answers.mask.shape[1]
+    length = answers.shape[1]
     extra = values.shape[1] - length
     if extra < 0:
         raise _unknown(call.name, "it has fewer positions than there are tokens")
@@ -501,7 +506,7 @@ def _expert_output(
     call: ModuleCall, routing: Routing, answers: AnswerPositions
 ) -> tuple[ExpertOutput, Callable[[Mapping[str, Tensor]], ExpertOutput]]:
     """The output of packed experts at answer tokens, and a function that computes it with other weights."""
-    if answers.tokens == answers.mask.numel():  # no row is left out, and none changes afterwards
+    if answers.tokens == answers.shape.numel():  # no row is left out, and none changes afterwards
         return ExpertOutput(call.values, routing), lambda weights: ExpertOutput(call.rerun(weights), routing)
     rows, of_answers = routing.at(answers.index)
 
@@ -534,7 +539,7 @@ def capture_outputs(
 
     def visit(call: ModuleCall) -> None:
         if call.routing is not None:
-            if call.routing.total != answers.mask.numel():
+            if call.routing.total != answers.shape.numel():
                 raise _unknown(call.name, "its tokens are not those of the batch")
             sink(call.name, *_expert_output(call, call.routing, answers))
             return

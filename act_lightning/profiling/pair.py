@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from act_lightning.data.batches import AnswerPositions, BufferPool, normalize_batch
+from act_lightning.data.batches import (
+    AnswerPositions,
+    BufferPool,
+    drop_implied,
+    known_masks,
+    normalize_batch,
+    to_device,
+)
 from act_lightning.defaults import IGNORED
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.profiling.outputs import Output, capture_outputs, owner_of
@@ -41,16 +48,12 @@ class ModelInputs:
     @classmethod
     def of(cls, batch: Batch, model: nn.Module) -> ModelInputs:
         """Prepare a batch for a model, on the host: finding answer tokens on a device would wait for its queue."""
-        inputs = dict(normalize_batch(batch, model.config))
-        answers = AnswerPositions(inputs.pop("labels") != IGNORED)
-        mask = inputs.get("attention_mask")
-        if mask is not None and bool(mask.all()):
-            del inputs["attention_mask"]
-        return cls(inputs, answers)
+        inputs = drop_implied(normalize_batch(batch, model.config))
+        return cls(inputs, AnswerPositions.of(inputs.pop("labels") != IGNORED))
 
     def to(self, device: torch.device) -> ModelInputs:
         """The same on a device."""
-        inputs = {name: values.to(device) for name, values in self.inputs.items()}
+        inputs = {name: to_device(values, device) for name, values in self.inputs.items()}
         return ModelInputs(inputs, self.answers.to(device))
 
 
@@ -62,13 +65,14 @@ class Reader:
         self._modules = dict(model.named_modules())
 
     def read(self, inputs: Batch) -> None:
-        """Run the model on inputs that are on its device."""
-        self.model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs.get("attention_mask"),
-            position_ids=inputs.get("position_ids"),
-            use_cache=False,
-        )
+        """Run the model on the inputs of :class:`ModelInputs`, on its device."""
+        with known_masks(inputs):
+            self.model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs.get("attention_mask"),
+                position_ids=inputs.get("position_ids"),
+                use_cache=False,
+            )
 
     def weights(self, module: str) -> dict[str, Tensor]:
         """The parameters of one module, by their names in it, on the device; of packed experts all of theirs."""

@@ -52,6 +52,9 @@ def open_pair(
             host = torch.device("cpu")
             model = stack.enter_context(target.ready(host if target.model is None else target.model.device))
             models = [model, *(load_on_device(folder, dtype, host) for folder in sources)]
+            for loaded in models[target.model is not None :] if device.type == "cuda" else ():
+                for parameter in loaded.parameters():  # once, rather than each time it is copied
+                    parameter.data = parameter.data.pin_memory()
             reader, *readers = (stack.enter_context(OffloadedReader(model, device).ready()) for model in models)
             pair = ResidentPair(reader, dict(zip(sources, readers, strict=True)), device)
         else:
@@ -63,10 +66,10 @@ def open_pair(
                 weights.append(MemoryWeights(stack.enter_context(target.ready(target.model.device)), device))
             weights += [DiskWeights(folder, dtype, device) for folder in sources]
             layerwise, *siblings = (stack.enter_context(LayerwiseModel(part, device)) for part in weights)
-            # Half of the memory that stages leave holds a hidden state of each token in every model.
+            # What stages leave holds a hidden state of each token in every model.
             size = dtype.itemsize * len(weights)
             free = host_memory_share(trainer) - sum(largest_stage(skeleton)) * size
-            tokens = max(1, free // 2 // (DecoderSizes.of(skeleton.config).hidden * size))
+            tokens = max(1, memory_for_states(free, device) // (DecoderSizes.of(skeleton.config).hidden * size))
             named = dict(zip(sources, siblings, strict=True))
             pair = LayerwisePair(layerwise, named, device, tokens, trainer.is_global_zero)
         yield pair, skeleton.config
@@ -75,6 +78,11 @@ def open_pair(
 def host_memory_share(trainer: L.Trainer) -> int:
     """Bytes of this machine's memory that are free for each of the Trainer's processes on it."""
     return host_memory() // max(1, trainer.world_size // trainer.num_nodes)
+
+
+def memory_for_states(free: int, device: torch.device) -> int:
+    """Bytes of free memory to plan for hidden states: half; a GPU's are pinned, up to the next power of two."""
+    return free // (4 if device.type == "cuda" else 2)
 
 
 def choose_placement(target: Target, skeleton: PreTrainedModel, sources: int, tokens: int, trainer: L.Trainer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -10,12 +11,12 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
 from act_lightning.architecture import output_embedding
-from act_lightning.data.batches import AnswerPositions
-from act_lightning.defaults import IGNORED, LOGITS_AT_ONCE
+from act_lightning.data.batches import AnswerPositions, known_masks, predicting_positions
+from act_lightning.defaults import LOGITS_AT_ONCE
 from act_lightning.errors import ActError, ConfigIssue
 
 _TOLERANCE = 1.0e-3  # relative and absolute, of logits that may be bfloat16
@@ -39,7 +40,7 @@ class TokenScores(NamedTuple):
 
 def answer_loss(
     model: PreTrainedModel,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     at_once: int | None = None,
     factor: Tensor | float = 1.0,
     router_aux_loss_coef: float = 0.0,
@@ -50,7 +51,8 @@ def answer_loss(
         model: A causal language model.
         batch: ``input_ids`` and ``labels``, int64 ``[rows, length]``; ``attention_mask`` if there is padding;
             ``position_ids``, optional, which restart at every sample of a packed row. Labels are not shifted, and −100
-            everywhere but at answer tokens; nothing predicts the first token of a sample.
+            everywhere but at answer tokens; nothing predicts the first token of a sample. With the ``layout`` of
+            :func:`~act_lightning.data.batches.batch_to_device`, the host does not wait for the device.
         at_once: Answer tokens whose logits are in memory together; by default as many as fit in half a gigabyte.
         factor: What the backward pass will multiply the sum by, as far as known. Gradients of logits are computed with
             the loss and multiplied right away: in float16 small ones would otherwise be zero.
@@ -66,32 +68,32 @@ def answer_loss(
 
 
 @torch.no_grad()
-def score_answers(model: PreTrainedModel, batch: Mapping[str, Tensor], at_once: int | None = None) -> TokenScores:
+def score_answers(model: PreTrainedModel, batch: Mapping[str, Any], at_once: int | None = None) -> TokenScores:
     """The same sum without gradients, and the number of correct tokens; arguments as for :func:`answer_loss`."""
     return _score(model, batch, at_once, factor=1.0)
 
 
-def answer_logits(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def answer_logits(model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The logits that predict the answer tokens of a batch (see :func:`answer_loss`), all in memory, and these tokens.
 
     Returns:
         Logits, float32 ``[answer tokens, vocabulary]``, and ids, int64 ``[answer tokens]``.
     """
     inputs, positions, targets = _split(batch)
-    with output_embedding(model).register_forward_pre_hook(positions.take_from_input):
+    with output_embedding(model).register_forward_pre_hook(positions.take_from_input), _masks(batch):
         logits = model(**inputs, use_cache=False).logits
     return logits.squeeze(0).float(), targets
 
 
-def _split(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], AnswerPositions, Tensor]:
+def _split(batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], AnswerPositions, Tensor]:
     """The model's inputs, the positions that predict answer tokens, and these tokens, int64 ``[answer tokens]``."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
-    next_labels = batch["labels"][:, 1:]
-    is_answer = next_labels != IGNORED
-    if "position_ids" in batch:
-        is_answer &= batch["position_ids"][:, 1:] != 0
-    positions = AnswerPositions(pad(is_answer, (0, 1)))  # waits for the device, which indexing by a mask would do again
-    return inputs, positions, pad(next_labels, (0, 1)).flatten()[positions.index]
+    positions = predicting_positions(batch)
+    return inputs, positions, batch["labels"].flatten()[positions.index + 1]
+
+
+def _masks(batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+    return known_masks(batch) if "layout" in batch else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ _TRANSFORMS: WeakKeyDictionary[PreTrainedModel, LogitTransform | None] = WeakKey
 
 def _score(
     model: PreTrainedModel,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Any],
     at_once: int | None,
     factor: Tensor | float,
     router_aux_loss_coef: float = 0.0,
@@ -149,7 +151,8 @@ def _score(
         inputs, positions, targets = _split(batch)
         at_once = at_once or max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
         hook = HeadHook(positions, targets, transform, at_once, factor, router_aux_loss_coef)
-        scores, logits = hook.run(model, inputs)
+        with _masks(batch):
+            scores, logits = hook.run(model, inputs)
         expected = transform(hook.raw).float()
         if confirmed or torch.allclose(
             logits.float().view_as(expected), expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True

@@ -18,7 +18,7 @@ from act_lightning.analysis.activation_patching import (
     position_sums,
     record_channels,
     replace_channels,
-    sample_losses,
+    token_losses,
 )
 from act_lightning.analysis.causal_check import effects, like_by_module, random_channels
 from act_lightning.channels import inventory
@@ -93,12 +93,12 @@ def test_an_ablated_channel_gives_its_mean() -> None:
 def test_hooks_are_gone_whatever_happens() -> None:
     target, source = _pair("llama")
     channels = inventory(target)
-    before = sample_losses(target, BATCH)
+    before = token_losses(target, BATCH)
     places = indices_by_module(channels, _mask(channels.total))
     with pytest.raises(RuntimeError, match="on purpose"), replace_channels(target, places, lambda *_: torch.zeros(1)):
         raise RuntimeError("on purpose")
     _losses(PatchingExperiment(target, source, channels, [Variant("selected", _mask(channels.total))]))
-    assert torch.equal(sample_losses(target, BATCH), before)
+    assert torch.equal(token_losses(target, BATCH), before)
     assert not any(module._forward_hooks for module in (*target.modules(), *source.modules()))
 
 

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from act_lightning.callbacks import TokenThroughput
-from act_lightning.callbacks.throughput import FlopCount, sample_lengths
+from act_lightning.callbacks.throughput import FlopCount
+from act_lightning.data.batches import sample_lengths
 from act_lightning.module import AbilityTransferModule
 from tests.loops import packed, padded, quiet_trainer, random_samples
 from tests.reference.act import IGNORED

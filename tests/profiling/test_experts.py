@@ -197,7 +197,7 @@ def test_sums_by_expert(scorer: ActivationScorer, block: int | None) -> None:
         outputs = {role: ExpertOutput(getattr(observation, role), routing) for role in roles}
         pairs, places = number_rows([*outputs.values()])
         assert torch.equal(pairs, routing.experts)
-        sums = expert_sums(scorer, "", outputs, places, rows)
+        sums = expert_sums(scorer, "", outputs, places, rows, len(pairs))
     else:
         sums = sums_in_blocks(scorer, observation, rows, block)
     values = scorer.values(observation).view(scorer.terms, 9, 4).double()

@@ -109,6 +109,8 @@ def _finish_copies(source: Tensor | None = None) -> None:
 
 
 def _pin(tensor: Tensor, device: object = None) -> Tensor:
+    if _is_pinned(tensor):
+        return tensor
     copied = tensor.clone()
     _pinned[copied.untyped_storage().data_ptr()] = copied.untyped_storage()
     return copied
@@ -235,7 +237,7 @@ def _default_generator_swapped() -> Iterator[None]:
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
-    """What ``copy_`` and ``to`` come to. The host waits for copies between devices, unless asked not to of pinned memory.
+    """What ``copy_`` and ``to`` come to. The host waits, unless asked not to where its memory is pinned.
 
     A copy to the host for which it does not wait holds nonsense until it waits for something else.
     """

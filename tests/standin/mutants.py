@@ -36,7 +36,7 @@ MUTANTS = (
     Mutant("analysis.activation_patching", "number).to(changed)", "number).to(changed.dtype)", "causes"),
     Mutant("callbacks.answer_evaluation", ", back_on_device(trainer)", "", "resume what is complete"),
     Mutant("checkpoints.models", ', torch.device("cpu"):', ":", "validate"),
-    Mutant("data.batches", "self.index.to(device)", "self.index", "profile resident"),
+    Mutant("data.batches", "to_device(self.index, device)", "self.index", "profile resident"),
     Mutant("evaluation.evaluator", 'batch["labels"].to(model.device)', 'batch["labels"]', "fit with comparison"),
     Mutant("evaluation.generation", "ids.shape[1] :].tolist()", "ids.shape[1] :].numpy().tolist()", "predict"),
     Mutant("merging.della", "size.shape[1], device=size.device)", "size.shape[1])", "inject della"),
@@ -46,17 +46,23 @@ MUTANTS = (
     Mutant("profiling.gradients", "return total.cpu(), tokens.cpu()", "return total, tokens", "select attribution"),
     Mutant(
         "profiling.gradients",
-        "{name: values.to(model.device) for name, values in collate([sample], 0).items()}",
+        "batch_to_device(collate([sample], 0), model.device)",
         "collate([sample], 0)",
         "inject fisher",
     ),
     Mutant(
-        "profiling.layerwise", "lambda values: values.to(self._device)", "lambda values: values", "profile layerwise"
+        "profiling.layerwise",
+        "partial(to_device, device=self._device), self._state",
+        "lambda values: values, self._state",
+        "profile layerwise",
     ),
     Mutant(
-        "profiling.offload", "parameter.data = values.to(self._device)", "parameter.data = values", "profile offload"
+        "profiling.offload",
+        "parameter.data = to_device(values, self._device)",
+        "parameter.data = values",
+        "profile offload",
     ),
-    Mutant("profiling.pair", "name: values.to(device) for", "name: values for", "profile resident"),
+    Mutant("profiling.pair", "name: to_device(values, device) for", "name: values for", "profile resident"),
     Mutant(
         "training.loss",
         "total = torch.zeros((), dtype=torch.float32, device=hidden.device)",
