@@ -24,19 +24,31 @@ _PADDED = {"data": {"batch_size": 4, "packing": False}}
 _CLIPPED = {"gradient_clip_val": 1.0}
 
 
+def merged(config: Any, changes: Any) -> Any:
+    """A config with changes merged by key; a slice takes a part of a list."""
+    if isinstance(changes, slice):
+        return config[changes]
+    if not (isinstance(config, dict) and isinstance(changes, dict)):
+        return changes
+    return config | {key: merged(config.get(key), value) for key, value in changes.items()}
+
+
 def _callbacks(*names: str, **trainer: Any) -> Config:
     paths = [name if "." in name else f"{_CALLBACKS}.{name}" for name in names]
     return {"trainer": {"callbacks": [{"class_path": path} for path in paths], **trainer}}
 
 
-def _plain_fit(updates: int, micro_batches: int) -> Config:
-    limited = {"abilities": {"d": {"limit": updates * micro_batches}}, "validation": [], "batch_size": 1}
-    return {"profile": {"sources": None}, "data": limited, "trainer": {"accumulate_grad_batches": micro_batches}}
+def _plain_fit(updates: int, micro_batches: int, size: int = 1, packing: bool = False) -> Config:
+    limited = {"abilities": {"d": {"limit": updates * micro_batches * size}}, "validation": []}
+    return {
+        "profile": {"sources": None},
+        "data": limited | {"batch_size": size, "packing": packing},
+        "trainer": _callbacks("TokenThroughput", accumulate_grad_batches=micro_batches)["trainer"],
+    }
 
 
-def _small_profile(batches: int) -> Config:
-    limited = {"abilities": {"d": {"limit": batches}}}
-    return {"profile": {"sources": slice(1), "tokens_per_batch": 1}, "data": limited}
+def _small_profile(samples: int, changes: Config) -> Config:
+    return merged({"profile": {"sources": slice(1)}, "data": {"abilities": {"d": {"limit": samples}}}}, changes)
 
 
 def _endless_answers(tokens: int) -> Config:
@@ -59,6 +71,19 @@ _HALF = {  # given "16-mixed", Lightning would compute in bfloat16 on the CPU
 }
 _COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 8}}
 _PLACES = ("resident", "offload", "layerwise")
+_TOKENS = {"profile": {"tokens_per_batch": 40}}
+PROFILES: dict[str, Config] = {
+    "alone": {"profile": {"tokens_per_batch": 1}},
+    "packed": _TOKENS | {"data": {"packing": True}},
+    **{place: {"profile": {"placement": place, "tokens_per_batch": 40}} for place in _PLACES},
+    "by attribution": _TOKENS | {"transfer": {"selection": "attribution"}},
+    "by layerwise attribution": {
+        "profile": {"tokens_per_batch": 40, "placement": "layerwise"},
+        "transfer": {"selection": "attribution"},
+    },
+    "mixture": _TOKENS,
+}
+"""How samples are profiled where waits are counted."""
 SCENARIOS: dict[str, Steps] = {
     **{f"profile {place}": [("profile", {"profile": {"placement": place}})] for place in ("resident", "offload")},
     "profile layerwise": [("profile", {"profile": {"placement": "layerwise"}, "model": {"dtype": "bfloat16"}})],
@@ -102,7 +127,16 @@ SCENARIOS: dict[str, Steps] = {
     # what differs in the number of batches or tokens only, so that the waits in one can be counted
     **{f"predict {count} tokens": [("predict", _endless_answers(count))] for count in (8, 72)},
     **{f"fit {u} updates of {m}": [("fit", _plain_fit(u, m))] for u, m in ((1, 4), (1, 12), (3, 4))},
-    **{f"profile {count} batches": [("profile", _small_profile(count))] for count in (4, 12)},
+    **{
+        f"fit {m} {layout} micro-batches": [("fit", _plain_fit(1, m, 3, layout == "packed"))]
+        for layout in ("padded", "packed")
+        for m in (2, 4)
+    },
+    **{
+        f"profile {kind} of {samples} samples": [("profile", _small_profile(samples, changes))]
+        for kind, changes in PROFILES.items()
+        for samples in (8, 24)
+    },
     "causes": [("causes", {"causes": {"samples": 6, "repeats": 2}, "profile": {"sources": slice(1, 2)}})],
     "sweep": [("sweep", {"sweep": {"scales": [0.2, 0.4], "ratios": [0.1]}})],
 }
@@ -157,12 +191,3 @@ def write_models(folder: Path) -> None:
         ]
         write_jsonl(folder / f"{name}.jsonl", rows)
     write_jsonl(folder / "n.jsonl", [{"prompt": f"What is {i} and one?", "answer": str(i + 1)} for i in range(6)])
-
-
-def merged(config: Any, changes: Any) -> Any:
-    """A config with changes merged by key; a slice takes a part of a list."""
-    if isinstance(changes, slice):
-        return config[changes]
-    if not (isinstance(config, dict) and isinstance(changes, dict)):
-        return changes
-    return config | {key: merged(config.get(key), value) for key, value in changes.items()}
