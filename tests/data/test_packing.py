@@ -22,12 +22,21 @@ from transformers.models.gpt_neo import modeling_gpt_neo
 from transformers.models.gptj import modeling_gptj
 
 from act_lightning.channels import inventory
-from act_lightning.data.batches import collate, pack, packing_obstacle, should_pack, unbatch
+from act_lightning.data.batches import (
+    collate,
+    drop_implied,
+    known_masks,
+    pack,
+    packing_obstacle,
+    should_pack,
+    unbatch,
+)
 from act_lightning.data.labels import Sample
 from act_lightning.defaults import IGNORED
 from act_lightning.errors import ActError
 from act_lightning.profiling.channel_means import ChannelMeans
 from act_lightning.scorers import Activation
+from act_lightning.training.attention_compile import set_attention
 from act_lightning.training.loss import answer_loss
 from tests.loops import compare_on_batch, messages, random_samples
 from tests.tiny import ARCHITECTURES, sibling_of, tiny_config, tiny_model
@@ -100,6 +109,30 @@ def test_models_that_mix_samples_are_recognized(architecture: str) -> None:
         parameter.data += 0.15 * torch.randn(parameter.shape)
     assert difference_when_packed(model) > 0.1
     assert f"{architecture} " in str(packing_obstacle(config))
+
+
+BATCHES = {
+    "padded": collate(some(), 0),
+    "packed": pack(some()),
+    "of one length": collate(some(1) * 3, 0),
+    "of one sample": pack(some(1)),
+}
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_masks_are_the_same_to_the_bit_where_nobody_asks_the_device(architecture: str, attention: str) -> None:
+    model = tiny_model(architecture)
+    set_attention(model, attention)
+    for name, batch in BATCHES.items():
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        kept = drop_implied(inputs)
+        assert len(kept) == (2 if name in ("padded", "packed") else 1)
+        with torch.no_grad():
+            expected = model(**inputs, use_cache=False).logits
+            with known_masks(kept):
+                found = model(**kept, use_cache=False).logits
+        assert torch.equal(found, expected), name
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

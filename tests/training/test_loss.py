@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from act_lightning.data.batches import batch_to_device, predicting_positions, sample_lengths
 from act_lightning.training.loss import answer_logits, answer_loss, score_answers
 from tests.loops import messages, packed, padded, random_samples
 from tests.reference import act as reference
@@ -54,6 +55,18 @@ def test_loss_and_gradients_are_those_of_all_logits(architecture: str, at_once: 
         expected.backward()
         assert float(loss.detach()) / tokens == pytest.approx(float(expected.detach()), rel=1e-6)
         assert_close(found, gradients(model), 5e-6)
+
+
+def test_what_the_host_has_found_gives_the_same_loss_to_the_bit() -> None:
+    """Whether rows are padded on either side, packed, of one length, or one packed sample; and twice is once."""
+    model, cpu = tiny_model("llama").train(), torch.device("cpu")
+    batches = [padded(SAMPLES, 6, left)[0] for left in (False, True)]
+    for batch in (*batches, packed(SAMPLES, 6)[0], padded(SAMPLES[:1])[0], packed(SAMPLES[:1])[0]):
+        prepared = batch_to_device(batch, cpu)
+        losses = [answer_loss(model, either) for either in (batch, prepared, batch_to_device(prepared, cpu))]
+        assert {tokens for _, tokens in losses} == {predicting_positions(prepared).tokens}
+        assert torch.equal(sample_lengths(prepared), sample_lengths(batch))
+        assert len({float(loss.detach()) for loss, _ in losses}) == 1
 
 
 @pytest.mark.parametrize("at_once", [None, 5])
