@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -124,6 +125,10 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
     _validation: Validation
     reads_packed_rows = True
     weights_unmodified = False
+
+    def setup(self, stage: str) -> None:
+        """Nothing but this: Lightning warns of the hook below, beside a data module without one, and it is intended."""
+        warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device` in `LightningModule` but")
 
     def configure_model(self) -> None:
         """Load the target, once, in the precision of training; or start vLLM in its place."""
