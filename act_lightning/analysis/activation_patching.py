@@ -194,8 +194,7 @@ class PatchingExperiment:
         for variant, (chosen, columns) in zip(self.variants, self._chosen, strict=True):
 
             def patched(name: str, call: int, columns: ModuleIndices = columns) -> Tensor:
-                output = outputs[name][call]
-                return output[..., columns[name].to(output.device)]
+                return outputs[name][call][..., columns[name]]
 
             def ablated(name: str, _: int, columns: ModuleIndices = columns) -> Tensor:
                 return means[name][columns[name]]

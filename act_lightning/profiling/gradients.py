@@ -350,7 +350,7 @@ class InterpolatedWeights(DiskWeights):
         change = torch.empty_like(values)
         _fill_task_vector(change, first, self._reader, self._source, self._match)
         _interpolate(values, change, self._alpha, self._moved.get(first), partial(self._reader.rows, first))
-        self._read_changes[name] = change
+        self._read_changes[name] = change.pin_memory() if self._device.type == "cuda" else change
         return values
 
     def load(self, part: str) -> None:

@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("analysis.activation_patching", "number).to(changed)", "number).to(changed.dtype)", "causes"),
+    Mutant("analysis.activation_patching", ".float64, device=device) for", ".float64) for", "causes"),
     Mutant("callbacks.answer_evaluation", ", back_on_device(trainer)", "", "resume what is complete"),
     Mutant("checkpoints.models", ', torch.device("cpu"):', ":", "validate"),
     Mutant("data.batches", "to_device(self.index, device)", "self.index", "profile resident"),

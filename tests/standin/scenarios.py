@@ -71,14 +71,14 @@ _HALF = {  # given "16-mixed", Lightning would compute in bfloat16 on the CPU
 }
 _COSINE = {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 8}}
 _PLACES = ("resident", "offload", "layerwise")
-_TOKENS = {"profile": {"tokens_per_batch": 40}}
+_TOKENS = {"profile": {"tokens_per_batch": 120}}
 PROFILES: dict[str, Config] = {
     "alone": {"profile": {"tokens_per_batch": 1}},
     "packed": _TOKENS | {"data": {"packing": True}},
-    **{place: {"profile": {"placement": place, "tokens_per_batch": 40}} for place in _PLACES},
+    **{place: {"profile": {"placement": place, "tokens_per_batch": 120}} for place in _PLACES},
     "by attribution": _TOKENS | {"transfer": {"selection": "attribution"}},
     "by layerwise attribution": {
-        "profile": {"tokens_per_batch": 40, "placement": "layerwise"},
+        "profile": {"tokens_per_batch": 120, "placement": "layerwise"},
         "transfer": {"selection": "attribution"},
     },
     "mixture": _TOKENS,
