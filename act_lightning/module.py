@@ -127,7 +127,7 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
     weights_unmodified = False
 
     def setup(self, stage: str) -> None:
-        """Nothing but this: Lightning warns of the hook below, beside a data module without one, and it is intended."""
+        """Ignore Lightning's warning that this module moves batches, and not the data module."""
         warnings.filterwarnings("ignore", "You have overridden `transfer_batch_to_device` in `LightningModule` but")
 
     def configure_model(self) -> None:
@@ -219,7 +219,7 @@ class AbilityTransferModule(ModelSection, _LoadedModel):
         self.weights_unmodified = False
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ANN401
-        """As Lightning does; of labeled batches, the host keeps what it must know."""
+        """Find the answer tokens of labeled batches on the host, before they are copied."""
         if isinstance(batch, Mapping) and {"input_ids", "labels"} <= batch.keys():
             return batch_to_device(batch, device)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -303,10 +303,8 @@ def known_masks(batch: Mapping[str, object]) -> Iterator[None]:
     """
     from transformers import masking_utils  # takes seconds
 
-    original = masking_utils._ignore_causal_mask_sdpa
-
     def hides_nothing(padding_mask: Tensor | None, *args: Any, **kwargs: Any) -> bool:
-        return padding_mask is None and original(padding_mask, *args, **kwargs)
+        return padding_mask is None and before["_ignore_causal_mask_sdpa"](padding_mask, *args, **kwargs)
 
     def sample_numbers(positions: Tensor) -> Tensor | None:
         if "position_ids" not in batch:
@@ -314,10 +312,10 @@ def known_masks(batch: Mapping[str, object]) -> Iterator[None]:
         return (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
 
     known = {"_ignore_causal_mask_sdpa": hides_nothing, "find_packed_sequence_indices": sample_numbers}
-    before = {name: getattr(masking_utils, name) for name in known}
+    before: dict[str, Any] = {name: getattr(masking_utils, name) for name in known if hasattr(masking_utils, name)}
     try:
-        for name, function in known.items():
-            setattr(masking_utils, name, function)
+        for name in before:  # without one of them, as another version may be, its question is asked
+            setattr(masking_utils, name, known[name])
         yield
     finally:
         for name, function in before.items():
