@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 import time
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,12 +42,12 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-        path = "lab:words"
+        source: dict[str, Any] = {"path": "lab:words", "split": "test"}
         if not options.model.startswith("lab:"):
-            path = file.name
+            source = {"path": file.name}
             file.write("".join(json.dumps(row) + "\n" for row in rows("words")["validation"]))
             file.flush()
-        data = EvaluationData(path=path, split="test", limit=options.items, role="recover", max_new_tokens=limit)
+        data = EvaluationData(**source, limit=options.items, role="recover", max_new_tokens=limit)
         prompts = [prompt.input_ids for prompt in read_prompts("words", data, tokenizer, "chat")]
     ends = generation.end_of_turn_ids(model.generation_config, tokenizer)
     with evaluating(model):
