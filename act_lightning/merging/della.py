@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from itertools import takewhile
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
 
 from act_lightning.errors import ConfigIssue
-from act_lightning.merging.method import MergingMethod, TaskVector, TensorSlice
+from act_lightning.merging.method import Parts, TaskVector, TensorSlice, TwoPassMethod
 from act_lightning.merging.sparsify import Rescale, as_rows, norm_factors, sparsify, uniform
 from act_lightning.merging.ties import sign_consensus
 
@@ -63,9 +64,23 @@ def della(
     return sign_consensus(products, [vector.weight for vector in vectors], average)
 
 
+class _Whole(NamedTuple):
+    """What a few rows do not tell of their tensor.
+
+    Attributes:
+        rows: The element numbers of a vector, int64, ascending; ``None`` if the tensor has rows of its own.
+        probabilities: Of these elements, for each source.
+        factors: What restores ‖δ‖₁ of each source; ``None`` unless it is restored.
+    """
+
+    rows: Tensor | None = None
+    probabilities: Sequence[Tensor] = ()
+    factors: Sequence[float] | None = None
+
+
 @dataclass(frozen=True)
-class DELLA(MergingMethod):
-    """DELLA as a merging method: see :func:`della`. It needs whole tensors, since it ranks the elements of a row.
+class DELLA(TwoPassMethod):
+    """DELLA as a merging method: see :func:`della`. Of a vector, which is one row, all elements are held.
 
     At density 0 everything is dropped and nothing changes; at 1 nothing is dropped. ``spread`` is unused in both cases.
 
@@ -85,6 +100,11 @@ class DELLA(MergingMethod):
     rescale: Rescale = "density"
     average: bool = True
 
+    @property
+    def elementwise(self) -> bool:
+        """Where nothing is drawn."""
+        return self.density in (0, 1)
+
     def issues(self) -> list[ConfigIssue]:
         """Probabilities outside (0, 1), and an unknown way to rescale."""
         issues = super().issues()
@@ -94,21 +114,56 @@ class DELLA(MergingMethod):
             issues.append(ConfigIssue("DELLA.spread", self.spread, problem, "Choose a smaller spread."))
         return issues
 
-    def merge(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice) -> Tensor:
-        """The sign consensus of the sparse task vectors of a whole tensor."""
-        masks: list[Tensor] = []
-        factors: list[float | Tensor] = []
-        for vector in vectors:
-            delta = vector.delta
-            if self.density in (0, 1):
-                probabilities = torch.full_like(delta, self.density)
-            else:
-                probabilities = keep_probabilities(vector, self.density, self.spread)
-            masks.append(uniform(delta.shape, tensor_slice, vector.source, delta.device) < probabilities)
-            if self.rescale == "none" or self.density in (0, 1):
-                factors.append(1.0)
-            elif self.rescale == "density":
-                factors.append(1 / probabilities)
-            else:
-                factors += norm_factors([([vector], masks[-1:])])
+    def first_pass(self, parts: Parts) -> _Whole:
+        """The probabilities of a vector, whose elements are ranked together, and the factors of norms."""
+        whole = _Whole()
+        if self.elementwise:
+            return whole
+        vectors = list(takewhile(lambda part: part[0][0].delta.ndim == 1, parts()))
+        if vectors:
+            rows = [
+                tensor_slice.row_numbers(len(of_part[0].delta), torch.device("cpu"))
+                for of_part, tensor_slice in vectors
+            ]
+            by_source = zip(*(of_part for of_part, _ in vectors), strict=True)
+            whole = _Whole(torch.cat(rows), [self._probabilities_of_vector(source) for source in by_source])
+        if self.rescale == "norm":
+            drawn = ((of_part, self._draw(of_part, tensor_slice, whole)[0]) for of_part, tensor_slice in parts())
+            whole = whole._replace(factors=norm_factors(drawn))
+        return whole
+
+    def merge_rows(self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, statistics: _Whole) -> Tensor:
+        """The sign consensus of some rows of the sparse task vectors."""
+        masks, probabilities = self._draw(vectors, tensor_slice, statistics)
+        factors: Sequence[float | Tensor] = [1.0] * len(vectors)
+        if statistics.factors is not None:
+            factors = statistics.factors
+        elif self.rescale == "density" and not self.elementwise:
+            factors = [1 / probability for probability in probabilities]
         return della(vectors, masks, factors, self.average)
+
+    def _probabilities_of_vector(self, pieces: Sequence[TaskVector]) -> Tensor:
+        """The probabilities of the elements of a task vector that is a vector, read in pieces."""
+        mask = None
+        if pieces[0].mask is not None:
+            mask = torch.cat([cast(Tensor, piece.mask).expand(piece.delta.shape) for piece in pieces])
+        whole = TaskVector(torch.cat([piece.delta for piece in pieces]), mask=mask)
+        return keep_probabilities(whole, self.density, self.spread)
+
+    def _draw(
+        self, vectors: Sequence[TaskVector], tensor_slice: TensorSlice, whole: _Whole
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Which elements of some rows stay, bool, and how probable that was, float32, of each source."""
+        masks, probabilities = [], []
+        for number, vector in enumerate(vectors):
+            delta = vector.delta
+            if self.elementwise:
+                probability = torch.full_like(delta, self.density)
+            elif whole.rows is None:
+                probability = keep_probabilities(vector, self.density, self.spread)
+            else:
+                places = torch.searchsorted(whole.rows, tensor_slice.row_numbers(len(delta), whole.rows.device))
+                probability = whole.probabilities[number][places.to(delta.device)]
+            masks.append(uniform(delta.shape, tensor_slice, vector.source, delta.device) < probability)
+            probabilities.append(probability)
+        return masks, probabilities
