@@ -202,7 +202,7 @@ def test_sums_by_expert(scorer: ActivationScorer, block: int | None) -> None:
         sums = sums_in_blocks(scorer, observation, rows, block)
     values = scorer.values(observation).view(scorer.terms, 9, 4).double()
     expected = torch.stack([part.sum(1) for part in values.split(rows.tolist(), 1)], 1)
-    torch.testing.assert_close(sums, expected, rtol=1e-6 if block is None else 1e-12, atol=1e-12)
+    torch.testing.assert_close(sums, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_model_is_left_as_it_was() -> None:
