@@ -38,7 +38,7 @@ MUTANTS = (
     Mutant("checkpoints.models", ', torch.device("cpu"):', ":", "validate"),
     Mutant("data.batches", "to_device(self.index, device)", "self.index", "profile resident"),
     Mutant("evaluation.evaluator", 'batch["labels"].to(model.device)', 'batch["labels"]', "fit with comparison"),
-    Mutant("evaluation.generation", "ids.shape[1] :].tolist()", "ids.shape[1] :].numpy().tolist()", "predict"),
+    Mutant("evaluation.generation", "(values.to(model.device) for values in", "(values for values in", "predict"),
     Mutant("merging.della", "size.shape[1], device=size.device)", "size.shape[1])", "inject della"),
     Mutant("merging.magnitudes", ", device=v.delta.device)", ")", "inject ties"),
     Mutant("merging.method", "self.rows.to(device)", "self.rows", "inject dare"),
