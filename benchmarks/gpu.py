@@ -450,9 +450,9 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "sft-7b-8bit": partial(fitted, shape="qwen2.5-7b", needs="bitsandbytes", optimizer=_8BIT, checkpointing=True),
     "sft-1.5b-compiled": partial(fitted, shape="qwen2.5-1.5b", compile=True),
     "sft-7b-rounding-compiled": partial(_rounded, compile=True),
+    "sft-1.5b-fsdp2": partial(fitted, shape="qwen2.5-1.5b", strategy="fsdp2"),
     "135m": partial(smallest, dtype=torch.float32),
     "135m-bfloat16": partial(smallest, dtype=torch.bfloat16),
-    "sft-1.5b-fsdp2": partial(fitted, shape="qwen2.5-1.5b", strategy="fsdp2"),
 }
 """In the order in which they run: what a short run must not miss comes first."""
 

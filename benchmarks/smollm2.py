@@ -20,7 +20,7 @@ Sums and word problems were given up before anything else was measured: after si
 half and half, until both stand at ``LEARNED`` on validation, or for ``MOST_ROUNDS``. From it the target practices
 only what is to be kept. It is taken when that stands at ``KEPT`` and what is to be recovered has fallen below a share
 of the source's, ``FORGOTTEN``: *partly* or *nearly*. After ``PATIENCE`` rounds the learning rate doubles, and after as
-many again once more, since practice of what is known already makes little forgotten.
+many again once more, since a model that practices what it knows forgets little.
 """
 
 from __future__ import annotations
@@ -37,16 +37,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from act_lightning.console import progress_bar
 from act_lightning.data.batches import collate
 from act_lightning.data.labels import Sample
-from act_lightning.defaults import IGNORED
 from act_lightning.evaluation.evaluator import greedy_matches
 from act_lightning.lab.abilities import LANGUAGES, LARGEST
-from act_lightning.lab.training import encode, schedule
+from act_lightning.lab.training import Stage, encode, train
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEMPLATE = (  # a quarter of the tokens that chat markup takes
@@ -219,25 +216,10 @@ class Rounds:
 
     def train(self, learning_rate: float) -> None:
         """One round."""
-        optimizer = torch.optim.AdamW(self.model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+        stage = Stage(ROUND, BATCH, learning_rate, 0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * self._seed + self.count)
-            updates = self._samples.draw(ROUND, BATCH)
-        self.model.train()
-        for update, chosen in enumerate(progress_bar(updates, desc=f"training round {self.count}", unit="update")):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * schedule(update, ROUND)
-            labeled = int((self._samples.labels[chosen, 1:] != IGNORED).sum())
-            for half in chosen.chunk(2):  # the shorter samples and the longer ones
-                width = int(self._samples.lengths[half].max())
-                ids, labels = self._samples.ids[half, :width], self._samples.labels[half, 1:width]
-                columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the head is a fifth of the model
-                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits
-                losses = cross_entropy(logits.flatten(0, 1), labels[:, columns].flatten(), reduction="sum")
-                (losses / labeled).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            train(self.model, self._samples, stage, f"round {self.count}", skip_unlabeled_logits=True)
         self.count += 1
 
     def shares(self) -> dict[str, float]:

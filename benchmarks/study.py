@@ -283,8 +283,6 @@ class Part:
         tuned_methods: Methods that are fine-tuned, too.
         tuned_points: How far keep may fall at the points that are fine-tuned.
         keep_group: Items to keep that are drawn together, such as both orders of a sum.
-        precision: Of fine-tuning, as ``trainer.precision``.
-        evaluated_in: Precision of evaluation.
     """
 
     pairs: Mapping[str, Callable[[int, Path], Pair]]
@@ -299,8 +297,6 @@ class Part:
     tuned_samples: Sequence[int] = TUNED_SAMPLES
     tuned_points: Sequence[float] = (KEEPS, REPAIRABLE)
     keep_group: int = 1
-    precision: Any = "32-true"
-    evaluated_in: torch.dtype = torch.float32
     threads: int = 1
 
 
@@ -495,8 +491,6 @@ class Bench:
                 stack.enter_context(apply_and_revert(model, lambda: transfer, Stopwatch(torch.device("cpu"))))
             if samples:
                 model = self._fine_tuned(model, samples, learning_rate)
-            if model.dtype != self.part.evaluated_in:
-                model = copy.deepcopy(model).to(self.part.evaluated_in)
             digits = {split: score_model(self.evaluation_data(split), model, 2048).digits for split in splits}
         seconds = round((time.perf_counter() - start) / len(splits), 2)
         return [
@@ -514,7 +508,7 @@ class Bench:
         module.model = copy.deepcopy(model).train()
         L.seed_everything(self.pair.seed, verbose=False)
         settings = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "log_every_n_steps": 1}
-        trainer = L.Trainer(default_root_dir=self.folder, precision=self.part.precision, **settings, **_SILENT)
+        trainer = L.Trainer(default_root_dir=self.folder, **settings, **_SILENT)
         trainer.fit(module, datamodule=self.training_data(samples))
         return module.model
 

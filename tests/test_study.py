@@ -146,7 +146,7 @@ def test_fine_tunes_like_a_plain_loop(bench: study.Bench) -> None:
 
 @pytest.mark.slow
 def test_siblings_forget(pair: study.Pair, part: study.Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a tiny model in place of SmolLM2, in its precisions."""
+    """On a tiny model in place of SmolLM2."""
     for name, value in (("ROUND", 8), ("BATCH", 16), ("LEARNING_RATE", 2e-3), ("MOST_ROUNDS", 60), ("KEPT", 0.5)):
         monkeypatch.setattr(smollm2, name, value)
     monkeypatch.setitem(smollm2.FORGOTTEN, "partly", 0.75)
@@ -156,8 +156,7 @@ def test_siblings_forget(pair: study.Pair, part: study.Part, tmp_path: Path, mon
     names = [f"words-phrases, {forgotten}" for forgotten in smollm2.FORGOTTEN]
     pairs = {name: study.PARTS["smollm2"].pairs[name] for name in names}
     methods = {"methods": ("ACT", "random"), "tuned_methods": ("ACT",)}
-    precisions = {"precision": "bf16-mixed", "evaluated_in": torch.bfloat16}
-    part = replace(part, pairs=pairs, tuned_points=(study.KEEPS,), **methods, **precisions)
+    part = replace(part, pairs=pairs, tuned_points=(study.KEEPS,), **methods)
     assert study.run("smollm2", part, tmp_path, tmp_path, minutes=60)
     rows = study.read_rows(tmp_path / "smollm2.csv")
     recovered = {}

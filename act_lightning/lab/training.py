@@ -104,11 +104,14 @@ def encode(
     )
 
 
-def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> None:
+def train(
+    model: PreTrainedModel, samples: Samples, stage: Stage, name: str, skip_unlabeled_logits: bool = False
+) -> None:
     """Minimize the mean cross-entropy over labeled tokens with AdamW, in place; draws come from torch's generator.
 
     An update's shorter half and its longer one are passed through the model one after the other, each no wider than its
-    longest sample, which saves a third of the time.
+    longest sample, which saves a third of the time. With ``skip_unlabeled_logits``, logits are computed only at
+    positions where a sample has a label, which saves time where the vocabulary is large.
     """
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
@@ -122,7 +125,14 @@ def train(model: PreTrainedModel, samples: Samples, stage: Stage, name: str) -> 
             width = int(samples.lengths[half].max())
             ids, labels = samples.ids[half, :width], samples.labels[half, 1:width]
             # padding is on the right, where no labeled token sees it
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            if skip_unlabeled_logits:
+                columns = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+                logits, labels = (
+                    model(input_ids=ids, use_cache=False, logits_to_keep=columns).logits,
+                    labels[:, columns],
+                )
+            else:
+                logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
             losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
             (losses / labeled).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
