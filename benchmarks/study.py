@@ -333,13 +333,13 @@ LABORATORIES = {
 
 
 def smollm2_pair(abilities: str, forgotten: str, seed: int, folder: Path) -> Pair:
-    """Siblings of SmolLM2-135M, which two pairs share."""
-    siblings = smollm2.make_siblings(abilities, seed, folder.parent / "models")
+    """Siblings of SmolLM2-135M: all pairs of a seed share the source."""
+    source, targets = smollm2.make_siblings(abilities, seed, folder.parent / "models")
     recover, keep = smollm2.PAIRS[abilities]
     to_recover = smollm2.rows(recover)
     to_recover = to_recover | {VALIDATION: to_recover[VALIDATION][:100]}  # keep is what has to be known to a point
     rows = {KEEP: smollm2.rows(keep), RECOVER: to_recover}
-    return Pair(f"{abilities}, {forgotten}", seed, siblings / "source", siblings / forgotten, rows)
+    return Pair(f"{abilities}, {forgotten}", seed, source, targets / forgotten, rows)
 
 
 PARTS: dict[str, Part] = {

@@ -147,7 +147,7 @@ def test_fine_tunes_like_a_plain_loop(bench: study.Bench) -> None:
 @pytest.mark.slow
 def test_siblings_forget(pair: study.Pair, part: study.Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a tiny model in place of SmolLM2."""
-    for name, value in (("ROUND", 8), ("BATCH", 16), ("LEARNING_RATE", 2e-3), ("MOST_ROUNDS", 60), ("KEPT", 0.5)):
+    for name, value in (("ROUND", 8), ("BATCH", 16), ("LEARNING_RATE", 2e-3), ("MOST_UPDATES", 480), ("KEPT", 0.5)):
         monkeypatch.setattr(smollm2, name, value)
     monkeypatch.setitem(smollm2.FORGOTTEN, "partly", 0.75)
     monkeypatch.setitem(smollm2.FORGOTTEN, "nearly", 0.3)
