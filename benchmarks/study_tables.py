@@ -181,30 +181,32 @@ def summary(report: Report, pairs: Sequence[str]) -> list[str]:
 
 
 def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
-    """``tables.md``, a ``summary`` of each part and ``figure.svg`` from the CSV files, and the text of the tables."""
+    """``tables.md`` and its text, and ``figure.svg`` and a ``summary`` of every part that has several seeds."""
     lines = [
         "<!-- made by: python -m benchmarks.study tables -->",
         "Means over seeds (and pairs) on test items in %, with 95 % intervals; *moved* and λ are medians of what",
         "validation chose; *keeps*: in how many runs validation found a point within one point of the target's keep.",
+        "Intervals are over seeds and items; of a single seed, over items alone.",
         "",
     ]
-    reports = {}
+    several_seeds = {}
     for name, part in parts.items():
         path = folder / f"{name}.csv"
         report = Report(part, read_rows(path) if path.is_file() else [])
         if not report.seeds:
             continue
-        reports[name] = report
-        short = "\n".join(summary(report, list(report.seeds)))
-        (folder / f"{name}-summary.md").write_text(f"{short}\n", encoding="utf-8")
+        if max(map(len, report.seeds.values())) > 1:  # intervals of a single seed would be of items alone
+            several_seeds[name] = report
+            short = "\n".join(summary(report, list(report.seeds)))
+            (folder / f"{name}-summary.md").write_text(f"{short}\n", encoding="utf-8")
         every = [list(report.seeds)] if len(report.seeds) > 1 else []
         for pairs in [*every, *([pair] for pair in report.seeds)]:
             runs = ", ".join(f"{pair} (seeds {', '.join(map(str, report.seeds[pair]))})" for pair in pairs)
             lines += [f"### {name}: {runs}", "", *markdown(report, pairs)]
     text = "\n".join(lines)
     (folder / "tables.md").write_text(text, encoding="utf-8")
-    if reports:
-        draw_figure(reports, folder / "figure.svg")
+    if several_seeds:
+        draw_figure(several_seeds, folder / "figure.svg")
     return text
 
 

@@ -99,7 +99,11 @@ def test_goes_on_after_a_kill(part: study.Part, tmp_path: Path, monkeypatch: pyt
         row, _ = report.choice("numbers", 3, method, samples)
         assert f"| {method} |" in text
         assert sum(study_tables.outcomes(row.recover_bits, 8)) == row.recover
+    assert not list(tmp_path.glob("*.svg")), "a figure shows intervals over seeds"
+    study.Table(tmp_path / "seeds.csv").append(*rows, *(replace(row, seed=4) for row in rows))
+    study_tables.write_tables({"seeds": part}, tmp_path)
     assert (tmp_path / "figure.svg").stat().st_size > 1000
+    assert "| ACT without head |" in (tmp_path / "seeds-summary.md").read_text(encoding="utf-8")
     replaced = replace(rows[0], weights="other")
     study.Table(tmp_path / "resumed.csv").append(replace(replaced, method="more"))
     other = replace(part, tuned_samples=(4, 5))
