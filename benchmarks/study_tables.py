@@ -154,7 +154,7 @@ def markdown(report: Report, pairs: Sequence[str]) -> list[str]:
 
 
 def summary(report: Report, pairs: Sequence[str]) -> list[str]:
-    """One table of whole points for the README: every method alone, and its recover after fine-tuning."""
+    """One table of whole points: every method alone, and its recover after fine-tuning."""
     draws = report.draws(pairs)
     index = {entry: number for number, entry in enumerate(report.entries)}
 
@@ -202,7 +202,7 @@ def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
         every = [list(report.seeds)] if len(report.seeds) > 1 else []
         for pairs in [*every, *([pair] for pair in report.seeds)]:
             runs = ", ".join(f"{pair} (seeds {', '.join(map(str, report.seeds[pair]))})" for pair in pairs)
-            lines += [f"### {name}: {runs}", "", *markdown(report, pairs)]
+            lines += [f"### {name}: {runs}", "", *summary(report, pairs), "", *markdown(report, pairs)]
     text = "\n".join(lines)
     (folder / "tables.md").write_text(text, encoding="utf-8")
     if several_seeds:
