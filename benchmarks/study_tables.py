@@ -167,7 +167,7 @@ def summary(report: Report, pairs: Sequence[str]) -> list[str]:
     tuned = report.part.tuned_samples
     head = ["", "moved", "keep", "recover", *(f"recover, then {samples} samples" for samples in tuned)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for method in (TARGET, SOURCE, ALONE, *report.methods):
+    for method in (TARGET, SOURCE, *([ALONE] if tuned else []), *report.methods):
         shares = [
             report.choice(pair, seed, method, 0)[0].share
             for pair in pairs
@@ -183,7 +183,7 @@ def summary(report: Report, pairs: Sequence[str]) -> list[str]:
 def write_tables(parts: Mapping[str, Part], folder: Path) -> str:
     """``tables.md`` and its text, and ``figure.svg`` and a ``summary`` of every part that has several seeds."""
     lines = [
-        "<!-- made by: python -m benchmarks.study tables -->",
+        "<!-- made by the verb `tables` of benchmarks.study, or of benchmarks.rules -->",
         "Means over seeds (and pairs) on test items in %, with 95 % intervals; *moved* and λ are medians of what",
         "validation chose; *keeps*: in how many runs validation found a point within one point of the target's keep.",
         "Intervals are over seeds and items; of a single seed, over items alone.",
