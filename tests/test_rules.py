@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +101,9 @@ def test_the_effect_of_a_module_is_shared_out(models: tuple[PreTrainedModel, Pre
 
 def test_every_rule_has_a_name_of_its_own() -> None:
     assert not set(rules.RULES) & set(study.BASELINES)
+
+
+def test_results_show_the_table_of_the_rules() -> None:
+    folder = Path(rules.__file__).parent
+    table = (folder / "study" / "rules" / "rules-summary.md").read_text(encoding="utf-8")
+    assert table in (folder / "RESULTS.md").read_text(encoding="utf-8")
