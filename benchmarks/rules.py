@@ -306,13 +306,13 @@ RULES: dict[str, study.Method] = {
 
 
 RIVALS = ("task arithmetic", "random", "ACT", "local", "weight_rms", "attribution", "attribution, keep")
+PART = replace(study.PARTS["tiny"], methods=(*RIVALS, *RULES), tuned_methods=(), tuned_samples=())
 
 
 def main() -> None:
     """The command line of the study, with these rules and a part for them."""
     study.METHODS.update(RULES)
-    part = replace(study.PARTS["tiny"], methods=(*RIVALS, *RULES), tuned_methods=(), tuned_samples=())
-    study.PARTS, study.FOLDER = {"rules": part}, study.FOLDER / "rules"
+    study.PARTS, study.FOLDER = {"rules": PART}, study.FOLDER / "rules"
     study.main()
 
 

@@ -21,7 +21,8 @@ rounds of ``ROUND`` updates, until all stand at ``LEARNED`` on validation, or fo
 practices only what is to be kept, in rounds of ``SHORT_ROUND``. It is taken when that stands at ``KEPT`` and what is to
 be recovered has fallen below a share of the source's, ``FORGOTTEN``: *partly* or *nearly*. The learning rate doubles
 after the first round and after the second, since a model that practices what it knows forgets little. With rounds of
-``ROUND`` for the targets, too, words fell from 64 % to 0 within one of them, so that both targets were the same.
+``ROUND`` for the targets, too, words fell from 64 % to 0 within one of them, so that both targets were the same;
+the eight rows of one that were measured, of target, source and fine-tuning alone, were deleted.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ def make_siblings(pair: str, seed: int, root: Path) -> tuple[Path, Path]:
     with FileLock(root / ".lock"):
         if not (root / "base").is_dir():
             make_base(root / "base", None)
+    with FileLock(root / f".source-{seed}.lock"):  # of another seed a process may train meanwhile
         if not source.is_dir():
             trainer = Rounds(root / "base", dict.fromkeys(_ABILITIES, 1 / len(_ABILITIES)), seed)
             while trainer.updates < MOST_UPDATES and min(trainer.shares().values()) < LEARNED:

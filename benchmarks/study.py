@@ -349,7 +349,7 @@ PARTS: dict[str, Part] = {
         learning_rates=(1e-4, 3e-4, 1e-3),
         keep_group=2,
     ),
-    "smollm2": Part(  # sized for 8 hours of two cores
+    "smollm2": Part(  # 14 hours of two cores
         pairs={
             f"{abilities}, {forgotten}": partial(smollm2_pair, abilities, forgotten)
             for abilities in smollm2.PAIRS

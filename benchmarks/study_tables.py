@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class Report:
         counting = [run for run, methods in complete.items() if methods.issuperset({*BASELINES} & {*part.methods})]
         self.seeds = {pair: [seed for other, seed in counting if other == pair] for pair, _ in counting}
         self.methods = [method for method in part.methods if all(method in complete[run] for run in counting)]
+        self._cached_draws = cache(self._draws)
 
     def _is_complete(self, pair: str, seed: int, method: str) -> bool:
         rows = self.rows[pair, seed]
@@ -91,6 +92,9 @@ class Report:
 
     def draws(self, pairs: Sequence[str]) -> Mapping[str, np.ndarray]:
         """Means of every entry over the pairs, by role ``[1 + DRAWS, entries]``: as measured, then resampled."""
+        return self._cached_draws(tuple(pairs))
+
+    def _draws(self, pairs: tuple[str, ...]) -> Mapping[str, np.ndarray]:
         totals = {role: np.zeros((1 + DRAWS, len(self.entries))) for role in ROLES}
         for pair in pairs:
             seeds = self.seeds[pair]
