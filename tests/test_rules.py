@@ -107,6 +107,6 @@ def test_results_show_the_table_of_the_rules(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(study, "METHODS", study.METHODS | rules.RULES)
     folder = Path(study.__file__).parent
     report = study_tables.Report(rules.PART, study.read_rows(folder / "study" / "rules" / "rules.csv"))
-    table = "\n".join(study_tables.summary(report, ["lab"]))
+    table = "\n".join(study_tables.summary(report, list(report.seeds)))
     assert table == (folder / "study" / "rules" / "rules-summary.md").read_text(encoding="utf-8").strip()
     assert table in (folder / "RESULTS.md").read_text(encoding="utf-8")
