@@ -26,9 +26,9 @@ Changed on the way, before results of the targets concerned were looked at: in r
 words fell from 64 % to 0 within one of them, so that both targets were the same; the eight rows of one that were
 measured, of target, source and fine-tuning alone, were deleted. The rate doubled after the first round and after the
 second: so were the targets made whose rows are there (words-phrases and phrases-json, *nearly*, seed 0), and their
-results were known when it was changed. With it phrases fell from 84 % to 0 within a round and, on another machine, words
-from 68 to 9 % in two, with phrases below ``KEPT`` between: both targets the same again. And JSON was lost for words, not
-phrases: words, 70 % in the source, then stood at 49 to 68 % for 80 updates, never at ``KEPT``.
+results were known when it was changed. With it phrases fell from 84 % to 0 within a round and, on another machine,
+words from 68 to 9 % in two, with phrases below ``KEPT`` between: both targets the same again. And JSON was lost for
+words, not phrases: words, 70 % in the source, then stood at 49 to 68 % for 80 updates, never at ``KEPT``.
 """
 
 from __future__ import annotations

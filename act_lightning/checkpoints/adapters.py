@@ -55,6 +55,7 @@ _MEANINGS = {"target_parameters": " (LoRA on packed experts)"}
 _PLAIN_PATTERN = re.compile(r"\^?[\w-]+(\\?\.[\w-]+)*")  # any other, of a stranger, may take for ever to match
 _MERGE = "Merge it with PEFT (merge_and_unload), save the result, and name that folder."
 _KEPT_TENSORS = 8  # of as many parameters: one or two for each thread of a merge
+_LEAST_ROWS = 16  # of a product: with fewer, some CPUs add in another order than in that of the whole matrices
 
 
 def split_adapter(name: str) -> tuple[str, str] | None:
@@ -286,8 +287,7 @@ class LoraAdapter:
         if "whole" in tensors:
             result = as_matrix(tensors["whole"])[index].view(base.shape).to(base.dtype)
         else:
-            # A product with a vector adds in another order than one with a matrix: a single row is computed twice.
-            some = index.repeat(2) if len(index) == 1 else index
+            some = index.repeat(-(-_LEAST_ROWS // len(index))) if len(index) < _LEAST_ROWS else index
             a, b = tensors["A"], tensors["B"]
             base = tensors["base"][index].to(base.dtype) if "base" in tensors else base
             product = (b @ a[:, some]).T if update.transposed else b[some] @ a
