@@ -23,17 +23,17 @@ from act_lightning.defaults import cache_folder
 from tests.front_door import launch_forgotten
 from tests.tiny import save_model, sibling_of, tiny_model, tiny_tokenizer, write_jsonl
 
+torch.set_num_threads(1)  # in fixtures of modules and sessions too: on some CPUs two threads add in another order
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """The same random numbers and one thread in every test, whatever ran before it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The same random numbers in every test, whatever ran before it, and one thread in the next."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
