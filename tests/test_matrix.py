@@ -288,7 +288,12 @@ def assert_equal_files(found: Path, expected: Path, bits: bool) -> None:
         return assert_same_bits(others, tensors)
     tolerance = 1e-6 if "scores" in expected.parts else 1e-5
     for name, values in tensors.items():
-        torch.testing.assert_close(others[name], values, rtol=1e-6, atol=tolerance)
+        if values.dtype != torch.bfloat16:
+            torch.testing.assert_close(others[name], values, rtol=1e-6, atol=tolerance)
+            continue
+        # Last digits that differ take few values, those on a border, to the other side when an export rounds them.
+        torch.testing.assert_close(others[name], values, rtol=torch.finfo(values.dtype).eps, atol=tolerance)
+        assert (others[name] != values).sum() <= 1 + values.numel() // 1000
 
 
 def test_every_callback_is_tried() -> None:
