@@ -4,7 +4,7 @@
 >>> scores = act.score(target, source, batches)  # doctest: +SKIP
 >>> moved = act.merge_(target, source, scores.select(ratio=0.01), scale=0.4)  # doctest: +SKIP
 
-The numbers are those of the verbs ``profile`` and ``merge``, to the bit: both run the same code.
+The numbers are those of the verbs ``profile`` and ``merge``, to the bit on as many CPU threads: both run the same code.
 """
 
 from __future__ import annotations
