@@ -4,7 +4,8 @@
 >>> scores = act.score(target, source, batches)  # doctest: +SKIP
 >>> moved = act.merge_(target, source, scores.select(ratio=0.01), scale=0.4)  # doctest: +SKIP
 
-The numbers are those of the verbs ``profile`` and ``merge``, to the bit on as many CPU threads: both run the same code.
+The numbers are those of the verbs ``profile`` and ``merge``, to the bit with the same number of CPU threads: both run
+the same code.
 """
 
 from __future__ import annotations

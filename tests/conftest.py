@@ -28,7 +28,7 @@ torch.set_num_threads(1)  # in fixtures of modules and sessions too: on some CPU
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """The same random numbers in every test, whatever ran before it, and one thread in the next."""
+    """The same random numbers in every test, whatever ran before it; one thread again after one that took more."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
